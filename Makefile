@@ -1,0 +1,52 @@
+# `make demo` and `make test` need python3 (3.10 or newer) and nothing else: the first of them to run sets up .venv.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SMALL := --small
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv check format test demo bench bench-small clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(VENV)/.installed  ## the virtual environment (every other target makes it when it is missing)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "depgraph needs Python 3.10 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	@touch $@
+
+check: $(VENV)/.installed  ## lint, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.installed  ## put imports and layout in order
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: $(VENV)/.installed  ## all tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network on real data
+	$(PY) examples/demo.py
+
+bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, a minute or two
+	$(PY) -m benchmarks.speed $(SMALL)
+	$(PY) -m benchmarks.coverage $(SMALL)
+
+bench: SMALL :=
+bench: bench-small  ## the benchmarks in full, hours
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache

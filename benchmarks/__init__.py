@@ -1,0 +1,1 @@
+"""Benchmarks: depgraph and its peers side by side on real architectures with random weights."""

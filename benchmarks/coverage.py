@@ -1,0 +1,123 @@
+"""How much of the world's architectures `depgraph.prune` makes smaller without a hint, and whether it does so rightly.
+
+    python -m benchmarks.coverage --small                                  # a few models of each suite, two minutes
+    python -m benchmarks.coverage --suite timm --out timm.jsonl --resume   # all; goes on where it stopped
+
+Every model runs in a process of its own with a time limit, on one thread, with random weights. Torch-Pruning's row
+stands beside it (`--no-peer` leaves it out, `--peer-cache` takes it from a file). The exit status is 1 when a result is
+wrong or a call failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import coverage_table
+from benchmarks.coverage_row import TOLERANCE, measure
+from benchmarks.isolate import Row
+from benchmarks.models import SUITES, suite
+from benchmarks.peers import LIMIT, torch_pruning
+from benchmarks.rows import append, read
+
+HEADING = """# Coverage
+
+`depgraph.prune(model, inputs, pruning_ratio=0.5, verify=True)` on architectures with random weights, each in a
+process of its own with one thread and a limit of {limit:g} s; `python -m benchmarks.coverage` makes this page.
+*Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the original, gradients
+finite, and values equal to those of the original with the removed entries masked, within {tolerance:g}. *Params left*
+and *MACs left* are fractions of the original, *reachable* is the fraction that any plan could touch. *TP* is
+Torch-Pruning, called once with no hints.
+"""
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Prune every model of a suite and check the results.")
+    parser.add_argument("--suite", choices=(*SUITES, "all"), default="all")
+    parser.add_argument("--models", help="names, separated by commas (default: all of the suite)")
+    parser.add_argument("--small", action="store_true", help="only a few small models of each suite")
+    parser.add_argument(
+        "--peer", action=argparse.BooleanOptionalAction, default=True, help="run Torch-Pruning too"
+    )
+    parser.add_argument(
+        "--peer-cache",
+        type=Path,
+        action="append",
+        default=[],
+        help="rows of `benchmarks.peers`, not run again (repeatable)",
+    )
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds a model and tool (default: %(default)g)"
+    )
+    parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to add rows to")
+    parser.add_argument("--resume", action="store_true", help="skip the models that --out has a row for")
+    parser.add_argument("--markdown", type=Path, help="file to write summaries and tables to")
+    return parser.parse_args(words)
+
+
+def run(suite_name: str, options: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Row]]:
+    """Rows of one suite, depgraph's and the peer's, in the order of the suite."""
+    names = list(suite(suite_name, small=options.small))
+    if options.models:
+        known = suite(suite_name)
+        names = [name for name in options.models.split(",") if name in known]
+    done = read([options.out], suite_name) if options.resume and options.out else {}
+    cache = read(options.peer_cache, suite_name)
+    rows, peers = [], {}
+    for position, name in enumerate(names, 1):
+        row = done.get(name)
+        if row is None:
+            row = measure(suite_name, name, options.limit, dtype=options.dtype)
+            append(options.out, row)
+        rows.append(row)
+        if name in cache:
+            peers[name] = cache[name]
+        elif options.peer:
+            peers[name] = torch_pruning(suite_name, name, options.limit)
+            for file in options.peer_cache[:1]:
+                append(file, peers[name])
+        _say(console, f"{position}/{len(names)} {suite_name} {_brief(row)}")
+    return rows, peers
+
+
+def _brief(row: Row) -> str:
+    """A row in one line, for those who wait."""
+    left = f" {row['params']:.2f} left" if "params" in row else ""
+    return f"{row['name']}: {row['verdict']}{left} {row['seconds']:.1f} s {row['why']}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run, print, and write what was asked for; the result is the exit status."""
+    options = arguments(words)
+    # Wide enough for every column where there is no terminal to ask.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    suites = SUITES if options.suite == "all" else (options.suite,)
+    page = [HEADING.format(limit=options.limit, tolerance=TOLERANCE[options.dtype])]
+    good = True
+    for suite_name in suites:
+        rows, peers = run(suite_name, options, console)
+        if not rows:
+            continue
+        console.print(coverage_table.table(suite_name, rows, peers))
+        for point in coverage_table.summary(rows, peers):
+            _say(console, f"* {point}")
+        page.append(coverage_table.markdown(suite_name, rows, peers))
+        good &= all(row["verdict"] in ("right", "shapes") for row in rows)
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text("\n".join(page))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One row of the coverage table: depgraph on one model, in a process of its own, with the checks around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.isolate import Row, isolated
+from benchmarks.models import suite
+from benchmarks.outputs import backward_works, shapes
+from benchmarks.randomise import randomise
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # largest relative deviation that rounding explains
+LOCKS = 3  # reasons kept in a row
+
+
+def measure(suite_name: str, name: str, limit: float, ratio: float = 0.5, dtype: str = "float32") -> Row:
+    """Prune one model and judge the result.
+
+    Returns:
+        `suite`, `name`, `verdict`, `why` (the reason for a verdict other than right) and what `_prune` found.
+    """
+    outcome = isolated(_prune, suite_name, name, ratio, dtype, limit=limit)
+    row: Row = {"suite": suite_name, "name": name, "traced": None, "seconds": round(outcome.seconds, 2)}
+    row.update(outcome.row)
+    verdict, why = judge(row, outcome.error, TOLERANCE[dtype])
+    return {**row, "verdict": verdict, "why": why}
+
+
+def judge(row: Row, error: str, tolerance: float) -> tuple[str, str]:
+    """`right`, `shapes` (right in shapes, values not comparable), `wrong` or `failed`; and why.
+
+    A model from which nothing was removed has failed, whatever it computes.
+    """
+    if error or row.get("error"):
+        return "failed", error or row["error"]
+    if row["params"] >= 1:
+        return "failed", "nothing was removed"
+    if not row["outputs_kept"]:
+        return "wrong", "outputs changed their shapes"
+    if not row["plan_holds"]:
+        return "wrong", f"not what the plan keeps: {row['plan_broken_at']}"
+    if not row["backward"]:
+        return "wrong", "no finite gradients"
+    if row["verified"] == "equal":
+        deviation = row["deviation"]
+        return ("right", "") if deviation <= tolerance else ("wrong", f"deviates by {deviation:.1e}")
+    return "shapes", f"values not compared ({row['verified']})"
+
+
+def figures(report: dict[str, Any]) -> Row:
+    """What a row takes from `PruneResult.report.to_dict()`: the one place that knows the names in it."""
+    verification = report["verification"]
+    locks = sorted(report["locks"], key=lambda lock: lock["params"], reverse=True)
+    return {
+        "groups": report["groups"],
+        "reachable_params": report["reachable"]["params"],
+        "reachable_macs": report["reachable"]["macs"],
+        "params": report["params"]["after"] / report["params"]["before"],
+        "macs": report["macs"]["after"] / max(report["macs"]["before"], 1),
+        "verified": verification["status"],
+        "deviation": verification["max_error"],
+        "rewritten": list(report["rewritten"]),
+        "locks": [{key: lock[key] for key in ("reason", "source", "params")} for lock in locks[:LOCKS]],
+    }
+
+
+def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str) -> Row:
+    """Body of `measure`: build, prune, check."""
+    import depgraph
+
+    case = suite(suite_name)[name]
+    model = randomise(case.build(), 0, case.inputs()).to(getattr(torch, dtype))
+    inputs = _cast(case.inputs(), getattr(torch, dtype))
+    with torch.no_grad():
+        wanted = shapes(model(*inputs))
+    started()
+    start = time.perf_counter()
+    try:
+        result = depgraph.prune(model, inputs, pruning_ratio=ratio, verify=True)
+    except Exception as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        return {"traced": _traces(model, inputs), "error": message}
+    row = {
+        "traced": True,
+        "seconds": round(time.perf_counter() - start, 2),
+        **figures(result.report.to_dict()),
+    }
+    with torch.no_grad():
+        found = shapes(result.model(*inputs))
+    broken = _broken_plan(model, result)
+    return {
+        **row,
+        "outputs_kept": [shape[1:] for shape in found] == [shape[1:] for shape in wanted],
+        "class_kept": type(result.model) is type(model),
+        "plan_holds": broken is None,
+        "plan_broken_at": broken,
+        "backward": backward_works(result.model, inputs),
+    }
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in nested tuples and lists, in another precision."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _traces(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether the analysis alone succeeds."""
+    import depgraph
+
+    try:
+        depgraph.analyze(model, inputs)
+    except Exception:
+        return False
+    return True
+
+
+def _broken_plan(model: nn.Module, result: Any) -> str | None:
+    """The first parameter or buffer that is not the original's entries where the plan's mask is True; None for none.
+
+    Integer buffers are left out: tables of positions are renumbered, not sliced.
+    """
+    original = model.state_dict()
+    for name, value in result.model.state_dict().items():
+        if value.is_floating_point() and not torch.equal(
+            value.flatten(), original[name][result.plan.mask(name)].flatten()
+        ):
+            return name
+    return None

@@ -1,0 +1,233 @@
+"""The architectures that the benchmarks run on: every torchvision model, and the smallest model of every timm file.
+
+    cases = suite("torchvision")
+    model, inputs = cases["resnet18"].build(), cases["resnet18"].inputs()
+
+Weights are random and nothing is downloaded. Inputs are as small as each architecture permits; batch, token and pixel
+counts differ from channel counts where one can choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import timm_smallest, vision_ops  # noqa: F401  # vision_ops comes before torchvision
+from benchmarks.randomise import randomise
+
+__all__ = ["SUITES", "Case", "randomise", "suite"]
+
+SUITES = ("torchvision", "timm")
+SMALL = {
+    "torchvision": (
+        "resnet18",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_1",
+        "mobilenet_v3_small",
+        "googlenet",
+        "swin_t",
+    ),
+    "timm": (
+        "test_resnet",
+        "test_vit",
+        "test_convnext",
+        "test_byobnet",
+        "test_efficientnet",
+        "test_mambaout",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture with inputs for it.
+
+    Attributes:
+        name: the name under which its library knows it.
+        build: makes the model, with random weights (the same ones each time) and in eval mode.
+        inputs: makes the example inputs, a tuple of positional arguments (the same values each time).
+        note: what is particular about it: other sizes than the library's own, structure of inputs or outputs.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Any, ...]]
+    note: str = ""
+
+
+def suite(name: str, small: bool = False) -> dict[str, Case]:
+    """The cases of one suite by name.
+
+    Args:
+        name: `torchvision` or `timm`.
+        small: only the few that continuous integration has time for.
+
+    Raises:
+        ValueError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    cases = _torchvision() if name == "torchvision" else _timm()
+    return {k: cases[k] for k in SMALL[name] if k in cases} if small else cases
+
+
+def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build with weights that are the same each time, in eval mode, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
+
+
+def _noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _tensor_inputs(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(_noise(*shape, seed=1 + i) for i, shape in enumerate(shapes))
+
+
+def _detection_inputs(height: int, width: int) -> tuple[list[Tensor]]:
+    """One image with values in 0..1, in the list that detection models take."""
+    return ([_noise(3, height, width).sigmoid()],)
+
+
+# --- timm -----------------------------------------------------------------------------------------------------------
+
+
+def _timm() -> dict[str, Case]:
+    return {
+        row.name: Case(
+            row.name,
+            partial(_seeded, partial(timm_smallest.build, row.name)),
+            partial(_tensor_inputs, (timm_smallest.BATCH, *row.image)),
+            f"{row.module}: logits",
+        )
+        for row in timm_smallest.load()
+    }
+
+
+# --- torchvision ----------------------------------------------------------------------------------------------------
+
+IMAGE = (2, 3, 104, 104)
+# Classification models that insist on a size, or whose auxiliary head in train mode does (Inception).
+IMAGE_BY_PREFIX = {
+    "vit_": (2, 3, 224, 224),
+    "maxvit_": (2, 3, 224, 224),
+    "inception": (2, 3, 299, 299),
+    "quantized_inception": (2, 3, 299, 299),
+}
+CLIP = (2, 3, 8, 64, 64)
+CLIP_BY_PREFIX = {"s3d": (2, 3, 16, 224, 224), "mvit": (2, 3, 8, 112, 112)}
+FRAME = (2, 3, 128, 136)
+
+# Thresholds at zero and few candidates: with random weights nothing would be detected otherwise.
+RCNN = {
+    "min_size": 160,
+    "max_size": 224,
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_test": 50,
+    "box_score_thresh": 0.0,
+    "box_detections_per_img": 20,
+}
+SINGLE_SHOT = {"score_thresh": 0.0, "topk_candidates": 50, "detections_per_img": 20}
+RESIZED_SINGLE_SHOT = {**SINGLE_SHOT, "min_size": 160, "max_size": 224}
+
+
+def _starting_with(name: str, table: dict[str, Any], default: Any) -> Any:
+    """The entry of `table` whose key `name` starts with."""
+    return next((value for prefix, value in table.items() if name.startswith(prefix)), default)
+
+
+def _torchvision() -> dict[str, Case]:
+    """Every model that torchvision lists; the quantizable ones in floating point, as they are before quantization."""
+    from torchvision import models
+
+    cases = {}
+    makers = {
+        models: _classification,
+        models.quantization: _quantizable,
+        models.segmentation: _segmentation,
+        models.video: _video,
+        models.optical_flow: _optical_flow,
+        models.detection: _detection,
+    }
+    for module, make in makers.items():
+        for name in models.list_models(module=module):
+            cases[name] = make(name)
+    return cases
+
+
+def _get(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    return models.get_model(name, weights=None, **options)
+
+
+def _classification(name: str) -> Case:
+    shape = _starting_with(name, IMAGE_BY_PREFIX, IMAGE)
+    inputs = partial(_tensor_inputs, shape)
+    if name in NARROWED:
+        return Case(name, partial(_seeded, NARROWED[name]), inputs, "logits; built at half its width")
+    return Case(name, partial(_seeded, partial(_get, name)), inputs, "logits")
+
+
+def _quantizable(name: str) -> Case:
+    shape = _starting_with(name, IMAGE_BY_PREFIX, IMAGE)
+    build = partial(_get, name, quantize=False)
+    return Case(name, partial(_seeded, build), partial(_tensor_inputs, shape), "logits; float, quantizable")
+
+
+def _segmentation(name: str) -> Case:
+    build = partial(_get, name, weights_backbone=None)
+    return Case(name, partial(_seeded, build), partial(_tensor_inputs, IMAGE), "a dict of class maps")
+
+
+def _video(name: str) -> Case:
+    shape = _starting_with(name, CLIP_BY_PREFIX, CLIP)
+    options: dict[str, Any] = {}
+    note = "logits"
+    if name.startswith("mvit"):
+        options = {"temporal_size": shape[2], "spatial_size": shape[3:]}
+        note += "; position tables built for 8 frames of 112 x 112"
+    return Case(name, partial(_seeded, partial(_get, name, **options)), partial(_tensor_inputs, shape), note)
+
+
+def _optical_flow(name: str) -> Case:
+    inputs = partial(_tensor_inputs, FRAME, FRAME)
+    return Case(
+        name, partial(_seeded, partial(_get, name)), inputs, "two frames in, twelve refined flows out"
+    )
+
+
+def _detection(name: str) -> Case:
+    options = {"retinanet": RESIZED_SINGLE_SHOT, "fcos": RESIZED_SINGLE_SHOT, "ssd": SINGLE_SHOT}
+    kwargs = _starting_with(name, options, RCNN)
+    size = _starting_with(name, {"ssd300": (300, 300), "ssdlite320": (320, 320)}, (160, 192))
+    build = partial(_get, name, weights_backbone=None, **kwargs)
+    note = "a list of images in, a list of dicts out; few candidates, score threshold 0, small images"
+    return Case(name, partial(_seeded, build), partial(_detection_inputs, *size), note)
+
+
+def _narrow_vit_h_14() -> nn.Module:
+    """ViT-H/14 with half of its width: 158 M parameters in place of 632 M."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(224, patch_size=14, num_layers=32, num_heads=16, hidden_dim=640, mlp_dim=2560)
+
+
+def _narrow_regnet_y_128gf() -> nn.Module:
+    """RegNetY-128GF with half of its width: 162 M parameters in place of 645 M."""
+    from torchvision.models import regnet
+
+    block = regnet.BlockParams.from_init_params(
+        depth=27, w_0=232, w_a=80.4, w_m=2.52, group_width=132, se_ratio=0.25
+    )
+    return regnet.RegNet(block, norm_layer=partial(nn.BatchNorm2d, eps=1e-05, momentum=0.1))
+
+
+NARROWED = {"vit_h_14": _narrow_vit_h_14, "regnet_y_128gf": _narrow_regnet_y_128gf}

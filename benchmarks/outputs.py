@@ -1,0 +1,42 @@
+"""What a model returned, as a flat list of tensors: shapes, differences, a loss to send backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """All tensors in a nested output; dataclass-like outputs are searched through their attributes."""
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__"):
+            found.extend(value for value in vars(leaf).values() if isinstance(value, Tensor))
+    return found
+
+
+def shapes(output: Any) -> list[tuple[int, ...]]:
+    """Shapes of all tensors in an output."""
+    return [tuple(tensor.shape) for tensor in tensors(output)]
+
+
+def loss(output: Any) -> Tensor | None:
+    """Sum over all outputs that carry a gradient, each scaled by its size; None where none does."""
+    terms = [t.float().mean() for t in tensors(output) if t.requires_grad and t.numel()]
+    return torch.stack(terms).sum() if terms else None
+
+
+def backward_works(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether the loss over all outputs reaches parameters and every gradient is finite."""
+    model.zero_grad(set_to_none=True)
+    total = loss(model(*inputs))
+    if total is None:
+        return False
+    total.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -1,0 +1,27 @@
+"""depgraph: make any PyTorch model physically smaller in one call, and prove the result."""
+
+from __future__ import annotations
+
+from .build import build_plan
+from .cost import CostModel, count_macs, measure_latency, parameter_count
+from .errors import (
+    BudgetError, DepgraphError, InputError, NothingToPruneError, PlanError, TraceError, UnknownOpError, VerificationError,
+)  # fmt: skip
+from .graph import DependencyGraph, Frozen, Group, Member
+from .importance import L1, scores_of
+from .plan import Cut, Plan
+from .propagate import propagate
+from .prune import PruneResult, analyze, prune
+from .report import Report
+from .select import choose
+from .surgery import apply
+from .trace import trace
+from .verify import Verification, verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "L1", "BudgetError", "CostModel", "Cut", "DependencyGraph", "DepgraphError", "Frozen", "Group", "InputError", "Member",
+    "NothingToPruneError", "Plan", "PlanError", "PruneResult", "Report", "TraceError", "UnknownOpError", "Verification",
+    "VerificationError", "analyze", "apply", "build_plan", "choose", "count_macs", "measure_latency", "parameter_count",
+    "propagate", "prune", "scores_of", "trace", "verify",
+]  # fmt: skip

@@ -1,0 +1,55 @@
+"""Masks of groups -> Plan: the cuts of every tensor, the attributes to repair, the literals to rewrite."""
+
+from __future__ import annotations
+
+from . import axes
+from .axes import Axis, Reason
+from .constraints import is_constant
+from .graph import DependencyGraph
+from .plan import Cut, Plan, Repair, Rewrite
+from .rewrite import can_rewrite
+from .select import Masks
+
+
+def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
+    """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing)."""
+    plan = Plan(
+        shapes={n: tuple(t.shape) for n, t in graph.tensors.items()},
+        aliases=dict(graph.trace.aliases),
+    )
+    for name in graph.trace.tensors:
+        keep, blocks = graph.keeps(name, masks)
+        if blocks is not None or any(k is not None for k in keep):
+            plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks)
+    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+    for key, polynomial in graph.sizes.attributes.items():
+        value = axes.evaluate(polynomial, counts)
+        if value != graph.sizes.value(key):
+            path, name, *keys = key[1:]
+            plan.repairs.append(Repair(path, name, tuple(keys), value))
+    for literal in graph.sizes.literals:
+        value = axes.evaluate(literal.target, counts)
+        use = literal.use
+        if value != use.value:
+            plan.rewrites.append(Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, value))
+    plan.rewrites = list(dict.fromkeys(plan.rewrites))
+    return plan
+
+
+def freeze_unwritable_literals(graph: DependencyGraph) -> None:
+    """Freeze the axes that a literal in forward repeats where that forward can't be recorded and rewritten."""
+    checked: dict[Rewrite, bool] = {}
+    free = graph.free
+    for literal in graph.sizes.literals:
+        target = graph.sizes.reduce(literal.target, free)
+        if is_constant(target):
+            continue
+        use = literal.use
+        edit = Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, use.value)
+        if edit not in checked:
+            checked[edit] = can_rewrite(graph.model.get_submodule(use.module), edit)
+        if not checked[edit]:
+            found: list[Axis] = [free[a] for t in target for a in t]
+            text = f"is written as the literal {use.value} in forward, which torch.fx can't record"
+            graph.freeze(found, Reason(text, use.function, use.module, use.source))
+            free = graph.free

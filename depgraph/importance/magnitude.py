@@ -1,0 +1,120 @@
+"""Magnitude criteria: how large the weights of a unit are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import InputError
+from ..graph import DependencyGraph, Group
+
+Scores = npt.NDArray[np.float64]
+Importance = Callable[[Group], Any]
+CHUNK = 1 << 16  # entries summed at a time: small enough to stay in the processor's cache
+
+
+class Norms:
+    """Sums of absolute values along each dim of each tensor, every tensor read once, when first asked for."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        """For the tensors of `graph`."""
+        self.graph = graph
+        self._sums: dict[str, list[Scores]] = {}
+        self._blocks: dict[str, Scores] = {}
+
+    def along(self, name: str, dim: int) -> Scores:
+        """[size of `dim`] float64: for each index of the dim, the sum of |entries| of tensor `name` there."""
+        if name not in self._sums:
+            self._sums[name] = [s.double().numpy() for s in absolute_sums(self.graph.tensors[name].detach())]
+        return self._sums[name][dim]
+
+    def in_rows(self, name: str, dim: int, rows: tuple[int, int]) -> Scores:
+        """As `along`, over the entries in `rows` of dim 0 alone."""
+        key = f"{name}:{dim}:{rows}"
+        if key not in self._blocks:
+            part = self.graph.tensors[name].detach()[slice(*rows)]
+            self._blocks[key] = absolute_sums(part)[dim].double().numpy()
+        return self._blocks[key]
+
+
+def absolute_sums(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """For each dim, the sums of |entries| over all other dims: a list of 1-D tensors, float32 or wider, on the CPU.
+
+    The tensor is read once, in chunks of rows, so that the intermediate absolute values never leave the cache.
+    """
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    if tensor.dim() <= 1:
+        return [tensor.abs().to(wide).cpu()] * tensor.dim()
+    rows = tensor.shape[0]
+    sums = [torch.zeros(n, dtype=wide, device=tensor.device) for n in tensor.shape]
+    step = max(1, CHUNK // max(1, tensor[0].numel()))
+    others = list(range(1, tensor.dim()))
+    for start in range(0, rows, step):
+        block = tensor[start : start + step].abs().to(wide)
+        if tensor.dim() > 2:  # the trailing dims are small: sum them first
+            for d in others:
+                keep = [e for e in range(tensor.dim()) if e != d]
+                sums[d] += block.sum(keep)
+        else:
+            sums[1] += block.sum(0)
+        sums[0][start : start + step] = block.flatten(1).sum(1)
+    return [s.cpu() for s in sums]
+
+
+class L1:
+    """Group-level L1: score(u) = sum over members m of sum of |w| over the entries of m that go with unit u.
+
+    Source: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, with p = 1. Running statistics and
+    other buffers do not count.
+    """
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        """For the groups of `graph`."""
+        self.graph = graph
+        self.norms = Norms(graph)
+        self.parameters = {n for n, _ in graph.model.named_parameters()}
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        total = np.zeros(group.units)
+        for m in group.members:
+            if m.name in self.parameters:
+                source = self.norms.along(m.name, m.dim) if m.rows is None else self.norms.in_rows(m.name, m.dim, m.rows)
+                total += source[m.indices].sum(1)
+        return total
+
+
+def scores_of(
+    graph: DependencyGraph, importance: str | Importance = "l1", groups: Iterable[Group] | None = None
+) -> dict[int, Scores]:
+    """One score per unit for every group.
+
+    Args:
+        graph: the dependency graph.
+        importance: ``"l1"``, or a function from a `Group` to scores ([units], numpy array or tensor).
+        groups: the groups to score, by default all.
+
+    Returns:
+        id of the group's axis -> [units] float64.
+
+    Raises:
+        InputError: an unknown name, or scores of the wrong shape, or NaN.
+    """
+    if isinstance(importance, str):
+        if importance.lower() not in ("l1", "magnitude"):
+            raise InputError(f"importance must be 'l1' or a function from a group to scores, not {importance!r}")
+        importance = L1(graph)
+    found = {}
+    for group in graph.groups if groups is None else groups:
+        given = importance(group)
+        values = given.detach().double().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given, dtype=float)
+        if values.shape != (group.units,):
+            raise InputError(f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed")
+        if not np.isfinite(values).all():
+            raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
+        found[id(group.axis)] = values
+    return found

@@ -1,0 +1,328 @@
+"""Trace -> the axes of every tensor: each node's dims, by the rule of its op.
+
+`propagate` walks the graph once. Relations do not depend on the order in which they are found, so views, in-place ops
+and repeated use need no special care. An op without a rule, or one whose rule fails, freezes every axis it touches.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+
+from .axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
+from .errors import UnknownOpError
+from .trace import Node, Trace
+
+Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
+
+
+@dataclass
+class Propagation:
+    """Everything the rules said."""
+
+    trace: Trace
+    dims: dict[Node, list[Dims]] = field(default_factory=dict)  # node -> dims of each of its tensors
+    equal_counts: list[tuple[list[Axis], Reason]] = field(default_factory=list)
+    work: list[tuple[Node, list[Axis | int | None]]] = field(default_factory=list)  # node, factors of its MACs
+    contracted: dict[Node, list[Axis]] = field(default_factory=dict)
+    statistics: dict[Node, list[Axis]] = field(default_factory=dict)
+    counted: dict[Node, Axis] = field(default_factory=dict)  # node -> axis whose count its `groups` argument repeats
+    weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)  # operand, produced dims, consumed dims
+    filled: set[Node] = field(default_factory=set)
+    unknown: dict[str, list[Node]] = field(default_factory=dict)
+
+
+class Site:
+    """One call of an op, as its rule sees it: the dims of its arguments and the relations it may state."""
+
+    def __init__(self, state: Propagation, algebra: Algebra, node: Node) -> None:
+        """The call `node`."""
+        self.state, self.algebra, self.node = state, algebra, node
+        self.args, self.kwargs = node.args, node.kwargs
+        self.shapes: list[tuple[int, ...]] = node.meta["shapes"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) result."""
+        return self.shapes[0]
+
+    def arg(self, index: int, name: str = "", default: Any = None) -> Any:
+        """Positional argument `index`, or keyword `name`, or `default`."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+    def dims(self, argument: Any) -> Dims:
+        """The axes of a tensor argument, a copy."""
+        return list(self.state.dims[argument][0])
+
+    def shape_of(self, argument: Any) -> tuple[int, ...]:
+        """The traced shape of a tensor argument."""
+        return tuple(argument.meta["shapes"][0])
+
+    def fresh(self, size: int) -> Axis | None:
+        """A new axis of `size` indices, or None for size 1."""
+        return Axis(size) if size != 1 else None
+
+    def fixed(self, size: int, text: str) -> Axis | None:
+        """A new axis that may not shrink."""
+        axis = self.fresh(size)
+        self.algebra.freeze(axis, text)
+        return axis
+
+    def same(self, a: Axis | None, b: Axis | None) -> None:
+        """`a` and `b` lose the same positions."""
+        if a is not None and b is not None:
+            self.algebra.unify(a, b)
+
+    def lock(self, axis: Axis | None, text: str) -> None:
+        """`axis` may not shrink, because of `text`."""
+        self.algebra.freeze(axis, text)
+
+    def equal_counts(self, axes: Sequence[Axis], text: str) -> None:
+        """All of `axes` keep equally many indices, though not the same positions."""
+        place = self.algebra.place
+        self.state.equal_counts.append((list(axes), Reason(text, place.op, place.module, place.source)))
+
+    def contract(self, *axes: Axis | None) -> None:
+        """The op sums over `axes`."""
+        self.state.contracted.setdefault(self.node, []).extend(a for a in axes if a is not None)
+
+    def statistic(self, *axes: Axis | None) -> None:
+        """The op takes a mean, a norm, a maximum ... over `axes`: it is taken over the kept entries."""
+        self.state.statistics.setdefault(self.node, []).extend(a for a in axes if a is not None)
+
+    def weight(self, operand: Any, produced: Sequence[Axis | None], consumed: Sequence[Axis | None]) -> None:
+        """`operand` is a weight that produces some of its dims in the result and consumes others."""
+        self.state.weights.append((operand, list(produced), list(consumed)))
+
+    def macs(self, *factors: Axis | int | None) -> None:
+        """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
+        self.state.work.append((self.node, list(factors)))
+
+    def constant(self, argument: Any) -> torch.Tensor | None:
+        """The value of a tensor that depends on no input and no parameter, or None."""
+        return _constant(self.state.trace, argument)
+
+    def broadcast(self, *operands: Dims, size: Sequence[int] | None = None) -> Dims:
+        """Align `operands` at the last dim and unify what is not of size 1; the dims of the result."""
+        shape = self.shape if size is None else size
+        out: Dims = [None] * len(shape)
+        for dims in operands:
+            for i, axis in enumerate(reversed(dims), start=1):
+                if axis is None or i > len(out) or axis.size != shape[-i]:
+                    continue
+                if out[-i] is None:
+                    out[-i] = axis
+                else:
+                    self.same(out[-i], axis)
+        return [a if a is not None else self.fresh(n) for a, n in zip(out, shape, strict=True)]
+
+    def regroup(self, dims: Dims, shape: Sequence[int]) -> Dims:
+        """The dims of a reshape: smallest runs of equal product are matched, each a product split into factors."""
+        axes = [a for a in dims if a is not None]
+        wanted = [n for n in shape if n != 1]
+        found: list[Axis] = []
+        i = j = 0
+        while i < len(axes):
+            i0, j0, left, right = i, j, axes[i].size, wanted[j]
+            i, j = i + 1, j + 1
+            while left != right:
+                if left < right:
+                    left, i = left * axes[i].size, i + 1
+                else:
+                    right, j = right * wanted[j], j + 1
+            whole = product(axes[i0:i])
+            found.extend(self.algebra.factors(whole, wanted[j0:j]) if j - j0 > 1 else [whole])
+        rest = iter(found)
+        return [next(rest) if n != 1 else None for n in shape]
+
+    def slice(self, axis: Axis | None, start: int, stop: int) -> Axis | None:
+        """The axis of indices start..stop of `axis`; a single one becomes a dim of size 1 and can't go."""
+        if axis is None:
+            return None
+        piece = axis
+        if stop < axis.size:
+            piece, _ = self.algebra.cut(piece, stop)
+        if start > 0:
+            _, piece = self.algebra.cut(piece, start)
+        if piece.size == 1:
+            self.lock(piece, "is taken out by itself as a dim of size 1")
+            return None
+        return piece
+
+    def join(self, axes: Sequence[Axis | None], sizes: Sequence[int]) -> Axis:
+        """The concatenation of `axes`; a dim of size 1 is a fixed segment."""
+        parts = [a or self.fixed_segment(n) for a, n in zip(axes, sizes, strict=True) if n]
+        return concat(parts)
+
+    def fixed_segment(self, size: int) -> Axis:
+        """A segment that always stays."""
+        axis = Axis(size)
+        self.algebra.freeze(axis, "is a dim of size 1 joined with others" if size == 1 else "is filled in by the op")
+        return axis
+
+    def lock_all(self, text: str) -> list[Dims]:
+        """Freeze every axis of every argument; the results get fixed axes."""
+        for argument in self.node.all_input_nodes:
+            for dims in self.state.dims.get(argument, []):
+                for axis in dims:
+                    self.lock(axis, text)
+        return [[self.fixed(n, text) for n in shape] for shape in self.shapes]
+
+
+def _constant(trace: Trace, node: Any, depth: int = 0) -> torch.Tensor | None:
+    """Evaluate a node that rests on constants, index buffers and factory ops alone."""
+    if not isinstance(node, Node) or depth > 40:
+        return None
+    if "constant" in node.meta:
+        value: torch.Tensor | None = node.meta["constant"]
+        return value
+    value = None
+    if node.op == "get_attr":
+        value = trace.values.get(str(node.target))
+        if value is not None and (value.is_floating_point() or value.device.type == "meta"):
+            value = None
+    elif node.op == "call_function" and node.target is not operator.getitem:
+        inputs = {n: _constant(trace, n, depth + 1) for n in node.all_input_nodes}
+        name = str(node.target)
+        if all(v is not None for v in inputs.values()) and "rand" not in name and "_." not in name:
+            size = prod(node.meta["shapes"][0]) if node.meta["shapes"] else 1 << 30
+            if size < 1 << 20:
+                try:
+                    args = torch.fx.map_arg(node.args, lambda n: inputs[n])
+                    kwargs = torch.fx.map_arg(node.kwargs, lambda n: inputs[n])
+                    kwargs = {k: v for k, v in kwargs.items() if k != "device"}
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+                except Exception:  # noqa: BLE001  what can't be evaluated is not a constant
+                    value = None
+    node.meta["constant"] = value if isinstance(value, torch.Tensor) else None
+    return node.meta["constant"]
+
+
+def propagate(trace: Trace, strict: bool = False) -> Propagation:
+    """Give every dim of every tensor of `trace` an axis.
+
+    Args:
+        trace: what `trace()` recorded.
+        strict: raise at an op that no rule covers, instead of freezing its axes.
+
+    Raises:
+        UnknownOpError: with `strict`, naming the op, the module and the user's line.
+    """
+    from .rules import rule_for  # noqa: PLC0415  the rules are written in terms of Site
+
+    state, algebra = Propagation(trace), Algebra()
+    for node in trace.graph.nodes:
+        meta = node.meta
+        algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
+        if node.op == "output":
+            continue
+        if node.op == "placeholder":
+            state.dims[node] = [_fixed(algebra, shape, "ranges over a model input") for shape in meta["shapes"]]
+        elif node.op == "get_attr":
+            dims: Dims = [Axis(n) if n != 1 else None for n in meta["shapes"][0]]
+            state.dims[node] = [dims]
+            if not meta["dtype"].is_floating_point and not meta["dtype"].is_complex:
+                for axis in dims:
+                    algebra.freeze(axis, "ranges over a table of integers")
+            elif meta["kind"] == "constant":
+                for axis in dims:
+                    algebra.freeze(axis, "ranges over a constant that is neither parameter nor buffer")
+        elif node.target is operator.getitem:
+            source, index = node.args
+            state.dims[node] = [state.dims[source][index]]
+        else:
+            state.dims[node] = _apply(state, algebra, node, rule_for(node.target), strict)
+    for node in trace.outputs:
+        meta = node.meta
+        algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
+        for axis in state.dims[node][0]:
+            algebra.freeze(axis, "is a dim of a model output")
+    _settle(state, algebra)
+    return state
+
+
+def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:
+    dims: Dims = [Axis(n) if n != 1 else None for n in shape]
+    for axis in dims:
+        algebra.freeze(axis, text)
+    return dims
+
+
+def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: bool) -> list[Dims]:
+    site = Site(state, algebra, node)
+    if not site.shapes:
+        return []
+    if rule is None:
+        state.unknown.setdefault(str(node.target), []).append(node)
+        if strict:
+            raise UnknownOpError(
+                f"no rule says what {node.target} does to the dims of its arguments\n"
+                f"  in module {node.meta['module'] or '(root)'}, {node.meta['source']}\n"
+                "  fix: call without strict=True (its axes are then frozen), or state a rule for it"
+            )
+        return site.lock_all(f"goes through {node.target}, for which there is no rule")
+    try:
+        out = rule(site)
+        results: list[Dims] = [out] if not out or not isinstance(out[0], list) else out
+        if len(results) != len(site.shapes):
+            raise ValueError(f"{len(results)} results for {len(site.shapes)} tensors")
+        for i, (dims, shape) in enumerate(zip(results, site.shapes, strict=True)):
+            sizes = tuple(1 if a is None else a.size for a in dims)
+            if sizes != shape:
+                raise ValueError(f"the rule says {sizes} where the result {i} is {shape}")
+    except Exception as error:  # noqa: BLE001  a rule that fails must freeze, not crash
+        state.unknown.setdefault(str(node.target), []).append(node)
+        return site.lock_all(f"goes through {node.target}, whose rule does not cover this call ({error})")
+    return results
+
+
+def _settle(state: Propagation, algebra: Algebra) -> None:
+    """What can be said only when every op has been seen: which ragged dims stand beside their blocks."""
+    for node, results in state.dims.items():
+        for dims in results:
+            for axis in dims:
+                for ragged in _ragged(axis) if axis is not None else ():
+                    if not _beside_its_blocks(node, dims, axis, ragged):
+                        algebra.place = Reason("", str(node.target), node.meta.get("module", ""), "")
+                        algebra.collapse(axis)
+    algebra.place = Reason("")
+    seen: set[int] = set()
+    for results in state.dims.values():
+        for dims in results:
+            for axis in dims:
+                if axis is not None and id(axis.find()) not in seen:
+                    seen.add(id(axis.find()))
+                    for atom in _lone_units(axis):
+                        algebra.freeze(atom, "is the only index of a dim")
+
+
+def _beside_its_blocks(node: Node, dims: Dims, axis: Axis, ragged: Axis) -> bool:
+    over = ragged.over.find() if ragged.over is not None else None
+    if node.op == "get_attr":  # a parameter: dim 0 holds the blocks, and the ragged dim is a whole dim
+        return axis.find() is ragged and dims[0] is not None and dims[0].find() is over
+    return any(a is not None and a.find() is over for a in dims)
+
+
+def _ragged(axis: Axis) -> list[Axis]:
+    axis = axis.find()
+    if axis.kind == RAGGED:
+        return [axis]
+    return [] if axis.kind != PRODUCT else [r for p in axis.parts for r in _ragged(p)]
+
+
+def _lone_units(axis: Axis) -> list[Axis]:
+    """Atoms of size 1 that are a whole dim, or a factor of one."""
+    axis = axis.find()
+    if axis.kind == ATOM:
+        return [axis] if axis.size == 1 and axis.frozen is None else []
+    if axis.kind == PRODUCT:
+        return [u for p in axis.parts for u in _lone_units(p)]
+    return []
+
+
+__all__ = ["Dims", "Propagation", "Site", "propagate"]

@@ -1,0 +1,222 @@
+"""The one call: trace, group, rank, plan, apply, verify, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import cost
+from .axes import Reason
+from .build import build_plan, freeze_unwritable_literals
+from .errors import DepgraphError, InputError, NothingToPruneError, VerificationError
+from .graph import DependencyGraph
+from .importance import Importance, scores_of
+from .plan import Plan
+from .propagate import propagate
+from .report import Report
+from .select import Selection, choose, nothing_text
+from .surgery import apply
+from .trace import named_tensors, trace
+from .verify import Verification, verify as verify_values
+
+
+@dataclass
+class PruneResult:
+    """What `prune` returns.
+
+    Attributes:
+        model: the smaller model.
+        plan: what was removed; plain data that replays on any model of the original's shapes.
+        report: figures before and after; ``print(result.report)``.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+
+def analyze(
+    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False
+) -> DependencyGraph:
+    """Trace `model` and find what can be removed from it.
+
+    Args:
+        model: any module; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        ignore: module paths, parameter names, or globs of them, to leave alone.
+        strict: raise at an op that no rule covers instead of freezing its axes.
+
+    Raises:
+        InputError: there are no example inputs, or `ignore` names nothing.
+        TraceError: the model rejects the inputs.
+        UnknownOpError: with `strict`.
+    """
+    if hasattr(model, "graph_signature") and hasattr(model, "module"):
+        model = model.module()  # an ExportedProgram
+    _check_devices(model, example_inputs)
+    recorded = trace(model, example_inputs)
+    graph = DependencyGraph(propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore))
+    freeze_unwritable_literals(graph)
+    return graph
+
+
+def prune(
+    model: nn.Module, example_inputs: Any, *, pruning_ratio: float | None = None, max_params: float | None = None,
+    max_macs: float | None = None, max_latency: float | None = None, max_memory: float | None = None,
+    importance: str | Importance = "l1", scope: Any = None, ignore: Sequence[str] = (), round_to: int = 1,
+    calibration: Iterable[Any] | None = None, recover: Any = None, verify: bool = True, inplace: bool = False,
+    progress: Any = None, strict: bool = False, latency: bool = False,
+) -> PruneResult:  # fmt: skip
+    """Make `model` physically smaller, and prove that it is the original with indices taken away.
+
+    Args:
+        model: any module. It stays as it is, unless `inplace`.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        pruning_ratio: share of the indices of each prunable dim to remove, within each group. The default is 0.5
+            where no budget is given.
+        max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int).
+        max_macs: at most so many multiply-accumulates of one forward pass, likewise.
+        importance: ``"l1"``, or a function from a `Group` to one score per unit; the lowest go first.
+        ignore: module paths, parameter names, or globs of them, to leave alone.
+        round_to: every parameter dim that shrinks keeps a multiple of this.
+        verify: compare the result with the masked original before it is returned.
+        inplace: change `model` itself, at the very last.
+        strict: raise at an op that no rule covers instead of freezing its axes.
+        latency: measure seconds per forward pass before and after, for the report.
+
+    Returns:
+        the smaller model, the plan, and a report.
+
+    Raises:
+        InputError: bad arguments, NaN or infinite weights, weights on the meta device.
+        TraceError: the model rejects the inputs.
+        NothingToPruneError: everything is frozen; the message says by what.
+        BudgetError: the budget is below what can be reached.
+        VerificationError: the result would not equal the masked original. Nothing was changed.
+    """
+    _check_arguments(pruning_ratio, max_params, max_macs, round_to)
+    later = {"max_latency": max_latency, "max_memory": max_memory, "scope": scope, "calibration": calibration, "recover": recover}
+    for name, value in later.items():
+        if value is not None:
+            raise InputError(f"{name} is not supported in this version")
+    if hasattr(model, "graph_signature") and hasattr(model, "module"):
+        model = model.module()
+    if isinstance(model, nn.Module):
+        _check_weights(model)
+    graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
+    if not graph.groups:
+        raise NothingToPruneError(nothing_text(graph))
+    budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to}
+    before = cost.CostModel(graph)
+    full = {a: axis.size for a, axis in graph.free.items()}
+    if max_params is not None:
+        budgets["max_params"] = _budget(max_params, cost.parameter_count(model), "max_params")
+    if max_macs is not None:
+        budgets["max_macs"] = _budget(max_macs, before.macs(full), "max_macs")
+    del progress
+    notes: list[str] = []
+    small, plan, proof = _settle(graph, example_inputs, importance, budgets, verify, notes)
+    parameters = cost.parameter_count(model), cost.parameter_count(small)
+    byte_counts = cost.byte_count(model), cost.byte_count(small)
+    seconds = (cost.measure_latency(model, example_inputs), cost.measure_latency(small, example_inputs)) if latency else None
+    shells: Any
+    if graph.trace.fake:
+        shells = cost.Shell(model), cost.Shell(small)
+    else:
+        shells = cost.count_macs(model, example_inputs), cost.count_macs(small, example_inputs)
+    if inplace:
+        if plan.rewrites and any(r.path == "" for r in plan.rewrites):
+            raise DepgraphError("the model's own forward holds a literal that must be rewritten: inplace=True can't do that")
+        small = apply(model, plan, inplace=True)
+    report = Report(graph, plan, parameters, byte_counts, proof, example_inputs, shells, notes, seconds)
+    report.locked = _locked(graph)
+    return PruneResult(small, plan, report)
+
+
+def _settle(
+    graph: DependencyGraph, example_inputs: Any, importance: Any, budgets: dict[str, Any], verify: bool, notes: list[str]
+) -> tuple[nn.Module, Plan, Verification]:
+    """Plan, apply and verify; a size comparison in the user's code that would flip freezes its axes and plans again."""
+    scores = scores_of(graph, importance)
+    for _ in range(20):
+        masks = choose(graph, scores, **budgets)
+        counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+        flipped = graph.sizes.flipped(counts)
+        if not flipped:
+            break
+        for atoms, text in flipped:
+            reason = Reason(f"enters a comparison in forward that would change ({text})")
+            graph.freeze([graph.sizes.free[a] for a in atoms], reason)
+            notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
+        if not graph.groups:
+            raise NothingToPruneError(nothing_text(graph))
+    plan = build_plan(graph, masks)
+    small = apply(graph.model, plan)
+    proof = verify_values(graph.model, small, plan, example_inputs) if verify else Verification("skipped", detail="verify=False")
+    return small, plan, proof
+
+
+def _locked(graph: DependencyGraph) -> list[tuple[str, str]]:
+    if not graph.groups:
+        return []
+    ones = {id(g.axis): torch.ones(g.units).double().numpy() for g in graph.groups}
+    selection = Selection(graph, ones)
+    return [(graph.by_axis[a].name, why) for a, why in selection.locked.items()]
+
+
+def _budget(given: float, whole: int, name: str) -> int:
+    """A budget as a number: a float up to 1 is a fraction of `whole`."""
+    if isinstance(given, bool) or given <= 0:
+        raise InputError(f"{name} must be a fraction up to 1 or a positive number, not {given!r}")
+    if isinstance(given, float):
+        if given > 1:
+            raise InputError(f"{name}={given} is a float above 1: pass a fraction, or a number as an int")
+        return int(given * whole)
+    if given > whole:
+        raise InputError(f"{name}={given:,} is above what the model has, {whole:,}")
+    return int(given)
+
+
+def _check_arguments(ratio: float | None, max_params: float | None, max_macs: float | None, round_to: int) -> None:
+    if ratio is not None and (max_params is not None or max_macs is not None):
+        raise InputError("pruning_ratio and a budget (max_params, max_macs) contradict each other: give one of them")
+    if ratio is not None and not 0 < ratio < 1:
+        raise InputError(f"pruning_ratio must lie between 0 and 1, not {ratio!r}")
+    for name, value in (("max_params", max_params), ("max_macs", max_macs)):
+        if value is not None:
+            _budget(value, 1 << 62, name)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to must be a positive int, not {round_to!r}")
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights that have no values, or that are not finite."""
+    tensors, _ = named_tensors(model)
+    meta = [n for n, t in tensors.items() if t.device.type == "meta"]
+    if meta:
+        raise InputError(
+            f"the model is on the meta device ({meta[0]!r}): its weights have no values to rank\n"
+            "  fix: materialise it first, or plan on the real model and apply(meta_model, plan)"
+        )
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.sum()) and not torch.isfinite(t).all()]
+    if bad:
+        raise InputError(f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned")
+
+
+def _check_devices(model: nn.Module, example_inputs: Any) -> None:
+    from .trace import split_inputs, tensor_leaves  # noqa: PLC0415
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}")
+    args, kwargs = split_inputs(example_inputs)
+    there = {p.device for p in model.parameters() if p.device.type != "meta"}
+    given = {t.device for t in tensor_leaves((args, kwargs)) if t.device.type != "meta"}
+    if len(there) == 1 and given and not given <= there:
+        raise InputError(f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them")
+
+
+__all__ = ["PruneResult", "VerificationError", "analyze", "prune"]

@@ -1,0 +1,165 @@
+"""What a pruning did, as data first and as text second."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import axes, cost
+from .axes import Reason
+from .graph import DependencyGraph
+from .plan import Plan
+from .verify import Verification
+
+
+def reachable(graph: DependencyGraph) -> dict[str, float]:
+    """The fraction of parameters and of MACs that can shrink: those with a free axis in some dim."""
+    parameters = {n for n, _ in graph.model.named_parameters()}
+    total = sum(graph.tensors[n].numel() for n in parameters)
+    free = sum(
+        graph.tensors[n].numel()
+        for n in parameters
+        if any(a.frozen is None for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis))
+    )
+    work = free_work = 0
+    for _, factors in graph.state.work:
+        own = [f for f in factors if isinstance(f, axes.Axis)]
+        n = prod(f.size for f in own) * prod(f for f in factors if isinstance(f, int))
+        work += n
+        free_work += n if any(a.frozen is None for f in own for a in axes.atoms(f)) else 0
+    return {"params": free / total if total else 0.0, "macs": free_work / work if work else 0.0}
+
+
+@dataclass
+class Report:
+    """Before and after of one pruning; prints as tables.
+
+    Attributes:
+        graph: the dependency graph of the original.
+        plan: what was removed.
+        parameters, byte_counts: before and after.
+        verification: what was proved.
+        notes: sentences about what was decided on the way (axes frozen after a failed check ...).
+        latency: seconds before and after, where it was measured.
+    """
+
+    graph: DependencyGraph
+    plan: Plan
+    parameters: tuple[int, int]
+    byte_counts: tuple[int, int]
+    verification: Verification
+    example_inputs: Any = None
+    shells: tuple[cost.Shell, cost.Shell] | tuple[int, int] = (0, 0)
+    notes: list[str] = field(default_factory=list)
+    latency: tuple[float, float] | None = None
+    locked: list[tuple[str, str]] = field(default_factory=list)
+
+    @cached_property
+    def macs(self) -> tuple[int, int]:
+        """Multiply-accumulates of one forward pass before and after, by torch's FLOP counter."""
+        before, after = (s if isinstance(s, int) else s.macs(self.example_inputs) for s in self.shells)
+        return before, after
+
+    @property
+    def widths(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """(tensor, shape before, shape after) of every parameter that shrank."""
+        names = {n for n, _ in self.graph.model.named_parameters()}
+        return [(n, c.shape, c.new_shape) for n, c in self.plan.cuts.items() if n in names]
+
+    @property
+    def rewritten(self) -> list[str]:
+        """Paths of the submodules that became GraphModules because forward holds a literal."""
+        return list(dict.fromkeys(r.path for r in self.plan.rewrites))
+
+    @property
+    def locks(self) -> list[tuple[Reason, int]]:
+        """(reason, parameters that can't shrink in any dim because of it), largest first."""
+        return self.graph.lock_summary().most_common()
+
+    def frozen_dims(self) -> Counter[str]:
+        """Reason -> number of parameter dims it freezes."""
+        names = {n for n, _ in self.graph.model.named_parameters()}
+        return Counter(f.reason.text for f in self.graph.frozen if f.name in names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data (counts in entries, MACs and bytes; latency in seconds)."""
+        return {
+            "params": {"before": self.parameters[0], "after": self.parameters[1]},
+            "macs": {"before": self.macs[0], "after": self.macs[1]},
+            "bytes": {"before": self.byte_counts[0], "after": self.byte_counts[1]},
+            "latency": None if self.latency is None else {"before": self.latency[0], "after": self.latency[1]},
+            "reachable": reachable(self.graph),
+            "groups": len(self.graph.groups),
+            "units": sum(g.units for g in self.graph.groups),
+            "widths": [{"name": n, "before": list(a), "after": list(b)} for n, a, b in self.widths],
+            "locks": [
+                {"reason": r.text, "module": r.module, "source": r.source, "params": n} for r, n in self.locks
+            ],
+            "frozen": dict(self.frozen_dims().most_common()),
+            "constrained": [{"name": n, "reason": r} for n, r in self.locked],
+            "unreached": list(self.graph.trace.unreached),
+            "unknown_ops": {op: len(nodes) for op, nodes in self.graph.state.unknown.items()},
+            "rewritten": self.rewritten,
+            "verification": {
+                "status": self.verification.status,
+                "max_error": self.verification.max_error,
+                "detail": self.verification.detail,
+                "restricted": list(self.verification.restricted),
+            },
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        console = Console(file=out, width=100, highlight=False)
+        self._print(console)
+        return out.getvalue().rstrip()
+
+    def _print(self, console: Console) -> None:
+        totals = Table(title="depgraph", title_justify="left", header_style="bold")
+        for heading in ("", "before", "after", "left"):
+            totals.add_column(heading, justify="left" if not heading else "right")
+        rows = [("parameters", self.parameters), ("MACs", self.macs), ("bytes", self.byte_counts)]
+        for label, (a, b) in rows:
+            totals.add_row(label, f"{a:,}", f"{b:,}", f"{b / a:.1%}" if a else "-")
+        if self.latency is not None:
+            a, b = self.latency
+            totals.add_row("latency [ms]", f"{a * 1e3:.2f}", f"{b * 1e3:.2f}", f"{b / a:.1%}")
+        console.print(totals)
+        widths = Table(header_style="bold", title="what shrank", title_justify="left")
+        for heading in ("parameter", "before", "after"):
+            widths.add_column(heading, justify="left" if heading == "parameter" else "right")
+        for name, a, b in self.widths[:40]:
+            if len(a) > 1:
+                widths.add_row(name, " x ".join(map(str, a)), " x ".join(map(str, b)))
+        if len(self.widths) > 40:
+            widths.add_row(f"... and {len(self.widths) - 40} more", "", "")
+        console.print(widths)
+        reach = reachable(self.graph)
+        console.print(
+            f"{len(self.graph.groups)} groups; {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
+            "MACs can shrink"
+        )
+        if self.locks:
+            console.print("locked (parameters that can shrink in no dim):")
+            for reason, n in self.locks[:6]:
+                console.print(f"  {n:>12,}  {reason}")
+        for name, why in self.locked[:6]:
+            console.print(f"  constrained: {name} {why}")
+        for note in self.notes:
+            console.print(f"note: {note}")
+        if self.rewritten:
+            console.print(f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}")
+        v = self.verification
+        proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
+        console.print(proof.get(v.status, f"verification: {v.status}; {v.detail}"))
+        if v.restricted:
+            console.print(f"statistics taken over kept entries: {', '.join(v.restricted)}")
+

@@ -1,0 +1,116 @@
+"""Literals in forward: the module is recorded by torch.fx, its children kept whole, and the number rewritten."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+
+from .plan import Rewrite
+
+# Names under which torch.fx may show a call that the trace saw under another name.
+SYNONYMS = {
+    "view": {"view"},
+    "reshape": {"reshape"},
+    "__getitem__": {"getitem"},
+    "split": {"split"},
+    "split_with_sizes": {"split_with_sizes", "split"},
+}
+
+
+class _Shallow(fx.Tracer):
+    """Records one module: whatever it calls stays a call."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return True
+
+
+def record(module: nn.Module) -> fx.Graph:
+    """The graph of one module's own forward.
+
+    Raises:
+        Exception: whatever torch.fx raises where forward can't be recorded symbolically.
+    """
+    if isinstance(module, fx.GraphModule):
+        return copy.deepcopy(module.graph)
+    return _Shallow().trace(module)
+
+
+def find_call(graph: fx.Graph, edit: Rewrite) -> fx.Node | None:
+    """The node of the call that `edit` names, if it has the literal where the trace saw it."""
+    names = SYNONYMS.get(edit.function, {edit.function})
+    calls = [n for n in graph.nodes if n.op in ("call_function", "call_method") and _name(n) in names]
+    if edit.function == "__getitem__":
+        calls = [n for n in calls if not _indexes_sizes(n)]
+    if edit.occurrence < len(calls) and literal_at(calls[edit.occurrence], edit.argument) == edit.old:
+        return calls[edit.occurrence]
+    fitting = [n for n in calls if literal_at(n, edit.argument) == edit.old]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "").split(".")[-1]
+
+
+def _indexes_sizes(node: fx.Node) -> bool:
+    """Whether a getitem reads a tuple, such as a shape or the result of split, and not a tensor."""
+    return isinstance(node.args[1], int)
+
+
+def literal_at(node: fx.Node, argument: Iterable[int | str]) -> Any:
+    """The number at `argument` (position, then index or slice side) of a call."""
+    first, *rest = argument
+    value: Any = node.kwargs.get(first) if isinstance(first, str) else (node.args[first] if len(node.args) > first else None)
+    for step in rest:
+        if value is None:
+            return None
+        value = getattr(value, step) if isinstance(step, str) else value[step] if len(value) > step else None
+    return value
+
+
+def _with(value: Any, steps: list[Any], number: int) -> Any:
+    if not steps:
+        return number
+    if isinstance(value, slice):
+        parts = {"start": value.start, "stop": value.stop, "step": value.step, steps[0]: number}
+        return slice(parts["start"], parts["stop"], parts["step"])
+    items = list(value)
+    items[steps[0]] = _with(items[steps[0]], steps[1:], number)
+    return type(value)(items) if type(value) in (list, tuple) else tuple(items)
+
+
+def can_rewrite(module: nn.Module, edit: Rewrite) -> bool:
+    """Whether the literal of `edit` can be found in a recording of `module`."""
+    try:
+        return find_call(record(module), edit) is not None
+    except Exception:  # noqa: BLE001  forward can't be recorded symbolically
+        return False
+
+
+def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
+    """`module` as a GraphModule in which the literals of `edits` have their new values.
+
+    Children, parameters, buffers, attributes, hooks and the training flag are the module's own.
+    """
+    graph = record(module)
+    for edit in edits:
+        node = find_call(graph, edit)
+        if node is None:
+            raise ValueError(f"no call of {edit.function} with the literal {edit.old} in {edit.path or 'the model'}")
+        first, *rest = edit.argument
+        if isinstance(first, str):
+            node.kwargs = {**node.kwargs, first: _with(node.kwargs[first], rest, edit.value)}
+        else:
+            args = list(node.args)
+            args[first] = _with(args[first], rest, edit.value)
+            node.args = tuple(args)
+    rewritten = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    own = vars(rewritten)
+    for name, value in vars(module).items():
+        if name in ("_modules", "_parameters", "_buffers") or "hooks" in name or name not in own:
+            own[name] = value
+    rewritten.train(module.training)
+    return rewritten
+

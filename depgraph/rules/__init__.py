@@ -1,0 +1,15 @@
+"""What each op does to the dims of its arguments: one short rule per op or family, a file per family.
+
+A rule is a function of a `Site`. It states relations (`site.same`, `site.lock`, `site.equal_counts` ...) and returns
+the dims of the result, or a list of dims for several results. `equation` writes the common case as an einsum.
+"""
+
+from __future__ import annotations
+
+from ..propagate import Site
+from .registry import REGISTRY, equation, is_pointwise, rule, rule_for
+from . import attention, contraction, convolution, indexing, movement, normalisation, pointwise, recurrent, reduction
+
+__all__ = ["REGISTRY", "Site", "equation", "is_pointwise", "rule", "rule_for"]
+__all__ += ["attention", "contraction", "convolution", "indexing", "movement", "normalisation", "pointwise"]
+__all__ += ["recurrent", "reduction"]

@@ -1,0 +1,95 @@
+"""Ops that sum over a dim which two operands share: their letters are the rule."""
+
+from __future__ import annotations
+
+import torch
+
+from ..axes import product
+from ..propagate import Dims, Site
+from .registry import contract_as, equation, rule
+
+rule("linear")(equation("...k,mk,m->...m", weight=1))
+rule("mm")(equation("nk,km->nm", weight=1))
+rule("bmm")(equation("bnk,bkm->bnm", weight=1))
+rule("mv")(equation("nk,k->n", weight=0))
+rule("dot", "vdot")(equation("k,k->"))
+rule("cdist", "_cdist_forward", "_euclidean_dist")(equation("...nk,...mk->...nm"))
+rule("bilinear")(equation("...i,...j,oij,o->...o", weight=2))
+
+
+@rule("addmm", "baddbmm", "addbmm", "addmv")
+def add_product(site: Site) -> Dims:
+    """bias + a @ b: the product's rule, and the bias broadcast on the result."""
+    bias, *operands = site.args[:3]
+    name = str(site.node.target)
+    letters, result = (
+        (["k", "kn"], "n") if "addmv" in name else (["bnk", "bkm"], "bnm") if "baddbmm" in name
+        else (["bnk", "bkm"], "nm") if "addbmm" in name else (["nk", "km"], "nm")
+    )  # fmt: skip
+    if "addmv" in name:
+        letters = ["nk", "k"]
+    out = contract_as(site, list(operands), letters, result, 1)
+    site.broadcast(site.dims(bias), out)
+    return out
+
+
+@rule("matmul")
+def matmul(site: Site) -> Dims:
+    """Last dim of a with the last but one of b; leading dims broadcast."""
+    a, b = (len(site.shape_of(n)) for n in site.args[:2])
+    left = "...nk" if a > 1 else "k"
+    right = "...km" if b > 1 else "k"
+    result = "..." + ("n" if a > 1 else "") + ("m" if b > 1 else "")
+    if a == 1 and b == 1:
+        result = ""
+    return contract_as(site, list(site.args[:2]), [left, right], result, 1 if b <= a else None)
+
+
+@rule("einsum")
+def einsum(site: Site) -> Dims:
+    """Its own letters are the rule."""
+    text, *rest = site.args
+    operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (list, tuple)) else list(rest)
+    left, arrow, right = str(text).replace(" ", "").partition("->")
+    letters = left.split(",")
+    if not arrow:
+        flat = "".join(letters).replace(".", "")
+        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(flat) if flat.count(c) == 1))
+    if any(len(set(w.replace(".", ""))) != len(w.replace(".", "")) for w in letters):
+        raise ValueError("a letter stands twice in one operand")
+    if "..." in left and "..." not in right:
+        raise ValueError("leading dims are summed over")
+    weight = next((i for i, n in enumerate(operands) if i and n.op == "get_attr"), None)
+    if len(operands) == 1:  # a sum, or a transposition
+        return contract_as(site, operands, letters, right, None)
+    return contract_as(site, operands, letters, right, weight)
+
+
+@rule("_grouped_mm", "grouped_mm")
+def grouped_matmul(site: Site) -> Dims:
+    """Rows of a[n k] belong to blocks, each with its own b[e k m]."""
+    a, b = site.dims(site.args[0]), site.dims(site.args[1])
+    if len(a) != 2 or len(b) != 3:
+        raise ValueError("only [rows, k] x [blocks, k, m] is covered")
+    site.lock(b[0], "tells blocks of rows apart")
+    site.same(a[1], b[1])
+    site.contract(a[1])
+    site.weight(site.args[1], [b[2]], [b[1]])
+    site.macs(a[0], b[1], b[2])
+    return [a[0], b[2]]
+
+
+@rule("_trilinear")
+def trilinear(site: Site) -> Dims:
+    """The kernel behind bilinear layers: operands are unsqueezed, aligned, multiplied and summed."""
+    raise ValueError("not covered")
+
+
+@rule("kron")
+def kron(site: Site) -> Dims:
+    """Each dim of the result is the product of the operands' dims."""
+    a, b = site.dims(site.args[0]), site.dims(site.args[1])
+    return [x and y and product([x, y]) or x or y for x, y in zip(a, b, strict=True)]
+
+
+_ = torch

@@ -1,0 +1,153 @@
+"""Convolutions, and ops over the spatial dims that keep channels."""
+
+from __future__ import annotations
+
+from ..axes import RAGGED, Axis, product
+from ..propagate import Dims, Site
+from .registry import rule
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution",
+      "_slow_conv2d_forward", "conv_depthwise3d", "_conv_depthwise2d")  # fmt: skip
+def convolution(site: Site) -> Dims:
+    """x[n (g i) ...], weight[(g o) i ...], bias[(g o)] -> [n (g o) ...]; transposed: weight[(g i) o ...].
+
+    One group contracts i. With one channel a group on either side the groups themselves are the axis (depthwise, with
+    a multiplier). Otherwise each block of channels has its own best ones: only their counts must agree.
+    """
+    x, w = site.dims(site.args[0]), site.dims(site.args[1])
+    bias = site.args[2]
+    groups, transposed = site.args[8], site.args[6]
+    batch = len(x) == len(w)
+    c = 1 if batch else 0
+    for axis in (*x[c + 1 :], *w[2:]):
+        site.lock(axis, "ranges over the positions that a convolution mixes")
+    n_in, n_out = site.shape_of(site.args[0])[c], site.shape[c]
+    near, far = (w[0], w[1]) if not transposed else (w[1], w[0])  # near: output side of the weight
+    if groups == 1:
+        site.same(x[c], far)
+        site.contract(far)
+        out, consumed = near, far
+    else:
+        out, consumed = _grouped(site, x[c], near, far, (n_in, n_out, groups), transposed)
+    spatial = [site.fixed(n, "ranges over the output of a convolution") for n in site.shape[c + 1 :]]
+    if bias is not None:
+        site.same(site.dims(bias)[0], out)
+    site.weight(site.args[1], [out], [consumed])
+    inner = w[1]
+    per_position = spatial if not transposed else x[c + 1 :]
+    site.macs(*x[:c], out if not transposed else x[c], inner, *w[2:], *per_position)
+    return [*x[:c], out, *spatial]
+
+
+def _grouped(
+    site: Site, x: Axis | None, near: Axis | None, far: Axis | None, sizes: tuple[int, int, int], transposed: bool
+) -> tuple[Axis | None, Axis | None]:
+    """(output axis, consumed axis) of a grouped convolution; the weight's dim 0 holds the groups."""
+    n_in, n_out, groups = sizes
+    i, o = n_in // groups, n_out // groups
+    whole, inner = (near, far) if not transposed else (far, near)  # weight dim 0, weight dim 1
+    if i == 1 or o == 1:
+        group = Axis(groups)
+        site.state.counted[site.node] = group
+        parts = {n: product([group, Axis(n)]) if n > 1 else group for n in {i, o}}
+        site.same(x, parts[i])
+        out = parts[o]
+        site.same(whole, parts[o] if not transposed else parts[i])
+        factor = parts[i if not transposed else o]
+        if inner is not None:
+            site.same(inner, factor.find().parts[1])
+        return out, x
+    text = "every group of a convolution needs as many channels"
+    if x is None or whole is None:
+        raise ValueError("a grouped convolution over one channel")
+    inputs = site.algebra.segments(x, [i] * groups)
+    if not transposed:
+        outputs = site.algebra.segments(whole, [o] * groups)
+        blocks = inputs
+        out = whole
+    else:
+        site.same(whole, x)
+        out = Axis(n_out)
+        outputs = blocks = site.algebra.segments(out, [o] * groups)
+    ragged = Axis(blocks[0].size, RAGGED, tuple(blocks))
+    ragged.over = whole
+    site.algebra.unify(inner, ragged)
+    site.contract(*inputs)
+    site.equal_counts(inputs, text)
+    site.equal_counts(outputs, text)
+    return out, x
+
+
+# Ops over the last dims: leading dims stay, the others are positions.
+SPATIAL = {
+    1: ("avg_pool1d", "adaptive_avg_pool1d", "max_pool1d", "upsample_nearest1d", "upsample_linear1d",
+        "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "adaptive_max_pool1d",
+        "max_pool1d_with_indices"),
+    2: ("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "max_pool2d",
+        "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
+        "reflection_pad2d", "replication_pad2d", "adaptive_max_pool2d", "fractional_max_pool2d", "lp_pool2d",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "max_unpool2d"),
+    3: ("avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d_with_indices", "max_pool3d",
+        "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
+        "replication_pad3d", "adaptive_max_pool3d"),
+}  # fmt: skip
+
+
+def _spatial(count: int) -> None:
+    @rule(*SPATIAL[count])
+    def spatial(site: Site) -> list[Dims]:
+        """Leading dims (batch, channels) stay; positions are mixed."""
+        x = site.dims(site.args[0])
+        for axis in x[-count:]:
+            site.lock(axis, "ranges over the positions that a pooling or resampling mixes")
+        out = x[:-count]
+        return [
+            [*out, *(site.fixed(n, "ranges over the output of a pooling") for n in shape[-count:])]
+            for shape in site.shapes
+        ]
+
+
+for _count in SPATIAL:
+    _spatial(_count)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sample(site: Site) -> Dims:
+    """x[n c ...], grid[n ... d] -> [n c ...]: channels pass."""
+    x, grid = site.dims(site.args[0]), site.dims(site.args[1])
+    site.same(x[0], grid[0])
+    for axis in (*x[2:], *grid[1:]):
+        site.lock(axis, "ranges over the positions that a sampling mixes")
+    return [*x[:2], *grid[1:-1]]
+
+
+@rule("im2col")
+def im2col(site: Site) -> Dims:
+    """[n c h w] -> [n (c kh kw) l]."""
+    x = site.dims(site.args[0])
+    kernel = site.args[1]
+    for axis in x[-2:]:
+        site.lock(axis, "ranges over the positions that an unfold mixes")
+    window = site.fixed(kernel[0] * kernel[1], "ranges over the window of an unfold")
+    channel = x[-3]
+    joined = product([a for a in (channel, window) if a is not None]) if channel or window else None
+    return [*x[:-3], joined, site.fixed(site.shape[-1], "ranges over the positions of an unfold")]
+
+
+@rule("col2im")
+def col2im(site: Site) -> Dims:
+    """[n (c kh kw) l] -> [n c h w]."""
+    x = site.dims(site.args[0])
+    kernel = site.args[2]
+    n = kernel[0] * kernel[1]
+    axis = x[-2]
+    site.lock(x[-1], "ranges over the positions of a fold")
+    channels = site.shape[-3]
+    if axis is not None and channels > 1 and n > 1:
+        axis, window = site.algebra.factor(axis, channels)
+        site.lock(window, "ranges over the window of a fold")
+    elif channels == 1:
+        site.lock(axis, "ranges over the window of a fold")
+        axis = None
+    return [*x[:-2], axis, *(site.fixed(k, "ranges over the positions of a fold") for k in site.shape[-2:])]

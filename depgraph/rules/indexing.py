@@ -1,0 +1,196 @@
+"""Ops that read or write entries chosen by an index tensor: the indexed dims are fixed, the others pass.
+
+An index that is a constant permutation or selection of a free atom is followed exactly, unit by unit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..axes import ATOM, Axis, concat
+from ..propagate import Dims, Site
+from .registry import rule
+
+PICKED = "is indexed by a tensor"
+
+
+@rule("embedding")
+def embedding(site: Site) -> Dims:
+    """weight[v c], index[...] -> [... c]; rows are looked up by number."""
+    rows, channels = site.dims(site.args[0])
+    site.lock(rows, "is looked up by number (rows of an embedding)")
+    site.weight(site.args[0], [channels], [])
+    return [*site.dims(site.args[1]), channels]
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(site: Site) -> list[Dims]:
+    """weight[v c] -> [bags c]."""
+    rows, channels = site.dims(site.args[0])
+    site.lock(rows, "is looked up by number (rows of an embedding)")
+    site.weight(site.args[0], [channels], [])
+    first: Dims = [site.fixed(site.shape[0], "ranges over bags"), channels]
+    return [first, *([site.fixed(n, "ranges over bags") for n in shape] for shape in site.shapes[1:])]
+
+
+def _shattered(site: Site, axis: Axis, index: torch.Tensor) -> Axis | None:
+    """The axis of ``axis[index]`` for a constant index without repetitions: its units in their new order."""
+    axis = axis.find()
+    order = index.flatten().tolist()
+    order = [i % axis.size for i in order]
+    if axis.kind != ATOM or axis.frozen is not None or len(set(order)) != len(order) or axis.size == 1:
+        return None
+    units = site.algebra.segments(axis, [1] * axis.size)
+    return concat([units[i] for i in order])
+
+
+def _locked_index(site: Site, axis: Axis | None, text: str = PICKED) -> None:
+    site.lock(axis, text)
+
+
+@rule("index_select")
+def index_select(site: Site) -> Dims:
+    """One dim is read at the indices of a vector."""
+    x = site.dims(site.args[0])
+    d = site.args[1] % max(len(x), 1)
+    axis = x[d]
+    del axis
+    index = site.dims(site.args[2])
+    site.lock(x[d], PICKED)
+    x[d] = index[0] if index and site.shape[d] != 1 else None
+    if x[d] is not None:
+        site.lock(x[d], "ranges over an index")
+    return x
+
+
+@rule("index", "_unsafe_index")
+def index(site: Site) -> Dims:
+    """x[i, :, j]: indexed dims are fixed and give way to the broadcast dims of the indices; the others pass."""
+    x = site.dims(site.args[0])
+    entries = list(site.args[1])
+    taken: list[int] = []
+    groups: list[Dims] = []
+    d = 0
+    for entry in entries:
+        if entry is None:
+            d += 1
+            continue
+        boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
+        width = len(site.shape_of(entry)) if boolean else 1
+        for k in range(width):
+            site.lock(x[d + k], PICKED)
+            if boolean:
+                site.lock(site.dims(entry)[k], PICKED)
+        taken.extend(range(d, d + width))
+        if not boolean:
+            groups.append(site.dims(entry))
+        d += width
+    passing = [i for i in range(len(x)) if i not in taken]
+    together = taken == list(range(taken[0], taken[0] + len(taken))) if taken else True
+    lead = passing.index(taken[-1] + 1) if together and taken and taken[-1] + 1 in passing else len(passing)
+    before = passing[: lead if together else 0] if taken and together else []
+    before = [i for i in passing if taken and together and i < taken[0]]
+    after = [i for i in passing if i not in before]
+    count = len(site.shape) - len(passing)
+    shape = site.shape[len(before) : len(before) + count]
+    middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]
+    for axis in middle:
+        site.lock(axis, "ranges over an index")
+    return [*(x[i] for i in before), *middle, *(x[i] for i in after)]
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(site: Site) -> Dims:
+    """x[i] = values: indexed dims are fixed, the others match the trailing dims of the values."""
+    x = site.dims(site.args[0])
+    values = site.dims(site.args[2])
+    indexed = 0
+    for i, entry in enumerate(site.args[1]):
+        if entry is None:
+            continue
+        boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
+        width = len(site.shape_of(entry)) if boolean else 1
+        for k in range(width):
+            site.lock(x[i + k], PICKED)
+        for axis in site.dims(entry):
+            site.lock(axis, PICKED)
+        if i != indexed:  # an index behind a passing dim: which dims of the values match is not followed
+            for axis in (*x, *values):
+                site.lock(axis, PICKED)
+        indexed = i + width
+    tail = x[indexed:]
+    for a, b in zip(reversed(tail), reversed(values), strict=False):
+        site.same(a, b)
+    for axis in values[: max(len(values) - len(tail), 0)]:
+        site.lock(axis, "ranges over an index")
+    return x
+
+
+@rule("gather", "take_along_dim")
+def gather(site: Site) -> Dims:
+    """Dim d is read at an index of the same rank; in the other dims, index and source match where sizes do."""
+    x, index_dims = site.dims(site.args[0]), site.dims(site.args[2])
+    d = site.args[1] % len(x)
+    for i, (a, b) in enumerate(zip(x, index_dims, strict=True)):
+        if i == d:
+            site.lock(a, PICKED)
+            site.lock(b, "ranges over an index")
+        elif a is not None and b is not None and a.size == b.size:
+            site.same(a, b)
+        else:
+            site.lock(a, PICKED)
+            site.lock(b, PICKED)
+    return index_dims
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(site: Site) -> Dims:
+    """Dim d is written at an index; in the other dims target, index and source match where sizes do."""
+    x, index_dims = site.dims(site.args[0]), site.dims(site.args[2])
+    source = site.dims(site.args[3]) if isinstance(site.args[3], torch.fx.Node) else []
+    d = site.args[1] % len(x)
+    others = [index_dims, source] if len(source) == len(x) else [index_dims]
+    for i, a in enumerate(x):
+        for other in others:
+            b = other[i]
+            if i != d and a is not None and b is not None and a.size == b.size:
+                site.same(a, b)
+            elif i == d or a is not None or b is not None:
+                site.lock(a, PICKED)
+                site.lock(b, PICKED)
+    return x
+
+
+@rule("index_add", "index_copy", "index_reduce", "index_fill")
+def index_add(site: Site) -> Dims:
+    """Dim d is written at the indices of a vector; the others match."""
+    x = site.dims(site.args[0])
+    d = site.args[1] % len(x)
+    site.lock(x[d], PICKED)
+    for axis in site.dims(site.args[2]):
+        site.lock(axis, "ranges over an index")
+    if len(site.args) > 3 and isinstance(site.args[3], torch.fx.Node):
+        for i, (a, b) in enumerate(zip(x, site.dims(site.args[3]), strict=False)):
+            if i != d:
+                site.same(a, b)
+            else:
+                site.lock(b, "ranges over an index")
+    return x
+
+
+@rule("masked_select", "nonzero", "unique", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "histc",
+      "bincount", "multinomial", "isin", "take", "where.condition")  # fmt: skip
+def data_dependent(site: Site) -> list[Dims]:
+    """The size of the result depends on values."""
+    return site.lock_all(f"goes into {site.node.target}, whose result depends on values")
+
+
+@rule("masked_scatter")
+def masked_scatter(site: Site) -> Dims:
+    """Entries are filled in reading order: only dims inside the mask's last one could pass; none is followed."""
+    return site.lock_all("is filled in reading order by a mask")[0]
+
+
+_: Any = None

@@ -1,0 +1,342 @@
+"""Ops that only move entries: reshapes, transpositions, joins, cuts, shifts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..axes import Axis, product
+from ..propagate import Dims, Site
+from .registry import rule
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "reshape_as", "ravel")
+def view(site: Site) -> Dims:
+    """Dims are joined to products and split into factors, matched by position."""
+    return site.regroup(site.dims(site.args[0]), site.shape)
+
+
+@rule("t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim", "adjoint")
+def permute(site: Site) -> Dims:
+    """Dims change places."""
+    x = site.dims(site.args[0])
+    name = str(site.node.target).split(".")[1]
+    if name in ("t", "numpy_T"):
+        return x[::-1]
+    if name == "permute":
+        return [x[d] for d in site.args[1]]
+    if name in ("mT", "adjoint"):
+        return [*x[:-2], x[-1], x[-2]]
+    if name == "movedim":
+        raise ValueError("not covered")
+    a, b = (site.args[i] % len(x) for i in (1, 2))
+    x[a], x[b] = x[b], x[a]
+    return x
+
+
+@rule("squeeze", "unsqueeze")
+def squeeze(site: Site) -> Dims:
+    """Dims of size 1 come and go."""
+    axes = iter([a for a in site.dims(site.args[0]) if a is not None])
+    return [next(axes) if n != 1 else None for n in site.shape]
+
+
+@rule("expand", "broadcast_to")
+def expand(site: Site) -> Dims:
+    """A dim of size 1 is repeated: a new axis; the others stay."""
+    return site.broadcast(site.dims(site.args[0]))
+
+
+@rule("repeat", "tile")
+def repeat(site: Site) -> Dims:
+    """Each dim is copied r times: (r, dim) row-major; the number of copies is fixed where there is a dim to copy."""
+    x = site.dims(site.args[0])
+    x = [None] * (len(site.shape) - len(x)) + x
+    out: Dims = []
+    for axis, n in zip(x, site.shape, strict=True):
+        copies = n // (axis.size if axis else 1)
+        if axis is None:
+            out.append(site.fresh(n))
+        elif copies == 1:
+            out.append(axis)
+        else:
+            out.append(product([site.fixed(copies, "numbers the copies of a repeat") or Axis(1), axis]))
+    return out
+
+
+@rule("repeat_interleave")
+def repeat_interleave(site: Site) -> Dims:
+    """A dim times a fixed number of copies, copies innermost."""
+    x = site.dims(site.args[0])
+    copies = site.arg(1, "repeats")
+    dim = site.arg(2, "dim")
+    if not isinstance(copies, int) or dim is None:
+        return site.lock_all("is repeated by a tensor of counts")[0]
+    axis = x[dim % len(x)]
+    inner = site.fixed(copies, "numbers the copies of a repeat")
+    x[dim % len(x)] = product([a for a in (axis, inner) if a is not None]) if axis or inner else None
+    return x
+
+
+@rule("cat", "concat", "concatenate")
+def cat(site: Site) -> Dims:
+    """Dim d is the concatenation of the operands' dims; the others are the same axes."""
+    operands = [n for n in site.args[0] if n.meta["shapes"][0] != (0,)]
+    d = site.arg(1, "dim", 0) % len(site.shape)
+    dims = [site.dims(n) for n in operands]
+    sizes = [site.shape_of(n)[d] for n in operands]
+    out: Dims = []
+    for i in range(len(site.shape)):
+        if i == d:
+            out.append(site.join([x[i] for x in dims], sizes) if len(operands) > 1 else dims[0][i])
+            continue
+        for x in dims[1:]:
+            site.same(dims[0][i], x[i])
+        out.append(dims[0][i])
+    return out
+
+
+@rule("stack")
+def stack(site: Site) -> Dims:
+    """A new fixed dim; the others are the same axes."""
+    operands = [site.dims(n) for n in site.args[0]]
+    for x in operands[1:]:
+        for a, b in zip(operands[0], x, strict=True):
+            site.same(a, b)
+    d = site.arg(1, "dim", 0) % len(site.shape)
+    out = list(operands[0])
+    out.insert(d, site.fixed(len(operands), "tells stacked tensors apart"))
+    return out
+
+
+@rule("unbind")
+def unbind(site: Site) -> list[Dims]:
+    """Every index of a dim becomes a tensor: the dim is fixed."""
+    x = site.dims(site.args[0])
+    d = site.arg(1, "dim", 0) % len(x)
+    site.lock(x[d], "is taken apart index by index")
+    return [x[:d] + x[d + 1 :] for _ in site.shapes]
+
+
+@rule("select")
+def select(site: Site) -> Dims:
+    """One index is taken: it can't go, and as code counts indices, nor can those around it."""
+    x = site.dims(site.args[0])
+    d = site.args[1] % len(x)
+    site.lock(x[d], "is read at a fixed index")
+    return x[:d] + x[d + 1 :]
+
+
+def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
+    axis = x[d]
+    if axis is None or len(sizes) == 1:
+        return [x for _ in sizes]
+    pieces = site.algebra.segments(axis, sizes)
+    for piece in pieces:
+        if piece.size == 1:
+            site.lock(piece, "is taken out by itself as a dim of size 1")
+    return [[*x[:d], p if p.size > 1 else None, *x[d + 1 :]] for p in pieces]
+
+
+@rule("split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+def split(site: Site) -> list[Dims]:
+    """Consecutive pieces of one number of indices each: they must go on having equal counts."""
+    x = site.dims(site.args[0])
+    d = site.arg(2, "dim", 0) % len(x)
+    sizes = [shape[d] for shape in site.shapes]
+    out = _cut_equally(site, x, d, sizes)
+    if isinstance(site.args[1], (list, tuple)):  # sizes piece by piece
+        return out
+    axes = [dims[d] for dims in out]
+    if len(axes) > 1 and all(a is not None for a in axes):
+        if len(set(sizes)) == 1:
+            site.equal_counts([a for a in axes if a is not None], "is split into pieces of one size")
+        else:
+            site.lock(x[d], "is split into pieces of one size and a rest")
+    return out
+
+
+@rule("split_with_sizes", "unsafe_split_with_sizes", "split_with_sizes_copy")
+def split_with_sizes(site: Site) -> list[Dims]:
+    """Consecutive pieces, each of its own size."""
+    x = site.dims(site.args[0])
+    d = site.arg(2, "dim", 0) % len(x)
+    return _cut_equally(site, x, d, [shape[d] for shape in site.shapes])
+
+
+@rule("slice", "narrow")
+def slice_(site: Site) -> Dims:
+    """Indices start..stop of a dim; with a step, a factor is taken where it fits."""
+    x = site.dims(site.args[0])
+    d = site.arg(1, "dim", 0) % len(x)
+    n = site.shape_of(site.args[0])[d]
+    axis = x[d]
+    if "narrow" in str(site.node.target):
+        start = site.args[2] % n
+        stop, step = start + site.args[3], 1
+    else:
+        start, stop, step = site.arg(2, "start"), site.arg(3, "end"), site.arg(4, "step", 1)
+        start, stop, _ = slice(start, stop, None).indices(n)
+    if axis is None or (step == 1 and stop - start == n):
+        return x
+    if site.shape[d] == 0:
+        return [*x[:d], Axis(0), *x[d + 1 :]]
+    if step > 1:
+        x[d] = _stride(site, axis, start, stop, step, site.shape[d])
+    else:
+        x[d] = site.slice(axis, start, stop)
+    return x
+
+
+def _stride(site: Site, axis: Axis, start: int, stop: int, step: int, size: int) -> Axis | None:
+    """Every step-th index: the outer factor of (outer x step), when the dim is a whole number of steps."""
+    if stop != axis.size or axis.size % step or start >= step:
+        site.lock(axis, "is sliced with a step")
+        return site.fixed(size, "is sliced with a step")
+    if axis.size == step:
+        site.lock(axis, "is sliced with a step")
+        return None
+    outer, inner = site.algebra.factor(axis, axis.size // step)
+    site.lock(inner, "is told apart by a slice with a step")
+    return outer
+
+
+@rule("slice_scatter", "select_scatter", "slice_backward", "diagonal_scatter")
+def slice_scatter(site: Site) -> Dims:
+    """A tensor with a part replaced by another."""
+    if "slice_scatter" not in str(site.node.target):
+        raise ValueError("not covered")
+    x, source = site.dims(site.args[0]), site.dims(site.args[1])
+    d = site.arg(2, "dim", 0) % len(x)
+    n = site.shape_of(site.args[0])[d]
+    start, stop, _ = slice(site.arg(3, "start"), site.arg(4, "end"), None).indices(n)
+    if site.arg(5, "step", 1) != 1:
+        raise ValueError("a step is not covered")
+    for i, (a, b) in enumerate(zip(x, source, strict=True)):
+        if i != d:
+            site.same(a, b)
+    piece = x[d] if stop - start == n or x[d] is None else site.slice(x[d], start, stop)
+    site.same(piece, source[d])
+    return x
+
+
+@rule("pad", "constant_pad_nd")
+def pad(site: Site) -> Dims:
+    """Fixed segments before and after; a negative pad cuts; other modes lock the dim."""
+    x = site.dims(site.args[0])
+    amounts = list(site.args[1])
+    constant = site.arg(2, "mode", "constant") == "constant" or "constant" in str(site.node.target)
+    for i in range(len(amounts) // 2):
+        d = len(x) - 1 - i
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        if not (before or after):
+            continue
+        n, axis = site.shape_of(site.args[0])[d], x[d]
+        if not constant:
+            site.lock(axis, "is padded by its own entries")
+            x[d] = site.fixed(site.shape[d], "is padded by its own entries")
+            continue
+        start, stop = max(0, -before), n - max(0, -after)
+        piece = site.slice(axis, start, stop) if (start, stop) != (0, n) else axis
+        parts = [piece or site.fixed_segment(stop - start)]
+        if before > 0:
+            parts.insert(0, site.fixed_segment(before))
+        if after > 0:
+            parts.append(site.fixed_segment(after))
+        x[d] = site.join(parts, [p.size for p in parts])
+    return x
+
+
+@rule("roll")
+def roll(site: Site) -> Dims:
+    """A dim is cut and its two pieces change places; the shift is a literal, so the dim is fixed."""
+    x = site.dims(site.args[0])
+    given = site.arg(2, "dims", ())
+    dims = given if isinstance(given, (list, tuple)) else [given]
+    if not dims:
+        return site.lock_all("is rolled as a whole")[0]
+    for d in dims:
+        site.lock(x[d % len(x)], "is rolled by a fixed shift")
+    return x
+
+
+def _space_and_depth(site: Site, x: Dims, r: int, unpack: bool) -> Dims:
+    """Channels (c r r), positions fixed."""
+    for axis in x[-2:]:
+        site.lock(axis, "ranges over the positions that a pixel shuffle mixes")
+    spatial = [site.fixed(n, "ranges over the positions of a pixel shuffle") for n in site.shape[-2:]]
+    channel = x[-3]
+    if r == 1:
+        return [*x[:-3], channel, *spatial]
+    if unpack:
+        if site.shape[-3] == 1:
+            site.lock(channel, "is turned into positions by a pixel shuffle")
+            return [*x[:-3], None, *spatial]
+        if channel is None:
+            raise ValueError("a pixel shuffle of one channel")
+        channel, inner = site.algebra.factor(channel, site.shape[-3])
+        site.lock(inner, "is turned into positions by a pixel shuffle")
+        return [*x[:-3], channel, *spatial]
+    inner_axis = site.fixed(r * r, "numbers the positions that a pixel unshuffle turns into channels")
+    return [*x[:-3], product([a for a in (channel, inner_axis) if a is not None]), *spatial]
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(site: Site) -> Dims:
+    """[n (c r r) h w] -> [n c (h r) (w r)]."""
+    return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=True)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(site: Site) -> Dims:
+    """[n c (h r) (w r)] -> [n (c r r) h w]."""
+    return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=False)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(site: Site) -> Dims:
+    """[n (g c) ...] -> [n (c g) ...]; g is a literal."""
+    x = site.dims(site.args[0])
+    g, axis = site.args[1], x[1]
+    if axis is None or g in (1, axis.size):
+        return x
+    outer, inner = site.algebra.factor(axis, g)
+    site.lock(outer, "numbers the groups of a channel shuffle")
+    return [x[0], product([inner, outer]), *x[2:]]
+
+
+@rule("unfold")
+def unfold(site: Site) -> Dims:
+    """Windows along a dim: its positions are mixed."""
+    x = site.dims(site.args[0])
+    d = site.args[1] % len(x)
+    site.lock(x[d], "ranges over the positions that an unfold mixes")
+    x[d] = site.fixed(site.shape[d], "ranges over the windows of an unfold")
+    return [*x, site.fixed(site.shape[-1], "ranges over the window of an unfold")]
+
+
+@rule("diag_embed", "diag", "trace", "rot90", "as_strided", "as_strided_")
+def by_position(site: Site) -> list[Dims]:
+    """Entries are picked by position; as_strided_ to the same shape only changes the layout in memory."""
+    if str(site.node.target).startswith("aten.as_strided_.") and site.shape == site.shape_of(site.args[0]):
+        return [site.dims(site.args[0])]
+    return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
+
+
+@rule("diagonal")
+def diagonal(site: Site) -> Dims:
+    """[... i i] -> [... i]: both dims lose the same positions."""
+    x = site.dims(site.args[0])
+    d, e = site.arg(2, "dim1", 0) % len(x), site.arg(3, "dim2", 1) % len(x)
+    if site.arg(1, "offset", 0) or x[d] is None or x[e] is None or x[d].size != x[e].size:
+        return site.lock_all("is read along a diagonal")[0]
+    site.same(x[d], x[e])
+    return [*(a for i, a in enumerate(x) if i not in (d, e)), x[d]]
+
+
+@rule("meshgrid", "cartesian_prod", "broadcast_tensors", "atleast_1d")
+def spread(site: Site) -> list[Dims]:
+    """Rare spellings of expand are not followed."""
+    return site.lock_all(f"goes through {site.node.target}")
+
+
+_: Any = None

@@ -1,0 +1,113 @@
+"""The table of rules, and the notation that most of them are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..axes import Axis
+from ..propagate import Dims, Site
+
+Rule = Callable[[Site], Any]
+REGISTRY: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ops given as ``"name"`` (ATen, every overload) or ``"namespace::name"``."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            REGISTRY[name if "::" in name else f"aten::{name}"] = function
+        return function
+
+    return register
+
+
+def rule_for(op: Any) -> Rule | None:
+    """The rule of an op: its own, that of the op it is the in-place form of, or the pointwise one by torch's tag."""
+    schema = getattr(op, "_schema", None)
+    if schema is None:
+        return None
+    found = REGISTRY.get(schema.name)
+    if found is None and schema.name.endswith("_") and not schema.name.endswith("__"):
+        base = REGISTRY.get(schema.name[:-1])
+        if base is not None:
+            found = _in_place(base)
+    if found is None and is_pointwise(op):
+        found = REGISTRY["aten::pointwise"]
+    return found
+
+
+def is_pointwise(op: Any) -> bool:
+    """Whether torch tags the op, or the op it is the in-place form of, as pointwise."""
+    if torch.Tag.pointwise in op.tags:
+        return True
+    name = op._schema.name
+    if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
+        return False
+    packet = getattr(torch.ops.aten, name[6:-1], None)
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+
+
+def _in_place(base: Rule) -> Rule:
+    def apply(site: Site) -> Dims:
+        out: Dims = base(site)
+        for a, b in zip(out, site.dims(site.args[0]), strict=True):
+            site.same(a, b)
+        return out
+
+    return apply
+
+
+def equation(text: str, weight: int | None = None) -> Rule:
+    """A rule from an einsum: ``equation("...k,mk,m->...m", weight=1)``.
+
+    The same letter is the same axis wherever it stands; a letter that the result lacks is contracted; ``...`` are
+    leading dims that broadcast. Trailing operands may be missing in the call. `weight` is the operand that is a
+    weight: its letters in the result are produced by it, the others consumed.
+    """
+    left, right = text.split("->")
+    operands = left.split(",")
+
+    def apply(site: Site) -> Dims:
+        return contract_as(site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight)
+
+    return apply
+
+
+def contract_as(site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None) -> Dims:
+    """Apply the einsum `operands` -> `result` (letters, at most one ``...`` each) to tensor `arguments`."""
+    bound: dict[str, Axis | None] = {}
+    leading: list[Dims] = []
+    mine: list[dict[str, Axis | None]] = []
+    lead = len(site.shape) - len(result.replace("...", ""))
+    for argument, letters in zip(arguments, operands, strict=False):
+        dims = site.dims(argument)
+        head, _, tail = letters.partition("...") if "..." in letters else (letters, "", "")
+        middle = dims[len(head) : len(dims) - len(tail)] if "..." in letters else []
+        pairs = dict(zip(head + tail, [*dims[: len(head)], *(dims[len(dims) - len(tail) :] if tail else [])], strict=True))
+        for letter, axis in pairs.items():
+            if axis is not None and bound.get(letter) is not None:
+                site.same(bound[letter], axis)
+            bound[letter] = bound.get(letter) or axis
+        mine.append(pairs)
+        if "..." in letters:
+            leading.append(middle)
+    at = result.find("...")
+    shape = site.shape[at : at + lead] if at >= 0 else ()
+    spread = site.broadcast(*leading, size=shape) if at >= 0 else []
+    contracted = [axis for letter, axis in bound.items() if letter not in result]
+    site.contract(*contracted)
+    if len(mine) > 1:
+        site.macs(*spread, *bound.values())
+    if weight is not None and weight < len(mine):
+        letters = mine[weight]
+        site.weight(
+            arguments[weight],
+            [a for k, a in letters.items() if k in result],
+            [a for k, a in letters.items() if k not in result],
+        )
+    head, _, tail = result.partition("...") if at >= 0 else (result, "", "")
+    return [*(bound[k] for k in head), *spread, *(bound[k] for k in tail)]

@@ -1,0 +1,156 @@
+"""Numbers that remember where they came from.
+
+While a model is traced, the ints and floats that its modules hold as attributes, and the sizes that it reads from
+tensors, are replaced by `Size` and `Scalar`: an ``int`` and a ``float`` that behave as before and carry an
+expression, such as "dim 2 of this tensor // attribute `num_heads` of blocks.0.attn". When such a number arrives as
+the argument of a view, the surgeon knows what to repair, or which counts must keep fitting together.
+
+An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("dim", node, d)`` or
+``(operator name, left, right)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Expr = Any  # int | tuple, as the module docstring says
+
+
+class Size(int):
+    """An int with the expression that produced it."""
+
+    expr: Expr
+
+    def __new__(cls, value: int, expr: Expr) -> Size:
+        """Return `value` (int) carrying `expr`."""
+        self = int.__new__(cls, value)
+        self.expr = expr
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Size:
+        return self
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+class Scalar(float):
+    """A float with the expression that produced it."""
+
+    expr: Expr
+
+    def __new__(cls, value: float, expr: Expr) -> Scalar:
+        """Return `value` (float) carrying `expr`."""
+        self = float.__new__(cls, value)
+        self.expr = expr
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scalar:
+        return self
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+
+def expression(value: Any) -> Expr:
+    """The expression of a number: its own where it has one, else the number itself."""
+    return value.expr if isinstance(value, (Size, Scalar)) else value
+
+
+def plain(value: Any) -> Any:
+    """`value` with every tracked number in it (also inside lists, tuples and dicts) turned back into int or float."""
+    if isinstance(value, Size):
+        return int(value)
+    if isinstance(value, Scalar):
+        return float(value)
+    if type(value) in (list, tuple):
+        return type(value)(plain(v) for v in value)
+    if type(value) is dict:
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def track(value: int | float, expr: Expr) -> Any:
+    """Give a number an expression; bools and everything else are returned as they are."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return Size(int(value), expr)
+    return Scalar(float(value), expr) if isinstance(value, float) else value
+
+
+_comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
+
+
+@contextmanager
+def recording_comparisons(into: list[tuple[str, Expr, Expr, bool]]) -> Iterator[None]:
+    """Append every comparison of a tracked int with a number to `into` as (operator, left, right, outcome)."""
+    global _comparisons  # noqa: PLW0603  int.__eq__ has no other way to know its trace
+    before, _comparisons = _comparisons, into
+    try:
+        yield
+    finally:
+        _comparisons = before
+
+
+def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
+    plain_int, plain_float = getattr(int, name), getattr(float, name)
+    reflected = name.startswith("__r")
+    label = name.strip("_").removeprefix("r") if reflected else name.strip("_")
+
+    def operate(self: Any, other: Any, *rest: Any) -> Any:
+        if type(other) not in (int, Size, float, Scalar):
+            return NotImplemented
+        both_int = isinstance(self, int) and isinstance(other, int)
+        value = plain_int(self, other, *rest) if both_int else plain_float(float(self), other, *rest)
+        left, right = expression(self), expression(other)
+        return track(value, (label, right, left) if reflected else (label, left, right))
+
+    return operate
+
+
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    plain_int = getattr(int, name)
+
+    def compare(self: Any, other: Any) -> Any:
+        outcome = plain_int(self, other)
+        if _comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
+            _comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
+        return outcome
+
+    return compare
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
+    for _form in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Size, _form, _arithmetic(_form))
+        setattr(Scalar, _form, _arithmetic(_form)) if hasattr(float, _form) else None
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Size, f"__{_name}__", _comparison(f"__{_name}__"))
+Size.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+def negative(self: Size) -> Any:
+    """``-n`` of a tracked int: tracked."""
+    return Size(-int(self), ("mul", -1, self.expr))
+
+
+def divmod_tracked(self: Size, other: int) -> tuple[Any, Any]:
+    """``divmod`` of a tracked int: both results tracked."""
+    return self // other, self % other
+
+
+Size.__neg__ = negative  # type: ignore[method-assign]
+Size.__divmod__ = divmod_tracked  # type: ignore[method-assign, assignment]
+
+
+def tracked_sqrt(value: float) -> float:
+    """``math.sqrt`` that keeps the expression of a tracked number (installed while a model is traced)."""
+    root = math_sqrt(value)
+    return Scalar(root, ("pow", value.expr, 0.5)) if isinstance(value, (Size, Scalar)) else root
+
+
+math_sqrt = math.sqrt

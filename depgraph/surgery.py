@@ -1,0 +1,146 @@
+"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, rewrite literals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import PlanError
+from .plan import Cut, Plan, Repair
+from .rewrite import rewrite_module
+from .trace import named_tensors, skeleton
+
+# Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
+TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+    nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
+    nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.EmbeddingBag: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
+    nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.PReLU: {"num_parameters": ("weight", 0)},
+    nn.Bilinear: {"in1_features": ("weight", 1), "in2_features": ("weight", 2), "out_features": ("weight", 0)},
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
+}
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """Make `model` as small as `plan` says.
+
+    Args:
+        model: a model with the shapes that the plan was made for; any weights, any device, also meta.
+        plan: what stays.
+        inplace: change `model` itself, instead of a copy.
+
+    Returns:
+        The smaller model: of the same class, with parameters that require grad, are tied, and live where they did.
+        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``.
+
+    Raises:
+        PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
+    """
+    tensors, aliases = named_tensors(model)
+    _check(plan, tensors)
+    new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
+    if inplace:
+        small = model
+        _assign(model, tensors, new)
+    else:
+        small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+    del aliases
+    for repair in plan.repairs:
+        _repair(small, repair)
+    _repair_standard(small)
+    for path in dict.fromkeys(r.path for r in plan.rewrites):
+        edits = [r for r in plan.rewrites if r.path == path]
+        module = rewrite_module(small.get_submodule(path), edits)
+        if path:
+            parent, _, name = path.rpartition(".")
+            setattr(small.get_submodule(parent), name, module)
+        else:
+            small = module
+    return small
+
+
+def _check(plan: Plan, tensors: dict[str, torch.Tensor]) -> None:
+    wrong = []
+    for name, shape in plan.shapes.items():
+        if name not in tensors:
+            wrong.append(f"  - {name!r} of the plan is not in this model")
+        elif tuple(tensors[name].shape) != shape:
+            wrong.append(f"  - {name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
+    wrong.extend(f"  - {name!r} of this model is not in the plan" for name in tensors if name not in plan.shapes)
+    if wrong:
+        more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise PlanError("this plan does not fit this model:\n" + "\n".join(wrong[:20]) + more)
+
+
+def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    with torch.no_grad():
+        data = cut.slice(tensor.detach())
+        if data.data_ptr() == tensor.data_ptr() and data.numel():
+            data = data.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data.requires_grad_(tensor.requires_grad)
+
+
+def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+    """Put `new` tensors in place of the old ones, wherever a module registers or lists them."""
+    swap = {id(tensors[name]): tensor for name, tensor in new.items()}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is not None and id(tensor) in swap:
+                    table[key] = swap[id(tensor)]  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if isinstance(value, list) and any(isinstance(v, torch.Tensor) and id(v) in swap for v in value):
+                vars(module)[name] = [swap.get(id(v), v) for v in value]
+
+
+def _repair(model: nn.Module, repair: Repair) -> None:
+    """Set one number; a tuple on the way is rebuilt."""
+    holder: Any = vars(model.get_submodule(repair.path))
+    steps = [repair.name, *repair.keys]
+    _put(holder, steps, repair.value)
+
+
+def _put(holder: Any, steps: list[Any], value: int) -> Any:
+    """`holder` with the entry at `steps` set to `value`: changed in place, or a new one for a tuple."""
+    if not steps:
+        return value
+    if isinstance(holder, tuple):
+        items = list(holder)
+        items[steps[0]] = _put(items[steps[0]], steps[1:], value)
+        return type(holder)(items)
+    table = holder if isinstance(holder, (dict, list)) else vars(holder)
+    table[steps[0]] = _put(table[steps[0]], steps[1:], value)
+    return holder
+
+
+def _repair_standard(model: nn.Module) -> None:
+    for module in model.modules():
+        for kind, rows in TABLE.items():
+            if isinstance(module, kind):
+                for attribute, (tensor, dim) in rows.items():
+                    value = getattr(module, tensor, None)
+                    if isinstance(value, torch.Tensor) and value.dim() > dim and hasattr(module, attribute):
+                        _set(module, attribute, value.shape[dim])
+        if isinstance(module, nn.modules.conv._ConvNd):
+            first, second = module.weight.shape[:2]
+            a, b = (second * module.groups, first) if not module.transposed else (first, second * module.groups)
+            _set(module, "in_channels", a)
+            _set(module, "out_channels", b)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            _set(module, "num_features", module.running_mean.shape[0])
+
+
+def _set(module: nn.Module, attribute: str, value: int) -> None:
+    if getattr(module, attribute) != value:
+        setattr(module, attribute, value)
+
+
+_ = copy

@@ -1,0 +1,635 @@
+"""Model and example inputs -> a torch.fx graph of the ATen calls that one run makes.
+
+Two torch modes watch the run. The dispatch mode sees every ATen call and becomes a node of the graph. The function
+mode sees every call as the user's Python made it, one level above: it hands out sizes that remember their origin
+(`sizes.py`), keeps the arguments that repeat a size (`SizeUse`), and records some composite ops whole, because their
+parts would say less than their name (attention, recurrent layers, matmul, einsum ...).
+
+The run happens on a skeleton of the model: a deep copy whose parameters are fake tensors, so it costs no arithmetic,
+no memory, and cannot leave a mark on the user's model. Where the path depends on data, real tensors are used.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import sizes
+from .errors import InputError, TraceError
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """A number in the user's code that repeats a size: argument `value` of `function`, called by `module`.
+
+    It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
+    the value that the rule of `node` says (the groups of a convolution).
+    """
+
+    function: str
+    value: int
+    expr: sizes.Expr
+    node: Node
+    dim: int | None
+    extent: int
+    module: str
+    source: str
+    occurrence: int  # this is the n-th call of `function` in one call of `module`
+    argument: tuple[Any, ...]  # where the number stands among the arguments
+    negative: bool = False  # counted from the end of the dim
+
+
+@dataclass(frozen=True)
+class ScalarUse:
+    """A number that an op computes with (not a size): a scale such as ``head_dim ** -0.5``."""
+
+    value: float
+    expr: sizes.Expr
+    node: Node
+    source: str
+
+
+@dataclass
+class Trace:
+    """What one run of the model recorded."""
+
+    graph: torch.fx.Graph
+    outputs: list[Node]
+    tensors: dict[str, Node]  # canonical name of each parameter and buffer that the run used -> its get_attr node
+    aliases: dict[str, str]  # every other name of a tied parameter or buffer -> its canonical name
+    unreached: list[str]  # canonical names that the run did not use
+    constants: dict[str, torch.Tensor]
+    values: dict[str, torch.Tensor]  # parameters, buffers and constants by name; the user's own, not copies
+    size_uses: list[SizeUse]
+    scalar_uses: list[ScalarUse]
+    comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]]
+    fake: bool
+    tracked: bool
+    modules: set[str] = field(default_factory=set)  # paths of the modules that were called
+    shared_calls: dict[str, int] = field(default_factory=dict)  # module path -> how often it was called
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments from a tensor, a tuple (or list) of arguments, or a dict of keyword arguments."""
+    if example_inputs is None or (isinstance(example_inputs, (tuple, list, dict)) and not len(example_inputs)):
+        raise InputError(
+            "no example inputs: pass a tensor, a tuple of positional arguments or a dict of keyword arguments "
+            "that the model's forward accepts"
+        )
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each parameter and buffer under its first name, and a map from every further name of a tied one to its first."""
+    first: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for pairs in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in pairs:
+            if id(tensor) in first:
+                aliases[name] = first[id(tensor)]
+            else:
+                first[id(tensor)] = name
+                tensors[name] = tensor
+    return tensors, aliases
+
+
+def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
+    """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there."""
+    memo: dict[int, Any] = dict(replace)
+    for module in model.modules():
+        for value in vars(module).values():  # deepcopy refuses tensors with a history, such as a hooked weight
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+# ------------------------------------------------------------------------------------------------ what is recorded
+
+# Python functions recorded as one ATen call instead of the calls they are made of.
+WHOLE: dict[Any, Any] = {
+    torch.nn.functional.linear: aten.linear.default,
+    torch._C._nn.linear: aten.linear.default,
+    torch.nn.functional.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
+    torch._C._nn.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
+    torch.matmul: aten.matmul.default,
+    torch.Tensor.matmul: aten.matmul.default,
+    torch.Tensor.__matmul__: aten.matmul.default,
+    torch.bmm: aten.bmm.default,
+    torch.einsum: aten.einsum.default,
+    torch.functional.einsum: aten.einsum.default,
+    torch._C._VariableFunctions.einsum: aten.einsum.default,
+    torch.instance_norm: aten.instance_norm.default,
+    torch.rms_norm: aten.rms_norm.default,
+    torch.group_norm: aten.group_norm.default,
+    torch.layer_norm: aten.layer_norm.default,
+    torch.batch_norm: aten.batch_norm.default,
+    torch.lstm: aten.lstm.input,
+    torch.gru: aten.gru.input,
+    torch.rnn_tanh: aten.rnn_tanh.input,
+    torch.rnn_relu: aten.rnn_relu.input,
+    torch._VF.lstm: aten.lstm.input,
+    torch._VF.gru: aten.gru.input,
+    torch._VF.rnn_tanh: aten.rnn_tanh.input,
+    torch._VF.rnn_relu: aten.rnn_relu.input,
+    torch.lstm_cell: aten.lstm_cell.default,
+    torch.gru_cell: aten.gru_cell.default,
+    torch.rnn_tanh_cell: aten.rnn_tanh_cell.default,
+    torch.rnn_relu_cell: aten.rnn_relu_cell.default,
+    torch.cdist: aten.cdist.default,
+    torch.chunk: aten.chunk.default,
+    torch.Tensor.chunk: aten.chunk.default,
+    torch.tensor_split: aten.tensor_split.sections,
+    torch.Tensor.tensor_split: aten.tensor_split.sections,
+    torch.channel_shuffle: aten.channel_shuffle.default,
+    torch.nn.functional.pad: aten.pad.default,
+    torch._C._nn.pad: aten.pad.default,
+    torch.pixel_shuffle: aten.pixel_shuffle.default,
+    torch.pixel_unshuffle: aten.pixel_unshuffle.default,
+    torch.bilinear: aten.bilinear.default,
+}
+_PURE_VIEWS = {"reshape", "view", "flatten", "unflatten"}
+# Functions whose arguments repeat sizes of their result, dim by dim: name -> index of the first size argument.
+SHAPED = {
+    "view": 1, "reshape": 1, "expand": 1, "broadcast_to": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1,
+    "new_full": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0, "repeat": 1, "tile": 1,
+    "resize_": 1, "randint": 2,
+}  # fmt: skip
+SIZED = {*SHAPED, "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "layer_norm",
+         "rms_norm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+         "group_norm", "channel_shuffle", "arange", "repeat_interleave"}  # fmt: skip
+
+_TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
+_OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_user_code: dict[Any, bool] = {}
+
+
+def source_line() -> str:
+    """``file:line function`` of the innermost frame that is neither torch's nor ours."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        ours = _user_code.get(code)
+        if ours is None:
+            name = code.co_filename
+            ours = _user_code[code] = not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
+        if ours:
+            return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
+        frame = frame.f_back
+    return ""
+
+
+class Recorder:
+    """Collects nodes; the two modes and the module wrapper write into it."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        """`names`: id of a skeleton's parameter or buffer -> canonical name."""
+        self.graph = torch.fx.Graph()
+        self.node_of: dict[int, Node] = {}
+        self.alive: list[Any] = []
+        self.names = names
+        self.tensors: dict[str, Node] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.size_uses: list[SizeUse] = []
+        self.scalar_uses: list[ScalarUse] = []
+        self.comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]] = []
+        self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
+        self.paused = 0
+        self.calls: dict[str, int] = {}
+
+    def remember(self, tensor: torch.Tensor, node: Node) -> None:
+        self.node_of[id(tensor)] = node
+        self.alive.append(tensor)
+
+    def node(self, tensor: torch.Tensor) -> Node:
+        """The node that produced `tensor`; one that nothing recorded is a parameter, a buffer or a constant."""
+        known = self.node_of.get(id(tensor))
+        if known is not None:
+            return known
+        name = self.names.get(id(tensor))
+        if name is None:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
+            kind = "constant"
+        else:
+            kind = "tensor"
+        node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
+        node.target = name
+        node.meta.update(shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line())
+        node.meta["dtype"] = tensor.dtype
+        if kind == "tensor":
+            self.tensors[name] = node
+        self.remember(tensor, node)
+        return node
+
+    def argument(self, value: Any) -> Any:
+        """`value` as an fx argument: tensors become nodes, tracked numbers plain ones."""
+        if isinstance(value, torch.Tensor):
+            return self.node(value)
+        if isinstance(value, (list, tuple)):
+            return [self.argument(v) for v in value] if isinstance(value, list) else tuple(map(self.argument, value))
+        if isinstance(value, dict):
+            return {k: self.argument(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
+        return sizes.plain(value)
+
+    def record(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Node | None:
+        """Append the call `op(*args, **kwargs) -> out` and map its tensors to it."""
+        results = [out] if isinstance(out, torch.Tensor) else out if isinstance(out, (tuple, list)) else []
+        flat = [t for t in results if isinstance(t, torch.Tensor)]
+        nested = [u for t in results if isinstance(t, (tuple, list)) for u in t if isinstance(u, torch.Tensor)]
+        node = self.graph.create_node(
+            "call_function", op, tuple(map(self.argument, args)), {k: self.argument(v) for k, v in kwargs.items()}
+        )
+        node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
+        node.meta["source"] = source_line()
+        if isinstance(out, torch.Tensor):
+            node.meta["dtype"] = out.dtype
+            self.remember(out, node)
+        else:
+            for i, tensor in enumerate(flat + nested):
+                item = self.graph.create_node("call_function", operator.getitem, (node, i))
+                item.meta.update(node.meta, shapes=[tuple(tensor.shape)], dtype=tensor.dtype)
+                self.remember(tensor, item)
+        return node
+
+
+class _AtenMode(TorchDispatchMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        r = self.recorder
+        if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
+            return func(*args, **kwargs)
+        for leaf in args:  # constants are cloned at first sight: they may be changed in place later
+            if isinstance(leaf, torch.Tensor):
+                r.node(leaf)
+        out = func(*args, **kwargs)
+        r.record(func, args, kwargs, out)
+        return out
+
+
+class _PythonMode(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        r = self.recorder
+        whole = WHOLE.get(func) if func.__hash__ is not None else None
+        if whole is None:
+            before = len(r.graph.nodes)
+            out = func(*args, **kwargs)
+            if type(out) is torch.Size:
+                if not r.paused and args and isinstance(args[0], torch.Tensor):
+                    node = r.node(args[0])
+                    return torch.Size([sizes.Size(n, ("dim", node, d)) for d, n in enumerate(out)])
+                return out
+            if type(out) is int:
+                return self.size(func, args, kwargs, out)
+        else:
+            before = -1
+            r.paused += 1
+            try:
+                out = func(*args, **kwargs)
+            finally:
+                r.paused -= 1
+            if not r.paused:
+                if whole is aten.lstm.input and isinstance(args[1], torch.Tensor):
+                    whole = aten.lstm.data  # a packed sequence: (data, batch_sizes, ...)
+                r.record(whole, args, kwargs, out)
+        if not r.paused:
+            name = func.__name__
+            if name in SIZED:
+                _note_sizes(r, name, args, kwargs, out)
+            elif before != len(r.graph.nodes):
+                self.note_scalars(args, out)
+        return out
+
+    def size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
+        if func is torch.Tensor.size and not self.recorder.paused:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            tensor = args[0]
+            if isinstance(dim, int) and isinstance(tensor, torch.Tensor):
+                return sizes.Size(out, ("dim", self.recorder.node(tensor), int(dim) % tensor.dim()))
+        return out
+
+    def note_scalars(self, args: Any, out: Any) -> None:
+        for value in args:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(out, torch.Tensor):
+                r = self.recorder
+                if type(value) in (sizes.Size, sizes.Scalar, float) and id(out) in r.node_of:
+                    use = ScalarUse(float(value), sizes.expression(value), r.node_of[id(out)], source_line())
+                    r.scalar_uses.append(use)
+
+
+def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> None:
+    """Keep the numbers in this call that repeat a size of a tensor."""
+    path, counts = r.stack[-1]
+    occurrence = counts[name] = counts.get(name, -1) + 1
+    source = source_line()
+
+    def use(value: Any, tensor: Any, dim: int | None, argument: tuple[Any, ...], extent: int | None = None) -> None:
+        if isinstance(value, int) and not isinstance(value, bool) and isinstance(tensor, torch.Tensor):
+            known = r.node_of.get(id(tensor))
+            if known is None:
+                return
+            if dim is None:
+                full = 0
+            else:
+                dim %= max(tensor.dim(), 1)
+                full = tensor.shape[dim]
+            negative = value < 0
+            reach = int(value) % full if negative and full else int(value)
+            extent = reach if extent is None else extent
+            if dim is not None and not 0 <= extent <= full:
+                return
+            r.size_uses.append(
+                SizeUse(name, int(value), sizes.expression(value), known, dim, extent, path, source, occurrence,
+                        argument, negative)
+            )  # fmt: skip
+
+    if name in SHAPED:
+        first = SHAPED[name]
+        given = args[first] if len(args) > first and isinstance(args[first], (tuple, list)) else None
+        where: tuple[Any, ...] = (first,)
+        if given is None:
+            key = next((k for k in ("size", "shape", "sizes", "repeats") if k in kwargs), None)
+            given, where = (kwargs[key], (key,)) if key else (args[first:], ())
+        if not isinstance(given, (tuple, list)) or not isinstance(out, torch.Tensor):
+            return
+        offset = out.dim() - len(given)
+        for i, value in enumerate(given):
+            if isinstance(value, int) and value == -1:
+                continue
+            if name in ("repeat", "tile") and not (offset + i < 0 or value == out.shape[offset + i]):
+                continue
+            if out.dim() and 0 <= offset + i < out.dim():
+                use(value, out, offset + i, (*where, i) if where else (first + i,), int(out.shape[offset + i]))
+    elif name == "unflatten" and len(args) > 2:
+        dim = int(args[1]) % args[0].dim()
+        for i, value in enumerate(args[2]):
+            if value != -1:
+                use(value, out, dim + i, (2, i))
+    elif name in ("split", "split_with_sizes"):
+        given = args[1] if len(args) > 1 else next((v for k, v in kwargs.items() if k.startswith("split")), None)
+        dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
+        if isinstance(given, (list, tuple)):
+            for i, (value, piece) in enumerate(zip(given, out, strict=False)):
+                use(value, piece, dim, (1, i))
+        elif isinstance(given, int):
+            for piece in out:
+                if piece.shape[dim] == given:
+                    use(given, piece, dim, (1,))
+    elif name == "narrow" and len(args) > 3:
+        use(args[2], args[0], args[1], (2,))
+        use(args[3], out, args[1], (3,), out.shape[args[1]])
+    elif name in ("__getitem__", "__setitem__"):
+        _note_slices(use, args[0], args[1])
+    elif name in ("layer_norm", "rms_norm"):
+        shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape", ())
+        if isinstance(shape, (tuple, list)):
+            for i, value in enumerate(shape):
+                use(value, args[0], i - len(shape), (1, i))
+    elif name.startswith("conv"):
+        position = 7 if "transpose" in name else 6
+        position -= 1 if "transpose" in name else 0
+        value = args[position] if len(args) > position else kwargs.get("groups")
+        if value is not None and value > 1:
+            use(value, out, None, (position,))
+    elif name == "arange":
+        ends = [a for a in args if isinstance(a, int)]
+        if len(ends) == 1 and isinstance(out, torch.Tensor):
+            use(ends[0], out, 0, (0,))
+
+
+def _note_slices(use: Any, tensor: torch.Tensor, index: Any) -> None:
+    """Bounds of ``tensor[index]``; a bound is a position on the dim it slices."""
+    entries = index if isinstance(index, tuple) else (index,)
+    taken = sum(
+        0 if e is None or e is Ellipsis else e.dim() if isinstance(e, torch.Tensor) and e.dtype == torch.bool else 1
+        for e in entries
+    )
+    dim = 0
+    for i, entry in enumerate(entries):
+        where = (1, i) if isinstance(index, tuple) else (1,)
+        if entry is None:
+            continue
+        if entry is Ellipsis:
+            dim += tensor.dim() - taken
+            continue
+        if isinstance(entry, slice):
+            for side, bound in (("start", entry.start), ("stop", entry.stop)):
+                if isinstance(bound, int) and bound != 0 and abs(bound) <= tensor.shape[dim]:
+                    use(bound, tensor, dim, (*where, side))
+        dim += entry.dim() if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+def track_attributes(model: nn.Module) -> None:
+    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
+    seen: set[int] = set()
+    internals = set(vars(nn.Module()))
+
+    def tracked(value: Any, key: tuple[Any, ...]) -> Any:
+        kind = type(value)
+        if kind in (int, float):
+            return sizes.track(value, ("attr", *key))
+        if kind in (tuple, list) and len(value) <= 64:
+            items = [tracked(v, (*key, i)) for i, v in enumerate(value)]
+            if kind is list:
+                value[:] = items
+                return value
+            return tuple(items)
+        if kind is dict and len(value) <= 256:
+            for k, v in value.items():
+                value[k] = tracked(v, (*key, k))
+        elif _is_plain_object(value) and id(value) not in seen:
+            seen.add(id(value))
+            holder = vars(value)
+            for k, v in list(holder.items()):
+                holder[k] = tracked(v, (*key, k))
+        return value
+
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, value in list(vars(module).items()):
+            if name not in internals:
+                vars(module)[name] = tracked(value, (path, name))
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device))
+        and not callable(value)
+        and type(value).__module__.partition(".")[0] not in ("builtins", "torch", "types", "functools", "weakref")
+    )
+
+
+@contextmanager
+def _watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+    paths = {id(m): path for path, m in model.named_modules()}
+    original = nn.Module.__call__
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = paths.get(id(self))
+        if path is None:
+            return original(self, *args, **kwargs)
+        recorder.calls[path] = recorder.calls.get(path, 0) + 1
+        recorder.stack.append((path, {}))
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            recorder.stack.pop()
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def open_python_functions() -> Iterator[None]:
+    """Let the modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names."""
+    saved: list[tuple[Any, str, Any]] = []
+    for module in (torch.nn.functional, torch.functional):
+        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+            if hasattr(module, name):
+                saved.append((module, name, getattr(module, name)))
+                setattr(module, name, lambda *_: False)
+    saved.append((math, "sqrt", math.sqrt))
+    math.sqrt = sizes.tracked_sqrt
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, name, value in saved:
+            setattr(module, name, value)
+
+
+def tensor_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples, lists, dicts and dataclasses; other objects, such as caches, are not outputs."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensor_leaves(v)]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in tensor_leaves(v)]
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return [t for k in value.__dataclass_fields__ for t in tensor_leaves(getattr(value, k))]
+    return []
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Trace:
+    """Run `model` once in eval mode and record it.
+
+    Args:
+        model: any module; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+
+    Raises:
+        InputError: there are no example inputs.
+        TraceError: the model rejects them; its own error is the cause.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
+        model = model.module()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}")
+    failure: Exception | None = None
+    for fake, tracked in ((True, True), (False, True), (False, False)):
+        try:
+            return _run(model, args, kwargs, fake, tracked)
+        except Exception as error:  # noqa: BLE001  any failure of the user's model on fake tensors means: use real ones
+            failure = error
+    raise TraceError(
+        f"the model could not be run on the example inputs: {type(failure).__name__}: {failure}\n"
+        "  fix: call model(*example_inputs) yourself first; pass a tuple for positional arguments, a dict for "
+        "keyword arguments, on the model's device"
+    ) from failure
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool) -> Trace:
+    tensors, aliases = named_tensors(model)
+    with ExitStack() as stack:
+        mode: Any = None
+        if fake:
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            stand_in = {id(t): mode.from_tensor(t) for t in tensors.values()}
+            args, kwargs = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+        else:
+            buffers = {id(b) for b in model.buffers()}
+            stand_in = {id(t): t.clone() if id(t) in buffers else t for t in tensors.values()}
+            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        twin = skeleton(model, stand_in).eval()
+        if tracked:
+            track_attributes(twin)
+        recorder = Recorder({id(stand_in[id(t)]): name for name, t in tensors.items()})
+        for i, tensor in enumerate(tensor_leaves((args, kwargs))):
+            node = recorder.graph.placeholder(f"input_{i}")
+            node.meta.update(shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input")
+            recorder.remember(tensor, node)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(open_python_functions())
+        stack.enter_context(_watch_modules(twin, recorder))
+        stack.enter_context(mode or nullcontext())
+        stack.enter_context(_AtenMode(recorder))
+        stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
+        stack.enter_context(_PythonMode(recorder))
+        out = twin(*args, **kwargs)
+    outputs = []
+    for tensor in tensor_leaves(out):
+        node = recorder.node_of.get(id(tensor))
+        outputs.append(recorder.node(tensor) if node is None else node)
+    recorder.graph.output(tuple(outputs))
+    return Trace(
+        graph=recorder.graph,
+        outputs=outputs,
+        tensors=recorder.tensors,
+        aliases=aliases,
+        unreached=[name for name in tensors if name not in recorder.tensors],
+        constants=recorder.constants,
+        values={**tensors, **recorder.constants},
+        size_uses=recorder.size_uses,
+        scalar_uses=recorder.scalar_uses,
+        comparisons=recorder.comparisons,
+        fake=fake,
+        tracked=tracked,
+        modules=set(recorder.calls),
+        shared_calls=recorder.calls,
+    )
