@@ -8,7 +8,7 @@ plan is how far each sequence is followed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd, lcm
 from typing import Any
@@ -41,8 +41,16 @@ class Block:
     allowed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
 
-def choose_factors(graph: DependencyGraph) -> list[Group]:
-    """The groups that a ratio or budget cuts: of each product that a weight produces, the factor with most units."""
+def choose_factors(graph: DependencyGraph, passed_over: Collection[int] = ()) -> tuple[list[Group], dict[int, set[int]]]:
+    """The groups that a ratio or budget cuts: of each product that a weight produces, the factor with most units.
+
+    Args:
+        graph: the dependency graph.
+        passed_over: ids of axes that are not to be chosen.
+
+    Returns:
+        the groups, and for each axis id the ids of its rivals: axes that are another factor of the same product.
+    """
     rivals: dict[int, set[int]] = {}
     seen: set[int] = set()
     for group in graph.groups:
@@ -51,13 +59,13 @@ def choose_factors(graph: DependencyGraph) -> list[Group]:
             if m.role == "produces" and axis is not None and id(axis.find()) not in seen:
                 seen.add(id(axis.find()))
                 _rivals(axis, graph.by_axis, rivals)
-    chosen: list[Group] = []
     taken: set[int] = set()
     for group in sorted(graph.groups, key=lambda g: -g.units):
-        if not rivals.get(id(group.axis), set()) & taken and group.units > 1 - (group.axis.pool is not group.axis):
-            chosen.append(group)
-            taken.add(id(group.axis))
-    return [g for g in graph.groups if id(g.axis) in taken]
+        fragment = group.axis.pool is not group.axis
+        if id(group.axis) not in passed_over and not rivals.get(id(group.axis), set()) & taken:
+            if group.units > 1 or fragment:
+                taken.add(id(group.axis))
+    return [g for g in graph.groups if id(g.axis) in taken], rivals
 
 
 def _rivals(axis: Axis, groups: Mapping[int, Group], rivals: dict[int, set[int]]) -> set[int]:
@@ -81,10 +89,7 @@ class Selection:
     def __init__(self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1) -> None:
         """Order the moves of every block by `scores` (axis id -> score per unit)."""
         self.graph, self.round_to = graph, round_to
-        self.groups = choose_factors(graph)
-        self.locked: dict[int, str] = {}
-        relations = self._linear_constraints()
-        self.groups = [g for g in self.groups if id(g.axis) not in self.locked]
+        self.groups, relations, self.locked = self._choose()
         self.axis = {id(g.axis): g.axis for g in self.groups}
         relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
         self.order = {a: np.argsort(scores[a], kind="stable") for a in self.axis}
@@ -95,11 +100,39 @@ class Selection:
 
     # --------------------------------------------------------------------------------------------- constraints
 
-    def _linear_constraints(self) -> list[Polynomial]:
-        """The constraints over the chosen groups; groups that one can't be met for with integers are locked."""
+    def _choose(self) -> tuple[list[Group], list[Polynomial], dict[int, str]]:
+        """(groups to cut, the constraints over them, locked axes with the reason).
+
+        Where a constraint can't be met with the first choice of factors (it would fix the width of a whole model
+        because heads keep their number), the choice that leaves more entries free is taken.
+        """
+        groups, rivals = choose_factors(self.graph)
+        first = self._linear(groups)
+        taken = {id(g.axis) for g in groups}
+        blamed = taken & {
+            r
+            for p, _ in self.graph.constraints
+            if any(a in first[2] for t in p for a in t)
+            for t in p
+            for a in t
+            for r in rivals.get(a, ())
+        }
+        if not first[2] or not blamed:
+            return first
+        second = self._linear(choose_factors(self.graph, blamed)[0])
+        return max((first, second), key=lambda c: self._reach(c[0]))
+
+    def _reach(self, groups: list[Group]) -> int:
+        names = {m.name for g in groups for m in g.members}
+        return sum(self.graph.tensors[n].numel() for n in names)
+
+    def _linear(self, groups: list[Group]) -> tuple[list[Group], list[Polynomial], dict[int, str]]:
+        """Constraints over `groups`; those that one can't be met for with integers are locked and left out."""
+        locked: dict[int, str] = {}
+        constraints = self.graph.constraints
         while True:
-            chosen = {id(g.axis): g.axis for g in self.groups if id(g.axis) not in self.locked}
-            found = [(self.graph.sizes.reduce(p, chosen), why) for p, why in self.graph.constraints]
+            chosen = {id(g.axis): g.axis for g in groups if id(g.axis) not in locked}
+            found = [(self.graph.sizes.reduce(p, chosen), why) for p, why in constraints]
             bad = {
                 a: str(why)
                 for p, why in found
@@ -108,8 +141,8 @@ class Selection:
                 if len(p) - (() in p) == 1 or any(len(u) > 1 for u in p)
             }
             if not bad:
-                return [p for p, _ in found if p]
-            self.locked.update(bad)
+                return [g for g in groups if id(g.axis) in chosen], [p for p, _ in found if p], locked
+            locked.update(bad)
 
     def _floors(self) -> tuple[dict[int, int], list[list[int]]]:
         """Least units per axis (0 for fragments that are no dim by themselves), and sets of which one must stay."""

@@ -430,7 +430,7 @@ HANDLERS = _table(
     {
         pointwise: "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
         "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num lerp addcmul "
-        "addcdiv fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu",
+        "addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu",
         movement: "view reshape _unsafe_view _reshape_alias t transpose permute numpy_T squeeze unsqueeze expand repeat cat "
         "stack split split_with_sizes unbind select slice unsafe_split index index_select gather roll flip pixel_shuffle "
         "pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col col2im diagonal slice_scatter select_scatter "

@@ -258,9 +258,9 @@ class RawParameters(nn.Module):
         return torch.matmul(x, self.w5)
 
 
-@entry(tokens(), "experts_in:2 experts_out:1 enter.weight:0 out.weight:1", keeps="experts_in:0")
+@entry(tokens(), "experts_in:2 experts_out:1 enter.weight:0 out.weight:1")
 class BatchedExperts(nn.Module):
-    """All experts of a dense mixture in one parameter [E, in, out], by bmm and einsum; the router keeps E."""
+    """All experts of a dense mixture in one parameter [E, in, out], by bmm and einsum."""
 
     def __init__(self):
         super().__init__()

@@ -15,7 +15,7 @@ ALSO = (
     "real", "imag", "clamp", "clip", "lerp", "addcmul", "addcdiv", "rrelu_with_noise", "feature_dropout", "type_as",
     "log_sigmoid_forward", "bucketize", "fake_quantize_per_tensor_affine", "view_as", "expand_as", "mse_loss",
     "smooth_l1_loss", "l1_loss", "native_dropout_backward", "to", "_assert_async", "prelu", "_prelu_kernel",
-    "polar", "complex", "softplus", "_fused_moving_avg_obs_fq_helper", "geometric", "log_normal", "isclose",
+    "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "log_sigmoid", "softplus", "_fused_moving_avg_obs_fq_helper", "geometric", "log_normal", "isclose",
 )  # fmt: skip
 
 

@@ -52,9 +52,10 @@ def is_pointwise(op: Any) -> bool:
 
 
 def _in_place(base: Rule) -> Rule:
-    def apply(site: Site) -> Dims:
-        out: Dims = base(site)
-        for a, b in zip(out, site.dims(site.args[0]), strict=True):
+    def apply(site: Site) -> Any:
+        out = base(site)
+        first: Dims = out[0] if out and isinstance(out[0], list) else out
+        for a, b in zip(first, site.dims(site.args[0]), strict=True):
             site.same(a, b)
         return out
 
