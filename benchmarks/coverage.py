@@ -3,9 +3,9 @@
     python -m benchmarks.coverage --small                                  # a few models of each suite, two minutes
     python -m benchmarks.coverage --suite timm --out timm.jsonl --resume   # all; goes on where it stopped
 
-Every model runs in a process of its own with a time limit, on one thread, with random weights. Torch-Pruning's row
-stands beside it (`--no-peer` leaves it out, `--peer-cache` takes it from a file). The exit status is 1 when a result is
-wrong or a call failed.
+Every model runs in a process of its own on one thread with a limit on processor time, with random weights.
+Torch-Pruning's row stands beside it (`--no-peer` leaves it out, `--peer-cache` takes it from a file). The exit
+status is 1 when a result is wrong or a call failed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from benchmarks.rows import append, read
 HEADING = """# Coverage
 
 `depgraph.prune(model, inputs, pruning_ratio=0.5, verify=True)` on architectures with random weights, each in a
-process of its own with one thread and a limit of {limit:g} s; `python -m benchmarks.coverage` makes this page.
-*Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the original, gradients
-finite, and values equal to those of the original with the removed entries masked, within {tolerance:g}. *Params left*
-and *MACs left* are fractions of the original, *reachable* is the fraction that any plan could touch. *TP* is
-Torch-Pruning, called once with no hints.
+process of its own with one thread and a limit of {limit:g} s of processor time; `python -m benchmarks.coverage`
+makes this page. *Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the
+original, gradients finite, and values equal to those of the original with the removed entries masked, within
+{tolerance:g}. *Params left* and *MACs left* are fractions of the original, *reachable* is the fraction that any
+plan could touch. *TP* is Torch-Pruning, called once with no hints.
 """
 
 
@@ -52,7 +52,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="rows of `benchmarks.peers`, not run again (repeatable)",
     )
     parser.add_argument(
-        "--limit", type=float, default=LIMIT, help="seconds a model and tool (default: %(default)g)"
+        "--limit",
+        type=float,
+        default=LIMIT,
+        help="seconds of processor time a model and tool (default: %(default)g)",
     )
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add rows to")
@@ -100,7 +103,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run, print, and write what was asked for; the result is the exit status."""
     options = arguments(words)
     # Wide enough for every column where there is no terminal to ask.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 220)
     suites = SUITES if options.suite == "all" else (options.suite,)
     page = [HEADING.format(limit=options.limit, tolerance=TOLERANCE[options.dtype])]
     good = True

@@ -14,6 +14,7 @@ MUCH = 0.6  # a model with a larger fraction of its parameters left needs an exp
 COLUMNS = (
     "model",
     "verdict",
+    "traced",
     "groups",
     "reachable params",
     "reachable MACs",
@@ -24,6 +25,7 @@ COLUMNS = (
     "class kept",
     "s",
 )
+WORDS = ("model", "verdict", "note")  # columns that are read from the left
 PEER_COLUMNS = ("TP: params left", "runs", "outputs kept", "s")
 
 
@@ -31,7 +33,7 @@ def table(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> Table:
     """A rich table with one line a model."""
     result = Table(title=title)
     for column in _columns(peers):
-        result.add_column(column, justify="left" if column in ("model", "note") else "right")
+        result.add_column(column, justify="left" if column in WORDS else "right", no_wrap=column == "model")
     for row in rows:
         style = {"right": None, "shapes": "yellow"}.get(row["verdict"], "red")
         result.add_row(*_cells(row, peers), style=style)
@@ -41,7 +43,7 @@ def table(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> Table:
 def markdown(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> str:
     """The same table, with the summary above it, in Markdown."""
     columns = _columns(peers)
-    alignment = ["---" if column in ("model", "note") else "---:" for column in columns]
+    alignment = ["---" if column in WORDS else "---:" for column in columns]
     lines = [_line(columns), _line(alignment)]
     lines += [_line([cell.replace("|", "\\|") for cell in _cells(row, peers)]) for row in rows]
     points = "\n".join(f"* {point}" for point in summary(rows, peers))
@@ -131,6 +133,7 @@ def _cells(row: Row, peers: dict[str, Row]) -> list[str]:
     cells = [
         row["name"],
         row["verdict"],
+        _yes(row["traced"]),
         str(row.get("groups", "")),
         *(_number(row.get(key)) for key in ("reachable_params", "reachable_macs", "params", "macs")),
         _number(row.get("deviation"), "{:.0e}"),

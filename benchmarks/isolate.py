@@ -1,15 +1,18 @@
-"""Run a function in a process of its own, with a limit on its time and its memory.
+"""Run a function in a process of its own, with a limit on its processor time and its memory.
 
 A benchmark over hundreds of architectures meets crashes, endless loops and exhausted memory. Processes are forked from
-a server that has imported torch and the model libraries already, so that each costs no start-up.
+a server that has imported torch and the model libraries already, so that each costs no start-up. Times are processor
+times on one thread: on a machine with other work to do they say more than the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import traceback
 import warnings
@@ -21,15 +24,16 @@ from typing import Any
 import torch
 
 BUILD_LIMIT = 180.0  # seconds for what comes before the measured part
+PATIENCE = 10  # a process that makes so little progress that it takes this many times its limit by the clock is ended
 MEMORY_LIMIT = 14 * 2**30  # bytes of address space
-PRELOAD = ["benchmarks.isolate", "benchmarks.models", "timm", "torchvision", "torch_pruning"]
+PRELOAD = ["benchmarks.preload"]
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call: its `row`, or why there is none (`error`), and the `seconds` of its measured part."""
+    """What became of a call: its `row`, or why there is none (`error`), and the seconds of its measured part."""
 
     row: Row
     error: str
@@ -43,56 +47,59 @@ def isolated(function: Callable[..., Row], *args: Any, limit: float) -> Outcome:
         function: importable by name; it calls `started()` when what it should be timed for begins. Until then it has
             `BUILD_LIMIT` seconds, afterwards `limit`.
         args: picklable arguments.
-        limit: seconds.
+        limit: seconds of processor time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, function, args))
+    process = context.Process(target=_child, args=(sender, limit, function, args))
     process.start()
     sender.close()
+    outcome = None
     try:
-        return _collect(receiver, process, limit)
+        if receiver.poll(PATIENCE * (BUILD_LIMIT + limit)):
+            outcome = receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return Outcome({}, f"time limit of {limit:g} s", limit)
+        return Outcome({}, f"process died with exit code {process.exitcode}", 0.0)
     finally:
         process.kill()
         process.join()
         receiver.close()
+    return outcome or Outcome({}, f"time limit of {limit:g} s", limit)
 
 
-def _collect(receiver: Connection, process: Any, limit: float) -> Outcome:
-    """Wait for the two messages of a child, each within its limit."""
-    start = time.monotonic()
-    try:
-        if not receiver.poll(BUILD_LIMIT):
-            return Outcome({}, f"not built within {BUILD_LIMIT:g} s", 0.0)
-        kind, value = receiver.recv()
-        start = time.monotonic()
-        if kind == "started":
-            if not receiver.poll(limit):
-                return Outcome({}, f"time limit of {limit:g} s", limit)
-            kind, value = receiver.recv()
-    except EOFError:
-        process.join()
-        return Outcome({}, f"process died with exit code {process.exitcode}", time.monotonic() - start)
-    seconds = time.monotonic() - start
-    return Outcome({}, value, seconds) if kind == "error" else Outcome(value, "", seconds)
+def _limit_time(seconds: float) -> None:
+    """End this process once it has used so much more processor time."""
+    end = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _child(sender: Connection, function: Callable[..., Row], args: tuple[Any, ...]) -> None:
+def _child(sender: Connection, limit: float, function: Callable[..., Row], args: tuple[Any, ...]) -> None:
     """Body of the process: one thread, no output, every exception sent back as text."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    start = time.process_time()
+    _limit_time(BUILD_LIMIT)
+
+    def started() -> None:
+        nonlocal start
+        start = time.process_time()
+        _limit_time(limit)
+
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
         try:
-            row = function(lambda: sender.send(("started", None)), *args)
-            sender.send(("row", row))
-        except BaseException as error:
-            sender.send(("error", _brief(error)))
+            row, error = function(started, *args), ""
+        except BaseException as problem:
+            row, error = {}, _brief(problem)
+    sender.send(Outcome(row, error, time.process_time() - start))
 
 
 def _brief(error: BaseException) -> str:

@@ -30,7 +30,7 @@ SMALL = {
         "squeezenet1_1",
         "mobilenet_v3_small",
         "googlenet",
-        "swin_t",
+        "densenet121",
     ),
     "timm": (
         "test_resnet",
@@ -122,7 +122,7 @@ IMAGE_BY_PREFIX = {
     "quantized_inception": (2, 3, 299, 299),
 }
 CLIP = (2, 3, 8, 64, 64)
-CLIP_BY_PREFIX = {"s3d": (2, 3, 16, 224, 224), "mvit": (2, 3, 8, 112, 112)}
+CLIP_BY_PREFIX = {"s3d": (2, 3, 16, 224, 224), "mvit": (1, 3, 16, 224, 224)}
 FRAME = (2, 3, 128, 136)
 
 # Thresholds at zero and few candidates: with random weights nothing would be detected otherwise.
@@ -189,12 +189,7 @@ def _segmentation(name: str) -> Case:
 
 def _video(name: str) -> Case:
     shape = _starting_with(name, CLIP_BY_PREFIX, CLIP)
-    options: dict[str, Any] = {}
-    note = "logits"
-    if name.startswith("mvit"):
-        options = {"temporal_size": shape[2], "spatial_size": shape[3:]}
-        note += "; position tables built for 8 frames of 112 x 112"
-    return Case(name, partial(_seeded, partial(_get, name, **options)), partial(_tensor_inputs, shape), note)
+    return Case(name, partial(_seeded, partial(_get, name)), partial(_tensor_inputs, shape), "logits")
 
 
 def _optical_flow(name: str) -> Case:

@@ -1,8 +1,8 @@
 """Random networks against the oracle: `python -m benchmarks.never_wrong --count 2000 --start 0`.
 
-Each seed gives a network, a pruning ratio and random scores; the result must equal the masked original in float64, its
-state must be what the plan keeps, and it must train. Prints a table by kind of block and every failing seed; exit
-status 1 if there is one.
+Each seed gives a network, a pruning ratio, random scores and sometimes parameters to leave alone. The result must equal
+the masked original in float64, its state must be what the plan keeps, and it must train. Prints a table by kind of
+block and every failing seed; exit status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from checks import prune_and_check, random_importance
-from random_networks import random_network, random_ratio
+from random_networks import random_network, random_options
 
 TOLERANCE = 1e-8
 
@@ -35,9 +35,8 @@ def check(seed: int) -> tuple[list[str], float, str | None]:
     """Kinds of block of that seed's network, the part of its parameters that is left, and what went wrong."""
     model, inputs = random_network(seed)
     try:
-        result = prune_and_check(
-            model, inputs, pruning_ratio=random_ratio(seed), importance=random_importance(seed), tol=TOLERANCE
-        )
+        options = random_options(seed, model)
+        result = prune_and_check(model, inputs, importance=random_importance(seed), tol=TOLERANCE, **options)
     except Exception as error:
         return model.kinds, 1.0, f"{type(error).__name__}: {error}"
     return model.kinds, parameters(result.model) / parameters(model), None

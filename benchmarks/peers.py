@@ -17,7 +17,7 @@ from benchmarks.models import SUITES, suite
 from benchmarks.outputs import shapes
 from benchmarks.rows import append, read
 
-LIMIT = 90.0  # seconds
+LIMIT = 90.0  # seconds of processor time
 
 
 def torch_pruning(suite_name: str, name: str, limit: float = LIMIT, ratio: float = 0.5) -> Row:
@@ -85,7 +85,9 @@ def main() -> None:
     )
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--models", help="names, separated by commas (default: all)")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a model (default: %(default)g)")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds of processor time a model (default: %(default)g)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to add to")
     options = parser.parse_args()
     done = read([options.out], options.suite)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from . import axes
 from .axes import Axis, Reason
 from .constraints import is_constant
@@ -20,7 +22,9 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
     for name in graph.trace.tensors:
         keep, blocks = graph.keeps(name, masks)
         if blocks is not None or any(k is not None for k in keep):
-            plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks)
+            numbered = graph.state.renumbered.get(name)
+            numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
+            plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks, numbers)
     counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
     for key, polynomial in graph.sizes.attributes.items():
         value = axes.evaluate(polynomial, counts)

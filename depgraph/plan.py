@@ -26,11 +26,14 @@ class Cut:
         shape: its original shape.
         keep: for each dim the kept indices (int64, ascending), or None where all stay.
         blocks: None, or for each of the equal blocks of dim 0 the kept indices of dim 1 (grouped convolutions).
+        numbers: None, or the kept indices of the axis that the tensor's values number: a buffer of indices is
+            renumbered as well as sliced.
     """
 
     shape: tuple[int, ...]
     keep: tuple[Indices | None, ...]
     blocks: list[Indices] | None = None
+    numbers: Indices | None = None
 
     @property
     def new_shape(self) -> tuple[int, ...]:
@@ -77,6 +80,8 @@ class Cut:
             kept_d = self.keep[d]
             if kept_d is not None:
                 out = out.index_select(d, _on(kept_d, tensor))
+        if self.numbers is not None:
+            out = torch.searchsorted(_on(self.numbers, tensor), out.contiguous()).to(tensor.dtype)
         return out
 
 
@@ -154,7 +159,11 @@ class Plan:
                 "shapes": {n: list(s) for n, s in self.shapes.items()},
                 "aliases": self.aliases,
                 "cuts": {
-                    n: {"keep": [indices(k) for k in c.keep], "blocks": c.blocks and [indices(k) for k in c.blocks]}
+                    n: {
+                        "keep": [indices(k) for k in c.keep],
+                        "blocks": c.blocks and [indices(k) for k in c.blocks],
+                        "numbers": indices(c.numbers),
+                    }
                     for n, c in self.cuts.items()
                 },
                 "repairs": [[r.path, r.name, list(r.keys), r.value] for r in self.repairs],
@@ -181,7 +190,9 @@ class Plan:
                 if len(keep) != len(shapes[name]):
                     raise PlanError(f"the plan keeps indices of {len(keep)} dims of {name!r}, which has {len(shapes[name])}")
                 read = None if blocks is None else [_read_indices(b, shapes[name][1], name) for b in blocks]
-                cuts[name] = Cut(shapes[name], keep, read)  # type: ignore[arg-type]
+                numbers = cut.get("numbers")
+                kept = None if numbers is None else _read_indices(numbers, max(numbers, default=0) + 1, name)
+                cuts[name] = Cut(shapes[name], keep, read, kept)  # type: ignore[arg-type]
             return cls(
                 cuts=cuts,
                 shapes=shapes,

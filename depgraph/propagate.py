@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
+from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
 from .errors import UnknownOpError
 from .trace import Node, Trace
 
@@ -35,6 +35,7 @@ class Propagation:
     weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)  # operand, produced dims, consumed dims
     filled: set[Node] = field(default_factory=set)
     unknown: dict[str, list[Node]] = field(default_factory=dict)
+    renumbered: dict[str, Axis] = field(default_factory=dict)  # index buffer -> the axis that its values number
 
 
 class Site:
@@ -101,7 +102,8 @@ class Site:
 
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
-        self.state.work.append((self.node, list(factors)))
+        if not self.node.meta.get("training"):  # what a second run in train mode does is no work of inference
+            self.state.work.append((self.node, list(factors)))
 
     def constant(self, argument: Any) -> torch.Tensor | None:
         """The value of a tensor that depends on no input and no parameter, or None."""
@@ -153,6 +155,20 @@ class Site:
             self.lock(piece, "is taken out by itself as a dim of size 1")
             return None
         return piece
+
+    def reorder(self, axis: Axis, order: Sequence[int]) -> Axis | None:
+        """The axis of ``axis[order]`` for an order without repetitions: `axis` is taken apart unit by unit.
+
+        None where `axis` is frozen or not an atom or a concatenation of atoms.
+        """
+        pieces = concat([axis])
+        leaves = pieces.parts if pieces.kind == CONCAT else (pieces,)
+        if any(p.find().kind != ATOM for p in leaves) or len(set(order)) != len(order):
+            return None
+        if all(p.find().frozen is not None for p in leaves):
+            return None
+        units = self.algebra.segments(axis, [1] * axis.size)
+        return concat([units[i] for i in order])
 
     def join(self, axes: Sequence[Axis | None], sizes: Sequence[int]) -> Axis:
         """The concatenation of `axes`; a dim of size 1 is a fixed segment."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 from torch import fx, nn
 
 from .plan import Rewrite
+from .trace import named_tensors, skeleton
 
 # Names under which torch.fx may show a call that the trace saw under another name.
 SYNONYMS = {
@@ -17,25 +19,50 @@ SYNONYMS = {
     "__getitem__": {"getitem"},
     "split": {"split"},
     "split_with_sizes": {"split_with_sizes", "split"},
+    "__setitem__": {"setitem"},
 }
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that also records what fx's own turns into something else or refuses: ``x += y`` and ``x[i] = y``."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _in_place(name: str) -> Any:
+    function = getattr(operator, name)
+
+    def apply(self: _Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return apply
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"):
+    setattr(_Proxy, f"__{_name}__", _in_place(_name))
 
 
 class _Shallow(fx.Tracer):
     """Records one module: whatever it calls stays a call."""
 
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 def record(module: nn.Module) -> fx.Graph:
-    """The graph of one module's own forward.
+    """The graph of one module's own forward. A copy of the module is run, as forward may set attributes.
 
     Raises:
         Exception: whatever torch.fx raises where forward can't be recorded symbolically.
     """
     if isinstance(module, fx.GraphModule):
         return copy.deepcopy(module.graph)
-    return _Shallow().trace(module)
+    tensors, _ = named_tensors(module)
+    return _Shallow().trace(skeleton(module, {id(t): t for t in tensors.values()}))
 
 
 def find_call(graph: fx.Graph, edit: Rewrite) -> fx.Node | None:

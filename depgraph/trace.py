@@ -179,7 +179,7 @@ SHAPED = {
 }  # fmt: skip
 SIZED = {*SHAPED, "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "layer_norm",
          "rms_norm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-         "group_norm", "channel_shuffle", "arange", "repeat_interleave"}  # fmt: skip
+         "group_norm", "channel_shuffle", "arange", "repeat_interleave", "roll"}  # fmt: skip
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -217,6 +217,7 @@ class Recorder:
         self.comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
+        self.training = False
         self.calls: dict[str, int] = {}
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
@@ -266,6 +267,7 @@ class Recorder:
         )
         node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
         node.meta["source"] = source_line()
+        node.meta["training"] = self.training
         if isinstance(out, torch.Tensor):
             node.meta["dtype"] = out.dtype
             self.remember(out, node)
@@ -326,7 +328,7 @@ class _PythonMode(TorchFunctionMode):
                     whole = aten.lstm.data  # a packed sequence: (data, batch_sizes, ...)
                 r.record(whole, args, kwargs, out)
         if not r.paused:
-            name = func.__name__
+            name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
             if name in SIZED:
                 _note_sizes(r, name, args, kwargs, out)
             elif before != len(r.graph.nodes):
@@ -358,6 +360,7 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
 
     def use(value: Any, tensor: Any, dim: int | None, argument: tuple[Any, ...], extent: int | None = None) -> None:
         if isinstance(value, int) and not isinstance(value, bool) and isinstance(tensor, torch.Tensor):
+            value, expr = int(value), sizes.expression(value)
             known = r.node_of.get(id(tensor))
             if known is None:
                 return
@@ -367,12 +370,12 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
                 dim %= max(tensor.dim(), 1)
                 full = tensor.shape[dim]
             negative = value < 0
-            reach = int(value) % full if negative and full else int(value)
+            reach = value % full if negative and full else value
             extent = reach if extent is None else extent
             if dim is not None and not 0 <= extent <= full:
                 return
             r.size_uses.append(
-                SizeUse(name, int(value), sizes.expression(value), known, dim, extent, path, source, occurrence,
+                SizeUse(name, value, expr, known, dim, extent, path, source, occurrence,
                         argument, negative)
             )  # fmt: skip
 
@@ -387,16 +390,16 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
             return
         offset = out.dim() - len(given)
         for i, value in enumerate(given):
-            if isinstance(value, int) and value == -1:
+            if isinstance(value, int) and int(value) == -1:
                 continue
-            if name in ("repeat", "tile") and not (offset + i < 0 or value == out.shape[offset + i]):
+            if name in ("repeat", "tile") and not (offset + i < 0 or int(value) == out.shape[offset + i]):
                 continue
             if out.dim() and 0 <= offset + i < out.dim():
                 use(value, out, offset + i, (*where, i) if where else (first + i,), int(out.shape[offset + i]))
     elif name == "unflatten" and len(args) > 2:
         dim = int(args[1]) % args[0].dim()
         for i, value in enumerate(args[2]):
-            if value != -1:
+            if int(value) != -1:
                 use(value, out, dim + i, (2, i))
     elif name in ("split", "split_with_sizes"):
         given = args[1] if len(args) > 1 else next((v for k, v in kwargs.items() if k.startswith("split")), None)
@@ -406,7 +409,7 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
                 use(value, piece, dim, (1, i))
         elif isinstance(given, int):
             for piece in out:
-                if piece.shape[dim] == given:
+                if piece.shape[dim] == int(given):
                     use(given, piece, dim, (1,))
     elif name == "narrow" and len(args) > 3:
         use(args[2], args[0], args[1], (2,))
@@ -422,8 +425,13 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
         position = 7 if "transpose" in name else 6
         position -= 1 if "transpose" in name else 0
         value = args[position] if len(args) > position else kwargs.get("groups")
-        if value is not None and value > 1:
+        if value is not None and int(value) > 1:
             use(value, out, None, (position,))
+    elif name == "roll":
+        given = [args[i] if len(args) > i else kwargs.get(k) for i, k in ((1, "shifts"), (2, "dims"))]
+        shifts, dims = ([g] if isinstance(g, int) else g for g in given)
+        for i, (shift, dim) in enumerate(zip(shifts or (), dims or (), strict=False)):
+            use(shift, out, dim, (1, i) if isinstance(given[0], (tuple, list)) else (1,))
     elif name == "arange":
         ends = [a for a in args if isinstance(a, int)]
         if len(ends) == 1 and isinstance(out, torch.Tensor):
@@ -445,9 +453,9 @@ def _note_slices(use: Any, tensor: torch.Tensor, index: Any) -> None:
         if entry is Ellipsis:
             dim += tensor.dim() - taken
             continue
-        if isinstance(entry, slice):
+        if isinstance(entry, slice) and entry.step in (None, 1):
             for side, bound in (("start", entry.start), ("stop", entry.stop)):
-                if isinstance(bound, int) and bound != 0 and abs(bound) <= tensor.shape[dim]:
+                if isinstance(bound, int) and int(bound) != 0 and abs(int(bound)) <= tensor.shape[dim]:
                     use(bound, tensor, dim, (*where, side))
         dim += entry.dim() if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
 
@@ -574,7 +582,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     failure: Exception | None = None
     for fake, tracked in ((True, True), (False, True), (False, False)):
         try:
-            return _run(model, args, kwargs, fake, tracked)
+            found = _run(model, args, kwargs, fake, tracked)
+            return _reach_more(found, model, args, kwargs, fake, tracked)
         except Exception as error:  # noqa: BLE001  any failure of the user's model on fake tensors means: use real ones
             failure = error
     raise TraceError(
@@ -584,7 +593,24 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     ) from failure
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool) -> Trace:
+def _reach_more(
+    found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool
+) -> Trace:
+    """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
+    missing = {n for n in found.unreached if found.values[n].is_floating_point()}
+    if not missing or not any(getattr(m, "training", None) is not None for m in model.modules()):
+        return found
+    try:
+        both = _run(model, args, kwargs, fake, tracked, train=True)
+    except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
+        return found
+    return both if missing - set(both.unreached) else found
+
+
+def _run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool, train: bool = False
+) -> Trace:
+    """Record one run in eval mode, and with `train` a second one in train mode behind it."""
     tensors, aliases = named_tensors(model)
     with ExitStack() as stack:
         mode: Any = None
@@ -611,11 +637,11 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: 
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
         stack.enter_context(_PythonMode(recorder))
-        out = twin(*args, **kwargs)
-    outputs = []
-    for tensor in tensor_leaves(out):
-        node = recorder.node_of.get(id(tensor))
-        outputs.append(recorder.node(tensor) if node is None else node)
+        results = tensor_leaves(twin(*args, **kwargs))
+        if train:
+            recorder.training = True
+            results += tensor_leaves(twin.train()(*args, **kwargs))
+        outputs = [recorder.node(tensor) for tensor in results]
     recorder.graph.output(tuple(outputs))
     return Trace(
         graph=recorder.graph,

@@ -7,6 +7,7 @@ token blocks the number of tokens and the width. `random_network(seed)` is a fun
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,9 @@ def random_network(seed: int) -> tuple[RandomNetwork, tuple[Tensor, ...]]:
         return model, (torch.randn(BATCH, 3, HEIGHT, WIDTH, dtype=torch.float64),)
 
 
-def random_ratio(seed: int) -> float:
-    """A pruning ratio for that seed."""
-    return random.Random(-1 - seed).choice((0.2, 0.35, 0.5, 0.5, 0.7, 0.9))
+def random_options(seed: int, model: nn.Module) -> dict[str, Any]:
+    """A pruning ratio for that seed and, for every third, a parameter or two that must stay as they are."""
+    dice = random.Random(-1 - seed)
+    ratio = dice.choice((0.2, 0.35, 0.5, 0.5, 0.7, 0.9))
+    names = [name for name, _ in model.named_parameters()]
+    return {"pruning_ratio": ratio, "ignore": dice.sample(names, dice.choice((0, 0, 0, 0, 1, 2)))}

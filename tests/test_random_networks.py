@@ -6,7 +6,7 @@ import pytest
 import torch
 from checks import prune_and_check, random_importance
 from oracle import call, output_tensors
-from random_networks import IMAGE_BLOCKS, TOKEN_BLOCKS, random_network, random_ratio
+from random_networks import IMAGE_BLOCKS, TOKEN_BLOCKS, random_network, random_options
 
 SEEDS, AT_ONCE = range(200), 10
 
@@ -17,9 +17,8 @@ def test_never_wrong(start):
     for seed in range(start, start + AT_ONCE):
         model, inputs = random_network(seed)
         try:
-            prune_and_check(
-                model, inputs, pruning_ratio=random_ratio(seed), importance=random_importance(seed), tol=1e-8
-            )
+            options = random_options(seed, model)
+            prune_and_check(model, inputs, importance=random_importance(seed), tol=1e-8, **options)
         except Exception as error:  # noqa: BLE001
             wrong.append(f"seed {seed}, {' -> '.join(model.kinds)}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)

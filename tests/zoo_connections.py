@@ -237,21 +237,21 @@ class CrossStagePartial(nn.Module):
         return self.head(pooled(self.join(torch.cat([keep, go + self.part(go)], 1))))
 
 
-@entry(image(), "reduce.0.weight:0 expand.0.weight:0 last.0.weight:0")
+@entry(image(), "work.*.*.0.weight:0 last.0.weight:0")
 class ChannelShuffle(nn.Module):
     """ShuffleNet v2: half passes through, half is worked on, then view, transpose, flatten shuffles them."""
 
     def __init__(self):
         super().__init__()
         self.stem = conv_bn(3, 12)
-        self.reduce, self.expand = conv_bn(6, 7, 1), conv_bn(7, 6, 1)
+        self.work = nn.ModuleList(nn.Sequential(conv_bn(6, 7, 1), conv_bn(7, 6, 1)) for _ in range(2))
         self.last, self.head = conv_bn(12, 13), nn.Linear(13, CLASSES)
 
     def forward(self, x):
         x = self.stem(x)
-        for _ in range(2):
+        for work in self.work:
             left, right = x.chunk(2, dim=1)
-            x = torch.cat([left, self.expand(self.reduce(right))], 1)
+            x = torch.cat([left, work(right)], 1)
             n, c, h, w = x.shape
             x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
         return self.head(pooled(self.last(x)))

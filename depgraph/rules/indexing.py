@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..axes import ATOM, Axis, concat
+from ..axes import Axis
 from ..propagate import Dims, Site
 from .registry import rule
 
@@ -35,19 +35,18 @@ def embedding_bag(site: Site) -> list[Dims]:
     return [first, *([site.fixed(n, "ranges over bags") for n in shape] for shape in site.shapes[1:])]
 
 
-def _shattered(site: Site, axis: Axis, index: torch.Tensor) -> Axis | None:
-    """The axis of ``axis[index]`` for a constant index without repetitions: its units in their new order."""
-    axis = axis.find()
-    order = index.flatten().tolist()
-    order = [i % axis.size for i in order]
-    if axis.kind != ATOM or axis.frozen is not None or len(set(order)) != len(order) or axis.size == 1:
+def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
+    """The axis of ``axis[index]`` where `index` is a buffer without repetitions: its values can be renumbered."""
+    values = site.constant(index)
+    if axis is None or values is None or values.dim() != 1 or index.op != "get_attr" or index.meta["kind"] != "tensor":
         return None
-    units = site.algebra.segments(axis, [1] * axis.size)
-    return concat([units[i] for i in order])
-
-
-def _locked_index(site: Site, axis: Axis | None, text: str = PICKED) -> None:
-    site.lock(axis, text)
+    if len(index.users) != 1 or values.numel() < 2:
+        return None
+    found = site.reorder(axis, [int(i) % axis.size for i in values.tolist()])
+    if found is not None:
+        site.state.dims[index] = [[found]]
+        site.state.renumbered[str(index.target)] = axis
+    return found
 
 
 @rule("index_select")
@@ -55,13 +54,13 @@ def index_select(site: Site) -> Dims:
     """One dim is read at the indices of a vector."""
     x = site.dims(site.args[0])
     d = site.args[1] % max(len(x), 1)
-    axis = x[d]
-    del axis
+    permuted = _permuted(site, x[d], site.args[2])
+    if permuted is not None:
+        return [*x[:d], permuted, *x[d + 1 :]]
     index = site.dims(site.args[2])
     site.lock(x[d], PICKED)
     x[d] = index[0] if index and site.shape[d] != 1 else None
-    if x[d] is not None:
-        site.lock(x[d], "ranges over an index")
+    site.lock(x[d], "ranges over an index")
     return x
 
 
@@ -70,6 +69,12 @@ def index(site: Site) -> Dims:
     """x[i, :, j]: indexed dims are fixed and give way to the broadcast dims of the indices; the others pass."""
     x = site.dims(site.args[0])
     entries = list(site.args[1])
+    given = [i for i, e in enumerate(entries) if e is not None]
+    if len(given) == 1:
+        d = given[0]
+        permuted = _permuted(site, x[d], entries[d])
+        if permuted is not None:
+            return [*x[:d], permuted, *x[d + 1 :]]
     taken: list[int] = []
     groups: list[Dims] = []
     d = 0
@@ -89,8 +94,6 @@ def index(site: Site) -> Dims:
         d += width
     passing = [i for i in range(len(x)) if i not in taken]
     together = taken == list(range(taken[0], taken[0] + len(taken))) if taken else True
-    lead = passing.index(taken[-1] + 1) if together and taken and taken[-1] + 1 in passing else len(passing)
-    before = passing[: lead if together else 0] if taken and together else []
     before = [i for i in passing if taken and together and i < taken[0]]
     after = [i for i in passing if i not in before]
     count = len(site.shape) - len(passing)
@@ -192,5 +195,3 @@ def masked_scatter(site: Site) -> Dims:
     """Entries are filled in reading order: only dims inside the mask's last one could pass; none is followed."""
     return site.lock_all("is filled in reading order by a mask")[0]
 
-
-_: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..axes import Axis, product
+from ..axes import Axis, concat, product
 from ..propagate import Dims, Site
 from .registry import rule
 
@@ -248,14 +248,32 @@ def pad(site: Site) -> Dims:
 
 @rule("roll")
 def roll(site: Site) -> Dims:
-    """A dim is cut and its two pieces change places; the shift is a literal, so the dim is fixed."""
+    """A dim is cut and its two pieces change places."""
     x = site.dims(site.args[0])
-    given = site.arg(2, "dims", ())
-    dims = given if isinstance(given, (list, tuple)) else [given]
-    if not dims:
+    listed = [v if isinstance(v, (list, tuple)) else [v] for v in (site.args[1], site.arg(2, "dims", ()))]
+    if len(listed[1]) != len(listed[0]):
         return site.lock_all("is rolled as a whole")[0]
-    for d in dims:
-        site.lock(x[d % len(x)], "is rolled by a fixed shift")
+    for shift, d in zip(*listed, strict=True):
+        axis = x[d % len(x)]
+        if axis is not None and shift % axis.size:
+            left, right = site.algebra.cut(axis, axis.size - shift % axis.size)
+            x[d % len(x)] = concat([right, left])
+    return x
+
+
+@rule("flip", "fliplr", "flipud")
+def flip(site: Site) -> Dims:
+    """Dims are reversed: their units in the opposite order."""
+    x = site.dims(site.args[0])
+    name = str(site.node.target)
+    for d in [1] if "fliplr" in name else [0] if "flipud" in name else site.args[1]:
+        axis = x[d % len(x)]
+        if axis is not None:
+            turned = site.reorder(axis, range(axis.size - 1, -1, -1))
+            if turned is None:
+                site.lock(axis, "is reversed")
+                turned = site.fixed(axis.size, "is reversed")
+            x[d % len(x)] = turned
     return x
 
 

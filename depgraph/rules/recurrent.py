@@ -57,7 +57,7 @@ def layers(site: Site) -> list[Dims]:
     """
     packed = isinstance(site.args[1], type(site.node)) and str(site.node.target).endswith(".data")
     hx, params, has_biases, count = site.args[2 if packed else 1], *site.args[3 if packed else 2 :][:3]
-    bidirectional = site.args[7 if packed else 6]
+    bidirectional = site.args[8 if packed else 7]
     batch_first = (not packed) and site.args[8]
     x = site.dims(site.args[0])
     states = list(hx) if isinstance(hx, (list, tuple)) else [hx]

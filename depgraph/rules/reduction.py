@@ -77,7 +77,7 @@ def softmax(site: Site) -> Dims:
     return x
 
 
-@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "flip", "fliplr", "flipud", "diff")
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "diff")
 def along(site: Site) -> list[Dims]:
     """Works along a dim in the order of its indices."""
     x = site.dims(site.args[0])
