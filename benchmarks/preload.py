@@ -1,4 +1,4 @@
-"""What the server of `isolate` imports once, so that the processes that it forks need not; what is missing is left out."""
+"""What the server of `isolate` imports once, so that the processes it forks need not; what is missing is left out."""
 
 import contextlib
 

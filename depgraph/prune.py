@@ -184,6 +184,9 @@ def _budget(given: float, whole: int, name: str) -> int:
 def _check_arguments(ratio: float | None, max_params: float | None, max_macs: float | None, round_to: int) -> None:
     if ratio is not None and (max_params is not None or max_macs is not None):
         raise InputError("pruning_ratio and a budget (max_params, max_macs) contradict each other: give one of them")
+    for name, number in (("pruning_ratio", ratio), ("max_params", max_params), ("max_macs", max_macs)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
+            raise InputError(f"{name} must be a number, not {number!r}")
     if ratio is not None and not 0 < ratio < 1:
         raise InputError(f"pruning_ratio must lie between 0 and 1, not {ratio!r}")
     for name, value in (("max_params", max_params), ("max_macs", max_macs)):
@@ -202,7 +205,7 @@ def _check_weights(model: nn.Module) -> None:
             f"the model is on the meta device ({meta[0]!r}): its weights have no values to rank\n"
             "  fix: materialise it first, or plan on the real model and apply(meta_model, plan)"
         )
-    bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.sum()) and not torch.isfinite(t).all()]
+    bad = [n for n, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
     if bad:
         raise InputError(f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned")
 

@@ -358,7 +358,7 @@ class Selection:
                 counts[a] -= int(gone[n])
         return counts
 
-    def by_budget(self, cost: Any, budget: int) -> list[int]:
+    def by_budget(self, cost: Any, budget: int, name: str) -> list[int]:
         """Steps per block, the cheapest across the model first, until ``cost(counts) <= budget``; then as close as fits."""
         scores = np.concatenate([b.scores for b in self.blocks]) if self.blocks else np.zeros(0)
         owner = np.repeat(np.arange(len(self.blocks)), [len(b.scores) for b in self.blocks])
@@ -375,9 +375,10 @@ class Selection:
         flat = owner
         low, high = 0, len(flat)
         if cost(counts_after(steps_after(high))) > budget:
+            least, whole = cost(counts_after(steps_after(high))), cost(counts_after([0] * len(self.blocks)))
             raise BudgetError(
-                f"the budget of {budget:,} can't be reached: with every removable unit gone "
-                f"{cost(counts_after(steps_after(high))):,} remain of {cost(counts_after([0] * len(self.blocks))):,}"
+                f"{name}={budget:,} can't be reached: with every removable unit gone {least:,} remain of {whole:,} "
+                f"({least / whole:.1%})\n  what locks the rest:\n{lock_lines(self.graph)}"
             )
         while low < high:
             middle = (low + high) // 2
@@ -484,21 +485,26 @@ def choose(
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     selection = Selection(graph, scores, round_to)
-    budgets = [(n, b) for n, b in (("parameters", max_params), ("macs", max_macs)) if b is not None]
+    budgets = [(n, m, b) for n, m, b in (("max_params", "parameters", max_params), ("max_macs", "macs", max_macs)) if b is not None]
     if not budgets:
         return selection.masks(selection.by_ratio(0.5 if pruning_ratio is None else pruning_ratio))
     cost = CostModel(graph)
     worst: list[int] = [0] * len(selection.blocks)
-    for name, budget in budgets:
-        steps = selection.by_budget(getattr(cost, name), budget)
+    for name, method, budget in budgets:
+        steps = selection.by_budget(getattr(cost, method), budget, name)
         worst = [max(a, b) for a, b in zip(worst, steps, strict=True)]
     return selection.masks(worst)
 
 
 def nothing_text(graph: DependencyGraph) -> str:
     """Why nothing of a model can be removed: its largest locks."""
+    return f"no axis of this model can shrink; what locks it:\n{lock_lines(graph)}"
+
+
+def lock_lines(graph: DependencyGraph) -> str:
+    """The largest locks of a model, one a line."""
     locks = "\n".join(f"  {n:,} parameters: {reason}" for reason, n in graph.lock_summary().most_common(5))
-    return f"no axis of this model can shrink; what locks it:\n{locks or '  no parameter was used by the traced run'}"
+    return locks or "  no parameter was used by the traced run"
 
 
 _ = Reason

@@ -279,6 +279,16 @@ class Recorder:
         return node
 
 
+_composite: dict[Any, bool] = {}
+
+
+def is_composite(op: Any) -> bool:
+    """Whether an op is defined by the ops it calls, and nothing else."""
+    if op not in _composite:
+        _composite[op] = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    return _composite[op]
+
+
 class _AtenMode(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -289,6 +299,9 @@ class _AtenMode(TorchDispatchMode):
         r = self.recorder
         if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
             return func(*args, **kwargs)
+        if is_composite(func):  # not taken apart before it came here, as in inference mode
+            with self:
+                return func.decompose(*args, **kwargs)
         for leaf in args:  # constants are cloned at first sight: they may be changed in place later
             if isinstance(leaf, torch.Tensor):
                 r.node(leaf)
@@ -326,7 +339,7 @@ class _PythonMode(TorchFunctionMode):
             if not r.paused:
                 if whole is aten.lstm.input and isinstance(args[1], torch.Tensor):
                     whole = aten.lstm.data  # a packed sequence: (data, batch_sizes, ...)
-                r.record(whole, args, kwargs, out)
+                r.record(whole, *_in_order(whole, args, kwargs), out)
         if not r.paused:
             name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
             if name in SIZED:
@@ -350,6 +363,22 @@ class _PythonMode(TorchFunctionMode):
                 if type(value) in (sizes.Size, sizes.Scalar, float) and id(out) in r.node_of:
                     use = ScalarUse(float(value), sizes.expression(value), r.node_of[id(out)], source_line())
                     r.scalar_uses.append(use)
+
+
+def _in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a Python call in the order of the ATen op's schema: what was given by name joins the others."""
+    names = [a.name for a in op._schema.arguments]
+    spelled = {"self": "input", "A": "tensor1", "B": "tensor2"}
+    ordered, rest = list(args), dict(kwargs)
+    for a in op._schema.arguments[len(ordered) :]:
+        key = a.name if a.name in rest else spelled.get(a.name, a.name)
+        if key in rest:
+            ordered.append(rest.pop(key))
+        elif any(n in rest or spelled.get(n) in rest for n in names[len(ordered) :]):
+            ordered.append(a.default_value)
+        else:
+            break
+    return ordered, rest
 
 
 def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -630,6 +659,7 @@ def _run(
             node = recorder.graph.placeholder(f"input_{i}")
             node.meta.update(shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input")
             recorder.remember(tensor, node)
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(open_python_functions())
         stack.enter_context(_watch_modules(twin, recorder))

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .errors import VerificationError
 from .plan import Plan
 from .rules import is_pointwise
-from .trace import named_tensors, skeleton, split_inputs, tensor_leaves
+from .trace import is_composite, named_tensors, skeleton, split_inputs, tensor_leaves
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -76,6 +76,9 @@ class MaskedRun(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         flat = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if func.namespace == "prim" or not any(id(a) in self.masks for a in flat):
             out = func(*args, **kwargs)

@@ -20,7 +20,8 @@ def convolution(site: Site) -> Dims:
     groups, transposed = site.args[8], site.args[6]
     batch = len(x) == len(w)
     c = 1 if batch else 0
-    for axis in (*x[c + 1 :], *w[2:]):
+    mixed = [w[2 + i] is not None or site.args[3][i] != 1 or site.args[4][i] != 0 for i in range(len(w) - 2)]
+    for axis in (*(a for a, m in zip(x[c + 1 :], mixed, strict=True) if m), *w[2:]):
         site.lock(axis, "ranges over the positions that a convolution mixes")
     n_in, n_out = site.shape_of(site.args[0])[c], site.shape[c]
     near, far = (w[0], w[1]) if not transposed else (w[1], w[0])  # near: output side of the weight
@@ -30,7 +31,10 @@ def convolution(site: Site) -> Dims:
         out, consumed = near, far
     else:
         out, consumed = _grouped(site, x[c], near, far, (n_in, n_out, groups), transposed)
-    spatial = [site.fixed(n, "ranges over the output of a convolution") for n in site.shape[c + 1 :]]
+    spatial = [
+        site.fixed(n, "ranges over the output of a convolution") if m else a
+        for n, m, a in zip(site.shape[c + 1 :], mixed, x[c + 1 :], strict=True)
+    ]
     if bias is not None:
         site.same(site.dims(bias)[0], out)
     site.weight(site.args[1], [out], [consumed])
