@@ -25,6 +25,19 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in tensors(output)]
 
 
+def deviation(expected: Any, output: Any) -> float | None:
+    """Largest deviation of a floating-point output, relative to its largest entry; None where shapes or values forbid."""
+    pairs = [
+        (a, b) for a, b in zip(tensors(expected), tensors(output), strict=False) if a.is_floating_point()
+    ]
+    if any(a.shape != b.shape or not bool(a.isfinite().all()) for a, b in pairs):
+        return None
+    return max(
+        (float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs if a.numel()),
+        default=None,
+    )
+
+
 def loss(output: Any) -> Tensor | None:
     """Sum over all outputs that carry a gradient, each scaled by its size; None where none does."""
     terms = [t.float().mean() for t in tensors(output) if t.requires_grad and t.numel()]

@@ -44,7 +44,7 @@ class Reason:
 class Axis:
     """A node of the forest; see the module docstring. Read `kind`, `parts`, `frozen` through `find` only."""
 
-    __slots__ = ("channel", "frozen", "into", "kind", "over", "parts", "pool", "size")
+    __slots__ = ("channel", "frozen", "into", "kind", "over", "parts", "pool", "size", "solid")
 
     def __init__(self, size: int, kind: str = ATOM, parts: tuple[Axis, ...] = ()) -> None:
         """An axis of `size` indices, by default an atom."""
@@ -55,6 +55,7 @@ class Axis:
         self.frozen: Reason | None = None
         self.pool: Axis = self  # the axis that this one is a fragment of
         self.channel = False
+        self.solid = False  # every atom in it is frozen: known for sure once true
         self.over: Axis | None = None  # ragged: the axis whose equal blocks the parts belong to
 
     def find(self) -> Axis:
@@ -108,6 +109,19 @@ def atoms(axis: Axis) -> list[Axis]:
     return [axis] if axis.kind == ATOM else [a for p in axis.parts for a in atoms(p)]
 
 
+def frozen(axis: Axis) -> bool:
+    """Whether no index of `axis` may go; its inner structure then says nothing any more."""
+    axis = axis.find()
+    if not axis.solid:
+        axis.solid = axis.frozen is not None if axis.kind == ATOM else all(frozen(p) for p in axis.parts)
+    return axis.solid
+
+
+def _reason(axis: Axis) -> Reason | None:
+    axis = axis.find()
+    return axis.frozen if axis.kind == ATOM else _reason(axis.parts[0])
+
+
 class Algebra:
     """The operations on axes; `place` is the reason prefix of whatever gets frozen meanwhile."""
 
@@ -135,6 +149,9 @@ class Algebra:
             return
         if a.size != b.size:
             raise ValueError(f"axes of sizes {a.size} and {b.size} can't be the same")
+        if frozen(a) or frozen(b):
+            self._freeze_as(*((b, a) if frozen(a) else (a, b)))
+            return
         if a.kind != ATOM and (b.kind == ATOM or (b.kind == RAGGED and a.kind != RAGGED)):
             a, b = b, a
         if a.kind == ATOM:
@@ -151,6 +168,20 @@ class Algebra:
             self._unify_products(a, b)
         else:
             self._unify_concats(a, b)
+
+    def _freeze_as(self, axis: Axis, other: Axis) -> None:
+        """Freeze `axis` for the reason that `other` is frozen for."""
+        if not frozen(axis):
+            reason = _reason(other)
+            for atom in atoms(axis):
+                atom.frozen = atom.frozen or reason
+
+    def _fixed_like(self, axis: Axis, *sizes: int) -> tuple[Axis, ...]:
+        """New frozen axes of `sizes`, for the reason of a frozen `axis`."""
+        made = tuple(Axis(n) for n in sizes)
+        for new in made:
+            new.frozen = _reason(axis)
+        return made
 
     def collapse(self, axis: Axis) -> None:
         """Make a ragged axis an ordinary one: every block ranges over the same axis."""
@@ -194,6 +225,9 @@ class Algebra:
         inner = axis.size // outer
         if outer * inner != axis.size:
             raise ValueError(f"an axis of size {axis.size} has no factor {outer}")
+        if frozen(axis):
+            first, second = self._fixed_like(axis, outer, inner)
+            return first, second
         if axis.kind == ATOM:
             parts = Axis(outer), Axis(inner)
             self._refine(axis, PRODUCT, parts)
@@ -215,10 +249,10 @@ class Algebra:
                 break
             done *= part.size
         self.freeze(axis, f"is split as {outer} x {inner} where another op splits it differently")
-        frozen = Axis(outer), Axis(inner)
-        for part in frozen:
+        parts = Axis(outer), Axis(inner)
+        for part in parts:
             self.freeze(part, f"is split as {outer} x {inner} where another op splits it differently")
-        return frozen
+        return parts
 
     def _factor_concat(self, axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis]:
         pieces = _parts(axis, CONCAT)
@@ -246,6 +280,9 @@ class Algebra:
     def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
         """Cut `axis` into its first `at` indices and the rest (0 < at < size)."""
         axis = axis.find()
+        if frozen(axis):
+            first, second = self._fixed_like(axis, at, axis.size - at)
+            return first, second
         if axis.kind == ATOM:
             parts = Axis(at), Axis(axis.size - at)
             self._refine(axis, CONCAT, parts)

@@ -35,6 +35,7 @@ class Propagation:
     weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)  # operand, produced dims, consumed dims
     filled: set[Node] = field(default_factory=set)
     unknown: dict[str, list[Node]] = field(default_factory=dict)
+    sized: set[tuple[Node, int]] = field(default_factory=set)  # dims whose size the user's own call gives
     renumbered: dict[str, Axis] = field(default_factory=dict)  # index buffer -> the axis that its values number
 
 
@@ -67,6 +68,16 @@ class Site:
     def fresh(self, size: int) -> Axis | None:
         """A new axis of `size` indices, or None for size 1."""
         return Axis(size) if size != 1 else None
+
+    def new(self, dim: int) -> Axis | None:
+        """The axis of a dim of the result that only a number in the code makes.
+
+        It may shrink where the user's own call gives that number, as only then it can be repaired.
+        """
+        size = self.shape[dim]
+        if (self.node, dim) in self.state.sized:
+            return self.fresh(size)
+        return self.fixed(size, f"has its size from inside {self.node.target}")
 
     def fixed(self, size: int, text: str) -> Axis | None:
         """A new axis that may not shrink."""
@@ -232,6 +243,7 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
     from .rules import rule_for  # noqa: PLC0415  the rules are written in terms of Site
 
     state, algebra = Propagation(trace), Algebra()
+    state.sized = {(use.node, use.dim) for use in trace.size_uses if use.dim is not None}
     for node in trace.graph.nodes:
         meta = node.meta
         algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))

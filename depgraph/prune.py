@@ -106,8 +106,9 @@ def prune(
     if hasattr(model, "graph_signature") and hasattr(model, "module"):
         model = model.module()
     if isinstance(model, nn.Module):
-        _check_weights(model)
+        _check_has_values(model)
     graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
+    _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to}
@@ -196,16 +197,19 @@ def _check_arguments(ratio: float | None, max_params: float | None, max_macs: fl
         raise InputError(f"round_to must be a positive int, not {round_to!r}")
 
 
-def _check_weights(model: nn.Module) -> None:
-    """Refuse weights that have no values, or that are not finite."""
-    tensors, _ = named_tensors(model)
-    meta = [n for n, t in tensors.items() if t.device.type == "meta"]
+def _check_has_values(model: nn.Module) -> None:
+    meta = [n for n, t in named_tensors(model)[0].items() if t.device.type == "meta"]
     if meta:
         raise InputError(
             f"the model is on the meta device ({meta[0]!r}): its weights have no values to rank\n"
             "  fix: materialise it first, or plan on the real model and apply(meta_model, plan)"
         )
-    bad = [n for n, p in model.named_parameters() if p.is_floating_point() and not torch.isfinite(p).all()]
+
+
+def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
+    """Refuse NaN and infinite weights; those in `scored` are looked at when they are ranked."""
+    named = [(n, p) for n, p in graph.model.named_parameters() if n not in scored and p.is_floating_point()]
+    bad = [n for n, p in named if not torch.isfinite(p).all()]
     if bad:
         raise InputError(f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned")
 

@@ -36,6 +36,7 @@ class Block:
     """
 
     groups: list[Group]
+    moves: list[Move] = field(default_factory=list)
     scores: Scores = field(default_factory=lambda: np.zeros(0))
     gone: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     allowed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
@@ -96,7 +97,9 @@ class Selection:
         self.sorted = {a: scores[a][self.order[a]] / max(float(scores[a].mean()), 1e-300) for a in self.axis}
         self.floors, self.needs = self._floors()
         self.sums = self._dim_sums()
-        self.blocks = [self._fill(b, r) for b, r in self._find_blocks(relations)]
+        found = self._find_blocks(relations)
+        self._spread_floors([b for b, _ in found])
+        self.blocks = [self._fill(b, r) for b, r in found]
 
     # --------------------------------------------------------------------------------------------- constraints
 
@@ -180,6 +183,14 @@ class Selection:
                 floors[a] = 1
         return floors, [list(n) for n in needs if not any(floors[a] for a in n)]
 
+    def _spread_floors(self, blocks: list[Block]) -> None:
+        """Where a dim is made of several blocks, which do not know of each other, its largest part keeps a unit."""
+        block_of = {id(g.axis): i for i, b in enumerate(blocks) for g in b.groups}
+        for need in self.needs:
+            if len({block_of[a] for a in need}) > 1:
+                self.floors[max(need, key=lambda a: self.axis[a].size)] = 1
+        self.needs = [n for n in self.needs if not any(self.floors[a] for a in n)]
+
     def _dim_sums(self) -> dict[int, list[tuple[int, Polynomial]]]:
         """axis id -> (key, count polynomial) of each parameter dim that the axis is part of."""
         sums: dict[int, list[tuple[int, Polynomial]]] = {a: [] for a in self.axis}
@@ -259,15 +270,18 @@ class Selection:
 
     def _fill(self, block: Block, relations: list[Polynomial]) -> Block:
         """Order the moves of `block`: always the cheapest that leaves every floor."""
-        moves = self._moves(block, relations)
-        if len(moves) == 1:
-            self._repeat(block, moves[0])
+        block.moves = self._moves(block, relations)
+        if len(block.moves) == 1:
+            self._repeat(block, block.moves[0])
         else:
-            self._interleave(block, moves)
+            self._interleave(block, {})
+        self._finish(block)
+        return block
+
+    def _finish(self, block: Block) -> None:
         if len(block.scores):
             block.scores = np.maximum.accumulate(block.scores)
         block.allowed = self._allowed(block)
-        return block
 
     def _repeat(self, block: Block, move: Move) -> None:
         times = min((self.axis[a].size - max(self.floors[a], 1)) // n for a, n in move.items())
@@ -277,7 +291,11 @@ class Selection:
             block.gone[a] = np.arange(times + 1) * n
         block.scores = total / sum(move.values())
 
-    def _interleave(self, block: Block, moves: list[Move]) -> None:
+    def _interleave(self, block: Block, limits: dict[int, int]) -> None:
+        """Take the cheapest move until none is left that keeps floors and `limits` (pool id -> units that may go)."""
+        moves = block.moves
+        left = dict(limits)
+        pool = {id(g.axis): id(g.axis.pool) for g in block.groups}
         gone = dict.fromkeys((id(g.axis) for g in block.groups), 0)
         needs = [n for n in self.needs if any(a in gone for a in n)]
         steps: list[Move] = []
@@ -288,9 +306,9 @@ class Selection:
             costs = []
             for i in list(live):
                 move = moves[i]
-                if any(self.axis[a].size - gone[a] - n < self.floors[a] for a, n in move.items()) or self._starves(
-                    needs, gone, move
-                ):
+                over = left and any(left[p] < n for p, n in _by_pool(move, pool).items())
+                below = any(self.axis[a].size - gone[a] - n < self.floors[a] for a, n in move.items())
+                if over or below or self._starves(needs, gone, move):
                     live.remove(i)
                     continue
                 cost = sum(sums[a][gone[a] + n] - sums[a][gone[a]] for a, n in move.items())
@@ -300,6 +318,8 @@ class Selection:
             cost, i = min(costs)
             for a, n in moves[i].items():
                 gone[a] += n
+                if left:
+                    left[pool[a]] -= n
             steps.append(moves[i])
             scores.append(cost)
         block.scores = np.asarray(scores)
@@ -340,6 +360,9 @@ class Selection:
             pools: dict[int, list[Group]] = {}
             for g in block.groups:
                 pools.setdefault(id(g.axis.pool), []).append(g)
+            if len(block.moves) > 1:
+                self._interleave(block, {p: int(ratio * sum(g.units for g in gs) + 1e-9) for p, gs in pools.items()})
+                self._finish(block)
             count = len(block.scores)
             for gs in pools.values():
                 gone = np.zeros(len(block.scores) + 1, dtype=np.int64)

@@ -159,6 +159,11 @@ WHOLE: dict[Any, Any] = {
     torch.rnn_tanh_cell: aten.rnn_tanh_cell.default,
     torch.rnn_relu_cell: aten.rnn_relu_cell.default,
     torch.cdist: aten.cdist.default,
+    torch.repeat_interleave: aten.repeat_interleave.self_int,
+    torch.Tensor.repeat_interleave: aten.repeat_interleave.self_int,
+    torch.Tensor.expand_as: aten.expand_as.default,
+    torch.Tensor.view_as: aten.view_as.default,
+    torch.Tensor.reshape_as: aten.reshape_as.default,
     torch.chunk: aten.chunk.default,
     torch.Tensor.chunk: aten.chunk.default,
     torch.tensor_split: aten.tensor_split.sections,
@@ -170,7 +175,6 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
 }
-_PURE_VIEWS = {"reshape", "view", "flatten", "unflatten"}
 # Functions whose arguments repeat sizes of their result, dim by dim: name -> index of the first size argument.
 SHAPED = {
     "view": 1, "reshape": 1, "expand": 1, "broadcast_to": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1,

@@ -356,6 +356,8 @@ def attention(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     if (k.amax((-1, -2), keepdim=True) != k.amax(-1, keepdim=True)).any():
         raise Unfollowed("attention over pruned keys")
     heads = v.amax(-2, keepdim=True)
+    if heads.dim() > 3 and heads.shape[-3] != q.shape[-3]:  # one key head serves a run of query heads
+        heads = heads.repeat_interleave(q.shape[-3] // heads.shape[-3], -3)
     mask = heads.expand(*q.shape[:-1], v.shape[-1]).clone()
     mask = mask * q.amax(-1, keepdim=True)
     run.finish(out[0] if isinstance(out, tuple) else out, mask)

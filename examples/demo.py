@@ -7,7 +7,6 @@ residual network on scikit-learn's handwritten digits (1 797 images of 8 x 8 pix
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Block(nn.Module):
 class DigitsNet(nn.Module):
     """A residual network of five blocks for images of 8 x 8 pixels and ten classes."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1)
         self.blocks = nn.Sequential(
@@ -134,7 +133,7 @@ def comparison(dense: nn.Module, pruned: nn.Module, tuned: nn.Module, data: Digi
     """The table: what the network was, what pruning made of it, and what fine-tuning won back."""
     models = [dense, pruned, tuned]
     table = Table(title="digits: the network before and after")
-    for column in ("", "before", "pruned", "pruned, fine-tuned", "before / after"):
+    for column in ("", "before", "pruned", "fine-tuned", "before / after"):
         table.add_column(column, justify="right" if column else "left")
 
     table.add_row("accuracy on the test images", *(f"{accuracy(model, data):.1%}" for model in models), "")
@@ -151,20 +150,21 @@ def comparison(dense: nn.Module, pruned: nn.Module, tuned: nn.Module, data: Digi
 
 def main() -> None:
     torch.manual_seed(SEED)
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # the network is tiny: a second thread mostly waits
     console = Console()
     data = load_data()
 
     console.print(f"training on {len(data.train_x)} images ...")
     model = DigitsNet()
-    train(model, data, epochs=12, rate=0.05)
+    train(model, data, epochs=10, rate=0.05)
 
     console.print("pruning to half the MACs, and checking the result against the original ...")
-    result = depgraph.prune(model, data.train_x[:2], max_macs=0.5)
+    # Widths that are multiples of 8 run faster; drop round_to and the budget is met more closely still.
+    result = depgraph.prune(model, data.train_x[:2], max_macs=0.5, round_to=8)
     pruned = copy.deepcopy(result.model).eval()
 
     console.print("fine-tuning ...\n")
-    train(result.model, data, epochs=6, rate=0.02)
+    train(result.model, data, epochs=5, rate=0.02)
 
     print(result.report)
     console.print(comparison(model, pruned, result.model, data))

@@ -69,13 +69,15 @@ def all_dims(x: Tensor, dim) -> list[int]:
 
 def mean(x: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
     x, dim = x.to(dtype or x.dtype), all_dims(x, dim)
-    return x.sum(dim, keepdim) / count(x, dim, keepdim).clamp(min=1)
+    n = count(x, dim, keepdim)
+    return mark_live_(x.sum(dim, keepdim) / n.clamp(min=1), n > 0)
 
 
 def variance(x: Tensor, dim=None, *, correction=1, keepdim: bool = False) -> Tensor:
     dim, correction = all_dims(x, dim), 1 if correction is None else correction
     centred = (x - mean(x, dim, True)).masked_fill(x == 0, 0)
-    return centred.square().sum(dim, keepdim) / (count(x, dim, keepdim) - correction).clamp(min=1e-9)
+    n = count(x, dim, keepdim)
+    return mark_live_(centred.square().sum(dim, keepdim) / (n - correction).clamp(min=1e-9), n > 0)
 
 
 def deviation(x: Tensor, dim=None, *, correction=1, keepdim: bool = False) -> Tensor:
@@ -89,7 +91,7 @@ def variance_and_mean(x: Tensor, dim=None, *, correction=1, keepdim: bool = Fals
 def normalised(x: Tensor, dim, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Zero mean and unit variance of live elements over `dim`; dead ones stay 0. Also the mean and 1 / deviation."""
     centre, scale = mean(x, dim, True), (variance(x, dim, correction=0, keepdim=True) + eps).rsqrt()
-    return ((x - centre) * scale).masked_fill(x == 0, 0), centre, scale
+    return mark_live_(((x - centre) * scale).masked_fill(x == 0, 0), x != 0), centre, scale
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -142,7 +144,7 @@ def softmax(x, dim, half_to_float=False):
 
 
 def log_softmax(x, dim, half_to_float=False):
-    return without_dead(x).log_softmax(dim).masked_fill(x == 0, 0)
+    return mark_live_(without_dead(x).log_softmax(dim).masked_fill(x == 0, 0), x != 0)
 
 
 def logsumexp(x, dim, keepdim=False):

@@ -159,6 +159,15 @@ def test_statistics_count_live_elements_only(name):
     assert_equal_to_masked(model, result, (x,), tol=1e-12)
 
 
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_over_one_live_channel(name):
+    """One channel less its own mean is 0, and yet alive."""
+    model, result, x = by_hand([0], OTHER, norm=lambda width: Statistic(STATISTICS[name]))
+    if name in ("std", "var_mean"):
+        pytest.skip("the variance of one number is not a number")
+    assert_equal_to_masked(model, result, (x,), tol=1e-12)
+
+
 def test_a_hand_written_layer_norm_between_dead_channels():
     model, result, x = by_hand(KEPT, KEPT, norm=LayerNorm2d, residual=True)
     assert_equal_to_masked(model, result, (x,), tol=1e-12)

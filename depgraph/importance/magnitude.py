@@ -14,7 +14,7 @@ from ..graph import DependencyGraph, Group
 
 Scores = npt.NDArray[np.float64]
 Importance = Callable[[Group], Any]
-CHUNK = 1 << 16  # entries summed at a time: small enough to stay in the processor's cache
+CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
 
 
 class Norms:
@@ -29,7 +29,10 @@ class Norms:
     def along(self, name: str, dim: int) -> Scores:
         """[size of `dim`] float64: for each index of the dim, the sum of |entries| of tensor `name` there."""
         if name not in self._sums:
-            self._sums[name] = [s.double().numpy() for s in absolute_sums(self.graph.tensors[name].detach())]
+            sums = absolute_sums(self.graph.tensors[name].detach())
+            if not all(bool(torch.isfinite(s).all()) for s in sums):
+                raise InputError(f"NaN or infinite values in {name}: nothing was pruned")
+            self._sums[name] = [s.double().numpy() for s in sums]
         return self._sums[name][dim]
 
     def in_rows(self, name: str, dim: int, rows: tuple[int, int]) -> Scores:
@@ -44,24 +47,29 @@ class Norms:
 def absolute_sums(tensor: torch.Tensor) -> list[torch.Tensor]:
     """For each dim, the sums of |entries| over all other dims: a list of 1-D tensors, float32 or wider, on the CPU.
 
-    The tensor is read once, in chunks of rows, so that the intermediate absolute values never leave the cache.
+    The tensor is read once, as a matrix of dim 0 by the rest, in blocks of rows that stay in the processor's cache.
     """
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
     if tensor.dim() <= 1:
         return [tensor.abs().to(wide).cpu()] * tensor.dim()
-    rows = tensor.shape[0]
-    sums = [torch.zeros(n, dtype=wide, device=tensor.device) for n in tensor.shape]
-    step = max(1, CHUNK // max(1, tensor[0].numel()))
-    others = list(range(1, tensor.dim()))
+    matrix = tensor.reshape(tensor.shape[0], -1)
+    rows, columns = matrix.shape
+    step = max(1, min(rows, CHUNK // max(1, columns)))
+    make: dict[str, Any] = {"dtype": wide, "device": tensor.device}
+    buffer = torch.empty(step, columns, **make)
+    per_row, per_column = torch.empty(rows, **make), torch.zeros(columns, **make)
+    ones_across, ones_down = torch.ones(columns, **make), torch.ones(step, **make)
     for start in range(0, rows, step):
-        block = tensor[start : start + step].abs().to(wide)
-        if tensor.dim() > 2:  # the trailing dims are small: sum them first
-            for d in others:
-                keep = [e for e in range(tensor.dim()) if e != d]
-                sums[d] += block.sum(keep)
-        else:
-            sums[1] += block.sum(0)
-        sums[0][start : start + step] = block.flatten(1).sum(1)
+        block = matrix[start : start + step]
+        n = block.shape[0]
+        absolute = buffer[:n].copy_(block).abs_() if block.dtype != wide else torch.abs(block, out=buffer[:n])
+        torch.mv(absolute, ones_across, out=per_row[start : start + n])
+        per_column.addmv_(absolute.t(), ones_down[:n])
+    rest = per_column.reshape(tensor.shape[1:])
+    sums = [per_row]
+    for d in range(rest.dim()):
+        others = [e for e in range(rest.dim()) if e != d]
+        sums.append(rest.sum(others) if others else rest)
     return [s.cpu() for s in sums]
 
 

@@ -9,7 +9,7 @@ from ..propagate import Dims, Site
 from .registry import rule
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "reshape_as", "ravel")
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "ravel")
 def view(site: Site) -> Dims:
     """Dims are joined to products and split into factors, matched by position."""
     return site.regroup(site.dims(site.args[0]), site.shape)
@@ -43,7 +43,19 @@ def squeeze(site: Site) -> Dims:
 @rule("expand", "broadcast_to")
 def expand(site: Site) -> Dims:
     """A dim of size 1 is repeated: a new axis; the others stay."""
-    return site.broadcast(site.dims(site.args[0]))
+    x = site.dims(site.args[0])
+    kept = [None] * (len(site.shape) - len(x)) + x
+    return [a or site.new(d) for d, a in enumerate(kept)]
+
+
+@rule("expand_as", "view_as", "reshape_as")
+def like(site: Site) -> Dims:
+    """The result has the very dims of another tensor."""
+    x, other = site.dims(site.args[0]), site.dims(site.args[1])
+    mine = site.broadcast(x) if "expand" in str(site.node.target) else site.regroup(x, site.shape)
+    for a, b in zip(mine, other, strict=True):
+        site.same(a, b)
+    return other
 
 
 @rule("repeat", "tile")
@@ -55,7 +67,7 @@ def repeat(site: Site) -> Dims:
     for axis, n in zip(x, site.shape, strict=True):
         copies = n // (axis.size if axis else 1)
         if axis is None:
-            out.append(site.fresh(n))
+            out.append(site.new(len(out)))
         elif copies == 1:
             out.append(axis)
         else:

@@ -13,7 +13,7 @@ ALSO = (
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
     "fill", "zero", "uniform", "normal", "exponential", "masked_fill", "nan_to_num", "where", "_conj", "resolve_conj",
     "real", "imag", "clamp", "clip", "lerp", "addcmul", "addcdiv", "rrelu_with_noise", "feature_dropout", "type_as",
-    "log_sigmoid_forward", "bucketize", "fake_quantize_per_tensor_affine", "view_as", "expand_as", "mse_loss",
+    "log_sigmoid_forward", "bucketize", "fake_quantize_per_tensor_affine", "mse_loss",
     "smooth_l1_loss", "l1_loss", "native_dropout_backward", "to", "_assert_async", "prelu", "_prelu_kernel",
     "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "log_sigmoid", "softplus", "_fused_moving_avg_obs_fq_helper", "geometric", "log_normal", "isclose",
 )  # fmt: skip
@@ -97,7 +97,7 @@ def view_as_complex(site: Site) -> Dims:
 def filled(site: Site) -> Dims:
     """A new tensor with one value everywhere: its axes are new, and what is written into it says what they are."""
     site.state.filled.add(site.node)
-    return [site.fresh(n) for n in site.shape]
+    return [site.new(d) for d in range(len(site.shape))]
 
 
 @rule("arange", "linspace", "randn", "rand", "randint", "eye", "randperm", "logspace", "hann_window", "tril_indices",
