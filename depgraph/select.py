@@ -440,6 +440,14 @@ class Selection:
         return masks
 
 
+def _by_pool(move: Move, pool: Mapping[int, int]) -> dict[int, int]:
+    """pool id -> how many of its units a move takes."""
+    out: dict[int, int] = {}
+    for a, n in move.items():
+        out[pool[a]] = out.get(pool[a], 0) + n
+    return out
+
+
 def _directions(relations: list[dict[int, int]], sizes: dict[int, int]) -> list[Move]:
     """Least integer directions d >= 0 with every relation sum(c * d) = 0.
 
