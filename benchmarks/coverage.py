@@ -61,7 +61,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="file of JSON lines to add rows to")
     parser.add_argument("--resume", action="store_true", help="skip the models that --out has a row for")
     parser.add_argument("--markdown", type=Path, help="file to write summaries and tables to")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    options.suites = SUITES if options.suite == "all" else (options.suite,)
+    known = {name for suite_name in options.suites for name in suite(suite_name)}
+    unknown = sorted(set(options.models.split(",")) - known) if options.models else []
+    if unknown:
+        parser.error(f"--models: not in {' or '.join(options.suites)}: {', '.join(unknown)}")
+    return options
 
 
 def run(suite_name: str, options: argparse.Namespace, console: Console) -> tuple[list[Row], dict[str, Row]]:
@@ -104,10 +110,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments(words)
     # Wide enough for every column where there is no terminal to ask.
     console = Console(width=None if sys.stdout.isatty() else 220)
-    suites = SUITES if options.suite == "all" else (options.suite,)
     page = [HEADING.format(limit=options.limit, tolerance=TOLERANCE[options.dtype])]
     good = True
-    for suite_name in suites:
+    for suite_name in options.suites:
         rows, peers = run(suite_name, options, console)
         if not rows:
             continue

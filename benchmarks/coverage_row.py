@@ -42,9 +42,9 @@ def measure(suite_name: str, name: str, limit: float, ratio: float = 0.5, dtype:
 def judge(row: Row, error: str, tolerance: float) -> tuple[str, str]:
     """`right`, `shapes` (right in shapes, values not comparable), `wrong` or `failed`; and why.
 
-    Values are right where the library's own verification says so and the benchmark's, which knows no statistics over kept
-    entries, does not object; or where the benchmark's says so alone. A model from which nothing was removed has failed,
-    whatever it computes.
+    Values are right where the library's own verification says so and the benchmark's, which knows no statistics over
+    kept entries, does not object; or where the benchmark's says so alone. A model from which nothing was removed has
+    failed, whatever it computes.
     """
     if error or row.get("error"):
         return "failed", error or row["error"]

@@ -156,7 +156,9 @@ def _cells(row: Row, peers: dict[str, Row]) -> list[str]:
 
 def _deviation(row: Row) -> float | None:
     """The library's figure, or the benchmark's own where the library compared shapes only."""
-    return row.get("deviation") if row.get("verified") == "equal" else row.get("zeroed_deviation")
+    if row.get("verified") == "equal":
+        return row["deviation"]
+    return row["zeroed_deviation"] if row["verdict"] == "right" else None
 
 
 def _note(row: Row) -> str:

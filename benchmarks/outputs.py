@@ -26,7 +26,7 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def deviation(expected: Any, output: Any) -> float | None:
-    """Largest deviation of a floating-point output, relative to its largest entry; None where shapes or values forbid."""
+    """Largest deviation of a floating-point output, relative to its largest entry; None where it has no meaning."""
     pairs = [
         (a, b) for a, b in zip(tensors(expected), tensors(output), strict=False) if a.is_floating_point()
     ]

@@ -35,7 +35,7 @@ class Propagation:
     weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)  # operand, produced dims, consumed dims
     filled: set[Node] = field(default_factory=set)
     unknown: dict[str, list[Node]] = field(default_factory=dict)
-    sized: set[tuple[Node, int]] = field(default_factory=set)  # dims whose size the user's own call gives
+    sized: set[tuple[Node, int | None]] = field(default_factory=set)  # dims whose size the user's own call gives
     renumbered: dict[str, Axis] = field(default_factory=dict)  # index buffer -> the axis that its values number
 
 
@@ -243,7 +243,12 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
     from .rules import rule_for  # noqa: PLC0415  the rules are written in terms of Site
 
     state, algebra = Propagation(trace), Algebra()
-    state.sized = {(use.node, use.dim) for use in trace.size_uses if use.dim is not None}
+    for use in trace.size_uses:
+        node = use.node
+        state.sized.add((node, use.dim))
+        while node.target is torch.ops.aten.detach.default:  # factories detach what they made
+            node = node.args[0]
+            state.sized.add((node, use.dim))
     for node in trace.graph.nodes:
         meta = node.meta
         algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))

@@ -90,6 +90,9 @@ class MaskedRun(TorchDispatchMode):
         if handler is None and is_pointwise(func):
             handler = pointwise
         if handler is None:
+            masks = [self.masks[id(a)] for a in flat if id(a) in self.masks]
+            if all(bool(m.all()) for m in masks):  # nothing dead goes in, so nothing dead comes out
+                return func(*args, **kwargs)
             if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
                 return func(*args, **kwargs)
             raise Unfollowed(name)
@@ -149,6 +152,8 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         Tensor, lambda a: run.full(a) if a.is_floating_point() or a.is_complex() or id(a) in run.masks else a, (args, kwargs)
     )
     name = func._schema.name
+    if name.removeprefix("aten::") in ("index", "_unsafe_index", "index_select", "gather"):  # an index is no value
+        mask_args = (mask_args[0], *args[1:])
     if name in ("aten::view", "aten::_unsafe_view", "aten::_reshape_alias"):  # a mask may lie differently in memory
         masks = mask_args[0].reshape(out.shape)
     elif name == "aten::as_strided" and mask_args[0].stride() != args[0].stride():

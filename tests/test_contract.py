@@ -118,7 +118,7 @@ def as_bytes(value: Tensor) -> bytes | None:
     """Raw memory, so that NaN equals NaN and 0.0 differs from -0.0. None on the meta device, which has no values."""
     if value.is_meta:
         return None
-    return bytes(value.detach().cpu().contiguous().clone().untyped_storage())
+    return value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 HOOKS = (

@@ -45,6 +45,28 @@ class WriteIntoNew(nn.Module):
 
     def forward(self, x):
         a, b = self.a(x), self.b(x)
+        n, _, height, width = x.shape
+        both = x.new_zeros(n, 12, height, width)
+        both[:, 7:] = a
+        both[:, :7] = b
+        return self.last(pooled(self.c(both)))
+
+
+@entry(image(), "c.0.weight:0 last.weight:1", keeps="a.0.weight:0 b.0.weight:0")
+class WriteIntoNewStarred(nn.Module):
+    """The same by torch.zeros with a starred shape, which torch.fx can't record: the literal stands, so it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.last = (
+            conv_bn(3, 5),
+            conv_bn(3, 7),
+            conv_bn(12, 11),
+            nn.Linear(11, CLASSES),
+        )
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
         both = torch.zeros(x.shape[0], 12, *x.shape[2:], dtype=x.dtype)
         both[:, 7:] = a
         both[:, :7] = b
