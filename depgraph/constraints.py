@@ -212,9 +212,9 @@ class SizeSystem:
             dims.extend(self.state.contracted.get(n, []))
         found = set()
         for axis in dims:
-            if axis is not None:
-                forms = (axis.size, 1 / axis.size, axis.size**0.5, axis.size**-0.5, axis.size**0.25, axis.size**-0.25)
-                if axis.size > 2 and any(math.isclose(use.value, f, rel_tol=1e-6) for f in forms):
+            if axis is not None and axis.size > 2:
+                forms = (axis.size**p for p in (1.0, -1.0, 0.5, -0.5, 0.25, -0.25))
+                if any(math.isclose(use.value, f, rel_tol=1e-6) for f in forms):
                     found |= {id(a) for a in axes.atoms(axis) if id(a) in self.free}
         return found
 

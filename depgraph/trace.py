@@ -184,6 +184,9 @@ SHAPED = {
 SIZED = {*SHAPED, "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "layer_norm",
          "rms_norm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
          "group_norm", "channel_shuffle", "arange", "repeat_interleave", "roll"}  # fmt: skip
+# Functions that put numbers into a tensor: name -> index of the first argument that is a value.
+VALUED = {"tensor": 0, "as_tensor": 0, "scalar_tensor": 0, "new_tensor": 1, "full": 1, "new_full": 2, "fill_": 1,
+          "full_like": 1}  # fmt: skip
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -346,6 +349,8 @@ class _PythonMode(TorchFunctionMode):
                 r.record(whole, *_in_order(whole, args, kwargs), out)
         if not r.paused:
             name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
+            if name in VALUED:
+                self.note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
             if name in SIZED:
                 _note_sizes(r, name, args, kwargs, out)
             elif before != len(r.graph.nodes):
@@ -362,11 +367,9 @@ class _PythonMode(TorchFunctionMode):
 
     def note_scalars(self, args: Any, out: Any) -> None:
         for value in args:
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and isinstance(out, torch.Tensor):
-                r = self.recorder
-                if type(value) in (sizes.Size, sizes.Scalar, float) and id(out) in r.node_of:
-                    use = ScalarUse(float(value), sizes.expression(value), r.node_of[id(out)], source_line())
-                    r.scalar_uses.append(use)
+            if type(value) in (sizes.Size, sizes.Scalar, float) and isinstance(out, torch.Tensor):
+                node = self.recorder.node(out)
+                self.recorder.scalar_uses.append(ScalarUse(float(value), sizes.expression(value), node, source_line()))
 
 
 def _in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -9,8 +9,8 @@ graph is used here, so a wrong rule can't hide behind itself.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ class Verification:
     restricted: tuple[str, ...] = ()
 
 
+def _alive(shape: Any, device: torch.device) -> Tensor:
+    """A mask of ones: float32 whatever the default type, as masks are multiplied with masks."""
+    return torch.ones(shape, dtype=torch.float32, device=device)
+
+
 class Unfollowed(Exception):
     """An op whose effect on masks is not known."""
 
@@ -71,7 +76,7 @@ class MaskedRun(TorchDispatchMode):
     def full(self, tensor: Tensor) -> Tensor:
         """The mask of `tensor`, all ones where it has none."""
         mask = self.masks.get(id(tensor))
-        return torch.ones(tensor.shape, device=tensor.device) if mask is None else mask
+        return _alive(tensor.shape, tensor.device) if mask is None else mask
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,7 +88,7 @@ class MaskedRun(TorchDispatchMode):
         if func.namespace == "prim" or not any(id(a) in self.masks for a in flat):
             out = func(*args, **kwargs)
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
-                self.give(out, torch.ones(out.shape, device=out.device))
+                self.give(out, _alive(out.shape, out.device))
             return out
         in_place = name.endswith("_") and not name.endswith("__") and name[:-1] not in ("",)
         handler = HANDLERS.get(name) or (HANDLERS.get(name[:-1]) if in_place else None)
@@ -126,7 +131,7 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(result, Tensor):
             continue
         sources = operands[1:] if name in ("aten::copy_", "aten::copy") else operands
-        mask = torch.ones(result.shape, device=result.device)
+        mask = _alive(result.shape, result.device)
         for a in sources:
             known = run.mask(a)
             if known is not None and len(torch.broadcast_shapes(known.shape, result.shape)) == result.dim():
@@ -416,7 +421,7 @@ def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 def cdist(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Distances sum over the width: dead widths are zero on both sides."""
     out = func(*args, **kwargs)
-    return run.finish(out, torch.ones(out.shape, device=out.device))
+    return run.finish(out, _alive(out.shape, out.device))
 
 
 def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
@@ -579,7 +584,8 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
         try:
             left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
             args, kwargs = split_inputs(inputs)
-            wanted, restricted = masked_outputs(left, plan, inputs)
+            with _all_double(double):
+                wanted, restricted = masked_outputs(left, plan, inputs)
         except Unfollowed as why:
             return _shapes_only(model, small, example_inputs, f"values were not compared: {why}")
         except Exception as error:
@@ -588,7 +594,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
             raise VerificationError(f"the masked original failed to run: {type(error).__name__}: {error}") from error
         try:
             twin = skeleton(right, {id(t): t for t in named_tensors(right)[0].values()}).eval()
-            with torch.no_grad(), _no_fast_attention(), nullcontext():
+            with torch.no_grad(), _no_fast_attention(), _all_double(double):
                 got = twin(*args, **kwargs)
         except Exception as error:
             raise VerificationError(f"the smaller model failed to run: {type(error).__name__}: {error}") from error
@@ -600,6 +606,29 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
             )
         return Verification("equal", error_, "values compared in " + ("float64" if double else "the model's type"), restricted)
     raise AssertionError("unreachable")
+
+
+class _Widen(TorchDispatchMode):
+    """Casts to a narrower float type, which forward may have written down, become casts to float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _all_double(wanted: bool) -> Iterator[None]:
+    """Everything that forward computes is float64, whatever types it names."""
+    before = torch.get_default_dtype()
+    with _Widen() if wanted else nullcontext():
+        if wanted:
+            torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _precision(model: nn.Module) -> float:
