@@ -463,6 +463,24 @@ def times(a: Polynomial, b: Polynomial) -> Polynomial:
     return out
 
 
+def divided(a: Polynomial, b: Polynomial) -> Polynomial | None:
+    """`a` / `b` for a `b` of one term that divides every term of `a`, else None."""
+    if len(b) != 1:
+        return None
+    ((term, n),) = b.items()
+    out: Polynomial = {}
+    for t, m in a.items():
+        rest = list(t)
+        for atom in term:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if not n or m % n:
+            return None
+        out[tuple(rest)] = m // n
+    return out
+
+
 def minus(a: Polynomial, b: Polynomial) -> Polynomial:
     """The difference of two polynomials, without zero terms."""
     out = dict(a)

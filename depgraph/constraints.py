@@ -166,18 +166,36 @@ class SizeSystem:
         self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
 
     def _infer(self, expr: Expr, target: Polynomial) -> None:
-        """An attribute that is used only inside a product or quotient: ``3 * self.dim``."""
-        if not isinstance(expr, tuple) or expr[0] not in ("mul", "floordiv"):
+        """Solve ``expr == target`` for the one attribute in it that no use has determined: ``3 * self.dim``."""
+        if not isinstance(expr, tuple) or expr[0] == "dim":
+            return
+        if expr[0] == "attr":
+            if expr not in self.attributes and not is_constant(target):
+                self.attributes[expr] = target
             return
         name, a, b = expr
-        if name == "mul" and isinstance(b, int):
-            a, b = b, a
-        if name == "mul" and isinstance(a, int) and a and isinstance(b, tuple) and b[0] == "attr":
-            if all(n % a == 0 for n in target.values()) and b not in self.attributes:
-                self.attributes[b] = {t: n // a for t, n in target.items()}
-        elif name == "floordiv" and isinstance(b, int) and isinstance(a, tuple) and a[0] == "attr" and a not in self.attributes:
-            if self.value(a) == b * self.value(expr):
-                self.attributes[a] = {t: n * b for t, n in target.items()}
+        p, q = self.polynomial(a), self.polynomial(b)
+        open_a, open_b = self._open(a), self._open(b) and name != "floordiv"
+        if open_a == open_b or p is None or q is None or name not in ("add", "sub", "mul", "floordiv"):
+            return
+        known = q if open_a else p
+        wanted: Polynomial | None = None
+        if name == "add":
+            wanted = axes.minus(target, known)
+        elif name == "sub":
+            wanted = axes.minus(target, {t: -n for t, n in known.items()}) if open_a else axes.minus(known, target)
+        elif name == "mul":
+            wanted = axes.divided(target, known)
+        elif self.value(a) == self.value(b) * self.value(expr):
+            wanted = axes.times(target, known)
+        if wanted is not None:
+            self._infer(a if open_a else b, wanted)
+
+    def _open(self, expr: Expr) -> bool:
+        """Whether an attribute occurs in `expr` that no use has determined yet."""
+        if not isinstance(expr, tuple) or expr[0] == "dim" or expr in self.known and expr[0] == "floordiv":
+            return False
+        return expr not in self.attributes if expr[0] == "attr" else any(map(self._open, expr[1:]))
 
     def _equate(self, use: SizeUse, target: Polynomial) -> None:
         got = self.polynomial(use.expr, structural=True)

@@ -12,6 +12,7 @@ no memory, and cannot leave a mark on the user's model. Where the path depends o
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import operator
 import os
@@ -358,6 +359,11 @@ class _PythonMode(TorchFunctionMode):
         return out
 
     def size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
+        """An int that a tensor method returned, tracked where it is a size."""
+        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel) and not self.recorder.paused:
+            node = self.recorder.node(args[0])
+            factors = [("dim", node, d) for d in range(args[0].dim())]
+            return sizes.Size(out, functools.reduce(lambda a, b: ("mul", a, b), factors)) if factors else out
         if func is torch.Tensor.size and not self.recorder.paused:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             tensor = args[0]

@@ -49,8 +49,8 @@ class Verification:
 
 
 def _alive(shape: Any, device: torch.device) -> Tensor:
-    """A mask of ones: float32 whatever the default type, as masks are multiplied with masks."""
-    return torch.ones(shape, dtype=torch.float32, device=device)
+    """A mask of ones: float64, as all masks are."""
+    return torch.ones(shape, dtype=torch.float64, device=device)
 
 
 class Unfollowed(Exception):
@@ -85,7 +85,7 @@ class MaskedRun(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         flat = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        if func.namespace == "prim" or not any(id(a) in self.masks for a in flat):
+        if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
             out = func(*args, **kwargs)
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
                 self.give(out, _alive(out.shape, out.device))
@@ -177,15 +177,17 @@ def passing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     masks = func(run.full(args[0]), *args[1:], **kwargs)
     first = out[0] if isinstance(out, (tuple, list)) else out
     mask = masks[0] if isinstance(masks, (tuple, list)) else masks
-    run.finish(first, (mask > 0).float())
+    run.finish(first, (mask > 0).double())
     return out
 
 
 def padding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
-    """What is filled in is alive."""
+    """What is filled in is alive, but not beside entries that are all dead: padded pixels of a dead channel."""
     out = func(*args, **kwargs)
-    run.give(out, aten.constant_pad_nd.default(run.full(args[0]), args[1], 1.0))
-    return out
+    mask = run.full(args[0])
+    padded = [mask.dim() - 1 - i for i in range(len(args[1]) // 2) if args[1][2 * i] or args[1][2 * i + 1]]
+    filled = aten.constant_pad_nd.default(mask, args[1], 1.0)
+    return run.finish(out, filled * mask.amax(padded, keepdim=True) if padded else filled)
 
 
 def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
@@ -201,7 +203,7 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     elif name == "aten::linear":
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
-    mask = (func(*tensors) > 0).float()
+    mask = (func(*tensors) > 0).double()
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
@@ -439,8 +441,8 @@ def _table(rows: dict[Callable[..., Any], str]) -> dict[str, Callable[..., Any]]
     return {name: handler for handler, names in rows.items() for name in names.split()}
 
 
-FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "zeros_like",
-             "ones_like", "empty_like", "full_like", "rand", "randn", "empty_strided", "new_empty_strided"}  # fmt: skip
+FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "rand", "randn",
+             "empty_strided", "new_empty_strided"}  # fmt: skip
 HANDLERS = _table(
     {
         pointwise: "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
@@ -518,7 +520,7 @@ def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[A
         value = tensor.detach().masked_fill(~mask, 0)
         held = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
         replaced[id(tensor)] = held
-        run.give(held, mask.float())
+        run.give(held, mask.double())
     shared = {id(t): t for t in tensors.values() if id(t) not in replaced and isinstance(t, nn.Parameter)}
     twin = skeleton(model, {**replaced, **shared}).eval()
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), _no_fast_attention(), run:  # type: ignore[no-untyped-call]
