@@ -92,7 +92,8 @@ class Shell:
         """Copy the module tree of `model`, its tensors replaced by fake ones."""
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         tensors = named_tensors(model)[0].values()
-        self.twin = skeleton(model, {id(t): self.mode.from_tensor(t) for t in tensors}).eval()
+        twin = skeleton(model, {id(t): self.mode.from_tensor(t) for t in tensors})
+        self.twin = twin.eval().requires_grad_(False)  # the counter would hook gradients, which a count does not need
 
     def macs(self, example_inputs: Any) -> int:
         """Multiply-accumulates of one forward pass, by torch's FLOP counter (FLOPs / 2)."""
@@ -116,7 +117,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         return Shell(model).macs(example_inputs)
     except Exception:  # noqa: BLE001  whatever fake tensors can't do
         tensors, _ = named_tensors(model)
-        twin = skeleton(model, {id(t): t for t in tensors.values()}).eval()
+        twin = skeleton(model, {id(t): t.detach() for t in tensors.values()}).eval()
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, split_inputs(example_inputs))
         return _counted(twin, args, kwargs)
 
