@@ -5,7 +5,14 @@ from __future__ import annotations
 from .build import build_plan
 from .cost import CostModel, count_macs, measure_latency, parameter_count
 from .errors import (
-    BudgetError, DepgraphError, InputError, NothingToPruneError, PlanError, TraceError, UnknownOpError, VerificationError,
+    BudgetError,
+    DepgraphError,
+    InputError,
+    NothingToPruneError,
+    PlanError,
+    TraceError,
+    UnknownOpError,
+    VerificationError,
 )  # fmt: skip
 from .graph import DependencyGraph, Frozen, Group, Member
 from .importance import L1, scores_of

@@ -35,7 +35,9 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
         value = axes.evaluate(literal.target, counts)
         use = literal.use
         if value != use.value:
-            plan.rewrites.append(Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, value))
+            plan.rewrites.append(
+                Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, value)
+            )
     plan.rewrites = list(dict.fromkeys(plan.rewrites))
     return plan
 

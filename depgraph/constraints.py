@@ -16,8 +16,8 @@ from torch import nn
 from . import axes
 from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial, Reason
 from .propagate import Propagation
+from .size_uses import SizeUse
 from .sizes import Expr
-from .trace import SizeUse
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class SizeSystem:
         if extent % inner:
             return {(): extent} if is_constant(axes.count(axis, self.free)) else None
         outer = self._prefix(axis.parts[0], extent // inner)
-        return None if outer is None else axes.times(outer, axes.count(axes.product(axis.parts[1:]), self.free))
+        return (
+            None if outer is None else axes.times(outer, axes.count(axes.product(axis.parts[1:]), self.free))
+        )
 
     def _direct_uses(self) -> list[tuple[SizeUse, Polynomial]]:
         """Attributes and literals used bare; returns the uses that compute."""
@@ -118,7 +120,11 @@ class SizeSystem:
         for use in self.state.trace.size_uses:
             target = self._target(use)
             if target is None:
-                axis = self.state.dims[use.node][0][use.dim] if use.node in self.state.dims and use.dim is not None else None
+                axis = (
+                    self.state.dims[use.node][0][use.dim]
+                    if use.node in self.state.dims and use.dim is not None
+                    else None
+                )
                 self._freeze_axis(axis, use, f"is used up to a position inside a group by {use.function}")
                 continue
             kind = use.expr[0] if isinstance(use.expr, tuple) else "literal"
@@ -134,7 +140,11 @@ class SizeSystem:
 
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
         if key in self.attributes:
-            self._require(axes.minus(self.attributes[key], target), use, f"shares the attribute {'.'.join(map(str, key[1:]))}")
+            self._require(
+                axes.minus(self.attributes[key], target),
+                use,
+                f"shares the attribute {'.'.join(map(str, key[1:]))}",
+            )
         else:
             self.attributes[key] = target
 
@@ -183,7 +193,9 @@ class SizeSystem:
         if name == "add":
             wanted = axes.minus(target, known)
         elif name == "sub":
-            wanted = axes.minus(target, {t: -n for t, n in known.items()}) if open_a else axes.minus(known, target)
+            wanted = (
+                axes.minus(target, {t: -n for t, n in known.items()}) if open_a else axes.minus(known, target)
+            )
         elif name == "mul":
             wanted = axes.divided(target, known)
         elif self.value(a) == self.value(b) * self.value(expr):
@@ -193,7 +205,7 @@ class SizeSystem:
 
     def _open(self, expr: Expr) -> bool:
         """Whether an attribute occurs in `expr` that no use has determined yet."""
-        if not isinstance(expr, tuple) or expr[0] == "dim" or expr in self.known and expr[0] == "floordiv":
+        if not isinstance(expr, tuple) or expr[0] == "dim" or (expr in self.known and expr[0] == "floordiv"):
             return False
         return expr not in self.attributes if expr[0] == "attr" else any(map(self._open, expr[1:]))
 
@@ -201,14 +213,26 @@ class SizeSystem:
         got = self.polynomial(use.expr, structural=True)
         if got is None and use.expr[0] == "floordiv":
             a, b = self.polynomial(use.expr[1]), self.polynomial(use.expr[2])
-            if a is not None and b is not None and self.value(use.expr[1]) == self.value(use.expr[2]) * abs(use.value):
+            if (
+                a is not None
+                and b is not None
+                and self.value(use.expr[1]) == self.value(use.expr[2]) * abs(use.value)
+            ):
                 self._require(axes.minus(a, axes.times(b, target)), use, "is divided to give another size")
                 return
         if got is not None:
             self._require(axes.minus(got, target), use, "is computed from other sizes")
             return
         atoms = self.atoms_of(use.expr) | {a for t in target for a in t}
-        self._freeze(atoms, Reason("has a size that the code computes in a way that can't be followed", "", use.module, use.source))
+        self._freeze(
+            atoms,
+            Reason(
+                "has a size that the code computes in a way that can't be followed",
+                "",
+                use.module,
+                use.source,
+            ),
+        )
 
     def _scalars(self) -> None:
         """A number the op computes with must stay what it was."""
@@ -275,7 +299,13 @@ class SizeSystem:
         if expr[0] == "dim":
             return expr[1].meta["shapes"][0][expr[2]]
         a, b = self.value(expr[1]), self.value(expr[2])
-        function = {"add": "__add__", "sub": "__sub__", "mul": "__mul__", "floordiv": "__floordiv__", "mod": "__mod__"}
+        function = {
+            "add": "__add__",
+            "sub": "__sub__",
+            "mul": "__mul__",
+            "floordiv": "__floordiv__",
+            "mod": "__mod__",
+        }
         if expr[0] in function:
             return getattr(type(a), function[expr[0]])(a, b) if type(a) is type(b) else _mixed(expr[0], a, b)
         return a**b if expr[0] == "pow" else a / b
@@ -303,7 +333,14 @@ class SizeSystem:
     def flipped(self, counts: dict[int, int]) -> list[tuple[set[int], str]]:
         """Comparisons of sizes that would come out differently with `counts` (by atom id): their atoms and text."""
         found = []
-        compare = {"eq": "__eq__", "ne": "__ne__", "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__"}
+        compare = {
+            "eq": "__eq__",
+            "ne": "__ne__",
+            "lt": "__lt__",
+            "le": "__le__",
+            "gt": "__gt__",
+            "ge": "__ge__",
+        }
         for operator, left, right, outcome in self.state.trace.comparisons:
             p, q = self.polynomial(left), self.polynomial(right)
             if p is None or q is None or (is_constant(p) and is_constant(q)):

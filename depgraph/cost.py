@@ -36,7 +36,9 @@ class CostModel:
         self._macs: list[tuple[int, list[int]]] = []
         for _, factors in graph.state.work:
             numbers = [f for f in factors if isinstance(f, int)]
-            self.fixed_macs += self._add(self._macs, [f for f in factors if isinstance(f, Axis)], free, (), prod(numbers))
+            self.fixed_macs += self._add(
+                self._macs, [f for f in factors if isinstance(f, Axis)], free, (), prod(numbers)
+            )
 
     def _add(
         self, into: list[tuple[int, list[int]]], dims: Sequence[Axis | None], free: dict[int, Axis],
@@ -93,7 +95,9 @@ class Shell:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         tensors = named_tensors(model)[0].values()
         twin = skeleton(model, {id(t): self.mode.from_tensor(t) for t in tensors})
-        self.twin = twin.eval().requires_grad_(False)  # the counter would hook gradients, which a count does not need
+        self.twin = twin.eval().requires_grad_(
+            False
+        )  # the counter would hook gradients, which a count does not need
 
     def macs(self, example_inputs: Any) -> int:
         """Multiply-accumulates of one forward pass, by torch's FLOP counter (FLOPs / 2)."""

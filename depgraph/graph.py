@@ -126,7 +126,9 @@ class DependencyGraph:
                         found.append(Frozen(name, d, atom.size, atom.frozen))
         for name in self.trace.unreached:
             for d, n in enumerate(self.tensors[name].shape):
-                found.append(Frozen(name, d, n, Reason("belongs to a tensor that the traced run did not use")))
+                found.append(
+                    Frozen(name, d, n, Reason("belongs to a tensor that the traced run did not use"))
+                )
         return found
 
     def freeze(self, found: Iterable[Axis], reason: Reason) -> None:
@@ -165,7 +167,10 @@ class DependencyGraph:
             raise InputError(f"indices of {name!r} dim {dim} must be below {size}")
         wanted[given] = True
         masks: dict[int, npt.NDArray[np.bool_]] = {}
-        candidates = sorted((a for a in dict.fromkeys(axes.atoms(axis)) if a.frozen is None) if axis else [], key=lambda a: -a.size)
+        candidates = sorted(
+            (a for a in dict.fromkeys(axes.atoms(axis)) if a.frozen is None) if axis else [],
+            key=lambda a: -a.size,
+        )
         for whole in (True, False):
             for atom in candidates:
                 at = axes.positions(axis, atom) if axis is not None else np.zeros((0, 0), dtype=np.int64)
@@ -175,7 +180,9 @@ class DependencyGraph:
                     wanted[at[hit].reshape(-1)] = False
         if wanted.any():
             reasons = {str(a.frozen) for a in (axes.atoms(axis) if axis is not None else []) if a.frozen}
-            raise InputError(f"{name!r} dim {dim} can't lose these indices: {'; '.join(sorted(reasons)) or 'size 1'}")
+            raise InputError(
+                f"{name!r} dim {dim} can't lose these indices: {'; '.join(sorted(reasons)) or 'size 1'}"
+            )
         gone = {}
         for other in self._dims:
             mask = self.mask(other, masks)
@@ -183,7 +190,9 @@ class DependencyGraph:
                 gone[other] = ~mask
         return gone
 
-    def keeps(self, name: str, masks: dict[int, npt.NDArray[np.bool_]]) -> tuple[list[Indices | None], list[Indices] | None]:
+    def keeps(
+        self, name: str, masks: dict[int, npt.NDArray[np.bool_]]
+    ) -> tuple[list[Indices | None], list[Indices] | None]:
         """(kept indices per dim or None for all, kept indices of dim 1 per block of dim 0 or None) of tensor `name`."""
         per_dim: list[Indices | None] = []
         blocks: list[Indices] | None = None

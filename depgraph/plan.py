@@ -74,7 +74,11 @@ class Cut:
                 parts.append(block.index_select(1, _on(kept, tensor)))
             out = torch.cat(parts)
         order = sorted(
-            (d for d, k in enumerate(self.keep) if k is not None and not (d == 0 and self.blocks is not None)),
+            (
+                d
+                for d, k in enumerate(self.keep)
+                if k is not None and not (d == 0 and self.blocks is not None)
+            ),
         )
         for d in order:
             kept_d = self.keep[d]
@@ -167,7 +171,10 @@ class Plan:
                     for n, c in self.cuts.items()
                 },
                 "repairs": [[r.path, r.name, list(r.keys), r.value] for r in self.repairs],
-                "rewrites": [[r.path, r.function, r.occurrence, list(r.argument), r.old, r.value] for r in self.rewrites],
+                "rewrites": [
+                    [r.path, r.function, r.occurrence, list(r.argument), r.old, r.value]
+                    for r in self.rewrites
+                ],
             }
         )
 
@@ -188,7 +195,9 @@ class Plan:
                 keep = tuple(_read_indices(k, shapes[name][d], name) for d, k in enumerate(cut["keep"]))
                 blocks = cut["blocks"]
                 if len(keep) != len(shapes[name]):
-                    raise PlanError(f"the plan keeps indices of {len(keep)} dims of {name!r}, which has {len(shapes[name])}")
+                    raise PlanError(
+                        f"the plan keeps indices of {len(keep)} dims of {name!r}, which has {len(shapes[name])}"
+                    )
                 read = None if blocks is None else [_read_indices(b, shapes[name][1], name) for b in blocks]
                 numbers = cut.get("numbers")
                 kept = None if numbers is None else _read_indices(numbers, max(numbers, default=0) + 1, name)
@@ -199,7 +208,8 @@ class Plan:
                 aliases={str(k): str(v) for k, v in data["aliases"].items()},
                 repairs=[Repair(str(p), str(n), tuple(k), int(v)) for p, n, k, v in data["repairs"]],
                 rewrites=[
-                    Rewrite(str(p), str(f), int(o), tuple(a), int(old), int(v)) for p, f, o, a, old, v in data["rewrites"]
+                    Rewrite(str(p), str(f), int(o), tuple(a), int(old), int(v))
+                    for p, f, o, a, old, v in data["rewrites"]
                 ],
             )
         except PlanError:

@@ -28,15 +28,25 @@ class Propagation:
     trace: Trace
     dims: dict[Node, list[Dims]] = field(default_factory=dict)  # node -> dims of each of its tensors
     equal_counts: list[tuple[list[Axis], Reason]] = field(default_factory=list)
-    work: list[tuple[Node, list[Axis | int | None]]] = field(default_factory=list)  # node, factors of its MACs
+    work: list[tuple[Node, list[Axis | int | None]]] = field(
+        default_factory=list
+    )  # node, factors of its MACs
     contracted: dict[Node, list[Axis]] = field(default_factory=dict)
     statistics: dict[Node, list[Axis]] = field(default_factory=dict)
-    counted: dict[Node, Axis] = field(default_factory=dict)  # node -> axis whose count its `groups` argument repeats
-    weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)  # operand, produced dims, consumed dims
+    counted: dict[Node, Axis] = field(
+        default_factory=dict
+    )  # node -> axis whose count its `groups` argument repeats
+    weights: list[tuple[Node, Dims, Dims]] = field(
+        default_factory=list
+    )  # operand, produced dims, consumed dims
     filled: set[Node] = field(default_factory=set)
     unknown: dict[str, list[Node]] = field(default_factory=dict)
-    sized: set[tuple[Node, int | None]] = field(default_factory=set)  # dims whose size the user's own call gives
-    renumbered: dict[str, Axis] = field(default_factory=dict)  # index buffer -> the axis that its values number
+    sized: set[tuple[Node, int | None]] = field(
+        default_factory=set
+    )  # dims whose size the user's own call gives
+    renumbered: dict[str, Axis] = field(
+        default_factory=dict
+    )  # index buffer -> the axis that its values number
 
 
 class Site:
@@ -189,7 +199,9 @@ class Site:
     def fixed_segment(self, size: int) -> Axis:
         """A segment that always stays."""
         axis = Axis(size)
-        self.algebra.freeze(axis, "is a dim of size 1 joined with others" if size == 1 else "is filled in by the op")
+        self.algebra.freeze(
+            axis, "is a dim of size 1 joined with others" if size == 1 else "is filled in by the op"
+        )
         return axis
 
     def lock_all(self, text: str) -> list[Dims]:
@@ -244,18 +256,20 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
 
     state, algebra = Propagation(trace), Algebra()
     for use in trace.size_uses:
-        node = use.node
-        state.sized.add((node, use.dim))
-        while node.target is torch.ops.aten.detach.default:  # factories detach what they made
-            node = node.args[0]
-            state.sized.add((node, use.dim))
+        made: Any = use.node
+        state.sized.add((made, use.dim))
+        while made.target is torch.ops.aten.detach.default:  # factories detach what they made
+            made = made.args[0]
+            state.sized.add((made, use.dim))
     for node in trace.graph.nodes:
         meta = node.meta
         algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
         if node.op == "output":
             continue
         if node.op == "placeholder":
-            state.dims[node] = [_fixed(algebra, shape, "ranges over a model input") for shape in meta["shapes"]]
+            state.dims[node] = [
+                _fixed(algebra, shape, "ranges over a model input") for shape in meta["shapes"]
+            ]
         elif node.op == "get_attr":
             dims: Dims = [Axis(n) if n != 1 else None for n in meta["shapes"][0]]
             state.dims[node] = [dims]
@@ -318,8 +332,8 @@ def _settle(state: Propagation, algebra: Algebra) -> None:
     """What can be said only when every op has been seen: which ragged dims stand beside their blocks."""
     for node, results in state.dims.items():
         for dims in results:
-            for axis in dims:
-                for ragged in _ragged(axis) if axis is not None else ():
+            for axis in [a for a in dims if a is not None]:
+                for ragged in _ragged(axis):
                     if not _beside_its_blocks(node, dims, axis, ragged):
                         algebra.place = Reason("", str(node.target), node.meta.get("module", ""), "")
                         algebra.collapse(axis)
@@ -327,10 +341,10 @@ def _settle(state: Propagation, algebra: Algebra) -> None:
     seen: set[int] = set()
     for results in state.dims.values():
         for dims in results:
-            for axis in dims:
-                if axis is not None and id(axis.find()) not in seen:
-                    seen.add(id(axis.find()))
-                    for atom in _lone_units(axis):
+            for whole in dims:
+                if whole is not None and id(whole.find()) not in seen:
+                    seen.add(id(whole.find()))
+                    for atom in _lone_units(whole):
                         algebra.freeze(atom, "is the only index of a dim")
 
 

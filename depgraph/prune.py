@@ -21,7 +21,8 @@ from .report import Report
 from .select import Selection, choose, nothing_text
 from .surgery import apply
 from .trace import named_tensors, trace
-from .verify import Verification, verify as verify_values
+from .verify import Verification
+from .verify import verify as verify_values
 
 
 @dataclass
@@ -56,10 +57,12 @@ def analyze(
         UnknownOpError: with `strict`.
     """
     if hasattr(model, "graph_signature") and hasattr(model, "module"):
-        model = model.module()  # an ExportedProgram
+        model = model.module()  # type: ignore[operator]  # an ExportedProgram
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
-    graph = DependencyGraph(propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore))
+    graph = DependencyGraph(
+        propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore)
+    )
     freeze_unwritable_literals(graph)
     return graph
 
@@ -85,6 +88,12 @@ def prune(
         round_to: every parameter dim that shrinks keeps a multiple of this.
         verify: compare the result with the masked original before it is returned.
         inplace: change `model` itself, at the very last.
+        max_latency: not supported yet; refused unless None.
+        max_memory: not supported yet; refused unless None.
+        scope: not supported yet; refused unless None.
+        calibration: not supported yet; refused unless None.
+        recover: not supported yet; refused unless None.
+        progress: accepted for later; nothing is shown yet.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
 
@@ -99,12 +108,18 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
     _check_arguments(pruning_ratio, max_params, max_macs, round_to)
-    later = {"max_latency": max_latency, "max_memory": max_memory, "scope": scope, "calibration": calibration, "recover": recover}
+    later = {
+        "max_latency": max_latency,
+        "max_memory": max_memory,
+        "scope": scope,
+        "calibration": calibration,
+        "recover": recover,
+    }
     for name, value in later.items():
         if value is not None:
             raise InputError(f"{name} is not supported in this version")
     if hasattr(model, "graph_signature") and hasattr(model, "module"):
-        model = model.module()
+        model = model.module()  # type: ignore[operator]
     if isinstance(model, nn.Module):
         _check_has_values(model)
     graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
@@ -123,7 +138,11 @@ def prune(
     small, plan, proof = _settle(graph, example_inputs, importance, budgets, verify, notes)
     parameters = cost.parameter_count(model), cost.parameter_count(small)
     byte_counts = cost.byte_count(model), cost.byte_count(small)
-    seconds = (cost.measure_latency(model, example_inputs), cost.measure_latency(small, example_inputs)) if latency else None
+    seconds = (
+        (cost.measure_latency(model, example_inputs), cost.measure_latency(small, example_inputs))
+        if latency
+        else None
+    )
     shells: Any
     if graph.trace.fake:
         shells = cost.Shell(model), cost.Shell(small)
@@ -131,7 +150,9 @@ def prune(
         shells = cost.count_macs(model, example_inputs), cost.count_macs(small, example_inputs)
     if inplace:
         if plan.rewrites and any(r.path == "" for r in plan.rewrites):
-            raise DepgraphError("the model's own forward holds a literal that must be rewritten: inplace=True can't do that")
+            raise DepgraphError(
+                "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
+            )
         small = apply(model, plan, inplace=True)
     report = Report(graph, plan, parameters, byte_counts, proof, example_inputs, shells, notes, seconds)
     report.locked = _locked(graph)
@@ -139,25 +160,38 @@ def prune(
 
 
 def _settle(
-    graph: DependencyGraph, example_inputs: Any, importance: Any, budgets: dict[str, Any], verify: bool, notes: list[str]
+    graph: DependencyGraph,
+    example_inputs: Any,
+    importance: Any,
+    budgets: dict[str, Any],
+    verify: bool,
+    notes: list[str],
 ) -> tuple[nn.Module, Plan, Verification]:
     """Plan, apply and verify; a size comparison in the user's code that would flip freezes its axes and plans again."""
     scores = scores_of(graph, importance)
     for _ in range(20):
         masks = choose(graph, scores, **budgets)
-        counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+        counts = {
+            id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()
+        }
         flipped = graph.sizes.flipped(counts)
         if not flipped:
             break
         for atoms, text in flipped:
             reason = Reason(f"enters a comparison in forward that would change ({text})")
             graph.freeze([graph.sizes.free[a] for a in atoms], reason)
-            notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
+            notes.append(
+                f"some axes stay whole: a comparison of sizes in forward would have come out as {text}"
+            )
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
     plan = build_plan(graph, masks)
     small = apply(graph.model, plan)
-    proof = verify_values(graph.model, small, plan, example_inputs) if verify else Verification("skipped", detail="verify=False")
+    proof = (
+        verify_values(graph.model, small, plan, example_inputs)
+        if verify
+        else Verification("skipped", detail="verify=False")
+    )
     return small, plan, proof
 
 
@@ -173,7 +207,7 @@ def _budget(given: float, whole: int, name: str) -> int:
     """A budget as a number: a float up to 1 is a fraction of `whole`."""
     if isinstance(given, bool) or given <= 0:
         raise InputError(f"{name} must be a fraction up to 1 or a positive number, not {given!r}")
-    if isinstance(given, float):
+    if not isinstance(given, int):
         if given > 1:
             raise InputError(f"{name}={given} is a float above 1: pass a fraction, or a number as an int")
         return int(given * whole)
@@ -182,9 +216,13 @@ def _budget(given: float, whole: int, name: str) -> int:
     return int(given)
 
 
-def _check_arguments(ratio: float | None, max_params: float | None, max_macs: float | None, round_to: int) -> None:
+def _check_arguments(
+    ratio: float | None, max_params: float | None, max_macs: float | None, round_to: int
+) -> None:
     if ratio is not None and (max_params is not None or max_macs is not None):
-        raise InputError("pruning_ratio and a budget (max_params, max_macs) contradict each other: give one of them")
+        raise InputError(
+            "pruning_ratio and a budget (max_params, max_macs) contradict each other: give one of them"
+        )
     for name, number in (("pruning_ratio", ratio), ("max_params", max_params), ("max_macs", max_macs)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
             raise InputError(f"{name} must be a number, not {number!r}")
@@ -211,19 +249,25 @@ def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
     named = [(n, p) for n, p in graph.model.named_parameters() if n not in scored and p.is_floating_point()]
     bad = [n for n, p in named if not torch.isfinite(p).all()]
     if bad:
-        raise InputError(f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned")
+        raise InputError(
+            f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned"
+        )
 
 
 def _check_devices(model: nn.Module, example_inputs: Any) -> None:
     from .trace import split_inputs, tensor_leaves  # noqa: PLC0415
 
     if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}")
+        raise InputError(
+            f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}"
+        )
     args, kwargs = split_inputs(example_inputs)
     there = {p.device for p in model.parameters() if p.device.type != "meta"}
     given = {t.device for t in tensor_leaves((args, kwargs)) if t.device.type != "meta"}
     if len(there) == 1 and given and not given <= there:
-        raise InputError(f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them")
+        raise InputError(
+            f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them"
+        )
 
 
 __all__ = ["PruneResult", "VerificationError", "analyze", "prune"]

@@ -94,7 +94,9 @@ class Report:
             "params": {"before": self.parameters[0], "after": self.parameters[1]},
             "macs": {"before": self.macs[0], "after": self.macs[1]},
             "bytes": {"before": self.byte_counts[0], "after": self.byte_counts[1]},
-            "latency": None if self.latency is None else {"before": self.latency[0], "after": self.latency[1]},
+            "latency": None
+            if self.latency is None
+            else {"before": self.latency[0], "after": self.latency[1]},
             "reachable": reachable(self.graph),
             "groups": len(self.graph.groups),
             "units": sum(g.units for g in self.graph.groups),
@@ -130,15 +132,15 @@ class Report:
         for label, (a, b) in rows:
             totals.add_row(label, f"{a:,}", f"{b:,}", f"{b / a:.1%}" if a else "-")
         if self.latency is not None:
-            a, b = self.latency
-            totals.add_row("latency [ms]", f"{a * 1e3:.2f}", f"{b * 1e3:.2f}", f"{b / a:.1%}")
+            slow, fast = self.latency
+            totals.add_row("latency [ms]", f"{slow * 1e3:.2f}", f"{fast * 1e3:.2f}", f"{fast / slow:.1%}")
         console.print(totals)
         widths = Table(header_style="bold", title="what shrank", title_justify="left")
         for heading in ("parameter", "before", "after"):
             widths.add_column(heading, justify="left" if heading == "parameter" else "right")
-        for name, a, b in self.widths[:40]:
-            if len(a) > 1:
-                widths.add_row(name, " x ".join(map(str, a)), " x ".join(map(str, b)))
+        for name, old, new in self.widths[:40]:
+            if len(old) > 1:
+                widths.add_row(name, " x ".join(map(str, old)), " x ".join(map(str, new)))
         if len(self.widths) > 40:
             widths.add_row(f"... and {len(self.widths) - 40} more", "", "")
         console.print(widths)
@@ -156,10 +158,11 @@ class Report:
         for note in self.notes:
             console.print(f"note: {note}")
         if self.rewritten:
-            console.print(f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}")
+            console.print(
+                f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
+            )
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         console.print(proof.get(v.status, f"verification: {v.status}; {v.detail}"))
         if v.restricted:
             console.print(f"statistics taken over kept entries: {', '.join(v.restricted)}")
-

@@ -39,8 +39,8 @@ def _in_place(name: str) -> Any:
     return apply
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+for _operator in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"):
+    setattr(_Proxy, f"__{_operator}__", _in_place(_operator))
 
 
 class _Shallow(fx.Tracer):
@@ -78,7 +78,9 @@ def find_call(graph: fx.Graph, edit: Rewrite) -> fx.Node | None:
 
 
 def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "").split(".")[-1]
+    return (
+        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "").split(".")[-1]
+    )
 
 
 def _indexes_sizes(node: fx.Node) -> bool:
@@ -89,7 +91,11 @@ def _indexes_sizes(node: fx.Node) -> bool:
 def literal_at(node: fx.Node, argument: Iterable[int | str]) -> Any:
     """The number at `argument` (position, then index or slice side) of a call."""
     first, *rest = argument
-    value: Any = node.kwargs.get(first) if isinstance(first, str) else (node.args[first] if len(node.args) > first else None)
+    value: Any = (
+        node.kwargs.get(first)
+        if isinstance(first, str)
+        else (node.args[first] if len(node.args) > first else None)
+    )
     for step in rest:
         if value is None:
             return None
@@ -125,7 +131,9 @@ def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
     for edit in edits:
         node = find_call(graph, edit)
         if node is None:
-            raise ValueError(f"no call of {edit.function} with the literal {edit.old} in {edit.path or 'the model'}")
+            raise ValueError(
+                f"no call of {edit.function} with the literal {edit.old} in {edit.path or 'the model'}"
+            )
         first, *rest = edit.argument
         if isinstance(first, str):
             node.kwargs = {**node.kwargs, first: _with(node.kwargs[first], rest, edit.value)}
@@ -140,4 +148,3 @@ def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
             own[name] = value
     rewritten.train(module.training)
     return rewritten
-

@@ -42,7 +42,9 @@ class Block:
     allowed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
 
-def choose_factors(graph: DependencyGraph, passed_over: Collection[int] = ()) -> tuple[list[Group], dict[int, set[int]]]:
+def choose_factors(
+    graph: DependencyGraph, passed_over: Collection[int] = ()
+) -> tuple[list[Group], dict[int, set[int]]]:
     """The groups that a ratio or budget cuts: of each product that a weight produces, the factor with most units.
 
     Args:
@@ -361,7 +363,9 @@ class Selection:
             for g in block.groups:
                 pools.setdefault(id(g.axis.pool), []).append(g)
             if len(block.moves) > 1:
-                self._interleave(block, {p: int(ratio * sum(g.units for g in gs) + 1e-9) for p, gs in pools.items()})
+                self._interleave(
+                    block, {p: int(ratio * sum(g.units for g in gs) + 1e-9) for p, gs in pools.items()}
+                )
                 self._finish(block)
             count = len(block.scores)
             for gs in pools.values():
@@ -414,7 +418,9 @@ class Selection:
 
     def _give_back(self, steps: list[int], cost: Any, budget: int) -> list[int]:
         """Undo the dearest steps that the budget has room for, block by block."""
-        order = sorted(range(len(steps)), key=lambda b: -(self.blocks[b].scores[steps[b] - 1] if steps[b] else 0))
+        order = sorted(
+            range(len(steps)), key=lambda b: -(self.blocks[b].scores[steps[b] - 1] if steps[b] else 0)
+        )
         progress = True
         while progress:
             progress = False
@@ -488,7 +494,13 @@ def _components(relations: list[dict[int, int]]) -> list[list[dict[int, int]]]:
     for _, rs in parts:
         seen = {tuple(sorted(q.items())): q for q in rs}
         negated = {tuple(sorted((a, -n) for a, n in q.items())) for q in seen.values()}
-        unique.append([q for k, q in seen.items() if k not in negated or k <= tuple(sorted((a, -n) for a, n in q.items()))])
+        unique.append(
+            [
+                q
+                for k, q in seen.items()
+                if k not in negated or k <= tuple(sorted((a, -n) for a, n in q.items()))
+            ]
+        )
     return unique
 
 
@@ -516,7 +528,11 @@ def choose(
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     selection = Selection(graph, scores, round_to)
-    budgets = [(n, m, b) for n, m, b in (("max_params", "parameters", max_params), ("max_macs", "macs", max_macs)) if b is not None]
+    budgets = [
+        (n, m, b)
+        for n, m, b in (("max_params", "parameters", max_params), ("max_macs", "macs", max_macs))
+        if b is not None
+    ]
     if not budgets:
         return selection.masks(selection.by_ratio(0.5 if pruning_ratio is None else pruning_ratio))
     cost = CostModel(graph)

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import nn
+
 Expr = Any  # int | tuple, as the module docstring says
 
 
@@ -143,7 +146,7 @@ def divmod_tracked(self: Size, other: int) -> tuple[Any, Any]:
     return self // other, self % other
 
 
-Size.__neg__ = negative  # type: ignore[method-assign]
+Size.__neg__ = negative  # type: ignore[method-assign, assignment]
 Size.__divmod__ = divmod_tracked  # type: ignore[method-assign, assignment]
 
 
@@ -154,3 +157,47 @@ def tracked_sqrt(value: float) -> float:
 
 
 math_sqrt = math.sqrt
+
+
+def track_attributes(model: nn.Module) -> None:
+    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
+    seen: set[int] = set()
+    internals = set(vars(nn.Module()))
+
+    def tracked(value: Any, key: tuple[Any, ...]) -> Any:
+        kind = type(value)
+        if kind in (int, float):
+            return track(value, ("attr", *key))
+        if kind in (tuple, list) and len(value) <= 64:
+            items = [tracked(v, (*key, i)) for i, v in enumerate(value)]
+            if kind is list:
+                value[:] = items
+                return value
+            return tuple(items)
+        if kind is dict and len(value) <= 256:
+            for k, v in value.items():
+                value[k] = tracked(v, (*key, k))
+        elif _is_plain_object(value) and id(value) not in seen:
+            seen.add(id(value))
+            holder = vars(value)
+            for k, v in list(holder.items()):
+                holder[k] = tracked(v, (*key, k))
+        return value
+
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, value in list(vars(module).items()):
+            if name not in internals:
+                vars(module)[name] = tracked(value, (path, name))
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device))
+        and not callable(value)
+        and type(value).__module__.partition(".")[0]
+        not in ("builtins", "torch", "types", "functools", "weakref")
+    )

@@ -21,7 +21,11 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
     nn.PReLU: {"num_parameters": ("weight", 0)},
-    nn.Bilinear: {"in1_features": ("weight", 1), "in2_features": ("weight", 2), "out_features": ("weight", 0)},
+    nn.Bilinear: {
+        "in1_features": ("weight", 1),
+        "in2_features": ("weight", 2),
+        "out_features": ("weight", 0),
+    },
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
@@ -72,7 +76,9 @@ def _check(plan: Plan, tensors: dict[str, torch.Tensor]) -> None:
             wrong.append(f"  - {name!r} of the plan is not in this model")
         elif tuple(tensors[name].shape) != shape:
             wrong.append(f"  - {name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
-    wrong.extend(f"  - {name!r} of this model is not in the plan" for name in tensors if name not in plan.shapes)
+    wrong.extend(
+        f"  - {name!r} of this model is not in the plan" for name in tensors if name not in plan.shapes
+    )
     if wrong:
         more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise PlanError("this plan does not fit this model:\n" + "\n".join(wrong[:20]) + more)
@@ -131,7 +137,9 @@ def _repair_standard(model: nn.Module) -> None:
                         _set(module, attribute, value.shape[dim])
         if isinstance(module, nn.modules.conv._ConvNd):
             first, second = module.weight.shape[:2]
-            a, b = (second * module.groups, first) if not module.transposed else (first, second * module.groups)
+            a, b = (
+                (second * module.groups, first) if not module.transposed else (first, second * module.groups)
+            )
             _set(module, "in_channels", a)
             _set(module, "out_channels", b)
         elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:

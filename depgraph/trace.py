@@ -12,7 +12,6 @@ no memory, and cannot leave a mark on the user's model. Where the path depends o
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import operator
 import os
@@ -32,40 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import sizes
 from .errors import InputError, TraceError
+from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 
 aten = torch.ops.aten
 Node = torch.fx.Node
-
-
-@dataclass(frozen=True)
-class SizeUse:
-    """A number in the user's code that repeats a size: argument `value` of `function`, called by `module`.
-
-    It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
-    the value that the rule of `node` says (the groups of a convolution).
-    """
-
-    function: str
-    value: int
-    expr: sizes.Expr
-    node: Node
-    dim: int | None
-    extent: int
-    module: str
-    source: str
-    occurrence: int  # this is the n-th call of `function` in one call of `module`
-    argument: tuple[Any, ...]  # where the number stands among the arguments
-    negative: bool = False  # counted from the end of the dim
-
-
-@dataclass(frozen=True)
-class ScalarUse:
-    """A number that an op computes with (not a size): a scale such as ``head_dim ** -0.5``."""
-
-    value: float
-    expr: sizes.Expr
-    node: Node
-    source: str
 
 
 @dataclass
@@ -74,7 +43,9 @@ class Trace:
 
     graph: torch.fx.Graph
     outputs: list[Node]
-    tensors: dict[str, Node]  # canonical name of each parameter and buffer that the run used -> its get_attr node
+    tensors: dict[
+        str, Node
+    ]  # canonical name of each parameter and buffer that the run used -> its get_attr node
     aliases: dict[str, str]  # every other name of a tied parameter or buffer -> its canonical name
     unreached: list[str]  # canonical names that the run did not use
     constants: dict[str, torch.Tensor]
@@ -90,7 +61,9 @@ class Trace:
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments from a tensor, a tuple (or list) of arguments, or a dict of keyword arguments."""
-    if example_inputs is None or (isinstance(example_inputs, (tuple, list, dict)) and not len(example_inputs)):
+    if example_inputs is None or (
+        isinstance(example_inputs, (tuple, list, dict)) and not len(example_inputs)
+    ):
         raise InputError(
             "no example inputs: pass a tensor, a tuple of positional arguments or a dict of keyword arguments "
             "that the model's forward accepts"
@@ -107,7 +80,10 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     first: dict[int, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
-    for pairs in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for pairs in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in pairs:
             if id(tensor) in first:
                 aliases[name] = first[id(tensor)]
@@ -121,7 +97,9 @@ def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
     """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there."""
     memo: dict[int, Any] = dict(replace)
     for module in model.modules():
-        for value in vars(module).values():  # deepcopy refuses tensors with a history, such as a hooked weight
+        for value in vars(
+            module
+        ).values():  # deepcopy refuses tensors with a history, such as a hooked weight
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
@@ -139,9 +117,8 @@ WHOLE: dict[Any, Any] = {
     torch.Tensor.matmul: aten.matmul.default,
     torch.Tensor.__matmul__: aten.matmul.default,
     torch.bmm: aten.bmm.default,
-    torch.einsum: aten.einsum.default,
     torch.functional.einsum: aten.einsum.default,
-    torch._C._VariableFunctions.einsum: aten.einsum.default,
+    torch._VF.einsum: aten.einsum.default,  # type: ignore[attr-defined]
     torch.instance_norm: aten.instance_norm.default,
     torch.rms_norm: aten.rms_norm.default,
     torch.group_norm: aten.group_norm.default,
@@ -176,19 +153,6 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
 }
-# Functions whose arguments repeat sizes of their result, dim by dim: name -> index of the first size argument.
-SHAPED = {
-    "view": 1, "reshape": 1, "expand": 1, "broadcast_to": 1, "new_zeros": 1, "new_ones": 1, "new_empty": 1,
-    "new_full": 1, "zeros": 0, "ones": 0, "empty": 0, "full": 0, "rand": 0, "randn": 0, "repeat": 1, "tile": 1,
-    "resize_": 1, "randint": 2,
-}  # fmt: skip
-SIZED = {*SHAPED, "unflatten", "split", "split_with_sizes", "narrow", "__getitem__", "__setitem__", "layer_norm",
-         "rms_norm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-         "group_norm", "channel_shuffle", "arange", "repeat_interleave", "roll"}  # fmt: skip
-# Functions that put numbers into a tensor: name -> index of the first argument that is a value.
-VALUED = {"tensor": 0, "as_tensor": 0, "scalar_tensor": 0, "new_tensor": 1, "full": 1, "new_full": 2, "fill_": 1,
-          "full_like": 1}  # fmt: skip
-
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _user_code: dict[Any, bool] = {}
@@ -202,7 +166,9 @@ def source_line() -> str:
         ours = _user_code.get(code)
         if ours is None:
             name = code.co_filename
-            ours = _user_code[code] = not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
+            ours = _user_code[code] = not (
+                name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name
+            )
         if ours:
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
         frame = frame.f_back
@@ -229,6 +195,7 @@ class Recorder:
         self.calls: dict[str, int] = {}
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
+        """`tensor` is the result of `node` from now on."""
         self.node_of[id(tensor)] = node
         self.alive.append(tensor)
 
@@ -246,7 +213,9 @@ class Recorder:
             kind = "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
-        node.meta.update(shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line())
+        node.meta.update(
+            shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line()
+        )
         node.meta["dtype"] = tensor.dtype
         if kind == "tensor":
             self.tensors[name] = node
@@ -258,7 +227,11 @@ class Recorder:
         if isinstance(value, torch.Tensor):
             return self.node(value)
         if isinstance(value, (list, tuple)):
-            return [self.argument(v) for v in value] if isinstance(value, list) else tuple(map(self.argument, value))
+            return (
+                [self.argument(v) for v in value]
+                if isinstance(value, list)
+                else tuple(map(self.argument, value))
+            )
         if isinstance(value, dict):
             return {k: self.argument(v) for k, v in value.items()}
         if isinstance(value, slice):
@@ -269,9 +242,14 @@ class Recorder:
         """Append the call `op(*args, **kwargs) -> out` and map its tensors to it."""
         results = [out] if isinstance(out, torch.Tensor) else out if isinstance(out, (tuple, list)) else []
         flat = [t for t in results if isinstance(t, torch.Tensor)]
-        nested = [u for t in results if isinstance(t, (tuple, list)) for u in t if isinstance(u, torch.Tensor)]
+        nested = [
+            u for t in results if isinstance(t, (tuple, list)) for u in t if isinstance(u, torch.Tensor)
+        ]
         node = self.graph.create_node(
-            "call_function", op, tuple(map(self.argument, args)), {k: self.argument(v) for k, v in kwargs.items()}
+            "call_function",
+            op,
+            tuple(map(self.argument, args)),
+            {k: self.argument(v) for k, v in kwargs.items()},
         )
         node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
         node.meta["source"] = source_line()
@@ -293,7 +271,9 @@ _composite: dict[Any, bool] = {}
 def is_composite(op: Any) -> bool:
     """Whether an op is defined by the ops it calls, and nothing else."""
     if op not in _composite:
-        _composite[op] = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+        _composite[op] = torch._C._dispatch_has_kernel_for_dispatch_key(
+            op.name(), "CompositeImplicitAutograd"
+        )
     return _composite[op]
 
 
@@ -336,7 +316,7 @@ class _PythonMode(TorchFunctionMode):
                     return torch.Size([sizes.Size(n, ("dim", node, d)) for d, n in enumerate(out)])
                 return out
             if type(out) is int:
-                return self.size(func, args, kwargs, out)
+                return self._size(func, args, kwargs, out)
         else:
             before = -1
             r.paused += 1
@@ -351,19 +331,22 @@ class _PythonMode(TorchFunctionMode):
         if not r.paused:
             name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
             if name in VALUED:
-                self.note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
-            if name in SIZED:
+                self._note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
+            if name in NOTES:
                 _note_sizes(r, name, args, kwargs, out)
             elif before != len(r.graph.nodes):
-                self.note_scalars(args, out)
+                self._note_scalars(args, out)
         return out
 
-    def size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
+    def _size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
         """An int that a tensor method returned, tracked where it is a size."""
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel) and not self.recorder.paused:
             node = self.recorder.node(args[0])
             factors = [("dim", node, d) for d in range(args[0].dim())]
-            return sizes.Size(out, functools.reduce(lambda a, b: ("mul", a, b), factors)) if factors else out
+            expr: Any = factors[0] if factors else out
+            for factor in factors[1:]:
+                expr = ("mul", expr, factor)
+            return sizes.Size(out, expr) if factors else out
         if func is torch.Tensor.size and not self.recorder.paused:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             tensor = args[0]
@@ -371,11 +354,13 @@ class _PythonMode(TorchFunctionMode):
                 return sizes.Size(out, ("dim", self.recorder.node(tensor), int(dim) % tensor.dim()))
         return out
 
-    def note_scalars(self, args: Any, out: Any) -> None:
+    def _note_scalars(self, args: Any, out: Any) -> None:
         for value in args:
             if type(value) in (sizes.Size, sizes.Scalar, float) and isinstance(out, torch.Tensor):
                 node = self.recorder.node(out)
-                self.recorder.scalar_uses.append(ScalarUse(float(value), sizes.expression(value), node, source_line()))
+                self.recorder.scalar_uses.append(
+                    ScalarUse(float(value), sizes.expression(value), node, source_line())
+                )
 
 
 def _in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -398,154 +383,17 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
     """Keep the numbers in this call that repeat a size of a tensor."""
     path, counts = r.stack[-1]
     occurrence = counts[name] = counts.get(name, -1) + 1
-    source = source_line()
-
-    def use(value: Any, tensor: Any, dim: int | None, argument: tuple[Any, ...], extent: int | None = None) -> None:
-        if isinstance(value, int) and not isinstance(value, bool) and isinstance(tensor, torch.Tensor):
-            value, expr = int(value), sizes.expression(value)
-            known = r.node_of.get(id(tensor))
-            if known is None:
-                return
-            if dim is None:
-                full = 0
-            else:
-                dim %= max(tensor.dim(), 1)
-                full = tensor.shape[dim]
-            negative = value < 0
-            reach = value % full if negative and full else value
-            extent = reach if extent is None else extent
-            if dim is not None and not 0 <= extent <= full:
-                return
-            r.size_uses.append(
-                SizeUse(name, value, expr, known, dim, extent, path, source, occurrence,
-                        argument, negative)
-            )  # fmt: skip
-
-    if name in SHAPED:
-        first = SHAPED[name]
-        given = args[first] if len(args) > first and isinstance(args[first], (tuple, list)) else None
-        where: tuple[Any, ...] = (first,)
-        if given is None:
-            key = next((k for k in ("size", "shape", "sizes", "repeats") if k in kwargs), None)
-            given, where = (kwargs[key], (key,)) if key else (args[first:], ())
-        if not isinstance(given, (tuple, list)) or not isinstance(out, torch.Tensor):
-            return
-        offset = out.dim() - len(given)
-        for i, value in enumerate(given):
-            if isinstance(value, int) and int(value) == -1:
-                continue
-            if name in ("repeat", "tile") and not (offset + i < 0 or int(value) == out.shape[offset + i]):
-                continue
-            if out.dim() and 0 <= offset + i < out.dim():
-                use(value, out, offset + i, (*where, i) if where else (first + i,), int(out.shape[offset + i]))
-    elif name == "unflatten" and len(args) > 2:
-        dim = int(args[1]) % args[0].dim()
-        for i, value in enumerate(args[2]):
-            if int(value) != -1:
-                use(value, out, dim + i, (2, i))
-    elif name in ("split", "split_with_sizes"):
-        given = args[1] if len(args) > 1 else next((v for k, v in kwargs.items() if k.startswith("split")), None)
-        dim = int(args[2] if len(args) > 2 else kwargs.get("dim", 0))
-        if isinstance(given, (list, tuple)):
-            for i, (value, piece) in enumerate(zip(given, out, strict=False)):
-                use(value, piece, dim, (1, i))
-        elif isinstance(given, int):
-            for piece in out:
-                if piece.shape[dim] == int(given):
-                    use(given, piece, dim, (1,))
-    elif name == "narrow" and len(args) > 3:
-        use(args[2], args[0], args[1], (2,))
-        use(args[3], out, args[1], (3,), out.shape[args[1]])
-    elif name in ("__getitem__", "__setitem__"):
-        _note_slices(use, args[0], args[1])
-    elif name in ("layer_norm", "rms_norm"):
-        shape = args[1] if len(args) > 1 else kwargs.get("normalized_shape", ())
-        if isinstance(shape, (tuple, list)):
-            for i, value in enumerate(shape):
-                use(value, args[0], i - len(shape), (1, i))
-    elif name.startswith("conv"):
-        position = 7 if "transpose" in name else 6
-        position -= 1 if "transpose" in name else 0
-        value = args[position] if len(args) > position else kwargs.get("groups")
-        if value is not None and int(value) > 1:
-            use(value, out, None, (position,))
-    elif name == "roll":
-        given = [args[i] if len(args) > i else kwargs.get(k) for i, k in ((1, "shifts"), (2, "dims"))]
-        shifts, dims = ([g] if isinstance(g, int) else g for g in given)
-        for i, (shift, dim) in enumerate(zip(shifts or (), dims or (), strict=False)):
-            use(shift, out, dim, (1, i) if isinstance(given[0], (tuple, list)) else (1,))
-    elif name == "arange":
-        ends = [a for a in args if isinstance(a, int)]
-        if len(ends) == 1 and isinstance(out, torch.Tensor):
-            use(ends[0], out, 0, (0,))
-
-
-def _note_slices(use: Any, tensor: torch.Tensor, index: Any) -> None:
-    """Bounds of ``tensor[index]``; a bound is a position on the dim it slices."""
-    entries = index if isinstance(index, tuple) else (index,)
-    taken = sum(
-        0 if e is None or e is Ellipsis else e.dim() if isinstance(e, torch.Tensor) and e.dtype == torch.bool else 1
-        for e in entries
-    )
-    dim = 0
-    for i, entry in enumerate(entries):
-        where = (1, i) if isinstance(index, tuple) else (1,)
-        if entry is None:
-            continue
-        if entry is Ellipsis:
-            dim += tensor.dim() - taken
-            continue
-        if isinstance(entry, slice) and entry.step in (None, 1):
-            for side, bound in (("start", entry.start), ("stop", entry.stop)):
-                if isinstance(bound, int) and int(bound) != 0 and abs(int(bound)) <= tensor.shape[dim]:
-                    use(bound, tensor, dim, (*where, side))
-        dim += entry.dim() if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
+    call = Call(name, args, kwargs, out)
+    NOTES[name](call)
+    source = source_line() if call.found else ""
+    for value, expr, tensor, dim, extent, where, negative in call.found:
+        node = r.node_of.get(id(tensor))
+        if node is not None:
+            use = SizeUse(name, value, expr, node, dim, extent, path, source, occurrence, where, negative)
+            r.size_uses.append(use)
 
 
 # ------------------------------------------------------------------------------------------------------- the run
-
-
-def track_attributes(model: nn.Module) -> None:
-    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
-    seen: set[int] = set()
-    internals = set(vars(nn.Module()))
-
-    def tracked(value: Any, key: tuple[Any, ...]) -> Any:
-        kind = type(value)
-        if kind in (int, float):
-            return sizes.track(value, ("attr", *key))
-        if kind in (tuple, list) and len(value) <= 64:
-            items = [tracked(v, (*key, i)) for i, v in enumerate(value)]
-            if kind is list:
-                value[:] = items
-                return value
-            return tuple(items)
-        if kind is dict and len(value) <= 256:
-            for k, v in value.items():
-                value[k] = tracked(v, (*key, k))
-        elif _is_plain_object(value) and id(value) not in seen:
-            seen.add(id(value))
-            holder = vars(value)
-            for k, v in list(holder.items()):
-                holder[k] = tracked(v, (*key, k))
-        return value
-
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for name, value in list(vars(module).items()):
-            if name not in internals:
-                vars(module)[name] = tracked(value, (path, name))
-
-
-def _is_plain_object(value: Any) -> bool:
-    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device))
-        and not callable(value)
-        and type(value).__module__.partition(".")[0] not in ("builtins", "torch", "types", "functools", "weakref")
-    )
 
 
 @contextmanager
@@ -581,7 +429,7 @@ def open_python_functions() -> Iterator[None]:
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, lambda *_: False)
     saved.append((math, "sqrt", math.sqrt))
-    math.sqrt = sizes.tracked_sqrt
+    math.sqrt = sizes.tracked_sqrt  # type: ignore[assignment]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -618,9 +466,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     """
     args, kwargs = split_inputs(example_inputs)
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
-        model = model.module()
+        model = model.module()  # type: ignore[operator]
     if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}")
+        raise InputError(
+            f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
+        )
     failure: Exception | None = None
     for fake, tracked in ((True, True), (False, True), (False, False)):
         try:
@@ -650,7 +500,12 @@ def _reach_more(
 
 
 def _run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool, train: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    fake: bool,
+    tracked: bool,
+    train: bool = False,
 ) -> Trace:
     """Record one run in eval mode, and with `train` a second one in train mode behind it."""
     tensors, aliases = named_tensors(model)
@@ -666,11 +521,13 @@ def _run(
             args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
         twin = skeleton(model, stand_in).eval()
         if tracked:
-            track_attributes(twin)
+            sizes.track_attributes(twin)
         recorder = Recorder({id(stand_in[id(t)]): name for name, t in tensors.items()})
         for i, tensor in enumerate(tensor_leaves((args, kwargs))):
             node = recorder.graph.placeholder(f"input_{i}")
-            node.meta.update(shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input")
+            node.meta.update(
+                shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
+            )
             recorder.remember(tensor, node)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

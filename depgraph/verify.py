@@ -67,10 +67,12 @@ class MaskedRun(TorchDispatchMode):
         self.restricted: set[str] = set()
 
     def give(self, tensor: Tensor, mask: Tensor) -> None:
+        """`tensor` has `mask` from now on."""
         self.masks[id(tensor)] = mask
         self.alive.append(tensor)
 
     def mask(self, tensor: Any) -> Tensor | None:
+        """The mask of `tensor`, or None where nothing of it can be dead."""
         return self.masks.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
     def full(self, tensor: Tensor) -> Tensor:
@@ -101,8 +103,7 @@ class MaskedRun(TorchDispatchMode):
             if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
                 return func(*args, **kwargs)
             raise Unfollowed(name)
-        out = handler(self, func, args, kwargs)
-        return out
+        return handler(self, func, args, kwargs)
 
     def finish(self, out: Any, mask: Tensor, *, zero: bool = True) -> Any:
         """Zero the dead entries of `out` and remember its mask."""
@@ -154,12 +155,23 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """The op moves masks as it moves values."""
     out = func(*args, **kwargs)
     mask_args, mask_kwargs = pytree.tree_map_only(
-        Tensor, lambda a: run.full(a) if a.is_floating_point() or a.is_complex() or id(a) in run.masks else a, (args, kwargs)
+        Tensor,
+        lambda a: run.full(a) if a.is_floating_point() or a.is_complex() or id(a) in run.masks else a,
+        (args, kwargs),
     )
     name = func._schema.name
-    if name.removeprefix("aten::") in ("index", "_unsafe_index", "index_select", "gather"):  # an index is no value
+    if name.removeprefix("aten::") in (
+        "index",
+        "_unsafe_index",
+        "index_select",
+        "gather",
+    ):  # an index is no value
         mask_args = (mask_args[0], *args[1:])
-    if name in ("aten::view", "aten::_unsafe_view", "aten::_reshape_alias"):  # a mask may lie differently in memory
+    if name in (
+        "aten::view",
+        "aten::_unsafe_view",
+        "aten::_reshape_alias",
+    ):  # a mask may lie differently in memory
         masks = mask_args[0].reshape(out.shape)
     elif name == "aten::as_strided" and mask_args[0].stride() != args[0].stride():
         raise Unfollowed("as_strided")
@@ -230,7 +242,9 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     name = func._schema.name.removeprefix("aten::")
     dims, keep = _dims(given.get("dim"), x.dim()), bool(given.get("keepdim", False))
     alive = mask.amax(dims, keepdim=keep) if dims else mask
-    uniform = not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any() if mask.numel() else True
+    uniform = (
+        not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any() if mask.numel() else True
+    )
     if not dims or uniform:
         out = func(*args, **kwargs)
         for t in out if isinstance(out, tuple) else [out]:
@@ -311,7 +325,7 @@ def layer_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 def group_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Mean and variance over the alive entries of each group."""
-    x, weight, bias, n, c, hw, groups, eps = args
+    x, weight, bias, n, c, _, groups, eps = args
     mask = run.full(x)
     flat, m = x.reshape(n, groups, -1), mask.reshape(n, groups, -1).to(x.dtype)
     count = m.sum(-1, keepdim=True).clamp(min=1)
@@ -339,7 +353,9 @@ def batch_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     training = any(a is True for a in args) or (args[3] is None and args[4] is None)
     if training:
         dims = [d for d in range(x.dim()) if d != 1]
-        if (mask.amax(dims) != mask.amin(dims)).any():  # a norm over folded channels: dead ones inside a statistic
+        if (
+            mask.amax(dims) != mask.amin(dims)
+        ).any():  # a norm over folded channels: dead ones inside a statistic
             m = mask.to(x.dtype)
             n = m.sum(dims, keepdim=True).clamp(min=1)
             mean = (x * m).sum(dims, keepdim=True) / n
@@ -395,7 +411,11 @@ def writing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             tail = known.amin(tuple(range(lead))) if lead > 0 else known
             mask = mask * tail
         else:
-            mask = mask * known.amin(args[1], keepdim=True) if known.shape[: args[1]] == mask.shape[: args[1]] else mask
+            mask = (
+                mask * known.amin(args[1], keepdim=True)
+                if known.shape[: args[1]] == mask.shape[: args[1]]
+                else mask
+            )
     if name.endswith("_") and before is not None:
         before.copy_(mask)
         return out
@@ -523,12 +543,17 @@ def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[A
         run.give(held, mask.double())
     shared = {id(t): t for t in tensors.values() if id(t) not in replaced and isinstance(t, nn.Parameter)}
     twin = skeleton(model, {**replaced, **shared}).eval()
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), _no_fast_attention(), run:  # type: ignore[no-untyped-call]
+    with (
+        torch.no_grad(),
+        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+        _NoFastAttention(),
+        run,
+    ):
         out = twin(*args, **kwargs)
     return out, tuple(sorted(run.restricted))
 
 
-class _no_fast_attention:
+class _NoFastAttention:
     def __enter__(self) -> None:
         self.before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -564,11 +589,14 @@ def deviation(got: Any, wanted: Any) -> float:
     return worst
 
 
-def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE) -> Verification:
+def verify(
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE
+) -> Verification:
     """Compare `small` with the masked original.
 
     Args:
-        model: the original; `small`: the model that `plan` made of it. Neither is changed.
+        model: the original; it is not changed.
+        small: the model that `plan` made of it; neither is it.
         plan: what was removed.
         example_inputs: as for `prune`.
         tolerance: largest deviation relative to an output's largest entry, in float64.
@@ -593,20 +621,26 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
         except Exception as error:
             if double:
                 continue
-            raise VerificationError(f"the masked original failed to run: {type(error).__name__}: {error}") from error
+            raise VerificationError(
+                f"the masked original failed to run: {type(error).__name__}: {error}"
+            ) from error
         try:
             twin = skeleton(right, {id(t): t for t in named_tensors(right)[0].values()}).eval()
-            with torch.no_grad(), _no_fast_attention(), _all_double(double):
+            with torch.no_grad(), _NoFastAttention(), _all_double(double):
                 got = twin(*args, **kwargs)
         except Exception as error:
-            raise VerificationError(f"the smaller model failed to run: {type(error).__name__}: {error}") from error
+            raise VerificationError(
+                f"the smaller model failed to run: {type(error).__name__}: {error}"
+            ) from error
         error_ = deviation(got, wanted)
         limit = tolerance if double else max(tolerance, 20 * _precision(left))
         if not error_ <= limit:
             raise VerificationError(
                 f"the smaller model deviates from the masked original by {error_:.2g} (tolerance {limit:.2g})"
             )
-        return Verification("equal", error_, "values compared in " + ("float64" if double else "the model's type"), restricted)
+        return Verification(
+            "equal", error_, "values compared in " + ("float64" if double else "the model's type"), restricted
+        )
     raise AssertionError("unreachable")
 
 
@@ -662,9 +696,13 @@ def _shapes_only(model: nn.Module, small: nn.Module, example_inputs: Any, why: s
         except Exception as error:
             if m is model:
                 raise
-            raise VerificationError(f"the smaller model failed to run: {type(error).__name__}: {error}") from error
+            raise VerificationError(
+                f"the smaller model failed to run: {type(error).__name__}: {error}"
+            ) from error
     if shapes[0] != shapes[1]:
-        raise VerificationError(f"the smaller model's outputs have shapes {shapes[1]}, the original's {shapes[0]}")
+        raise VerificationError(
+            f"the smaller model's outputs have shapes {shapes[1]}, the original's {shapes[0]}"
+        )
     return Verification("shapes", detail=why)
 
 

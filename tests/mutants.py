@@ -27,7 +27,7 @@ from checks import random_importance
 from oracle import assert_equal_to_masked, assert_state_matches_plan
 from torch import nn
 from zoo import ZOO, broken_expectations
-from zoo_entry import BATCH, CLASSES, Entry, image, tokens, vector
+from zoo_entry import Entry, image, tokens, vector, words
 
 import depgraph
 from depgraph import rules
@@ -39,9 +39,13 @@ PRUNE, PROPAGATE = sys.modules["depgraph.prune"], sys.modules["depgraph.propagat
 
 # ------------------------------------------------------------------------------------------------ what can be broken
 
-RULES: dict[str, list[str]] = {}  # the first name that a rule function is registered under -> all of its names
+RULES: dict[
+    str, list[str]
+] = {}  # the first name that a rule function is registered under -> all of its names
 for _name, _function in REGISTRY.items():
-    RULES.setdefault(next((label for label in RULES if REGISTRY[label] is _function), _name), []).append(_name)
+    RULES.setdefault(next((label for label in RULES if REGISTRY[label] is _function), _name), []).append(
+        _name
+    )
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,30 @@ WAYS: dict[str, dict[str, Callable[..., Any]]] = {
     "macs": {"drop macs": lambda site, do, *factors: None},
     "statistic": {"drop statistic": lambda site, do, *axes: None},
     "reorder": {"keep the order": lambda site, do, axis, order: do(axis, order) and axis},
-    "factor": {"swap factors": lambda site, do, axis, n: backwards(site.inner.factors, axis, (n, axis.size // n))},
+    "factor": {
+        "swap factors": lambda site, do, axis, n: backwards(site.inner.factors, axis, (n, axis.size // n))
+    },
     "factors": {"swap factors": lambda site, do, axis, lengths: backwards(do, axis, lengths)},
     "segments": {"swap pieces": lambda site, do, axis, lengths: backwards(do, axis, lengths)},
-    "cut": {"swap pieces": lambda site, do, axis, at: backwards(site.inner.segments, axis, (at, axis.size - at))},
+    "cut": {
+        "swap pieces": lambda site, do, axis, at: backwards(site.inner.segments, axis, (at, axis.size - at))
+    },
     "product": {"swap factors": lambda site, do, parts: do(parts[::-1])},
     "concat": {"swap pieces": lambda site, do, parts: do(parts[::-1])},
 }
-ON_SITE = ("same", "lock", "fixed", "fixed_segment", "new", "equal_counts", "contract", "weight", "macs", "statistic", "reorder")
+ON_SITE = (
+    "same",
+    "lock",
+    "fixed",
+    "fixed_segment",
+    "new",
+    "equal_counts",
+    "contract",
+    "weight",
+    "macs",
+    "statistic",
+    "reorder",
+)
 ON_ALGEBRA = ("unify", "factor", "factors", "segments", "cut")
 FUNCTIONS = ("product", "concat")
 
@@ -115,7 +135,12 @@ def exchange(site: Site, rule: Callable[..., Any]) -> Any:
     first = out[0] if out and isinstance(out[0], list) else out
     for i, a in enumerate(first):
         for j in range(i):
-            if a is not None and first[j] is not None and first[j].size == a.size and first[j].find() is not a.find():
+            if (
+                a is not None
+                and first[j] is not None
+                and first[j].size == a.size
+                and first[j].find() is not a.find()
+            ):
                 first = [*first]
                 first[i], first[j] = first[j], first[i]
                 return [first, *out[1:]] if out and isinstance(out[0], list) else first
@@ -222,7 +247,9 @@ class Breaker:
     @contextmanager
     def _functions(self, site: WatchedSite, rule: Callable[..., Any]) -> Iterator[None]:
         """Watch `product` and `concat` as the rule's module and `Site` call them."""
-        places = [(names, n) for names in (rule.__globals__, vars(PROPAGATE)) for n in FUNCTIONS if n in names]
+        places = [
+            (names, n) for names in (rule.__globals__, vars(PROPAGATE)) for n in FUNCTIONS if n in names
+        ]
         saved = [(names, n, names[n]) for names, n in places]
         for names, n, plain in saved:
             names[n] = lambda parts, n=n, plain=plain: self.statement(site, n, plain, (list(parts),))
@@ -254,6 +281,361 @@ def under(breakers: Sequence[Breaker]) -> Iterator[None]:
         REGISTRY.update(saved)
 
 
+# -----
+
+# ------------------------------------------------------------------------------------------------ tiny networks
+
+
+@dataclass(frozen=True)
+class Tiny(Entry):
+    """A network of a line or two for one op.
+
+    `groups` are the sizes of all its groups by hand, ascending: a rule that couples or freezes too little or too much
+    changes them. `macs` are its multiply-accumulates by hand, where torch's counter does not know the op.
+    """
+
+    groups: tuple[int, ...] = ()
+    macs: int | None = None
+
+
+class Short(nn.Module):
+    """Layers and parameters by name, and a forward in one line."""
+
+    def __init__(self, run: Callable[..., Any], parts: dict[str, Any]) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, nn.Linear(*part) if isinstance(part, tuple) else part())
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.run(self, *inputs)
+
+
+TINY: dict[str, Tiny] = {}
+
+
+def tiny(
+    name: str, groups: Sequence[int], run: Callable[..., Any], inputs: Callable[[], tuple] = vector(),
+    macs: int | None = None, **parts: Any,
+) -> None:  # fmt: skip
+    """Put a network into `TINY`: a part (a, b) is a linear layer, any other is called."""
+    assert name not in TINY and name not in ZOO, name  # noqa: PT018
+    TINY[name] = Tiny(lambda: Short(run, parts), inputs, groups=tuple(groups), macs=macs)
+
+
+def par(*shape: int) -> Callable[[], nn.Parameter]:
+    return lambda: nn.Parameter(torch.randn(shape))
+
+
+def outer(m: Any, x: torch.Tensor, names: str = "ab") -> torch.Tensor:
+    """[batch, a, b, ...]: every dim but the first ranges over the channels of another linear layer."""
+    out = getattr(m, names[0])(x)
+    for i, name in enumerate(names[1:], start=1):
+        out = out.unsqueeze(-1) * getattr(m, name)(x)[(slice(None), *[None] * i)]
+    return out
+
+
+def deep(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """Channels that an op may lock, behind eleven that it can't reach."""
+    return m.b(torch.tanh(m.a(x)))
+
+
+def flat(m: Any, y: torch.Tensor) -> torch.Tensor:
+    return m.head(y.flatten(1))
+
+
+def write(x: torch.Tensor, index: Any, values: Any) -> torch.Tensor:
+    x[index] = values
+    return x
+
+
+OUTER = {"a": (5, 7), "b": (5, 11)}
+DEEP = {"a": (5, 11), "b": (11, 7)}
+ORDER = torch.tensor([2, 0, 3, 5])
+
+
+# --- contractions: in the first ones a single op both produces and consumes, so that its weight alone makes channels
+
+tiny("Mm", [7], lambda m, x: torch.mm(torch.tanh(torch.mm(x, m.w)), m.v), w=par(5, 7), v=par(7, 3))
+tiny(
+    "Mv",
+    [7],
+    lambda m, x: torch.mv(m.v, torch.tanh(torch.mv(m.w, x[0]))),
+    w=par(7, 5),
+    v=par(3, 7),
+    macs=35 + 21,
+)
+tiny("Dot", [7], lambda m, x: torch.dot(torch.mv(m.w, x[0]), m.v), w=par(7, 5), v=par(7), macs=35 + 7)
+tiny(
+    "Bmm",
+    [7],
+    lambda m, x: torch.bmm(torch.tanh(torch.bmm(x, m.w)), m.v),
+    tokens(),
+    w=par(2, 5, 7),
+    v=par(2, 7, 3),
+)
+tiny("Addmm", [7], lambda m, x: torch.addmm(m.d, torch.tanh(torch.addmm(m.b, x, m.w)), m.v),
+     w=par(5, 7), b=par(7), v=par(7, 3), d=par(3))  # fmt: skip
+tiny("Baddbmm", [7], lambda m, x: torch.baddbmm(m.d, torch.tanh(torch.baddbmm(m.b, x, m.w)), m.v), tokens(),
+     w=par(2, 5, 7), b=par(2, 1, 7), v=par(2, 7, 3), d=par(2, 1, 3))  # fmt: skip
+tiny("Addbmm", [7], lambda m, x: torch.addbmm(m.d, torch.tanh(torch.addbmm(m.b, x, m.w))[None], m.v), tokens(),
+     w=par(2, 5, 7), b=par(10, 7), v=par(1, 7, 3), d=par(10, 3), macs=700 + 210)  # fmt: skip
+tiny("Addmv", [7], lambda m, x: m.head(torch.addmv(m.p, m.a(x).t(), m.u)), a=(5, 7), p=par(7), u=par(2), head=(7, 3),
+     macs=70 + 14 + 21)  # fmt: skip
+tiny(
+    "Matmul", [7], lambda m, x: torch.matmul(torch.tanh(torch.matmul(x, m.w)), m.v), w=par(5, 7), v=par(7, 3)
+)
+tiny("Einsum", [7], lambda m, x: torch.einsum("nc,ck->nk", torch.tanh(torch.einsum("nc,ck->nk", x, m.w)), m.v),
+     w=par(5, 7), v=par(7, 3))  # fmt: skip
+tiny("Bilinear", [7], lambda m, x: m.second(torch.tanh(m.first(x, x)), x), macs=2 * 5 * 5 * 7 + 2 * 7 * 5 * 3,
+     first=lambda: nn.Bilinear(5, 5, 7), second=lambda: nn.Bilinear(7, 5, 3))  # fmt: skip
+tiny("BilinearOverChannels", [7, 11, 13, 17], lambda m, x: flat(m, m.both(outer(m, x), outer(m, x, "cd"))),
+     **OUTER, c=(5, 7), d=(5, 13), both=lambda: nn.Bilinear(11, 13, 17), head=(119, 3),
+     macs=380 + 2 * 7 * 11 * 13 * 17 + 714)  # fmt: skip
+tiny("MatmulOverChannels", [7, 11], lambda m, x: flat(m, outer(m, x)[:, :, None] @ outer(m, x, "cd")[..., None]),
+     **OUTER, c=(5, 7), d=(5, 11), head=(7, 3))  # fmt: skip
+tiny("ScaledProduct", [7], lambda m, x: (m.head(m.up(x)), m.a(x) @ m.b(x).mT * 11**-0.5),
+     tokens(), a=(5, 11), b=(5, 11), up=(5, 7), head=(7, 3))  # fmt: skip
+tiny("Distances", [7], lambda m, x: torch.cdist(m.a(x), m.c), tokens(), a=(5, 7), c=par(4, 7), macs=700 + 560)
+tiny("Trilinear", [11], lambda m, x: m.head(torch._trilinear(deep(m, x), m.c(x), m.d(x), [], [], [], [])),
+     **DEEP, c=(5, 7), d=(5, 7), head=(7, 3))  # fmt: skip
+for _way, _text in {"Bmm": "", "Einsum": "nc,nd->ncd", "Matmul": ""}.items():
+    tiny(f"Gram{_way}", [7, 7], lambda m, x, way=_way, text=_text: flat(m, {
+        "Bmm": lambda a, b: torch.bmm(a[:, :, None], b[:, None]), "Matmul": lambda a, b: a[:, :, None] @ b[:, None],
+        "Einsum": lambda a, b: torch.einsum(text, a, b)}[way](m.a(x), m.b(x))), a=(5, 7), b=(5, 7), head=(49, 3))  # fmt: skip
+
+# --- convolutions and positions: eleven channels of `b` stand where positions are, and must stay whole
+
+tiny("ConvolvedPositions", [7, 13], lambda m, x: flat(m, m.conv(outer(m, x))), **OUTER,
+     conv=lambda: nn.Conv1d(7, 13, 3), head=(117, 3))  # fmt: skip
+tiny("GroupsOfTheirOwn", [5, 5, 5, 7, 7, 7], lambda m, x: flat(m, m.conv(m.stem(x)).mean((2, 3))), image(),
+     stem=lambda: nn.Conv2d(3, 15, 1), conv=lambda: nn.Conv2d(15, 21, 1, groups=3), head=(21, 3))  # fmt: skip
+tiny("GroupsTransposed", [5, 5, 7, 7], lambda m, x: flat(m, m.conv(m.stem(x)).mean((2, 3))), image(),
+     stem=lambda: nn.Conv2d(3, 10, 1), conv=lambda: nn.ConvTranspose2d(10, 14, 1, groups=2), head=(14, 3))  # fmt: skip
+tiny("Pooled1d", [7], lambda m, x: flat(m, F.interpolate(outer(m, x), size=13)), **OUTER, head=(91, 3))
+tiny(
+    "Pooled2d",
+    [7],
+    lambda m, x: flat(m, F.avg_pool2d(outer(m, x)[:, :, None], (1, 2))),
+    **OUTER,
+    head=(35, 3),
+)
+tiny(
+    "Pooled3d",
+    [7],
+    lambda m, x: flat(m, F.avg_pool3d(outer(m, x)[:, :, None, None], (1, 1, 2))),
+    **OUTER,
+    head=(35, 3),
+)
+tiny("SampledPositions", [7], lambda m, x: flat(m, F.grid_sample(
+    outer(m, x)[:, :, None], torch.stack([m.c(x), m.c(x)], -1)[:, None].tanh(), align_corners=False)),
+    **OUTER, c=(5, 13), head=(91, 3))  # fmt: skip
+tiny("SampledBatch", [7], lambda m, x: m.head(F.grid_sample(
+    m.a(x).t()[:, :, None, None], m.b(x).t()[:, None, None].tanh(), align_corners=False).flatten(1).t()),
+    a=(5, 7), b=(5, 7), head=(7, 3))  # fmt: skip
+tiny("Windows", [7], lambda m, x: flat(m, F.unfold(outer(m, x)[:, :, None], (1, 3))), **OUTER, head=(189, 3))
+tiny(
+    "Folded",
+    [7],
+    lambda m, x: flat(m, F.fold(outer(m, x), (1, 11), (1, 3))),
+    a=(5, 21),
+    b=(5, 9),
+    head=(77, 3),
+)
+tiny("FoldedToOne", [11], lambda m, x: flat(m, F.fold(deep(m, x)[..., None].expand(-1, -1, 9), (1, 11), (1, 3))),
+     a=(5, 11), b=(11, 3), head=(11, 3))  # fmt: skip
+
+# --- entries chosen by an index
+
+tiny("EmbeddedOnly", [7], lambda m, i: (F.embedding(i, m.w) * m.s).sum(-1), words(13), w=par(13, 7), s=par(7))
+tiny("EmbeddedRows", [7], lambda m, i: m.head(F.linear(F.embedding(i, m.w).tanh(), m.w)), words(13),
+     w=par(13, 7), head=(13, 3))  # fmt: skip
+tiny("Bags", [7], lambda m, i: m.head((F.embedding_bag(i, m.w) * m.s).t()).sum(0), words(13),
+     w=par(13, 7), s=par(7), head=lambda: nn.Linear(2, 3, bias=False))  # fmt: skip
+tiny("BagsOfRows", [7], lambda m, i: m.head(F.linear(F.embedding_bag(i, m.w).tanh(), m.w)), words(13),
+     w=par(13, 7), head=(13, 3))  # fmt: skip
+tiny("Selected", [11], lambda m, x: m.head(deep(m, x).index_select(1, ORDER)), **DEEP, head=(4, 3))
+tiny("Gathered", [11], lambda m, x: m.head(deep(m, x).gather(1, ORDER.expand(2, -1))), **DEEP, head=(4, 3))
+tiny(
+    "GatheredInPart",
+    [11],
+    lambda m, x: m.head(deep(m, x).gather(0, torch.tensor([[0, 1, 1, 0]]))),
+    **DEEP,
+    head=(4, 3),
+)
+tiny("Scattered", [11], lambda m, x: m.head(deep(m, x).scatter(1, ORDER.expand(2, -1), m.c(x))),
+     **DEEP, c=(5, 4), head=(7, 3))  # fmt: skip
+tiny("Added", [11], lambda m, x: m.head(deep(m, x).t().index_add(0, ORDER, m.c(x).t()).t()),
+     **DEEP, c=(5, 4), head=(7, 3))  # fmt: skip
+tiny("AddedRows", [7], lambda m, x: m.head(m.a(x).index_add(0, torch.tensor([1, 0]), m.b(x))),
+     a=(5, 7), b=(5, 7), head=(7, 3))  # fmt: skip
+tiny("PutRows", [7], lambda m, x: m.head(torch.index_put(m.a(x), [torch.tensor([1])], m.b(x)[:1])),
+     a=(5, 7), b=(5, 7), head=(7, 3))  # fmt: skip
+tiny("PutChannels", [11], lambda m, x: m.head(torch.index_put(deep(m, x).t(), [ORDER], m.c(x).t()).t()),
+     **DEEP, c=(5, 4), head=(7, 3))  # fmt: skip
+tiny("PutBehind", [11], lambda m, x: m.head(write(deep(m, x).clone(), (slice(None), ORDER), m.c(x))),
+     **DEEP, c=(5, 4), head=(7, 3))  # fmt: skip
+tiny("Taken", [11], lambda m, x: deep(m, x).take(ORDER), **DEEP)
+tiny("FilledByMask", [11], lambda m, x: m.head(deep(m, x).masked_scatter(x.new_ones(2, 1) > 0, m.c(x))),
+     **DEEP, c=(5, 7), head=(7, 3))  # fmt: skip
+
+# --- entries moved
+
+tiny(
+    "Reshaped",
+    [7, 11],
+    lambda m, x: flat(m, m.c(x).reshape_as(outer(m, x)) * outer(m, x)),
+    **OUTER,
+    c=(5, 77),
+    head=(77, 3),
+)
+tiny(
+    "Transposed", [7, 7], lambda m, x: flat(m, outer(m, x).permute(0, 2, 1)), a=(5, 7), b=(5, 7), head=(49, 3)
+)
+tiny(
+    "Squeezed",
+    [7, 7],
+    lambda m, x: flat(m, outer(m, x)[:, None].squeeze(1)),
+    a=(5, 7),
+    b=(5, 7),
+    head=(49, 3),
+)
+tiny(
+    "ExpandedInside",
+    [11],
+    lambda m, x: m.head(torch.broadcast_tensors(m.c(x), deep(m, x))[0]),
+    **DEEP,
+    c=(5, 1),
+    head=(7, 3),
+)
+tiny("Copies", [7], lambda m, x: m.head(m.a(x).repeat(1, 3)), a=(5, 7), head=(21, 3))
+tiny("CopiesInside", [7], lambda m, x: m.head(m.a(x).repeat_interleave(3, 1)), a=(5, 7), head=(21, 3))
+tiny(
+    "JoinedWithOne", [7], lambda m, x: m.head(torch.cat([m.a(x), m.c(x)], 1)), a=(5, 7), c=(5, 1), head=(8, 3)
+)
+tiny("Stacked", [7], lambda m, x: flat(m, torch.stack([m.a(x), m.b(x)], 1)), a=(5, 7), b=(5, 7), head=(14, 3))
+tiny("Unbound", [7], lambda m, x: m.head(sum(outer(m, x).unbind(2))), **OUTER, head=(7, 3))
+tiny("OneIndex", [7], lambda m, x: m.head(outer(m, x)[:, :, 4]), **OUTER, head=(7, 3))
+tiny("Halves", [7, 7], lambda m, x: m.head(torch.cat(m.a(x).chunk(2, 1)[::-1], 1)), a=(5, 14), head=(14, 3))
+tiny(
+    "PiecesAndRest", [11], lambda m, x: m.head(m.b(m.a(x)).split(7, 1)[2]), a=(5, 11), b=(11, 17), head=(3, 3)
+)
+tiny("PieceOfOne", [6], lambda m, x: m.head(torch.cat(m.a(x).split(m.sizes, 1)[::-1], 1)), a=(5, 7), head=(7, 3),
+     sizes=lambda: [1, 6])  # fmt: skip
+tiny("SliceOfOne", [2, 4], lambda m, x: m.head(m.a(x)) + m.a(x)[:, m.start : m.stop], a=(5, 7), head=(7, 3),
+     start=lambda: 2, stop=lambda: 3)  # fmt: skip
+tiny("EverySecond", [7], lambda m, x: m.head(m.a(x)[:, ::2]), a=(5, 14), head=(7, 3))
+tiny("SomeOfSteps", [11], lambda m, x: m.head(deep(m, x)[:, 1:6:2]), **DEEP, head=(3, 3))
+tiny("OneOfSteps", [11], lambda m, x: deep(m, x)[:, ::7], **DEEP)
+tiny("SliceReplaced", [3, 4, 4, 7], lambda m, x: flat(m, torch.slice_scatter(outer(m, x), outer(m, x, "cd"), 2, 4, 7)),
+     **OUTER, c=(5, 7), d=(5, 3), head=(77, 3))  # fmt: skip
+tiny(
+    "PaddedByItself",
+    [7],
+    lambda m, x: flat(m, F.pad(outer(m, x), (2, 2), mode="reflect")),
+    **OUTER,
+    head=(105, 3),
+)
+tiny("PaddedUnevenly", [7], lambda m, x: m.head(F.pad(m.a(x), (2, 3))), a=(5, 7), head=(12, 3))
+tiny("PaddedByLess", [2, 5], lambda m, x: m.head(F.pad(m.a(x), (-2, 1))), a=(5, 7), head=(6, 3))
+tiny(
+    "PaddedOne", [11], lambda m, x: m.head(deep(m, x) * F.pad(m.c(x), (3, 3))), **DEEP, c=(5, 1), head=(7, 3)
+)
+tiny("FlippedProduct", [13], lambda m, x: flat(m, outer(m, m.e(x)).flatten(1).flip(1)),
+     e=(5, 13), a=(13, 7), b=(13, 11), head=(77, 3))  # fmt: skip
+tiny("RolledWhole", [11], lambda m, x: m.head(deep(m, x).roll(2)), **DEEP, head=(7, 3))
+tiny(
+    "Shuffled",
+    [7],
+    lambda m, x: flat(m, F.pixel_shuffle(outer(m, x)[:, :, None], 2)),
+    a=(5, 28),
+    b=(5, 11),
+    head=(308, 3),
+)
+tiny("ShuffledToOne", [11], lambda m, x: flat(m, F.pixel_shuffle(deep(m, x)[:, :, None, None], 2)),
+     a=(5, 11), b=(11, 4), head=(4, 3))  # fmt: skip
+tiny("Unshuffled", [7], lambda m, x: flat(m, F.pixel_unshuffle(torch.cat([outer(m, x)[:, :, None]] * 2, 2), 2)),
+     a=(5, 7), b=(5, 12), head=(168, 3))  # fmt: skip
+tiny(
+    "ShuffledGroups",
+    [7],
+    lambda m, x: flat(m, F.channel_shuffle(m.a(x)[:, :, None, None], 3)),
+    a=(5, 21),
+    head=(21, 3),
+)
+tiny("SlidingWindows", [7], lambda m, x: flat(m, outer(m, x).unfold(2, 3, 2)), **OUTER, head=(105, 3))
+tiny("DiagonalMade", [11], lambda m, x: flat(m, torch.diag_embed(deep(m, x))), **DEEP, head=(49, 3))
+tiny("DiagonalRead", [7], lambda m, x: m.head(outer(m, x).diagonal(0, 1, 2)), a=(5, 7), b=(5, 7), head=(7, 3))
+tiny("DiagonalAside", [13], lambda m, x: m.head(outer(m, m.e(x)).diagonal(1, 1, 2)),
+     e=(5, 13), a=(13, 7), b=(13, 7), head=(6, 3))  # fmt: skip
+
+# --- norms, reductions, entry by entry
+
+tiny(
+    "NormOfGroups",
+    [5, 5, 5],
+    lambda m, x: m.head(m.norm(m.a(x))),
+    a=(5, 15),
+    norm=lambda: nn.GroupNorm(3, 15),
+    head=(15, 3),
+)
+tiny("NormOfEach", [11, 13], lambda m, x: flat(m, m.norm(outer(m, m.e(x)))), e=(5, 13), a=(13, 7), b=(13, 11),
+     norm=lambda: nn.GroupNorm(7, 7), head=(77, 3))  # fmt: skip
+tiny(
+    "Losses",
+    [7],
+    lambda m, x: m.head(F.mse_loss(m.a(x), m.b(x), reduction="none")),
+    a=(5, 7),
+    b=(5, 7),
+    head=(7, 3),
+)
+tiny("LossSummed", [7], lambda m, x: F.mse_loss(m.a(x), m.b(x), reduction="sum"), a=(5, 7), b=(5, 7))
+tiny("Triangle", [7], lambda m, x: flat(m, outer(m, x, "abc").tril()), **OUTER, c=(5, 13), head=(1001, 3))
+tiny("ComplexProduct", [7], lambda m, x: flat(m, torch.view_as_real(
+    torch.view_as_complex(m.a(x).view(x.shape[0], -1, 2)) * torch.view_as_complex(m.b(x).view(x.shape[0], -1, 2)))),
+    a=(5, 14), b=(5, 14), head=(14, 3))  # fmt: skip
+tiny("Numbered", [11], lambda m, x: m.head(deep(m, x) * torch.arange(7)), **DEEP, head=(7, 3))
+tiny("LargestOfAll", [7], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
+tiny("LargestNumber", [7], lambda m, x: m.head(m.a(x)) * m.a(x).max(), a=(5, 7), head=(7, 3))
+tiny("MiddleOne", [7], lambda m, x: m.head(outer(m, x).median(2).values), **OUTER, head=(7, 3))
+tiny("RunningSums", [7], lambda m, x: flat(m, outer(m, x).cumsum(2)), **OUTER, head=(77, 3))
+tiny("Ordered", [7], lambda m, x: flat(m, outer(m, x).sort(2).values), **OUTER, head=(77, 3))
+tiny("Renormed", [11], lambda m, x: m.head(torch.renorm(deep(m, x), 2, 0, 1.0)), **DEEP, head=(7, 3))
+
+# --- recurrent layers
+
+tiny("CellOnly", [7], lambda m, x: (m.cell(x)[0] * m.s).sum(1), cell=lambda: nn.LSTMCell(5, 7), s=par(7))
+tiny("CellStates", [7, 11], lambda m, x: m.head(m.cell(m.a(x), (m.b(x), m.c(x)))[0]),
+     a=(5, 7), b=(5, 11), c=(5, 11), cell=lambda: nn.LSTMCell(7, 11), head=(11, 3))  # fmt: skip
+tiny("CellOverChannels", [7, 11], lambda m, x: m.head(m.cell(m.a(x).t(), m.c(x)[0][:, None] * m.p).t()).sum(0),
+     a=(5, 7), c=(5, 7), p=par(11), cell=lambda: nn.GRUCell(2, 11), head=lambda: nn.Linear(7, 3, bias=False))  # fmt: skip
+tiny("LayerOnly", [7], lambda m, x: (m.rnn(x)[0] * m.s).sum(-1), tokens(),
+     rnn=lambda: nn.GRU(5, 7, batch_first=True), s=par(7))  # fmt: skip
+tiny("BothDirections", [7, 7], lambda m, x: m.head(m.rnn(x)[0]), tokens(),
+     rnn=lambda: nn.LSTM(5, 7, bidirectional=True, batch_first=True), head=(14, 3))  # fmt: skip
+tiny("LastStates", [7], lambda m, x: m.head(m.rnn(x)[1].permute(1, 2, 0)).sum(1), tokens(),
+     rnn=lambda: nn.GRU(5, 7, 4, batch_first=True), head=(4, 3))  # fmt: skip
+tiny("Projected", [3, 7], lambda m, x: m.head(m.rnn(x)[0]), tokens(),
+     rnn=lambda: nn.LSTM(5, 7, proj_size=3, batch_first=True), head=(3, 3))  # fmt: skip
+
+# --- attention: [batch, heads a, queries b, width c], every dim of other channels
+
+QKV = {"a": (5, 4), "b": (5, 3), "c": (5, 7), "e": (5, 13), "f": (5, 7), "g": (5, 13), "h": (5, 11)}
+
+
+def attend(m: Any, x: torch.Tensor, q: str, k: str, v: str, mask: Any = None, **options: Any) -> torch.Tensor:
+    q, k, v = (outer(m, x, names) for names in (q, k, v))
+    if q.dim() > k.dim():
+        k, v = k[:, None], v[:, None]
+    return flat(m, F.scaled_dot_product_attention(q, k, v, mask, scale=0.4, **options))
+
+
+tiny("AttentionAlone", [3, 7, 11], lambda m, x: attend(m, x, "bc", "ef", "gh"), **QKV, head=(33, 3))
+tiny("AttentionOneKeyHead", [3, 7, 11], lambda m, x: attend(m, x, "abc", "ef", "gh"), **QKV, head=(132, 3))
+tiny("AttentionHeads", [3, 4, 7, 11], lambda m, x: attend(m, x, "abc", "ief", "jgh", m.mask),
+     **QKV, i=(5, 4), j=(5, 4), mask=par(4, 1, 1), head=(132, 3))  # fmt: skip
+tiny("AttentionSharedHeads", [2, 3, 7, 11], lambda m, x: attend(m, x, "abc", "ief", "jgh", enable_gqa=True),
+     **QKV, i=(5, 2), j=(5, 2), head=(132, 3))  # fmt: skip
 # ------------------------------------------------------------------------------------------------ who objects
 
 
@@ -323,9 +705,15 @@ class Subject:
     def _checks(self) -> list[Callable[[], str]]:
         checks = [self._groups] if isinstance(self.entry, Tiny) else []
         checks.append(lambda: self._prune({"pruning_ratio": 0.5}, shrinks=True))
-        for seed, options in ((1, {"pruning_ratio": 0.5}), (2, {"pruning_ratio": 0.3}), (3, {"max_params": 0.7})):
+        for seed, options in (
+            (1, {"pruning_ratio": 0.5}),
+            (2, {"pruning_ratio": 0.3}),
+            (3, {"max_params": 0.7}),
+        ):
             checks.append(
-                lambda seed=seed, options=options: self._prune({**options, "importance": random_importance(seed)})
+                lambda seed=seed, options=options: self._prune(
+                    {**options, "importance": random_importance(seed)}
+                )
             )
         checks.append(self._macs)
         return checks
@@ -338,13 +726,15 @@ class Subject:
         with self.replayed():
             result = depgraph.prune(self.model, self.inputs, verify=False, **options)
         assert_state_matches_plan(self.model, result.model, result.plan)
-        assert_equal_to_masked(self.model, result, self.inputs, tol=1e-9 if self.entry.dtype is torch.float64 else 1e-2)
+        assert_equal_to_masked(
+            self.model, result, self.inputs, tol=1e-9 if self.entry.dtype is torch.float64 else 1e-2
+        )
         return "; ".join(broken_expectations(self.entry, self.model, result.model)) if shrinks else ""
 
     def _macs(self) -> str:
-        graph = self.graph()
+        graph, by_hand = self.graph(), getattr(self.entry, "macs", None)
         predicted = depgraph.CostModel(graph).macs({a: axis.size for a, axis in graph.free.items()})
-        counted = self._counted_macs
+        counted = self._counted_macs if by_hand is None else by_hand
         return "" if predicted == counted else f"{predicted} MACs are predicted, torch counts {counted}"
 
     @cached_property
@@ -407,19 +797,6 @@ def verdict(mutant: Mutant) -> Verdict:
             out.objection, out.subject = said, subject.name
             break
     return out
-
-
-# ------------------------------------------------------------------------------------------------ tiny networks
-
-
-@dataclass(frozen=True)
-class Tiny(Entry):
-    """A network of a line or two for one op; `groups` are the sizes of all its groups by hand, ascending."""
-
-    groups: tuple[int, ...] = ()
-
-
-TINY: dict[str, Tiny] = {}
 
 
 def main(labels: Sequence[str]) -> None:

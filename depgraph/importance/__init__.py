@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .magnitude import Importance, L1, Norms, scores_of
+from .magnitude import L1, Importance, Norms, scores_of
 
 __all__ = ["L1", "Importance", "Norms", "scores_of"]

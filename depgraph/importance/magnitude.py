@@ -91,7 +91,11 @@ class L1:
         total = np.zeros(group.units)
         for m in group.members:
             if m.name in self.parameters:
-                source = self.norms.along(m.name, m.dim) if m.rows is None else self.norms.in_rows(m.name, m.dim, m.rows)
+                source = (
+                    self.norms.along(m.name, m.dim)
+                    if m.rows is None
+                    else self.norms.in_rows(m.name, m.dim, m.rows)
+                )
                 total += source[m.indices].sum(1)
         return total
 
@@ -114,14 +118,22 @@ def scores_of(
     """
     if isinstance(importance, str):
         if importance.lower() not in ("l1", "magnitude"):
-            raise InputError(f"importance must be 'l1' or a function from a group to scores, not {importance!r}")
+            raise InputError(
+                f"importance must be 'l1' or a function from a group to scores, not {importance!r}"
+            )
         importance = L1(graph)
     found = {}
     for group in graph.groups if groups is None else groups:
         given = importance(group)
-        values = given.detach().double().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given, dtype=float)
+        values = (
+            given.detach().double().cpu().numpy()
+            if isinstance(given, torch.Tensor)
+            else np.asarray(given, dtype=float)
+        )
         if values.shape != (group.units,):
-            raise InputError(f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed")
+            raise InputError(
+                f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed"
+            )
         if not np.isfinite(values).all():
             raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
         found[id(group.axis)] = values

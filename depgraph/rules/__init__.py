@@ -7,8 +7,18 @@ the dims of the result, or a list of dims for several results. `equation` writes
 from __future__ import annotations
 
 from ..propagate import Site
+from . import (
+    attention,
+    contraction,
+    convolution,
+    indexing,
+    movement,
+    normalisation,
+    pointwise,
+    recurrent,
+    reduction,
+)
 from .registry import REGISTRY, equation, is_pointwise, rule, rule_for
-from . import attention, contraction, convolution, indexing, movement, normalisation, pointwise, recurrent, reduction
 
 __all__ = ["REGISTRY", "Site", "equation", "is_pointwise", "rule", "rule_for"]
 __all__ += ["attention", "contraction", "convolution", "indexing", "movement", "normalisation", "pointwise"]

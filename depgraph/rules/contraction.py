@@ -89,7 +89,7 @@ def trilinear(site: Site) -> Dims:
 def kron(site: Site) -> Dims:
     """Each dim of the result is the product of the operands' dims."""
     a, b = site.dims(site.args[0]), site.dims(site.args[1])
-    return [x and y and product([x, y]) or x or y for x, y in zip(a, b, strict=True)]
+    return [(x and y and product([x, y])) or x or y for x, y in zip(a, b, strict=True)]
 
 
 _ = torch

@@ -45,7 +45,12 @@ def convolution(site: Site) -> Dims:
 
 
 def _grouped(
-    site: Site, x: Axis | None, near: Axis | None, far: Axis | None, sizes: tuple[int, int, int], transposed: bool
+    site: Site,
+    x: Axis | None,
+    near: Axis | None,
+    far: Axis | None,
+    sizes: tuple[int, int, int],
+    transposed: bool,
 ) -> tuple[Axis | None, Axis | None]:
     """(output axis, consumed axis) of a grouped convolution; the weight's dim 0 holds the groups."""
     n_in, n_out, groups = sizes

@@ -38,7 +38,13 @@ def embedding_bag(site: Site) -> list[Dims]:
 def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
     """The axis of ``axis[index]`` where `index` is a buffer without repetitions: its values can be renumbered."""
     values = site.constant(index)
-    if axis is None or values is None or values.dim() != 1 or index.op != "get_attr" or index.meta["kind"] != "tensor":
+    if (
+        axis is None
+        or values is None
+        or values.dim() != 1
+        or index.op != "get_attr"
+        or index.meta["kind"] != "tensor"
+    ):
         return None
     if len(index.users) != 1 or values.numel() < 2:
         return None
@@ -194,4 +200,3 @@ def data_dependent(site: Site) -> list[Dims]:
 def masked_scatter(site: Site) -> Dims:
     """Entries are filled in reading order: only dims inside the mask's last one could pass; none is followed."""
     return site.lock_all("is filled in reading order by a mask")[0]
-

@@ -62,7 +62,8 @@ def like(site: Site) -> Dims:
 def repeat(site: Site) -> Dims:
     """Each dim is copied r times: (r, dim) row-major; the number of copies is fixed where there is a dim to copy."""
     x = site.dims(site.args[0])
-    x = [None] * (len(site.shape) - len(x)) + x
+    lead: Dims = [None] * (len(site.shape) - len(x))
+    x = lead + x
     out: Dims = []
     for axis, n in zip(x, site.shape, strict=True):
         copies = n // (axis.size if axis else 1)

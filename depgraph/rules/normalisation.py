@@ -61,7 +61,9 @@ def group_norm(site: Site) -> list[Dims]:
     if axis is not None:
         size = axis.size // groups
         if groups > 1:
-            site.equal_counts(site.algebra.segments(axis, [size] * groups), "every group of a norm needs as many channels")
+            site.equal_counts(
+                site.algebra.segments(axis, [size] * groups), "every group of a norm needs as many channels"
+            )
         if size > 1:
             site.statistic(axis)
         elif groups > 1:

@@ -89,7 +89,13 @@ def layers(site: Site) -> list[Dims]:
     finals = []
     for i, shape in enumerate(site.shapes[1:]):
         axis = (outs if i == 0 else cells)[0]
-        finals.append([site.fixed(shape[0], "numbers layers and directions"), *([batch] if len(shape) == 3 else []), axis])
+        finals.append(
+            [
+                site.fixed(shape[0], "numbers layers and directions"),
+                *([batch] if len(shape) == 3 else []),
+                axis,
+            ]
+        )
     for dims, shape in zip(finals, site.shapes[1:], strict=True):
         if len(shape) == 3 and shape[1] > 1 and dims[1] is None:
             dims[1] = site.fixed(shape[1], "ranges over the sequences of a packed batch")
@@ -113,7 +119,9 @@ def _tie_states(site: Site, states: list[Any], outs: list[Any], cells: list[Any]
         dims = site.dims(state)
         if state in site.state.filled:
             if several and not finals_used:
-                site.equal_counts([a for a in axes if a is not None], "layers of one recurrent module have one width")
+                site.equal_counts(
+                    [a for a in axes if a is not None], "layers of one recurrent module have one width"
+                )
             else:
                 for axis in axes:
                     site.same(axis, axes[0])

@@ -28,7 +28,7 @@ def _reduced(site: Site, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
 
 def _arguments(site: Site) -> tuple[Any, bool]:
     """(dims, keepdim) by the names in the op's schema."""
-    values = {a.name: a.default_value for a in site.node.target._schema.arguments}  # type: ignore[union-attr]
+    values = {a.name: a.default_value for a in site.node.target._schema.arguments}
     values.update(zip(values, site.args, strict=False))
     values.update(site.kwargs)
     return values.get("dim"), bool(values.get("keepdim", False))
@@ -85,7 +85,10 @@ def along(site: Site) -> list[Dims]:
     for d in given if isinstance(given, (list, tuple)) else [given]:
         site.lock(x[d % len(x)], f"is worked along in order by {site.node.target}")
     return [
-        [a if a is None or a.size == n else site.fixed(n, "is shortened") for a, n in zip(x, shape, strict=True)]
+        [
+            a if a is None or a.size == n else site.fixed(n, "is shortened")
+            for a, n in zip(x, shape, strict=True)
+        ]
         for shape in site.shapes
     ]
 
@@ -103,7 +106,10 @@ def ranked(site: Site) -> list[Dims]:
     if x:
         site.lock(x[d], "is ordered by value")
     return [
-        [a if i != d else site.fixed(n, "is ordered by value") for i, (a, n) in enumerate(zip(x, shape, strict=True))]
+        [
+            a if i != d else site.fixed(n, "is ordered by value")
+            for i, (a, n) in enumerate(zip(x, shape, strict=True))
+        ]
         for shape in site.shapes
     ]
 

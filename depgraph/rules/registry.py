@@ -48,7 +48,9 @@ def is_pointwise(op: Any) -> bool:
     if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
         return False
     packet = getattr(torch.ops.aten, name[6:-1], None)
-    return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+    return packet is not None and any(
+        torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()
+    )
 
 
 def _in_place(base: Rule) -> Rule:
@@ -73,12 +75,16 @@ def equation(text: str, weight: int | None = None) -> Rule:
     operands = left.split(",")
 
     def apply(site: Site) -> Dims:
-        return contract_as(site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight)
+        return contract_as(
+            site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight
+        )
 
     return apply
 
 
-def contract_as(site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None) -> Dims:
+def contract_as(
+    site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None
+) -> Dims:
     """Apply the einsum `operands` -> `result` (letters, at most one ``...`` each) to tensor `arguments`."""
     bound: dict[str, Axis | None] = {}
     leading: list[Dims] = []
@@ -88,7 +94,13 @@ def contract_as(site: Site, arguments: list[Any], operands: list[str], result: s
         dims = site.dims(argument)
         head, _, tail = letters.partition("...") if "..." in letters else (letters, "", "")
         middle = dims[len(head) : len(dims) - len(tail)] if "..." in letters else []
-        pairs = dict(zip(head + tail, [*dims[: len(head)], *(dims[len(dims) - len(tail) :] if tail else [])], strict=True))
+        pairs = dict(
+            zip(
+                head + tail,
+                [*dims[: len(head)], *(dims[len(dims) - len(tail) :] if tail else [])],
+                strict=True,
+            )
+        )
         for letter, axis in pairs.items():
             if axis is not None and bound.get(letter) is not None:
                 site.same(bound[letter], axis)
@@ -104,11 +116,11 @@ def contract_as(site: Site, arguments: list[Any], operands: list[str], result: s
     if len(mine) > 1:
         site.macs(*spread, *bound.values())
     if weight is not None and weight < len(mine):
-        letters = mine[weight]
+        own = mine[weight]
         site.weight(
             arguments[weight],
-            [a for k, a in letters.items() if k in result],
-            [a for k, a in letters.items() if k not in result],
+            [a for k, a in own.items() if k in result],
+            [a for k, a in own.items() if k not in result],
         )
     head, _, tail = result.partition("...") if at >= 0 else (result, "", "")
     return [*(bound[k] for k in head), *spread, *(bound[k] for k in tail)]

@@ -1,0 +1,193 @@
+"""The numbers in the user's calls that repeat a size: which argument of which function, and of which dim.
+
+Everything else in the trace is told by the ops; these are what surgery must repair. One function below per family of
+torch functions says where their size arguments stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import sizes
+
+Node = torch.fx.Node
+Where = tuple[Any, ...]  # position or name of an argument, then index or slice side inside it
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """A number in the user's code that repeats a size: argument `value` of `function`, called by `module`.
+
+    It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
+    the value that the rule of `node` says (the groups of a convolution).
+    """
+
+    function: str
+    value: int
+    expr: sizes.Expr
+    node: Node
+    dim: int | None
+    extent: int
+    module: str
+    source: str
+    occurrence: int  # this is the n-th call of `function` in one call of `module`
+    argument: Where
+    negative: bool = False  # counted from the end of the dim
+
+
+@dataclass(frozen=True)
+class ScalarUse:
+    """A number that an op computes with (not a size): a scale such as ``head_dim ** -0.5``."""
+
+    value: float
+    expr: sizes.Expr
+    node: Node
+    source: str
+
+
+class Call:
+    """One call of a torch function, as the functions below see it."""
+
+    def __init__(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """`name` of the function, its arguments and result."""
+        self.name, self.args, self.kwargs, self.out = name, args, kwargs, out
+        self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int, Where, bool]] = []
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """Positional argument `index`, or keyword `name`."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+    def use(self, value: Any, tensor: Any, dim: int | None, where: Where, extent: int | None = None) -> None:
+        """`value` counts the first `extent` indices of `dim` of `tensor` (by default: as many as it says)."""
+        if not isinstance(value, int) or isinstance(value, bool) or not isinstance(tensor, torch.Tensor):
+            return
+        number, expr = int(value), sizes.expression(value)
+        full = 0 if dim is None else tensor.shape[dim % max(tensor.dim(), 1)]
+        reach = number % full if number < 0 and full else number
+        reach = reach if extent is None else extent
+        if dim is None or 0 <= reach <= full:
+            place = None if dim is None else dim % max(tensor.dim(), 1)
+            self.found.append((number, expr, tensor, place, reach, where, number < 0))
+
+
+def _shaped(first: int) -> Callable[[Call], None]:
+    """The arguments from `first` on are the result's shape; -1 says nothing."""
+
+    def note(call: Call) -> None:
+        args, out = call.args, call.out
+        where: Where = (first,)
+        given = args[first] if len(args) > first and isinstance(args[first], (tuple, list)) else None
+        if given is None:
+            key = next((k for k in ("size", "shape", "sizes", "repeats") if k in call.kwargs), None)
+            given, where = (call.kwargs[key], (key,)) if key else (args[first:], ())
+        if not isinstance(given, (tuple, list)) or not isinstance(out, torch.Tensor):
+            return
+        offset = out.dim() - len(given)
+        for i, value in enumerate(given):
+            d = offset + i
+            copies = call.name in ("repeat", "tile")  # a number of copies: a size where one entry is copied
+            if not 0 <= d < out.dim() or not isinstance(value, int) or int(value) == -1:
+                continue
+            if not copies or int(value) == out.shape[d]:
+                call.use(value, out, d, (*where, i) if where else (first + i,), int(out.shape[d]))
+
+    return note
+
+
+def _unflatten(call: Call) -> None:
+    dim = int(call.arg(1, "dim")) % call.args[0].dim()
+    for i, value in enumerate(call.arg(2, "sizes", ())):
+        if int(value) != -1:
+            call.use(value, call.out, dim + i, (2, i))
+
+
+def _split(call: Call) -> None:
+    given = call.arg(
+        1, "split_size_or_sections", call.kwargs.get("split_size", call.kwargs.get("split_sizes"))
+    )
+    dim = int(call.arg(2, "dim", 0))
+    for i, piece in enumerate(call.out):
+        if isinstance(given, (list, tuple)):
+            call.use(given[i], piece, dim, (1, i))
+        elif isinstance(given, int) and piece.shape[dim] == int(given):
+            call.use(given, piece, dim, (1,))
+
+
+def _narrow(call: Call) -> None:
+    if len(call.args) > 3:
+        call.use(call.args[2], call.args[0], call.args[1], (2,))
+        call.use(call.args[3], call.out, call.args[1], (3,), call.out.shape[call.args[1]])
+
+
+def _normalised(call: Call) -> None:
+    shape = call.arg(1, "normalized_shape", ())
+    for i, value in enumerate(shape if isinstance(shape, (tuple, list)) else ()):
+        call.use(value, call.args[0], i - len(shape), (1, i))
+
+
+def _groups(call: Call) -> None:
+    value = call.arg(6, "groups")
+    if value is not None and int(value) > 1:
+        call.use(value, call.out, None, (6,))
+
+
+def _roll(call: Call) -> None:
+    given = call.arg(1, "shifts"), call.arg(2, "dims")
+    shifts, dims = ([g] if isinstance(g, int) else g for g in given)
+    for i, (shift, dim) in enumerate(zip(shifts or (), dims or (), strict=False)):
+        call.use(shift, call.out, dim, (1, i) if isinstance(given[0], (tuple, list)) else (1,))
+
+
+def _arange(call: Call) -> None:
+    ends = [a for a in call.args if isinstance(a, int)]
+    if len(ends) == 1:
+        call.use(ends[0], call.out, 0, (0,))
+
+
+def _width(entry: Any) -> int:
+    """How many dims of the tensor an entry of an index takes."""
+    if entry is None or entry is Ellipsis:
+        return 0
+    return entry.dim() if isinstance(entry, torch.Tensor) and entry.dtype == torch.bool else 1
+
+
+def _slices(call: Call) -> None:
+    """Bounds of ``tensor[index]``: each is a position on the dim it slices."""
+    tensor, index = call.args[:2]
+    entries = index if isinstance(index, tuple) else (index,)
+    dim = 0
+    for i, entry in enumerate(entries):
+        if isinstance(entry, slice) and entry.step in (None, 1):
+            for side, bound in (("start", entry.start), ("stop", entry.stop)):
+                if isinstance(bound, int) and int(bound) != 0 and abs(int(bound)) <= tensor.shape[dim]:
+                    call.use(bound, tensor, dim, (1, i, side) if isinstance(index, tuple) else (1, side))
+        dim += tensor.dim() - sum(map(_width, entries)) if entry is Ellipsis else _width(entry)
+
+
+NOTES: dict[str, Callable[[Call], None]] = {
+    **dict.fromkeys(("view", "reshape", "expand", "broadcast_to", "repeat", "tile", "resize_"), _shaped(1)),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _shaped(1)),
+    **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _shaped(0)),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups),
+    "randint": _shaped(2),
+    "unflatten": _unflatten,
+    "split": _split,
+    "split_with_sizes": _split,
+    "narrow": _narrow,
+    "__getitem__": _slices,
+    "__setitem__": _slices,
+    "layer_norm": _normalised,
+    "rms_norm": _normalised,
+    "roll": _roll,
+    "arange": _arange,
+}
+
+# Functions that put numbers into a tensor: name -> index of the first argument that is a value.
+VALUED = {
+    "tensor": 0, "as_tensor": 0, "scalar_tensor": 0, "new_tensor": 1, "full": 1, "new_full": 2, "fill_": 1, "full_like": 1,
+}  # fmt: skip
