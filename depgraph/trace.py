@@ -282,6 +282,10 @@ class _AtenMode(TorchDispatchMode):
         super().__init__()
         self.recorder = recorder
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # spares each call a wrapper that only matters under torch.compile
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
@@ -489,8 +493,8 @@ def _reach_more(
     found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool
 ) -> Trace:
     """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
-    missing = {n for n in found.unreached if found.values[n].is_floating_point()}
-    if not missing or not any(getattr(m, "training", None) is not None for m in model.modules()):
+    missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
+    if not missing:
         return found
     try:
         both = _run(model, args, kwargs, fake, tracked, train=True)
