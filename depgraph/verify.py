@@ -49,8 +49,8 @@ class Verification:
 
 
 def _alive(shape: Any, device: torch.device) -> Tensor:
-    """A mask of ones: float64, as all masks are."""
-    return torch.ones(shape, dtype=torch.float64, device=device)
+    """A mask of ones: float32, as all masks are, whatever the type of the values."""
+    return torch.ones(shape, dtype=torch.float32, device=device)
 
 
 class Unfollowed(Exception):
@@ -60,8 +60,10 @@ class Unfollowed(Exception):
 class MaskedRun(TorchDispatchMode):
     """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, double: bool = False) -> None:
+        """`double`: casts of values to a narrower float type become casts to float64."""
         super().__init__()
+        self.double = double
         self.masks: dict[int, Tensor] = {}
         self.alive: list[Any] = []
         self.restricted: set[str] = set()
@@ -81,7 +83,7 @@ class MaskedRun(TorchDispatchMode):
         return _alive(tensor.shape, tensor.device) if mask is None else mask
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = _widened_cast(kwargs) if self.double else kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if is_composite(func):
             with self:
@@ -189,7 +191,7 @@ def passing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     masks = func(run.full(args[0]), *args[1:], **kwargs)
     first = out[0] if isinstance(out, (tuple, list)) else out
     mask = masks[0] if isinstance(masks, (tuple, list)) else masks
-    run.finish(first, (mask > 0).double())
+    run.finish(first, (mask > 0).float())
     return out
 
 
@@ -215,7 +217,7 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     elif name == "aten::linear":
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
-    mask = (func(*tensors) > 0).double()
+    mask = (func(*tensors) > 0).float()
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
@@ -517,20 +519,23 @@ HANDLERS.update(glu=glu, grid_sampler_2d=grid_sample, grid_sampler_3d=grid_sampl
 # ------------------------------------------------------------------------------------------------- comparison
 
 
-def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[Any, tuple[str, ...]]:
+def masked_outputs(
+    model: nn.Module, plan: Plan, example_inputs: Any, double: bool = False
+) -> tuple[Any, tuple[str, ...]]:
     """What `model` returns with the entries that `plan` removes zeroed, and statistics taken over what is kept.
 
     Args:
         model: the original, in eval mode; it is not touched.
         plan: what is removed.
         example_inputs: as for `prune`.
+        double: model and inputs are float64, and so is all that forward computes, whatever types it names.
 
     Returns:
         the model's output, and the names of the ops whose statistics were restricted.
     """
     args, kwargs = split_inputs(example_inputs)
     tensors, _ = named_tensors(model)
-    run = MaskedRun()
+    run = MaskedRun(double)
     replaced: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
         cut = plan.cuts.get(name)
@@ -540,7 +545,7 @@ def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[A
         value = tensor.detach().masked_fill(~mask, 0)
         held = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
         replaced[id(tensor)] = held
-        run.give(held, mask.double())
+        run.give(held, mask.float())
     shared = {id(t): t for t in tensors.values() if id(t) not in replaced and isinstance(t, nn.Parameter)}
     twin = skeleton(model, {**replaced, **shared}).eval()
     with (
@@ -615,7 +620,7 @@ def verify(
             left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
             args, kwargs = split_inputs(inputs)
             with _all_double(double):
-                wanted, restricted = masked_outputs(left, plan, inputs)
+                wanted, restricted = masked_outputs(left, plan, inputs, double)
         except Unfollowed as why:
             return _shapes_only(model, small, example_inputs, f"values were not compared: {why}")
         except Exception as error:
@@ -626,7 +631,12 @@ def verify(
             ) from error
         try:
             twin = skeleton(right, {id(t): t for t in named_tensors(right)[0].values()}).eval()
-            with torch.no_grad(), _NoFastAttention(), _all_double(double):
+            with (
+                torch.no_grad(),
+                _NoFastAttention(),
+                _all_double(double),
+                _Widen() if double else nullcontext(),
+            ):
                 got = twin(*args, **kwargs)
         except Exception as error:
             raise VerificationError(
@@ -644,27 +654,29 @@ def verify(
     raise AssertionError("unreachable")
 
 
+def _widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments in which a narrower float type, which forward may have written down, is float64."""
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    return {k: torch.float64 if k == "dtype" and v in narrow else v for k, v in (kwargs or {}).items()}
+
+
 class _Widen(TorchDispatchMode):
-    """Casts to a narrower float type, which forward may have written down, become casts to float64."""
+    """Casts to a narrower float type become casts to float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
-            kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
+        return func(*args, **_widened_cast(kwargs))
 
 
 @contextmanager
 def _all_double(wanted: bool) -> Iterator[None]:
-    """Everything that forward computes is float64, whatever types it names."""
+    """Numbers that forward makes tensors of are float64."""
     before = torch.get_default_dtype()
-    with _Widen() if wanted else nullcontext():
-        if wanted:
-            torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+    if wanted:
+        torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _precision(model: nn.Module) -> float:
