@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -87,43 +88,26 @@ def byte_count(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in named_tensors(model)[0].values())
 
 
-class Shell:
-    """A model's shapes without its weights: enough to count its MACs later."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Copy the module tree of `model`, its tensors replaced by fake ones."""
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        tensors = named_tensors(model)[0].values()
-        twin = skeleton(model, {id(t): self.mode.from_tensor(t) for t in tensors})
-        self.twin = twin.eval().requires_grad_(
-            False
-        )  # the counter would hook gradients, which a count does not need
-
-    def macs(self, example_inputs: Any) -> int:
-        """Multiply-accumulates of one forward pass, by torch's FLOP counter (FLOPs / 2)."""
-        inputs = pytree.tree_map_only(torch.Tensor, self.mode.from_tensor, split_inputs(example_inputs))
-        with self.mode:
-            return _counted(self.twin, *inputs)
-
-
-def _counted(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
-    return int(counter.get_total_flops()) // 2
-
-
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass in eval mode, by torch's FLOP counter (FLOPs / 2).
 
     Counted on fake tensors, without arithmetic; on real ones where the path through the model depends on data.
     """
-    try:
-        return Shell(model).macs(example_inputs)
-    except Exception:  # noqa: BLE001  whatever fake tensors can't do
-        tensors, _ = named_tensors(model)
-        twin = skeleton(model, {id(t): t.detach() for t in tensors.values()}).eval()
-        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, split_inputs(example_inputs))
-        return _counted(twin, args, kwargs)
+    tensors = named_tensors(model)[0].values()
+    for fake in (True, False):
+        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+        stand_in = mode.from_tensor if fake else torch.Tensor.detach
+        # the counter would hook gradients, which a count does not need
+        twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, stand_in, split_inputs(example_inputs))
+        try:
+            with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+                twin(*args, **kwargs)
+            return int(counter.get_total_flops()) // 2
+        except Exception:
+            if not fake:
+                raise
+    raise AssertionError("unreachable")
 
 
 def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20) -> float:

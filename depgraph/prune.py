@@ -18,7 +18,7 @@ from .importance import Importance, scores_of
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
-from .select import Selection, choose, nothing_text
+from .select import choose, nothing_text
 from .surgery import apply
 from .trace import named_tensors, trace
 from .verify import Verification
@@ -127,12 +127,11 @@ def prune(
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to}
-    before = cost.CostModel(graph)
-    full = {a: axis.size for a, axis in graph.free.items()}
     if max_params is not None:
         budgets["max_params"] = _budget(max_params, cost.parameter_count(model), "max_params")
     if max_macs is not None:
-        budgets["max_macs"] = _budget(max_macs, before.macs(full), "max_macs")
+        full = {a: axis.size for a, axis in graph.free.items()}
+        budgets["max_macs"] = _budget(max_macs, cost.CostModel(graph).macs(full), "max_macs")
     del progress
     notes: list[str] = []
     small, plan, proof = _settle(graph, example_inputs, importance, budgets, verify, notes)
@@ -143,19 +142,16 @@ def prune(
         if latency
         else None
     )
-    shells: Any
-    if graph.trace.fake:
-        shells = cost.Shell(model), cost.Shell(small)
-    else:
-        shells = cost.count_macs(model, example_inputs), cost.count_macs(small, example_inputs)
+    report = Report(
+        graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
+    )
     if inplace:
-        if plan.rewrites and any(r.path == "" for r in plan.rewrites):
+        if any(r.path == "" for r in plan.rewrites):
             raise DepgraphError(
                 "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
             )
+        _ = report.macs  # of the model as it still is
         small = apply(model, plan, inplace=True)
-    report = Report(graph, plan, parameters, byte_counts, proof, example_inputs, shells, notes, seconds)
-    report.locked = _locked(graph)
     return PruneResult(small, plan, report)
 
 
@@ -193,14 +189,6 @@ def _settle(
         else Verification("skipped", detail="verify=False")
     )
     return small, plan, proof
-
-
-def _locked(graph: DependencyGraph) -> list[tuple[str, str]]:
-    if not graph.groups:
-        return []
-    ones = {id(g.axis): torch.ones(g.units).double().numpy() for g in graph.groups}
-    selection = Selection(graph, ones)
-    return [(graph.by_axis[a].name, why) for a, why in selection.locked.items()]
 
 
 def _budget(given: float, whole: int, name: str) -> int:

@@ -9,13 +9,16 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from . import axes, cost
 from .axes import Reason
 from .graph import DependencyGraph
 from .plan import Plan
+from .select import Selection
 from .verify import Verification
 
 
@@ -56,15 +59,16 @@ class Report:
     byte_counts: tuple[int, int]
     verification: Verification
     example_inputs: Any = None
-    shells: tuple[cost.Shell, cost.Shell] | tuple[int, int] = (0, 0)
+    models: tuple[nn.Module, nn.Module] | None = None
     notes: list[str] = field(default_factory=list)
     latency: tuple[float, float] | None = None
-    locked: list[tuple[str, str]] = field(default_factory=list)
 
     @cached_property
     def macs(self) -> tuple[int, int]:
         """Multiply-accumulates of one forward pass before and after, by torch's FLOP counter."""
-        before, after = (s if isinstance(s, int) else s.macs(self.example_inputs) for s in self.shells)
+        if self.models is None:
+            return 0, 0
+        before, after = (cost.count_macs(m, self.example_inputs) for m in self.models)
         return before, after
 
     @property
@@ -72,6 +76,14 @@ class Report:
         """(tensor, shape before, shape after) of every parameter that shrank."""
         names = {n for n, _ in self.graph.model.named_parameters()}
         return [(n, c.shape, c.new_shape) for n, c in self.plan.cuts.items() if n in names]
+
+    @cached_property
+    def locked(self) -> list[tuple[str, str]]:
+        """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
+        if not self.graph.groups:
+            return []
+        selection = Selection(self.graph, {id(g.axis): np.ones(g.units) for g in self.graph.groups})
+        return [(self.graph.by_axis[a].name, why) for a, why in selection.locked.items()]
 
     @property
     def rewritten(self) -> list[str]:

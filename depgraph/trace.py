@@ -5,8 +5,10 @@ mode sees every call as the user's Python made it, one level above: it hands out
 (`sizes.py`), keeps the arguments that repeat a size (`SizeUse`), and records some composite ops whole, because their
 parts would say less than their name (attention, recurrent layers, matmul, einsum ...).
 
-The run happens on a skeleton of the model: a deep copy whose parameters are fake tensors, so it costs no arithmetic,
-no memory, and cannot leave a mark on the user's model. Where the path depends on data, real tensors are used.
+The run happens on a skeleton of the model, a deep copy that shares its parameters, so it can't leave a mark on the
+user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
+every path that depends on data works. What is not done within `PATIENCE` runs on fake tensors instead, which cost no
+arithmetic and no memory.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import math
 import operator
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -153,6 +156,8 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
 }
+PATIENCE = 0.5  # seconds that a run on real tensors may take before fake ones are tried
+
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _user_code: dict[Any, bool] = {}
@@ -192,6 +197,7 @@ class Recorder:
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
         self.training = False
+        self.deadline = math.inf
         self.calls: dict[str, int] = {}
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
@@ -289,6 +295,8 @@ class _AtenMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
+        if time.monotonic() > r.deadline:
+            raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
         if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
             return func(*args, **kwargs)
         if is_composite(func):  # not taken apart before it came here, as in inference mode
@@ -476,11 +484,16 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
         )
     failure: Exception | None = None
-    for fake, tracked in ((True, True), (False, True), (False, False)):
+    for fake, tracked, seconds in (
+        (False, True, PATIENCE),
+        (True, True, None),
+        (False, True, None),
+        (False, False, None),
+    ):
         try:
-            found = _run(model, args, kwargs, fake, tracked)
+            found = _run(model, args, kwargs, fake, tracked, seconds)
             return _reach_more(found, model, args, kwargs, fake, tracked)
-        except Exception as error:  # noqa: BLE001  any failure of the user's model on fake tensors means: use real ones
+        except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
         f"the model could not be run on the example inputs: {type(failure).__name__}: {failure}\n"
@@ -509,12 +522,16 @@ def _run(
     kwargs: dict[str, Any],
     fake: bool,
     tracked: bool,
+    seconds: float | None = None,
     train: bool = False,
 ) -> Trace:
-    """Record one run in eval mode, and with `train` a second one in train mode behind it."""
+    """Record one run in eval mode, and with `train` a second one in train mode behind it.
+
+    On fake tensors, or on the model's own (buffers and inputs are copied); given up after `seconds`.
+    """
     tensors, aliases = named_tensors(model)
     with ExitStack() as stack:
-        mode: Any = None
+        mode: Any = nullcontext()
         if fake:
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             stand_in = {id(t): mode.from_tensor(t) for t in tensors.values()}
@@ -533,11 +550,14 @@ def _run(
                 shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
             )
             recorder.remember(tensor, node)
+        if seconds is not None:
+            recorder.deadline = time.monotonic() + seconds
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(open_python_functions())
         stack.enter_context(_watch_modules(twin, recorder))
-        stack.enter_context(mode or nullcontext())
+        stack.enter_context(mode)
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
         stack.enter_context(_PythonMode(recorder))
