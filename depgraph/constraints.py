@@ -62,6 +62,8 @@ class SizeSystem:
 
     def reduce(self, polynomial: Polynomial, free: dict[int, Axis]) -> Polynomial:
         """`polynomial` with the count of every atom outside `free` put in as a number."""
+        if all(a in free for term in polynomial for a in term):
+            return polynomial
         out: Polynomial = {}
         for term, n in polynomial.items():
             rest = tuple(a for a in term if a in free)

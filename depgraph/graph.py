@@ -255,6 +255,7 @@ class DependencyGraph:
 
     def _find_groups(self) -> list[Group]:
         groups: dict[int, Group] = {}
+        places: dict[int, list[tuple[Axis, Indices]]] = {}  # many tensors share an axis
         roles = _roles(self.state)
         for name, dims in self._dims.items():
             node = self.trace.tensors[name]
@@ -266,7 +267,10 @@ class DependencyGraph:
                 pieces = enumerate(root.parts) if whole else [(0, root)]
                 rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
                 for b, piece in pieces:
-                    for atom, indices in _places(piece.find()):
+                    found = places.get(id(piece.find()))
+                    if found is None:
+                        found = places[id(piece.find())] = _places(piece.find())
+                    for atom, indices in found:
                         if atom.frozen is not None:
                             continue
                         group = groups.setdefault(id(atom), Group(atom))
