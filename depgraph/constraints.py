@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from . import axes
-from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial, Reason
+from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .propagate import Propagation
 from .size_uses import SizeUse
 from .sizes import Expr
@@ -368,6 +368,3 @@ def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
         holder = value if isinstance(value, (list, tuple, dict)) else vars(value)
         value = holder[step]
     return value
-
-
-_ = PRODUCT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import networkx as nx
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from . import axes
-from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial, Reason
+from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .constraints import SizeSystem
 from .errors import InputError
 from .propagate import Dims, Propagation
@@ -369,7 +369,3 @@ def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
             "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
             "named_parameters() print them"
         )
-
-
-__all__ = ["CONCAT", "PRODUCT", "DependencyGraph", "Frozen", "Group", "Member"]
-_ = Any

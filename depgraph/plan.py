@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -225,11 +223,3 @@ def _read_indices(given: Sequence[int] | None, size: int, name: str) -> Indices 
     if kept.ndim != 1 or kept.size == 0 or kept.min() < 0 or kept.max() >= size or (np.diff(kept) <= 0).any():
         raise PlanError(f"the plan's indices for {name!r} are not ascending within 0..{size - 1}")
     return kept
-
-
-def kept_parameters(plan: Plan, names: Sequence[str]) -> int:
-    """How many entries the tensors `names` keep."""
-    return sum(prod(plan.new_shape(n)) for n in names)
-
-
-_ = Any

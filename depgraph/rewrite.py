@@ -79,7 +79,9 @@ def find_call(graph: fx.Graph, edit: Rewrite) -> fx.Node | None:
 
 def _name(node: fx.Node) -> str:
     return (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "").split(".")[-1]
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", "").partition(".")[0]
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import axes
-from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial, Reason
+from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial
 from .cost import CostModel
 from .errors import BudgetError, NothingToPruneError
 from .graph import DependencyGraph, Group
@@ -552,6 +552,3 @@ def lock_lines(graph: DependencyGraph) -> str:
     """The largest locks of a model, one a line."""
     locks = "\n".join(f"  {n:,} parameters: {reason}" for reason, n in graph.lock_summary().most_common(5))
     return locks or "  no parameter was used by the traced run"
-
-
-_ = Reason

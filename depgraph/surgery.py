@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -149,6 +148,3 @@ def _repair_standard(model: nn.Module) -> None:
 def _set(module: nn.Module, attribute: str, value: int) -> None:
     if getattr(module, attribute) != value:
         setattr(module, attribute, value)
-
-
-_ = copy

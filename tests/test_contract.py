@@ -888,3 +888,32 @@ def test_analyze_needs_no_weights() -> None:
     meta = depgraph.analyze(on_meta(), images().to("meta"))
     real = depgraph.analyze(residual(), images())
     assert len(meta.groups) == len(real.groups)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning"
+)  # torch.export warns about its own use of a deprecated name
+@pytest.mark.parametrize("form", ["graph module", "exported program"])
+def test_graph_modules_and_exported_programs_are_accepted(form: str) -> None:
+    """Their literals stand in a graph, so they can always be rewritten."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = (
+                nn.Conv2d(3, 12, 3, padding=1),
+                nn.Conv2d(12, 12, 1),
+                nn.Linear(12 * 20, 5),
+            )
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.out((x + self.b(x)).relu().view(-1, 240))
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 3, 4, 5)
+    given = torch.fx.symbolic_trace(model) if form == "graph module" else torch.export.export(model, (x,))
+    result = depgraph.prune(given, x)
+    assert result.report.verification.status == "equal"
+    assert result.plan.new_shape("out.weight") == (5, 120)
+    assert result.model(x).shape == (2, 5)

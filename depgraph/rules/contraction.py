@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..axes import product
 from ..propagate import Dims, Site
 from .registry import contract_as, equation, rule
@@ -90,6 +88,3 @@ def kron(site: Site) -> Dims:
     """Each dim of the result is the product of the operands' dims."""
     a, b = site.dims(site.args[0]), site.dims(site.args[1])
     return [(x and y and product([x, y])) or x or y for x, y in zip(a, b, strict=True)]
-
-
-_ = torch

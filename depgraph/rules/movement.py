@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..axes import Axis, concat, product
 from ..propagate import Dims, Site
 from .registry import rule
@@ -368,6 +366,3 @@ def diagonal(site: Site) -> Dims:
 def spread(site: Site) -> list[Dims]:
     """Rare spellings of expand are not followed."""
     return site.lock_all(f"goes through {site.node.target}")
-
-
-_: Any = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..propagate import Dims, Site
 from .registry import rule
 
@@ -114,6 +112,3 @@ def positional(site: Site) -> Dims:
 def to_python(site: Site) -> list[Dims]:
     """Leaves the graph as a Python number."""
     return []
-
-
-_ = torch

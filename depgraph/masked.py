@@ -1,0 +1,495 @@
+"""Running a model with a mask beside every tensor: what it computes when removed entries are zero.
+
+A mask (1 alive, 0 dead) goes through each op by the op's own meaning: an entry is dead if everything it depends on,
+other than through a sum, is dead. Dead entries are set to zero; means, norms, maxima and softmax are taken over the
+entries alive. Nothing of the dependency graph is used here, so a wrong rule can't hide behind itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .rules import is_pointwise
+from .trace import is_composite
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+
+def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments in which a narrower float type, which forward may have written down, is float64."""
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    return {k: torch.float64 if k == "dtype" and v in narrow else v for k, v in (kwargs or {}).items()}
+
+
+def _alive(shape: Any, device: torch.device) -> Tensor:
+    """A mask of ones: float32, as all masks are, whatever the type of the values."""
+    return torch.ones(shape, dtype=torch.float32, device=device)
+
+
+class Unfollowed(Exception):
+    """An op whose effect on masks is not known."""
+
+
+class MaskedRun(TorchDispatchMode):
+    """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
+
+    def __init__(self, double: bool = False) -> None:
+        """`double`: casts of values to a narrower float type become casts to float64."""
+        super().__init__()
+        self.double = double
+        self.masks: dict[int, Tensor] = {}
+        self.alive: list[Any] = []
+        self.restricted: set[str] = set()
+
+    def give(self, tensor: Tensor, mask: Tensor) -> None:
+        """`tensor` has `mask` from now on."""
+        self.masks[id(tensor)] = mask
+        self.alive.append(tensor)
+
+    def mask(self, tensor: Any) -> Tensor | None:
+        """The mask of `tensor`, or None where nothing of it can be dead."""
+        return self.masks.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The mask of `tensor`, all ones where it has none."""
+        mask = self.masks.get(id(tensor))
+        return _alive(tensor.shape, tensor.device) if mask is None else mask
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = widened_cast(kwargs) if self.double else kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        flat = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
+            out = func(*args, **kwargs)
+            if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
+                self.give(out, _alive(out.shape, out.device))
+            return out
+        in_place = name.endswith("_") and not name.endswith("__") and name[:-1] not in ("",)
+        handler = HANDLERS.get(name) or (HANDLERS.get(name[:-1]) if in_place else None)
+        if handler is None and is_pointwise(func):
+            handler = pointwise
+        if handler is None:
+            masks = [self.masks[id(a)] for a in flat if id(a) in self.masks]
+            if all(bool(m.all()) for m in masks):  # nothing dead goes in, so nothing dead comes out
+                return func(*args, **kwargs)
+            if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
+                return func(*args, **kwargs)
+            raise Unfollowed(name)
+        return handler(self, func, args, kwargs)
+
+    def finish(self, out: Any, mask: Tensor, *, zero: bool = True) -> Any:
+        """Zero the dead entries of `out` and remember its mask."""
+        if not isinstance(out, Tensor):
+            return out
+        if zero and (out.is_floating_point() or out.is_complex()):
+            dead = mask == 0
+            if dead.any():
+                out.masked_fill_(dead, 0) if not _overlaps(out) else None
+        self.give(out, mask)
+        return out
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Alive where every operand is; an operand that the op changes in place changes its mask in place."""
+    name = func._schema.name
+    operands = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    out = func(*args, **kwargs)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    in_place = name.endswith("_") and not name.endswith("__")
+    for result in results:
+        if not isinstance(result, Tensor):
+            continue
+        sources = operands[1:] if name in ("aten::copy_", "aten::copy") else operands
+        mask = _alive(result.shape, result.device)
+        for a in sources:
+            known = run.mask(a)
+            if known is not None and len(torch.broadcast_shapes(known.shape, result.shape)) == result.dim():
+                mask = mask * known
+        if in_place and run.mask(args[0]) is not None:
+            run.full(args[0]).copy_(mask)
+            dead = mask == 0
+            if dead.any() and result.is_floating_point():
+                result.masked_fill_(dead, 0)
+            return result
+        if result.is_floating_point() and not in_place and mask.min() == 0 if mask.numel() else False:
+            result = result.masked_fill(mask == 0, 0)
+            if isinstance(out, Tensor):
+                out = result
+        run.give(result, mask)
+    return out
+
+
+def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The op moves masks as it moves values."""
+    out = func(*args, **kwargs)
+    mask_args, mask_kwargs = pytree.tree_map_only(
+        Tensor,
+        lambda a: run.full(a) if a.is_floating_point() or a.is_complex() or id(a) in run.masks else a,
+        (args, kwargs),
+    )
+    name = func._schema.name
+    if name.removeprefix("aten::") in (
+        "index",
+        "_unsafe_index",
+        "index_select",
+        "gather",
+    ):  # an index is no value
+        mask_args = (mask_args[0], *args[1:])
+    if name in (
+        "aten::view",
+        "aten::_unsafe_view",
+        "aten::_reshape_alias",
+    ):  # a mask may lie differently in memory
+        masks = mask_args[0].reshape(out.shape)
+    elif name == "aten::as_strided" and mask_args[0].stride() != args[0].stride():
+        raise Unfollowed("as_strided")
+    else:
+        masks = func(*mask_args, **mask_kwargs)
+    pairs = zip(out, masks, strict=True) if isinstance(out, (tuple, list)) else [(out, masks)]
+    for tensor, mask in pairs:
+        run.give(tensor, mask)
+    return out
+
+
+def passing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Pooling, resampling: positions are mixed, channels are not."""
+    out = func(*args, **kwargs)
+    masks = func(run.full(args[0]), *args[1:], **kwargs)
+    first = out[0] if isinstance(out, (tuple, list)) else out
+    mask = masks[0] if isinstance(masks, (tuple, list)) else masks
+    run.finish(first, (mask > 0).float())
+    return out
+
+
+def padding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """What is filled in is alive, but not beside entries that are all dead: padded pixels of a dead channel."""
+    out = func(*args, **kwargs)
+    mask = run.full(args[0])
+    padded = [mask.dim() - 1 - i for i in range(len(args[1]) // 2) if args[1][2 * i] or args[1][2 * i + 1]]
+    filled = aten.constant_pad_nd.default(mask, args[1], 1.0)
+    return run.finish(out, filled * mask.amax(padded, keepdim=True) if padded else filled)
+
+
+def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Alive where some pair of alive entries is summed."""
+    out = func(*args, **kwargs)
+    tensors = [a if not isinstance(a, Tensor) else run.full(a) for a in args]
+    name = func._schema.name
+    bias = None
+    if name == "aten::convolution":
+        bias, tensors[2] = args[2], None
+    elif name in ("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm"):
+        bias, tensors[0] = args[0], torch.zeros_like(run.full(args[0]))
+    elif name == "aten::linear":
+        bias = args[2] if len(args) > 2 else None
+        tensors = tensors[:2]
+    mask = (func(*tensors) > 0).float()
+    if bias is not None and run.mask(bias) is not None:
+        known = run.full(bias)
+        mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
+    return run.finish(out, mask)
+
+
+def _dims(value: Any, rank: int) -> list[int]:
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return list(range(rank))
+    return [d % rank for d in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    values = {a.name: a.default_value for a in func._schema.arguments}
+    values.update(zip(values, args, strict=False))
+    values.update(kwargs)
+    return values
+
+
+def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Sums of zeroed entries are exact; other statistics are taken over the alive ones."""
+    x, mask = args[0], run.full(args[0])
+    given = _named(func, args, kwargs)
+    name = func._schema.name.removeprefix("aten::")
+    dims, keep = _dims(given.get("dim"), x.dim()), bool(given.get("keepdim", False))
+    alive = mask.amax(dims, keepdim=keep) if dims else mask
+    uniform = (
+        not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any() if mask.numel() else True
+    )
+    if not dims or uniform:
+        out = func(*args, **kwargs)
+        for t in out if isinstance(out, tuple) else [out]:
+            if t.shape == alive.shape:
+                run.finish(t, alive)
+        return out
+    run.restricted.add(name)
+    m = mask.to(x.dtype)
+    n = m.sum(dims, keepdim=True).clamp(min=1)
+
+    def mean_and_var() -> tuple[Tensor, Tensor]:
+        mean = (x * m).sum(dims, keepdim=True) / n
+        correction = given.get("correction")
+        correction = (1 if given.get("unbiased", True) else 0) if correction is None else correction
+        var = (((x - mean) * m) ** 2).sum(dims, keepdim=True) / (n - correction).clamp(min=0)
+        return mean, var
+
+    def shaped(t: Tensor) -> Tensor:
+        return t if keep else t.squeeze(tuple(dims)) if dims else t
+
+    if name in ("sum", "nansum", "norm", "linalg_vector_norm", "any", "count_nonzero"):
+        run.restricted.discard(name)
+        out = func(*args, **kwargs)
+    elif name == "mean":
+        out = shaped((x * m).sum(dims, keepdim=True) / n)
+    elif name in ("var", "std", "var_mean", "std_mean"):
+        mean, var = mean_and_var()
+        spread = var.sqrt() if name.startswith("std") else var
+        if name.endswith("_mean"):
+            out = (shaped(spread), shaped(mean))
+            for t in out:
+                run.finish(t, alive)
+            return out
+        out = shaped(spread)
+    else:
+        fill = {"amax": float("-inf"), "max": float("-inf"), "amin": float("inf"), "min": float("inf"), "prod": 1.0,
+                "logsumexp": float("-inf")}.get(name)  # fmt: skip
+        if fill is None:
+            raise Unfollowed(f"{name} over a pruned dim")
+        out = func(x.masked_fill(mask == 0, fill), *args[1:], **kwargs)
+        if isinstance(out, tuple):
+            raise Unfollowed(f"{name} with indices over a pruned dim")
+    return run.finish(out, alive)
+
+
+def softmax(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Over the alive entries of its dim."""
+    x, mask = args[0], run.full(args[0])
+    dead = mask == 0
+    out = func(x.masked_fill(dead, float("-inf")), *args[1:], **kwargs)
+    if (mask.amax(args[1], keepdim=True) != mask.amin(args[1], keepdim=True)).any():
+        run.restricted.add("softmax")
+    return run.finish(out.masked_fill(dead, 0), mask)
+
+
+def layer_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Mean and variance over the alive entries of the normalised dims."""
+    x, shape = args[0], args[1]
+    given = _named(func, args, kwargs)
+    mask = run.full(x)
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    m = mask.to(x.dtype)
+    n = m.sum(dims, keepdim=True).clamp(min=1)
+    rms = "rms" in func._schema.name
+    mean = torch.zeros_like(n) if rms else (x * m).sum(dims, keepdim=True) / n
+    var = (((x - mean) * m) ** 2).sum(dims, keepdim=True) / n
+    eps = given.get("eps")
+    rstd = torch.rsqrt(var + (torch.finfo(x.dtype).eps if eps is None else eps))
+    out = (x - mean) * rstd
+    if given.get("weight") is not None:
+        out = out * given["weight"]
+    if given.get("bias") is not None:
+        out = out + given["bias"]
+    run.restricted.add("layer_norm")
+    out = run.finish(out * m, mask)
+    return (out, rstd) if rms else (out, mean, rstd)
+
+
+def group_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Mean and variance over the alive entries of each group."""
+    x, weight, bias, n, c, _, groups, eps = args
+    mask = run.full(x)
+    flat, m = x.reshape(n, groups, -1), mask.reshape(n, groups, -1).to(x.dtype)
+    count = m.sum(-1, keepdim=True).clamp(min=1)
+    mean = (flat * m).sum(-1, keepdim=True) / count
+    var = (((flat - mean) * m) ** 2).sum(-1, keepdim=True) / count
+    rstd = torch.rsqrt(var + eps)
+    out = ((flat - mean) * rstd).reshape(x.shape)
+    spread = [1, c, *[1] * (x.dim() - 2)]
+    if weight is not None:
+        out = out * weight.view(spread)
+    if bias is not None:
+        out = out + bias.view(spread)
+    run.restricted.add("group_norm")
+    return run.finish(out * mask.to(x.dtype), mask), mean.reshape(n, groups), rstd.reshape(n, groups)
+
+
+def batch_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Per channel: alive where the input and the channel's parameters are."""
+    x = args[0]
+    out = func(*args, **kwargs)
+    mask = run.full(x)
+    for vector in args[1:5]:
+        if run.mask(vector) is not None:
+            mask = mask * run.full(vector).view(1, -1, *[1] * (x.dim() - 2))
+    training = any(a is True for a in args) or (args[3] is None and args[4] is None)
+    if training:
+        dims = [d for d in range(x.dim()) if d != 1]
+        if (
+            mask.amax(dims) != mask.amin(dims)
+        ).any():  # a norm over folded channels: dead ones inside a statistic
+            m = mask.to(x.dtype)
+            n = m.sum(dims, keepdim=True).clamp(min=1)
+            mean = (x * m).sum(dims, keepdim=True) / n
+            var = (((x - mean) * m) ** 2).sum(dims, keepdim=True) / n
+            spread = [1, -1, *[1] * (x.dim() - 2)]
+            y = (x - mean) * torch.rsqrt(var + args[7])
+            y = y * args[1].view(spread) if args[1] is not None else y
+            y = y + args[2].view(spread) if args[2] is not None else y
+            run.restricted.add("batch_norm")
+            out = (y * m, *out[1:])
+    run.finish(out[0], mask)
+    return out
+
+
+def embedding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Rows of the mask are looked up as rows of the weight."""
+    out = func(*args, **kwargs)
+    run.give(out, func(run.full(args[0]), *args[1:], **kwargs))
+    return out
+
+
+def attention(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """A head's output is alive where its values are; dead widths of q and k are zero and add nothing."""
+    out = func(*args, **kwargs)
+    q, k, v = (run.full(a) for a in args[:3])
+    if (k.amax((-1, -2), keepdim=True) != k.amax(-1, keepdim=True)).any():
+        raise Unfollowed("attention over pruned keys")
+    heads = v.amax(-2, keepdim=True)
+    if heads.dim() > 3 and heads.shape[-3] != q.shape[-3]:  # one key head serves a run of query heads
+        heads = heads.repeat_interleave(q.shape[-3] // heads.shape[-3], -3)
+    mask = heads.expand(*q.shape[:-1], v.shape[-1]).clone()
+    mask = mask * q.amax(-1, keepdim=True)
+    run.finish(out[0] if isinstance(out, tuple) else out, mask)
+    return out
+
+
+def writing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Scatter, index_add, index_put: what is dead in the target or, whatever the index, in the source."""
+    name = func._schema.name.removeprefix("aten::")
+    target = args[0]
+    mask = run.full(target).clone()
+    before = run.mask(target)
+    out = func(*args, **kwargs)
+    source = args[2] if "index_put" in name else args[3] if len(args) > 3 else None
+    if isinstance(source, Tensor) and run.mask(source) is not None:
+        known = run.full(source)
+        if "index_put" in name:
+            passing_dims = 0
+            indices = [i for i in args[1] if i is not None]
+            width = sum(i.dim() if i.dtype == torch.bool else 1 for i in indices)
+            passing_dims = target.dim() - width
+            lead = known.dim() - passing_dims
+            tail = known.amin(tuple(range(lead))) if lead > 0 else known
+            mask = mask * tail
+        else:
+            mask = (
+                mask * known.amin(args[1], keepdim=True)
+                if known.shape[: args[1]] == mask.shape[: args[1]]
+                else mask
+            )
+    if name.endswith("_") and before is not None:
+        before.copy_(mask)
+        return out
+    return run.finish(out, mask)
+
+
+def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Ops along a dim that lost nothing: the mask of one index there is that of every one."""
+    out = func(*args, **kwargs)
+    given = _named(func, args, kwargs)
+    x, mask = args[0], run.full(args[0])
+    d = given.get("dim", given.get("dims", -1))
+    d = d[0] if isinstance(d, (list, tuple)) else d
+    if (mask.amax(d, keepdim=True) != mask.amin(d, keepdim=True)).any():
+        raise Unfollowed(f"{func._schema.name} along a pruned dim")
+    one = mask.amax(d, keepdim=True)
+    for t in out if isinstance(out, (tuple, list)) else [out]:
+        if t.dim() == x.dim():
+            run.give(t, one.expand(t.shape).clone())
+        else:
+            run.give(t, one.squeeze(d).clone())
+    return out
+
+
+def cdist(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Distances sum over the width: dead widths are zero on both sides."""
+    out = func(*args, **kwargs)
+    return run.finish(out, _alive(out.shape, out.device))
+
+
+def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """v * g / |v| over all dims but one; a row that is gone stays zero."""
+    v, g = args[0], args[1]
+    d = args[2] if len(args) > 2 else 0
+    dims = [i for i in range(v.dim()) if i != d % v.dim()]
+    norm = (v.square().sum(dims, keepdim=True)).sqrt()
+    mask = run.full(v) * run.full(g)
+    out = run.finish(torch.where(mask > 0, v * (g / norm.clamp(min=1e-300)), torch.zeros_like(v)), mask)
+    return (out, norm) if "interface" in func._schema.name else out
+
+
+def _table(rows: dict[Callable[..., Any], str]) -> dict[str, Callable[..., Any]]:
+    return {name: handler for handler, names in rows.items() for name in names.split()}
+
+
+FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "rand", "randn",
+             "empty_strided", "new_empty_strided"}  # fmt: skip
+HANDLERS = _table(
+    {
+        pointwise: "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
+        "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num lerp addcmul "
+        "addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu",
+        movement: "view reshape _unsafe_view _reshape_alias t transpose permute numpy_T squeeze unsqueeze expand repeat cat "
+        "stack split split_with_sizes unbind select slice unsafe_split index index_select gather roll flip pixel_shuffle "
+        "pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col col2im diagonal slice_scatter select_scatter "
+        "as_strided repeat_interleave narrow chunk _unsafe_index view_as_real movedim tensor_split unsafe_split_with_sizes",
+        passing: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
+        "adaptive_avg_pool3d _adaptive_avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
+        "upsample_trilinear3d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d "
+        "replication_pad2d replication_pad3d adaptive_max_pool2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        padding: "constant_pad_nd pad",
+        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot addmv addbmm",
+        reduction: "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any",
+        softmax: "_softmax softmax _log_softmax log_softmax _safe_softmax",
+        layer_norm: "native_layer_norm _fused_rms_norm rms_norm",
+        group_norm: "native_group_norm",
+        batch_norm: "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm",
+        embedding: "embedding",
+        attention: "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
+        "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math",
+        writing: "scatter scatter_add scatter_reduce index_add index_copy index_put index_reduce _index_put_impl "
+        "_unsafe_index_put",
+        along: "cumsum cumprod topk sort argsort argmax argmin",
+        cdist: "_cdist_forward _euclidean_dist cdist",
+        weight_norm: "_weight_norm _weight_norm_interface",
+    }
+)
+
+
+def glu(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Halves of a dim: alive where both are."""
+    out = func(*args, **kwargs)
+    a, b = run.full(args[0]).chunk(2, args[1] if len(args) > 1 else -1)
+    return run.finish(out, a * b)
+
+
+def grid_sample(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Channels pass."""
+    out = func(*args, **kwargs)
+    x = run.full(args[0])
+    alive = x.amax(tuple(range(2, x.dim())), keepdim=True)
+    return run.finish(out, alive.expand(out.shape).clone())
+
+
+HANDLERS.update(glu=glu, grid_sampler_2d=grid_sample, grid_sampler_3d=grid_sample)
