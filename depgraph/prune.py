@@ -12,13 +12,13 @@ from torch import nn
 from . import cost
 from .axes import Reason
 from .build import build_plan, freeze_unwritable_literals
-from .errors import DepgraphError, InputError, NothingToPruneError, VerificationError
+from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
 from .graph import DependencyGraph
 from .importance import Importance, scores_of
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
-from .select import choose, nothing_text
+from .select import Masks, Selection, choose, nothing_text
 from .surgery import apply
 from .trace import named_tensors, trace
 from .verify import Verification
@@ -163,32 +163,56 @@ def _settle(
     verify: bool,
     notes: list[str],
 ) -> tuple[nn.Module, Plan, Verification]:
-    """Plan, apply and verify; a size comparison in the user's code that would flip freezes its axes and plans again."""
+    """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
+
+    Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
+    with the masked original. The blocks that fail the latter by themselves are found by trying each alone.
+    """
     scores = scores_of(graph, importance)
-    for _ in range(20):
+    for attempt in range(20):
         masks = choose(graph, scores, **budgets)
-        counts = {
-            id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()
-        }
-        flipped = graph.sizes.flipped(counts)
-        if not flipped:
-            break
-        for atoms, text in flipped:
-            reason = Reason(f"enters a comparison in forward that would change ({text})")
-            graph.freeze([graph.sizes.free[a] for a in atoms], reason)
-            notes.append(
-                f"some axes stay whole: a comparison of sizes in forward would have come out as {text}"
-            )
-        if not graph.groups:
-            raise NothingToPruneError(nothing_text(graph))
-    plan = build_plan(graph, masks)
-    small = apply(graph.model, plan)
-    proof = (
-        verify_values(graph.model, small, plan, example_inputs)
-        if verify
-        else Verification("skipped", detail="verify=False")
-    )
-    return small, plan, proof
+        if _freeze_flipped(graph, masks, notes):
+            continue
+        plan = build_plan(graph, masks)
+        small = apply(graph.model, plan)
+        if not verify:
+            return small, plan, Verification("skipped", detail="verify=False")
+        try:
+            return small, plan, verify_values(graph.model, small, plan, example_inputs)
+        except VerificationError as error:
+            if attempt > 3 or not _freeze_wrong(graph, masks, scores, example_inputs, notes):
+                raise VerificationError(f"{error}\n  nothing was changed or returned") from error
+    raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
+
+
+def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> bool:
+    """Freeze the axes of comparisons in forward that `masks` would change; whether there were any."""
+    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+    flipped = graph.sizes.flipped(counts)
+    for atoms, text in flipped:
+        reason = Reason(f"enters a comparison in forward that would change ({text})")
+        graph.freeze([graph.sizes.free[a] for a in atoms], reason)
+        notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
+    return bool(flipped)
+
+
+def _freeze_wrong(
+    graph: DependencyGraph, masks: Masks, scores: dict[int, Any], example_inputs: Any, notes: list[str]
+) -> bool:
+    """Freeze the blocks that, cut alone, do not verify; whether there were any."""
+    found = False
+    for block in Selection(graph, scores).blocks:
+        mine = {a: masks[a] for a in block.gone if a in masks}
+        plan = build_plan(graph, mine)
+        try:
+            if plan.cuts:
+                verify_values(graph.model, apply(graph.model, plan), plan, example_inputs)
+        except (VerificationError, PlanError) as error:
+            found = True
+            names = ", ".join(g.name for g in block.groups[:3])
+            graph.freeze([g.axis for g in block.groups], Reason(f"did not verify when cut alone ({error})"))
+            notes.append(f"{names} stay whole: the result would not have equalled the masked original")
+    return found
 
 
 def _budget(given: float, whole: int, name: str) -> int:

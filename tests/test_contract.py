@@ -917,3 +917,29 @@ def test_graph_modules_and_exported_programs_are_accepted(form: str) -> None:
     assert result.report.verification.status == "equal"
     assert result.plan.new_shape("out.weight") == (5, 120)
     assert result.model(x).shape == (2, 5)
+
+
+def test_what_does_not_verify_is_frozen_and_the_rest_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong rule (a gate whose halves are not tied) costs compression; the result is right all the same."""
+    from depgraph.rules.registry import REGISTRY
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 14), nn.Linear(7, 11), nn.Linear(11, 3)
+
+        def forward(self, x):
+            return self.c(nn.functional.gelu(self.b(nn.functional.glu(self.a(x)))))
+
+    def loose(site):
+        x = site.dims(site.args[0])
+        left, _ = site.algebra.cut(x[-1], 7)
+        return [*x[:-1], left]
+
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(4, 5)
+    monkeypatch.setitem(REGISTRY, "aten::glu", loose)
+    result = depgraph.prune(model, x, importance=lambda g: torch.arange(g.units, dtype=torch.float64).flip(0))
+    assert result.report.verification.status == "equal"
+    assert result.plan.new_shape("c.weight") == (3, 6)
+    assert any("stay whole" in note for note in result.report.notes)
