@@ -156,7 +156,7 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
 }
-PATIENCE = 0.5  # seconds that a run on real tensors may take before fake ones are tried
+PATIENCE = 0.5  # seconds of its thread that a run on real tensors may take before fake ones are tried
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -295,7 +295,7 @@ class _AtenMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
-        if time.monotonic() > r.deadline:
+        if time.thread_time() > r.deadline:
             raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
         if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
             return func(*args, **kwargs)
@@ -551,7 +551,7 @@ def _run(
             )
             recorder.remember(tensor, node)
         if seconds is not None:
-            recorder.deadline = time.monotonic() + seconds
+            recorder.deadline = time.thread_time() + seconds
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
