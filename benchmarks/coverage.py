@@ -32,6 +32,8 @@ makes this page. *Right* means: smaller, outputs of the same shapes, every tenso
 original, gradients finite, and values equal to those of the original with the removed entries masked, within
 {tolerance:g}. *Params left* and *MACs left* are fractions of the original, *reachable* is the fraction that any
 plan could touch. *TP* is Torch-Pruning, called once with no hints.
+
+Written on {date} with {versions}.
 """
 
 

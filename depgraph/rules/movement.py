@@ -222,6 +222,8 @@ def slice_scatter(site: Site) -> Dims:
     start, stop, _ = slice(site.arg(3, "start"), site.arg(4, "end"), None).indices(n)
     if site.arg(5, "step", 1) != 1:
         raise ValueError("a step is not covered")
+    if stop - start != n:
+        site.lock(x[d], "is replaced between bounds that the code gives")
     for i, (a, b) in enumerate(zip(x, source, strict=True)):
         if i != d:
             site.same(a, b)
@@ -246,6 +248,8 @@ def pad(site: Site) -> Dims:
             site.lock(axis, "is padded by its own entries")
             x[d] = site.fixed(site.shape[d], "is padded by its own entries")
             continue
+        if before < 0 or after < 0:
+            site.lock(axis, "is cut by a negative pad")
         start, stop = max(0, -before), n - max(0, -after)
         piece = site.slice(axis, start, stop) if (start, stop) != (0, n) else axis
         parts = [piece or site.fixed_segment(stop - start)]

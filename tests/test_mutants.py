@@ -1,0 +1,221 @@
+"""Every rule is broken in every way that its statements allow, and some network objects; what survives is listed here.
+
+The lists are checked from both sides: a mutant that survives must be in one, and what is in one must exist and survive.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mutants as m
+import pytest
+import torch
+from mutants import RULES, TINY, Breaker, mutants, said_by, subjects, survivors
+
+from depgraph.trace import WHOLE, is_composite
+
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+
+# ------------------------------------------------------------------------------------------------ what survives
+
+SUMMED = "what an op sums over only matters beside a scale such as x / sqrt(d) on its result"
+INTEGERS = "an index is made of integers, whose axes are frozen from the start"
+FREEZES = "the rule itself freezes all that the op touches"
+COUNTED = "only the sizes of the pieces are compared, in any order"
+INSIDE = "no torch function is known that calls this op by itself, with a size that nothing in the user's call gives"
+
+EQUIVALENT = {  # mutants that no network can tell from the rule
+    "scaled_dot_product_attention: lock both in `site.same(k[-2], v[-2])`": "the next line freezes the keys anyway",
+    "scaled_dot_product_attention: drop contract in `site.contract(q[-1], k[-2])`": SUMMED,
+    "linear: drop contract in `site.contract(*contracted)`": SUMMED,
+    "mm: drop contract in `site.contract(*contracted)`": SUMMED,
+    "bmm: drop contract in `site.contract(*contracted)`": SUMMED,
+    "mv: drop contract in `site.contract(*contracted)`": SUMMED,
+    "dot: drop contract in `site.contract(*contracted)`": SUMMED,
+    "cdist: drop contract in `site.contract(*contracted)`": SUMMED,
+    "bilinear: drop contract in `site.contract(*contracted)`": SUMMED,
+    "addmm: drop contract in `site.contract(*contracted)`": SUMMED,
+    "einsum: drop contract in `site.contract(*contracted)`": SUMMED,
+    "_grouped_mm: drop contract in `site.contract(a[1])`": SUMMED,
+    "convolution: drop contract in `site.contract(far)`": SUMMED,
+    "convolution: drop contract in `site.contract(*inputs)`": SUMMED,
+    "sum: drop contract in `site.contract(*gone)`": SUMMED,
+    "convolution: swap pieces in `outputs = site.algebra.segments(whole, [o] * groups)`": COUNTED,
+    "group_norm: swap pieces in `site.equal_counts(site.algebra.segments(axis, [size] * groups), 'every group of a norm "
+    "needs as many`": COUNTED,
+    "index_select: drop lock in `site.lock(x[d], 'ranges over an index')`": INTEGERS,
+    "index: drop lock in `site.lock(axis, 'ranges over an index')`": INTEGERS,
+    "index: drop same in `middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]`": INTEGERS,
+    "index: lock both in `middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]`": INTEGERS,
+    "index_put: drop lock in `site.lock(axis, PICKED)`": INTEGERS,
+    "gather: drop lock in `site.lock(b, 'ranges over an index')`": INTEGERS,
+    "gather: drop lock in `site.lock(b, PICKED)`": INTEGERS,
+    "index_add: drop lock in `site.lock(axis, 'ranges over an index') (no. 3)`": INTEGERS,
+    "embedding_bag: free in `return [first, *([site.fixed(n, 'ranges over bags') for n in shape] for shape in "
+    "site.shapes[1:])]`": "the other results hold integers that nothing reads",
+    "_trilinear: refuse": FREEZES,
+    "masked_select: refuse": FREEZES,
+    "masked_scatter: refuse": FREEZES,
+    "diag_embed: refuse": FREEZES,
+    "arange: refuse": FREEZES,
+    "renorm: refuse": FREEZES,
+    "repeat: free in `out.append(site.new(len(out)))`": INSIDE,
+    "scalar_tensor: forget": INSIDE,
+    "scalar_tensor: free in `return [site.new(d) for d in range(len(site.shape))]`": INSIDE,
+    "glu: swap pieces in `left, right = site.algebra.cut(axis, axis.size // 2)`": "both halves become the same axis",
+    "lstm: drop weight in `site.weight(own[-1], [rows], [columns])`": "weight_hh consumes the projected channels too",
+}  # fmt: skip
+
+# Faults of the library that are known: the tiny networks which show them, to be taken out as they are mended.
+FAULTS = {
+    "BothDirections": "default states are detached after they are filled, so all directions and layers are tied",
+    "ExpandedInside": "an expand inside broadcast_tensors takes its size from a tensor that may shrink",
+    "GroupedMm": "grouped_mm asks for rows of a multiple of 16 bytes, and is pruned to others",
+    "PaddedByLess": "the amount of a negative pad is not repaired, so it locks its dim",
+    "SliceReplaced": "the bounds in a call of slice_scatter are not repaired, so they lock their dim",
+}
+HIDDEN = {  # mutants that survive because of a fault
+    "scaled_dot_product_attention: drop macs in `site.macs(*lead, q[-2], k[-2], q[-1])`": (
+        "the work stated is that of one of two products, so no network's figure is right"
+    ),
+    "expand: free in `return [a or site.new(d) for d, a in enumerate(kept)]`": FAULTS["ExpandedInside"],
+    "slice_scatter: swap pieces in `piece = x[d] if stop - start == n or x[d] is None else site.slice(x[d], start, stop)`": (
+        FAULTS["SliceReplaced"]
+    ),
+    "slice_scatter: lock both in `site.same(piece, source[d])`": FAULTS["SliceReplaced"],
+    "pad: swap pieces in `piece = site.slice(axis, start, stop) if (start, stop) != (0, n) else axis`": FAULTS[
+        "PaddedByLess"
+    ],
+    "pad: drop lock in `site.lock(axis, 'is cut by a negative pad')`": FAULTS["PaddedByLess"],
+    "scalar_tensor: note no filled": FAULTS["BothDirections"],
+    "lstm: swap pieces in `feed = concat([a or site.fixed_segment(1) for a in ends]) if len(ends) > 1 else ends[0]`": (
+        FAULTS["BothDirections"]
+    ),
+    "lstm: drop same in `site.same(axes[0], axis)`": FAULTS["BothDirections"],
+}
+SURVIVING = {**EQUIVALENT, **HIDDEN}
+
+# Rules that no network can call, each with the test that says so.
+UNCALLED = {
+    "aten::kron": "composite",
+    "aten::meshgrid": "composite",
+    "aten::local_response_norm": "absent",
+    "aten::item": "no tensors",
+}
+# Statements that no network runs.
+UNREACHED = {
+    "contraction.py": {"return [x and y and product([x, y]) or x or y for x, y in zip(a, b, strict=True)]": "kron"},
+    "movement.py": {"return site.lock_all(f'goes through {site.node.target}')": "meshgrid"},
+    "normalisation.py": {"return site.lock_all('is normalised over neighbouring indices')": "local_response_norm"},
+    "pointwise.py": {"site.lock(axis, f'goes into {site.node.target}')": "of the ops here, none is known to be given channels"},
+    "recurrent.py": {
+        "site.equal_counts([a for a in axes if a is not None], 'layers of one recurrent module have one width": (
+            FAULTS["BothDirections"]
+        ),
+        "site.same(axis, axes[0])": FAULTS["BothDirections"],
+        "site.same(dims[-1], axes[0])": FAULTS["BothDirections"],
+    },
+    "reduction.py": {
+        "return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]": "max.other is recorded as maximum",
+        "return [[a if a is None or a.size == n else site.fixed(n, 'is shortened') for a, n in zip(x, shape, ": (
+            "of the ops here, only diff shortens, and that is recorded as a difference of slices"
+        ),
+    },
+    "registry.py": {"site.same(a, b)": "belongs to the in-place forms of all rules"},
+}  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------ tests
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_networks_hold_while_nothing_is_broken(name: str, request: pytest.FixtureRequest):
+    """What objects to mutants must not object to the rules themselves."""
+    if name in FAULTS:
+        request.applymarker(pytest.mark.xfail(reason=FAULTS[name], strict=True))
+    (subject,) = (s for s in subjects() if s.name == name)
+    wrong = {what: said_by(check) for what, check in subject.checks().items() if what != "MACs"}
+    assert not any(wrong.values()), wrong
+
+
+def test_watching_changes_nothing():
+    """A breaker without a mutant leaves every rule as it is."""
+    for subject in (m.Subject(name) for name in list(TINY)[::5]):
+        with m.under([Breaker(rule) for rule in RULES]):
+            assert subject.facts() == subject.unbroken, subject.name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_mutant_of_a_rule_is_noticed(rule: str):
+    mine = [str(mutant) for mutant in mutants() if mutant.rule == rule]
+    if rule in UNCALLED:
+        assert not mine, "a network calls it: take it out of UNCALLED"
+        return
+    assert mine, "no network calls it: add a tiny one to mutants.py"
+    alive = {str(mutant) for mutant in survivors(rule)}
+    listed = set(mine) & set(SURVIVING)
+    assert alive - listed == set(), "nothing objects to these: a network is missing, or they change nothing"
+    assert listed - alive == set(), "these are noticed now: take them out of the list"
+    assert len(mine) > len(alive), "nothing objects to any way of breaking the rule"
+
+
+def test_ledgers_name_what_exists():
+    names = Counter(map(str, mutants()))
+    assert max(names.values()) == 1, "two mutants have one name"
+    assert set(SURVIVING) - set(names) == set()
+    assert set(FAULTS) - set(TINY) == set()
+    assert set(UNCALLED) - set(RULES) == set()
+
+
+@pytest.mark.parametrize("rule", UNCALLED)
+def test_uncalled_rules_can_not_be_called(rule: str):
+    """No op of the rule reaches the recorded graph with a tensor as its result."""
+    recorded = set(WHOLE.values())
+    for name in RULES[rule]:
+        packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None)
+        ops = [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
+        if UNCALLED[rule] == "absent":
+            assert not ops, name
+        elif UNCALLED[rule] == "composite":
+            assert all(is_composite(op) and op not in recorded for op in ops), name
+        else:
+            assert all("Tensor" not in str(r.type) for op in ops for r in op._schema.returns), name
+
+
+def relations(tree: ast.AST) -> set[int]:
+    """First lines of the innermost statements that hold a call which a mutant could break."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt):
+            inner = {
+                id(n)
+                for s in ast.walk(node)
+                if isinstance(s, ast.stmt) and s is not node
+                for n in ast.walk(s)
+            }
+            calls = [n.func for n in ast.walk(node) if isinstance(n, ast.Call) and id(n) not in inner]
+            if any(is_relation(f) for f in calls):
+                found.add(node.lineno)
+    return found
+
+
+def is_relation(function: Any) -> bool:
+    if isinstance(function, ast.Attribute):
+        on = ast.unparse(function.value)
+        names = (
+            {*m.ON_SITE, "broadcast", "regroup", "slice", "join", "lock_all"}
+            if on == "site"
+            else set(m.ON_ALGEBRA)
+        )
+        return on in ("site", "site.algebra") and function.attr in names
+    return isinstance(function, ast.Name) and function.id in m.FUNCTIONS
+
+
+@pytest.mark.parametrize("file", sorted(Path(m.RULES_FOLDER).glob("*.py")), ids=lambda f: f.name)
+def test_every_statement_of_a_rule_runs(file: Path):
+    """A statement that no network runs has no mutants: add a tiny network, or a line to UNREACHED."""
+    run = {mutant.at[1] for mutant in mutants() if mutant.at and mutant.at[0] == str(file)}
+    idle = {m.statements(str(file))[line] for line in relations(ast.parse(file.read_text())) - run}
+    assert idle == set(UNREACHED.get(file.name, {}))
