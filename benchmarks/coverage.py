@@ -11,8 +11,10 @@ status is 1 when a result is wrong or a call failed.
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +114,16 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments(words)
     # Wide enough for every column where there is no terminal to ask.
     console = Console(width=None if sys.stdout.isatty() else 220)
-    page = [HEADING.format(limit=options.limit, tolerance=TOLERANCE[options.dtype])]
+    page = [
+        HEADING.format(
+            limit=options.limit,
+            tolerance=TOLERANCE[options.dtype],
+            date=datetime.date.today().isoformat(),
+            versions=", ".join(
+                f"{n} {version(n)}" for n in ("torch", "torchvision", "timm", "torch-pruning")
+            ),
+        )
+    ]
     good = True
     for suite_name in options.suites:
         rows, peers = run(suite_name, options, console)
