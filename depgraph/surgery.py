@@ -45,7 +45,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    tensors, aliases = named_tensors(model)
+    tensors, _ = named_tensors(model)
     _check(plan, tensors)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
@@ -53,7 +53,6 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         _assign(model, tensors, new)
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
-    del aliases
     for repair in plan.repairs:
         _repair(small, repair)
     _repair_standard(small)

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,8 +58,6 @@ class Trace:
     comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]]
     fake: bool
     tracked: bool
-    modules: set[str] = field(default_factory=set)  # paths of the modules that were called
-    shared_calls: dict[str, int] = field(default_factory=dict)  # module path -> how often it was called
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -198,7 +196,6 @@ class Recorder:
         self.paused = 0
         self.training = False
         self.deadline = math.inf
-        self.calls: dict[str, int] = {}
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
         """`tensor` is the result of `node` from now on."""
@@ -417,7 +414,6 @@ def _watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         path = paths.get(id(self))
         if path is None:
             return original(self, *args, **kwargs)
-        recorder.calls[path] = recorder.calls.get(path, 0) + 1
         recorder.stack.append((path, {}))
         try:
             return original(self, *args, **kwargs)
@@ -580,6 +576,4 @@ def _run(
         comparisons=recorder.comparisons,
         fake=fake,
         tracked=tracked,
-        modules=set(recorder.calls),
-        shared_calls=recorder.calls,
     )
