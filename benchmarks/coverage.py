@@ -22,9 +22,9 @@ from rich.console import Console
 from benchmarks import coverage_table
 from benchmarks.coverage_row import TOLERANCE, measure
 from benchmarks.isolate import Row
-from benchmarks.models import SUITES, suite
 from benchmarks.peers import LIMIT, torch_pruning
 from benchmarks.rows import append, read
+from benchmarks.suites import LIBRARIES, SUITES, suite
 
 HEADING = """# Coverage
 
@@ -120,7 +120,10 @@ def main(words: Sequence[str] | None = None) -> int:
             tolerance=TOLERANCE[options.dtype],
             date=datetime.date.today().isoformat(),
             versions=", ".join(
-                f"{n} {version(n)}" for n in ("torch", "torchvision", "timm", "torch-pruning")
+                f"{n} {version(n)}"
+                for n in dict.fromkeys(
+                    ("torch", "torch-pruning", *(n for s in options.suites for n in LIBRARIES[s]))
+                )
             ),
         )
     ]

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.isolate import Row, isolated
-from benchmarks.models import suite
 from benchmarks.outputs import backward_works, deviation, shapes
 from benchmarks.randomise import randomise
+from benchmarks.suites import Inputs, call, suite
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # largest relative deviation that rounding explains
 DEVIATES = "deviates"  # how the reason begins where values differ
@@ -56,6 +56,8 @@ def judge(row: Row, error: str, tolerance: float) -> tuple[str, str]:
         return "wrong", f"not what the plan keeps: {row['plan_broken_at']}"
     if not row["backward"]:
         return "wrong", "no finite gradients"
+    if row.get("check"):
+        return "wrong", row["check"]
     zeroed = row["zeroed_deviation"]
     if row["verified"] == "equal" and row["deviation"] > tolerance:
         return "wrong", f"{DEVIATES} by {row['deviation']:.1e}"
@@ -100,7 +102,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     model = randomise(case.build(), 0, case.inputs()).to(getattr(torch, dtype))
     inputs = _cast(case.inputs(), getattr(torch, dtype))
     with torch.no_grad():
-        wanted = shapes(model(*inputs))
+        wanted = shapes(call(model, inputs))
     started()
     start = time.process_time()
     try:
@@ -115,7 +117,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     }
     started()  # what follows are the benchmark's own checks
     with torch.no_grad():
-        output = result.model(*inputs)
+        output = call(result.model, inputs)
     broken = _broken_plan(model, result)
     return {
         **row,
@@ -125,17 +127,20 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
         "plan_broken_at": broken,
         "zeroed_deviation": None if broken else _zeroed_deviation(model, result, inputs, output),
         "backward": backward_works(result.model, inputs),
+        "check": case.check(result.model) if case.check else "",
     }
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating-point tensors in nested tuples and lists, in another precision."""
+    """Floating-point tensors in nested tuples, lists and dicts, in another precision."""
     if isinstance(value, (tuple, list)):
         return type(value)(_cast(item, dtype) for item in value)
-    return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _traces(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def _traces(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the analysis alone succeeds."""
     import depgraph
 
@@ -146,7 +151,7 @@ def _traces(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     return True
 
 
-def _zeroed_deviation(model: nn.Module, result: Any, inputs: tuple[Any, ...], output: Any) -> float | None:
+def _zeroed_deviation(model: nn.Module, result: Any, inputs: Inputs, output: Any) -> float | None:
     """Largest relative deviation of `output` from the original with the removed entries set to zero.
 
     A check that shares nothing with the library. It has a meaning where no statistic is taken over a pruned dim; None
@@ -157,7 +162,7 @@ def _zeroed_deviation(model: nn.Module, result: Any, inputs: tuple[Any, ...], ou
         for name, value in original.state_dict().items():
             if value.is_floating_point():
                 value.mul_(result.plan.mask(name))
-        expected = original(*inputs)
+        expected = call(original, inputs)
     return deviation(expected, output)
 
 

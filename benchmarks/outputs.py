@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from benchmarks.suites.case import Inputs, call
+
 
 def tensors(output: Any) -> list[Tensor]:
     """All tensors in a nested output; dataclass-like outputs are searched through their attributes."""
@@ -44,10 +46,10 @@ def loss(output: Any) -> Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def backward_works(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def backward_works(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the loss over all outputs reaches parameters and every gradient is finite."""
     model.zero_grad(set_to_none=True)
-    total = loss(model(*inputs))
+    total = loss(call(model, inputs))
     if total is None:
         return False
     total.backward()

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from benchmarks.isolate import Row, isolated
-from benchmarks.models import SUITES, suite
 from benchmarks.outputs import shapes
 from benchmarks.rows import append, read
+from benchmarks.suites import SUITES, call, suite
 
 LIMIT = 90.0  # seconds of processor time
 
@@ -52,12 +52,12 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     case = suite(suite_name)[name]
     model, inputs = case.build(), case.inputs()
     with torch.no_grad():
-        wanted = [shape[1:] for shape in shapes(model(*inputs))]
+        wanted = [shape[1:] for shape in shapes(call(model, inputs))]
     before = _count(model)
     started()
     pruner = tp.pruner.BasePruner(
         model,
-        example_inputs=inputs[0] if len(inputs) == 1 else inputs,
+        example_inputs=inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=1),
         pruning_ratio=ratio,
     )
@@ -65,7 +65,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     row: Row = {"ran": True, "params": _count(model) / before}
     try:
         with torch.no_grad():
-            found = [shape[1:] for shape in shapes(model(*inputs))]
+            found = [shape[1:] for shape in shapes(call(model, inputs))]
     except Exception as error:
         return {
             **row,

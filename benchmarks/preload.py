@@ -2,7 +2,7 @@
 
 import contextlib
 
-import benchmarks.models  # noqa: F401  # first: it makes torchvision importable
+import benchmarks.suites  # noqa: F401  # first: it makes torchvision importable
 
 with contextlib.suppress(ImportError):
     import torchvision  # noqa: F401

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.suites.case import Inputs, call
+
 SPREAD = 0.2  # relative spread of values that were constant
 SMALL = 0.1  # constants below this (layer scales of 1e-6 …) would hide the branch they scale
 NARROW = 1e-4  # values that lie this close together count as one
 FLOOR = 0.02  # smallest standard deviation for values that were zero
 
 
-def randomise(model: nn.Module, seed: int, inputs: tuple[Any, ...] | None = None) -> nn.Module:
+def randomise(model: nn.Module, seed: int, inputs: Inputs | None = None) -> nn.Module:
     """Perturb, in place, what hides errors: constant parameters and the statistics of batch norms.
 
     Parameters that hold one value throughout become noise around that value: around 1 for norm weights, around 0 for
@@ -30,7 +32,7 @@ def randomise(model: nn.Module, seed: int, inputs: tuple[Any, ...] | None = None
     Args:
         model: any module; its own generator state and mode are left alone.
         seed: decides every value.
-        inputs: positional arguments for one forward pass, in which the running variance of each batch norm is set by
+        inputs: example inputs for one forward pass, in which the running variance of each batch norm is set by
             what it is given (with noise), so that activations keep their scale at any depth. Without inputs the running
             statistics become noise around 0 and 1.
 
@@ -51,7 +53,7 @@ def randomise(model: nn.Module, seed: int, inputs: tuple[Any, ...] | None = None
             )
         if inputs is not None and norms:
             with _calibrating(norms, dice):
-                model(*inputs)
+                call(model, inputs)
     return model
 
 

@@ -45,8 +45,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.isolate import Outcome, Row, isolated
-from benchmarks.models import Case, suite
 from benchmarks.outputs import shapes
+from benchmarks.suites import Case, suite
 
 RATIO = 0.5
 LIMIT = 120.0  # seconds of processor time for one call of one tool

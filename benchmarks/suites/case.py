@@ -1,0 +1,57 @@
+"""One architecture with inputs for it, and what all suites need to build theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture with inputs for it.
+
+    Attributes:
+        name: the name under which its library knows it.
+        build: makes the model, with random weights (the same ones each time) and in eval mode.
+        inputs: makes the example inputs (the same values each time): a tuple of positional arguments or a dict of
+            keyword arguments.
+        note: what is particular about it: other sizes than the library's own, structure of inputs or outputs.
+        check: looks at the pruned model for more than its outputs (generation, a config that agrees with the weights)
+            and says what is wrong, or nothing.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Inputs]
+    note: str = ""
+    check: Callable[[nn.Module], str] | None = None
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What `model` returns for example inputs of any form."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build with weights that are the same each time, in eval mode, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    """Normal noise that is the same each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tensor_inputs(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """One tensor of noise a shape."""
+    return tuple(noise(*shape, seed=1 + i) for i, shape in enumerate(shapes))
