@@ -88,6 +88,7 @@ class DependencyGraph:
         self.model = model
         self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}
         _ignore(self, ignore)
+        _hold_parametrized(self)
         _mark_channels(state)
         self.sizes = SizeSystem(state, model)
         self.groups = self._find_groups()
@@ -343,6 +344,23 @@ def _mark_channels(state: Propagation) -> None:
                 for atom in axes.atoms(axis) if axis is not None else ():
                     if not atom.channel and atom.frozen is None:
                         atom.frozen = reason
+
+
+def _hold_parametrized(graph: DependencyGraph) -> None:
+    """Freeze the axes of a parametrized weight that its originals lack.
+
+    They come from a tensor of the parametrization's own (the base of an orthogonal matrix, say): the weight would
+    shrink and its original would not, and whatever the parametrization promises would no longer hold.
+    """
+    names = [*graph.tensors, *graph.trace.aliases]
+    for path, node in graph.trace.parametrized:
+        originals = [graph.dims(n) for n in names if n.startswith(f"{path}.original")]
+        known = {id(a) for dims in originals for axis in dims if axis is not None for a in axes.atoms(axis)}
+        reason = Reason("is no axis of the original that a parametrization makes this weight of", "", path)
+        for axis in graph.state.dims[node][0]:
+            for atom in axes.atoms(axis) if axis is not None else ():
+                if id(atom) not in known:
+                    atom.frozen = atom.frozen or reason
 
 
 def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:

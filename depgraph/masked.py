@@ -459,7 +459,7 @@ HANDLERS = _table(
         "upsample_trilinear3d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d "
         "replication_pad2d replication_pad3d adaptive_max_pool2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
         padding: "constant_pad_nd pad",
-        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot addmv addbmm",
+        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm",
         reduction: "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any",
         softmax: "_softmax softmax _log_softmax log_softmax _safe_softmax",
         layer_norm: "native_layer_norm _fused_rms_norm rms_norm",

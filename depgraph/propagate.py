@@ -273,7 +273,9 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
         elif node.op == "get_attr":
             dims: Dims = [Axis(n) if n != 1 else None for n in meta["shapes"][0]]
             state.dims[node] = [dims]
-            if not meta["dtype"].is_floating_point and not meta["dtype"].is_complex:
+            if not (
+                meta["dtype"].is_floating_point or meta["dtype"].is_complex or meta["dtype"] is torch.bool
+            ):
                 for axis in dims:
                     algebra.freeze(axis, "ranges over a table of integers")
             elif meta["kind"] == "constant":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from .errors import PlanError
 from .plan import Cut, Plan, Repair
@@ -55,7 +56,6 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
     for repair in plan.repairs:
         _repair(small, repair)
-    _repair_standard(small)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
         edits = [r for r in plan.rewrites if r.path == path]
         module = rewrite_module(small.get_submodule(path), edits)
@@ -64,6 +64,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
             setattr(small.get_submodule(parent), name, module)
         else:
             small = module
+    _recompute(small)
+    _repair_standard(small)
     return small
 
 
@@ -125,16 +127,42 @@ def _put(holder: Any, steps: list[Any], value: int) -> Any:
     return holder
 
 
-def _repair_standard(model: nn.Module) -> None:
+def _recompute(model: nn.Module) -> None:
+    """Make the weights anew that hooks of ``torch.nn.utils`` (weight_norm, prune ...) keep as plain attributes.
+
+    Without a history, so that the model can be copied; in eval mode, so that no power iteration runs.
+    """
     for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                training, module.training = module.training, False
+                with torch.no_grad():
+                    hook(module, ())
+                module.training = training
+
+
+def _readable(module: nn.Module) -> Any:
+    """`module`, or where reading a weight computes it and may move its buffers (spectral norm), a copy in eval mode."""
+    if not parametrize.is_parametrized(module):
+        return module
+    return skeleton(module, {id(t): t for t in module.parameters()}).eval()
+
+
+def _repair_standard(model: nn.Module) -> None:
+    kinds = (*TABLE, nn.modules.conv._ConvNd)
+    for module in model.modules():
+        if not isinstance(module, kinds):
+            continue
+        with torch.no_grad():
+            read = _readable(module)
         for kind, rows in TABLE.items():
             if isinstance(module, kind):
                 for attribute, (tensor, dim) in rows.items():
-                    value = getattr(module, tensor, None)
+                    value = getattr(read, tensor, None)
                     if isinstance(value, torch.Tensor) and value.dim() > dim and hasattr(module, attribute):
                         _set(module, attribute, value.shape[dim])
         if isinstance(module, nn.modules.conv._ConvNd):
-            first, second = module.weight.shape[:2]
+            first, second = read.weight.shape[:2]
             a, b = (
                 (second * module.groups, first) if not module.transposed else (first, second * module.groups)
             )

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +57,7 @@ class Trace:
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]]
+    parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
     fake: bool
     tracked: bool
 
@@ -192,6 +194,7 @@ class Recorder:
         self.size_uses: list[SizeUse] = []
         self.scalar_uses: list[ScalarUse] = []
         self.comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]] = []
+        self.parametrized: list[tuple[str, Node]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
         self.training = False
@@ -416,7 +419,10 @@ def _watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
             return original(self, *args, **kwargs)
         recorder.stack.append((path, {}))
         try:
-            return original(self, *args, **kwargs)
+            out = original(self, *args, **kwargs)
+            if isinstance(self, ParametrizationList) and id(out) in recorder.node_of:
+                recorder.parametrized.append((path, recorder.node_of[id(out)]))
+            return out
         finally:
             recorder.stack.pop()
 
@@ -574,6 +580,7 @@ def _run(
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
+        parametrized=recorder.parametrized,
         fake=fake,
         tracked=tracked,
     )

@@ -42,6 +42,7 @@ def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
         axis is None
         or values is None
         or values.dim() != 1
+        or values.dtype is torch.bool  # chooses, and does not number
         or index.op != "get_attr"
         or index.meta["kind"] != "tensor"
     ):
