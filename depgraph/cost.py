@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import axes
 from .axes import Axis, Polynomial
 from .graph import DependencyGraph
-from .trace import named_tensors, skeleton, split_inputs
+from .trace import named_tensors, quiet_fakes, skeleton, split_inputs
 
 
 class CostModel:
@@ -101,7 +101,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
         args, kwargs = pytree.tree_map_only(torch.Tensor, stand_in, split_inputs(example_inputs))
         try:
-            with mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with quiet_fakes(), mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
                 twin(*args, **kwargs)
             return int(counter.get_total_flops()) // 2
         except Exception:

@@ -27,6 +27,33 @@ def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
     return {k: torch.float64 if k == "dtype" and v in narrow else v for k, v in (kwargs or {}).items()}
 
 
+def in_double(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only."""
+    wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
+    return DOUBLE.get(func, func)(*args, **kwargs) if wide else func(*args, **kwargs)
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """Matrix products of groups: `offs` are the ends of the groups in the dim that both or the 2-D operand has."""
+    if offs is None:
+        return a @ b
+    spans = list(zip([0, *offs.tolist()[:-1]], offs.tolist(), strict=True))
+    if a.dim() == 2 and b.dim() == 3:
+        out = a.new_zeros(a.shape[0], b.shape[2])
+        for matrix, (i, j) in zip(b, spans, strict=True):
+            out[i:j] = a[i:j] @ matrix
+        return out
+    if a.dim() == 3:
+        out = a.new_zeros(a.shape[1], b.shape[1])
+        for matrix, (i, j) in zip(a, spans, strict=True):
+            out[:, i:j] = matrix @ b[:, i:j]
+        return out
+    return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
+
+
+DOUBLE: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
+
+
 def _alive(shape: Any, device: torch.device) -> Tensor:
     """A mask of ones: float32, as all masks are, whatever the type of the values."""
     return torch.ones(shape, dtype=torch.float32, device=device)
@@ -46,6 +73,7 @@ class MaskedRun(TorchDispatchMode):
         self.masks: dict[int, Tensor] = {}
         self.alive: list[Any] = []
         self.restricted: set[str] = set()
+        self.probed: set[str] = set()
 
     def give(self, tensor: Tensor, mask: Tensor) -> None:
         """`tensor` has `mask` from now on."""
@@ -69,7 +97,7 @@ class MaskedRun(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         flat = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
-            out = func(*args, **kwargs)
+            out = in_double(func, args, kwargs)
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
                 self.give(out, _alive(out.shape, out.device))
             return out
@@ -83,7 +111,7 @@ class MaskedRun(TorchDispatchMode):
                 return func(*args, **kwargs)
             if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
                 return func(*args, **kwargs)
-            raise Unfollowed(name)
+            handler = probed
         return handler(self, func, args, kwargs)
 
     def finish(self, out: Any, mask: Tensor, *, zero: bool = True) -> Any:
@@ -124,11 +152,46 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             if dead.any() and result.is_floating_point():
                 result.masked_fill_(dead, 0)
             return result
-        if result.is_floating_point() and not in_place and mask.min() == 0 if mask.numel() else False:
+        if (
+            (result.is_floating_point() or result.is_complex()) and not in_place and mask.min() == 0
+            if mask.numel()
+            else False
+        ):
             result = result.masked_fill(mask == 0, 0)
             if isinstance(out, Tensor):
                 out = result
         run.give(result, mask)
+    return out
+
+
+def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """An op without a handler: alive is what changes when the alive entries of its inputs do."""
+    name = func._schema.name.removeprefix("aten::")
+    tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    masked = [a for a in tensors if id(a) in run.masks]
+    if func._schema.is_mutable or not all(a.is_floating_point() or a.is_complex() for a in masked):
+        raise Unfollowed(name)
+    out = func(*args, **kwargs)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    if not all(isinstance(r, Tensor) and (r.is_floating_point() or r.is_complex()) for r in results):
+        raise Unfollowed(name)
+    masks = [torch.zeros(r.shape, device=r.device) for r in results]
+    dice = torch.Generator().manual_seed(0)
+
+    def moved(a: Any) -> Any:
+        if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
+            return a
+        return a * (1 + 0.1 * torch.rand(a.shape, generator=dice).to(a))
+
+    for _ in range(2):
+        again = func(*pytree.tree_map(moved, args), **pytree.tree_map(moved, kwargs))
+        again = again if isinstance(again, (tuple, list)) else [again]
+        if any(a.shape != b.shape for a, b in zip(again, results, strict=True)):
+            raise Unfollowed(name)
+        masks = [m.logical_or(a != b).float() for m, a, b in zip(masks, again, results, strict=True)]
+    run.probed.add(name)
+    for result, mask in zip(results, masks, strict=True):
+        run.finish(result, mask)
     return out
 
 
@@ -141,6 +204,12 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         (args, kwargs),
     )
     name = func._schema.name
+    if name == "aten::view_as_real":
+        run.give(out, run.full(args[0]).unsqueeze(-1).expand(out.shape).clone())
+        return out
+    if name == "aten::view_as_complex":
+        run.give(out, run.full(args[0]).amax(-1))
+        return out
     if name.removeprefix("aten::") in (
         "index",
         "_unsafe_index",
@@ -185,8 +254,8 @@ def padding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where some pair of alive entries is summed."""
-    out = func(*args, **kwargs)
-    tensors = [a if not isinstance(a, Tensor) else run.full(a) for a in args]
+    out = in_double(func, args, kwargs)
+    tensors = [run.full(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
     name = func._schema.name
     bias = None
     if name == "aten::convolution":
@@ -196,7 +265,7 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     elif name == "aten::linear":
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
-    mask = (func(*tensors) > 0).float()
+    mask = (func(*tensors, **kwargs) > 0).float()
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
@@ -448,18 +517,18 @@ HANDLERS = _table(
     {
         pointwise: "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
         "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num lerp addcmul "
-        "addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu",
+        "addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu polar complex",
         movement: "view reshape _unsafe_view _reshape_alias t transpose permute numpy_T squeeze unsqueeze expand repeat cat "
         "stack split split_with_sizes unbind select slice unsafe_split index index_select gather roll flip pixel_shuffle "
         "pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col col2im diagonal slice_scatter select_scatter "
-        "as_strided repeat_interleave narrow chunk _unsafe_index view_as_real movedim tensor_split unsafe_split_with_sizes",
+        "as_strided repeat_interleave narrow chunk _unsafe_index view_as_real view_as_complex movedim tensor_split unsafe_split_with_sizes",
         passing: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
         "upsample_trilinear3d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d "
         "replication_pad2d replication_pad3d adaptive_max_pool2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
         padding: "constant_pad_nd pad",
-        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm",
+        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm _grouped_mm",
         reduction: "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any",
         softmax: "_softmax softmax _log_softmax log_softmax _safe_softmax",
         layer_norm: "native_layer_norm _fused_rms_norm rms_norm",

@@ -175,7 +175,8 @@ def _settle(
     """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
 
     Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
-    with the masked original. The blocks that fail the latter by themselves are found by trying each alone.
+    with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
+    fails only together with others by bisection.
     """
     scores = scores_of(graph, importance)
     for attempt in range(20):
@@ -189,7 +190,7 @@ def _settle(
         try:
             return small, plan, verify_values(graph.model, small, plan, example_inputs)
         except VerificationError as error:
-            if attempt > 3 or not _freeze_wrong(graph, masks, scores, example_inputs, notes):
+            if not _freeze_wrong(graph, masks, scores, example_inputs, notes):
                 raise VerificationError(f"{error}\n  nothing was changed or returned") from error
     raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
 
@@ -208,20 +209,34 @@ def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> b
 def _freeze_wrong(
     graph: DependencyGraph, masks: Masks, scores: dict[int, Any], example_inputs: Any, notes: list[str]
 ) -> bool:
-    """Freeze the blocks that, cut alone, do not verify; whether there were any."""
-    found = False
-    for block in Selection(graph, scores).blocks:
-        mine = {a: masks[a] for a in block.gone if a in masks}
-        plan = build_plan(graph, mine)
+    """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
+    blocks = [b for b in Selection(graph, scores).blocks if any(a in masks for a in b.gone)]
+
+    def problem(cut: list[Any]) -> str:
+        plan = build_plan(graph, {a: masks[a] for block in cut for a in block.gone if a in masks})
         try:
             if plan.cuts:
                 verify_values(graph.model, apply(graph.model, plan), plan, example_inputs)
         except (VerificationError, PlanError) as error:
-            found = True
-            names = ", ".join(g.name for g in block.groups[:3])
-            graph.freeze([g.axis for g in block.groups], Reason(f"did not verify when cut alone ({error})"))
-            notes.append(f"{names} stay whole: the result would not have equalled the masked original")
-    return found
+            return str(error)
+        return ""
+
+    def freeze(block: Any, why: str) -> None:
+        names = ", ".join(g.name for g in block.groups[:3])
+        graph.freeze([g.axis for g in block.groups], Reason(why))
+        notes.append(f"{names} stay whole: the result would not have equalled the masked original")
+
+    alone = [(block, why) for block in blocks if (why := problem([block]))]
+    for block, why in alone:
+        freeze(block, f"did not verify when cut alone ({why})")
+    if not alone and len(blocks) > 1:
+        right, wrong = 1, len(blocks)  # so many of the first blocks verify together; so many don't
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            right, wrong = (right, middle) if problem(blocks[:middle]) else (middle, wrong)
+        alone = [(blocks[wrong - 1], problem(blocks[:wrong]))]
+        freeze(alone[0][0], f"did not verify when cut with others ({alone[0][1]})")
+    return bool(alone)
 
 
 def _in_model_terms(graph: DependencyGraph, budget: int, whole: int) -> int:

@@ -14,6 +14,7 @@ arithmetic and no memory.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import operator
 import os
@@ -518,6 +519,17 @@ def _reach_more(
     return both if missing - set(both.unreached) else found
 
 
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Torch logs a traceback for each op that fails on fake tensors; here a failure only means the next way to run."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _run(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -535,6 +547,7 @@ def _run(
     with ExitStack() as stack:
         mode: Any = nullcontext()
         if fake:
+            stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             stand_in = {id(t): mode.from_tensor(t) for t in tensors.values()}
             args, kwargs = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))

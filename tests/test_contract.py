@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -943,3 +944,41 @@ def test_what_does_not_verify_is_frozen_and_the_rest_is_pruned(monkeypatch: pyte
     assert result.report.verification.status == "equal"
     assert result.plan.new_shape("c.weight") == (3, 6)
     assert any("stay whole" in note for note in result.report.notes)
+
+
+class ComplexInPlace(nn.Module):
+    """Turns the last 4 of 10 channels as complex numbers: a view of memory whose rows must then be even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj, self.out = nn.Linear(5, 10), nn.Linear(10, 3)
+        self.plain = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        still, turned = self.proj(x).split([self.plain, self.proj.out_features - self.plain], -1)
+        pairs = torch.view_as_complex(turned.float().reshape(*x.shape[:-1], -1, 2)) * 1j
+        return self.out(torch.cat([still, torch.view_as_real(pairs).flatten(-2).to(x.dtype)], -1))
+
+
+def test_what_kernels_ask_of_strides_in_the_models_own_type_is_met() -> None:
+    """In float64 the cast makes a copy, so that odd rows would only fail in float32: they must be noticed."""
+    model, x = ComplexInPlace(), torch.randn(2, 7, 5)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.report.verification.status == "equal"
+    assert result.model.proj.out_features < 10
+    result.model(x)
+
+
+def test_blocks_that_only_fail_together_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cuts that verify alone and not together: the second stays whole."""
+    module = importlib.import_module("depgraph.prune")
+    honest = module.verify_values
+
+    def picky(model: nn.Module, small: nn.Module, plan: depgraph.Plan, inputs: Any) -> depgraph.Verification:
+        if {"block.0.weight", "second.0.weight"} <= set(plan.cuts):
+            raise errors.VerificationError("these two do not go together")
+        return honest(model, small, plan, inputs)
+
+    monkeypatch.setattr(module, "verify_values", picky)
+    result = depgraph.prune(Residual(), torch.randn(2, 3, 8, 6), pruning_ratio=0.5)
+    assert ("block.0.weight" in result.plan.cuts) != ("second.0.weight" in result.plan.cuts)
