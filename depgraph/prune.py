@@ -179,7 +179,7 @@ def _settle(
     fails only together with others by bisection.
     """
     scores = scores_of(graph, importance)
-    for attempt in range(20):
+    for _ in range(20):
         masks = choose(graph, scores, **budgets)
         if _freeze_flipped(graph, masks, notes):
             continue
