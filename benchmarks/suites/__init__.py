@@ -22,6 +22,8 @@ __all__ = ["LIBRARIES", "SUITES", "Case", "Inputs", "call", "suite"]
 LIBRARIES = {
     "torchvision": ("torchvision",),
     "timm": ("timm",),
+    "recurrent": (),
+    "graph": ("torch-geometric",),
 }
 SUITES = tuple(LIBRARIES)
 
