@@ -8,6 +8,7 @@ from . import axes
 from .axes import Axis, Reason
 from .constraints import is_constant
 from .graph import DependencyGraph
+from .origin import field_repairs
 from .plan import Cut, Plan, Repair, Rewrite
 from .rewrite import can_rewrite
 from .select import Masks
@@ -26,11 +27,15 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
             numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
             plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks, numbers)
     counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+    values = {}
     for key, polynomial in graph.sizes.attributes.items():
         value = axes.evaluate(polynomial, counts)
+        values[key] = value
         if value != graph.sizes.value(key):
             path, name, *keys = key[1:]
             plan.repairs.append(Repair(path, name, tuple(keys), value))
+    if plan.cuts:
+        plan.repairs.extend(field_repairs(graph.model, graph.origins, values, plan))
     for literal in graph.sizes.literals:
         value = axes.evaluate(literal.target, counts)
         use = literal.use

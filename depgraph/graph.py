@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import networkx as nx
@@ -16,6 +17,7 @@ from . import axes
 from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .constraints import SizeSystem
 from .errors import InputError
+from .origin import Origins, origins
 from .propagate import Dims, Propagation
 from .trace import Node, Trace
 
@@ -99,6 +101,11 @@ class DependencyGraph:
     def dims(self, name: str) -> Dims:
         """The axes of the parameter or buffer `name`; empty for one that no trace reached."""
         return self._dims.get(self.trace.aliases.get(name, name), [])
+
+    @cached_property
+    def origins(self) -> Origins:
+        """What the numbers in the model were computed from, where it keeps what it was built from."""
+        return origins(self.model)
 
     @property
     def free(self) -> dict[int, Axis]:

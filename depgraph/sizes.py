@@ -163,36 +163,37 @@ def track_attributes(model: nn.Module) -> None:
     """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
     seen: set[int] = set()
     internals = set(vars(nn.Module()))
-
-    def tracked(value: Any, key: tuple[Any, ...]) -> Any:
-        kind = type(value)
-        if kind in (int, float):
-            return track(value, ("attr", *key))
-        if kind in (tuple, list) and len(value) <= 64:
-            items = [tracked(v, (*key, i)) for i, v in enumerate(value)]
-            if kind is list:
-                value[:] = items
-                return value
-            return tuple(items)
-        if kind is dict and len(value) <= 256:
-            for k, v in value.items():
-                value[k] = tracked(v, (*key, k))
-        elif _is_plain_object(value) and id(value) not in seen:
-            seen.add(id(value))
-            holder = vars(value)
-            for k, v in list(holder.items()):
-                holder[k] = tracked(v, (*key, k))
-        return value
-
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, value in list(vars(module).items()):
             if name not in internals:
-                vars(module)[name] = tracked(value, (path, name))
+                vars(module)[name] = track_inside(value, (path, name), seen)
 
 
-def _is_plain_object(value: Any) -> bool:
+def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
+    """`value` with every int and float in it tracked; lists, dicts and objects are changed in place, each once."""
+    kind = type(value)
+    if kind in (int, float):
+        return track(value, ("attr", *key))
+    if kind in (tuple, list) and len(value) <= 64:
+        items = [track_inside(v, (*key, i), seen) for i, v in enumerate(value)]
+        if kind is list:
+            value[:] = items
+            return value
+        return tuple(items)
+    if kind is dict and len(value) <= 256:
+        for k, v in value.items():
+            value[k] = track_inside(v, (*key, k), seen)
+    elif is_plain_object(value) and id(value) not in seen:
+        seen.add(id(value))
+        holder = vars(value)
+        for k, v in list(holder.items()):
+            holder[k] = track_inside(v, (*key, k), seen)
+    return value
+
+
+def is_plain_object(value: Any) -> bool:
     """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
     return (
         hasattr(value, "__dict__")

@@ -1,0 +1,143 @@
+"""Models that keep what they were built from: after surgery the fields say what the weights are."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+
+
+@dataclass
+class Shape:
+    """Fields of a small transformer; `inner` is a config within the config."""
+
+    width: int = 24
+    heads: int = 4
+    head_width: int = 5
+    experts: int = 3
+    hidden: list[int] = field(default_factory=lambda: [14, 22])
+    classes: int = 3
+    depth: int = 2
+
+
+@dataclass
+class Nested:
+    inner: Shape = field(default_factory=Shape)
+    name: str = "a text"
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Shape, i: int) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(config.width, 3 * config.heads * config.head_width)
+        self.out = nn.Linear(config.heads * config.head_width, config.width)
+        self.up = nn.Parameter(torch.randn(config.hidden[i], config.width) / 5)
+        self.down = nn.Linear(config.hidden[i], config.width)
+        self.all_heads = config.heads * config.head_width  # forward never reads it
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (-1, self.config.head_width)) for t in self.qkv(x).chunk(3, -1))
+        y = torch.einsum("bnhd,bmhd->bhnm", q, k).softmax(-1)
+        x = x + self.out(torch.einsum("bhnm,bmhd->bnhd", y, v).flatten(2))
+        return x + self.down(torch.relu(x @ self.up.T))
+
+
+class Small(nn.Module):
+    built = 0
+
+    def __init__(self, config: Shape) -> None:
+        super().__init__()
+        type(self).built += 1
+        self.config = config
+        self.stem = nn.Linear(7, config.width)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        self.head = nn.Linear(config.width, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+class Wrapped(nn.Module):
+    """A module that is not built from a config, around one that is, whose config lies in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Deep(Nested())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).tanh()
+
+
+class Deep(Small):
+    def __init__(self, config: Nested) -> None:
+        super().__init__(config.inner)
+        self.config = config
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+def test_config_describes_the_smaller_model() -> None:
+    """Bare fields, products, entries of lists, raw parameters: a model built from the config has the same shapes."""
+    torch.manual_seed(0)
+    model, x = Small(Shape()), torch.randn(2, 6, 7)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert model.config == Shape()
+    small = result.model.config
+    assert (small.width, small.hidden, small.classes) == (12, [7, 11], 3)
+    assert small.heads * small.head_width < 20
+    assert result.model.layers[0].all_heads == small.heads * small.head_width
+    assert shapes(Small(small)) == shapes(result.model)
+    assert result.model.layers[1].config is small
+
+
+def test_fields_are_part_of_the_plan() -> None:
+    torch.manual_seed(0)
+    model, x = Small(Shape()), torch.randn(2, 6, 7)
+    plan = depgraph.prune(model, x, pruning_ratio=0.5).plan
+    again = depgraph.apply(copy.deepcopy(model), depgraph.Plan.from_json(plan.to_json()))
+    assert shapes(Small(again.config)) == shapes(again)
+
+
+def test_config_inside_a_config_of_a_part() -> None:
+    torch.manual_seed(0)
+    result = depgraph.prune(Wrapped(), torch.randn(2, 6, 7), pruning_ratio=0.5)
+    assert result.model.body.config.inner.width == 12
+    assert shapes(Deep(result.model.body.config)) == shapes(result.model.body)
+
+
+def test_a_field_on_which_layers_disagree_stays() -> None:
+    torch.manual_seed(0)
+    model, x = Small(Shape(hidden=[14, 14])), torch.randn(2, 6, 7)
+    shared = model.layers[1].down.in_features
+    result = depgraph.prune(model, x, pruning_ratio=0.5, ignore=["layers.0.qkv", "layers.0.out"])
+    assert result.model.config.heads * result.model.config.head_width == 20
+    assert result.model.config.width == 24  # kept whole by layers.0.qkv
+    assert result.model.config.hidden == [shared // 2] * 2
+
+
+@pytest.mark.parametrize("fault", ["raises", "another model"])
+def test_classes_that_do_not_build_again_are_left_alone(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Small(Shape()), torch.randn(2, 6, 7)
+    honest = Small.__init__
+
+    def init(self: Small, config: Shape) -> None:
+        if fault == "raises":
+            raise RuntimeError("no weights here")
+        honest(self, Shape(width=30))
+
+    monkeypatch.setattr(Small, "__init__", init)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.stem.out_features == 12
+    assert result.model.config.width == 24
