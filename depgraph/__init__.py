@@ -16,6 +16,7 @@ from .errors import (
 )  # fmt: skip
 from .graph import DependencyGraph, Frozen, Group, Member
 from .importance import L1, scores_of
+from .inputs import Examples
 from .plan import Cut, Plan
 from .propagate import propagate
 from .prune import PruneResult, analyze, prune
@@ -27,7 +28,7 @@ from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
-    "L1", "BudgetError", "CostModel", "Cut", "DependencyGraph", "DepgraphError", "Frozen", "Group", "InputError", "Member",
+    "L1", "BudgetError", "CostModel", "Cut", "DependencyGraph", "DepgraphError", "Examples", "Frozen", "Group", "InputError", "Member",
     "NothingToPruneError", "Plan", "PlanError", "PruneResult", "Report", "TraceError", "UnknownOpError", "Verification",
     "VerificationError", "analyze", "apply", "build_plan", "choose", "count_macs", "measure_latency", "parameter_count",
     "propagate", "prune", "scores_of", "trace", "verify",

@@ -8,7 +8,7 @@ becomes a constraint for the planner. A bare literal can only be rewritten in th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -70,6 +70,22 @@ class SizeSystem:
             value = n * math.prod(self.free[a].size for a in term if a not in free)
             out[rest] = out.get(rest, 0) + value
         return {term: n for term, n in out.items() if n}
+
+    def follow(self, path: str, executed: str) -> None:
+        """Module `path`, which no run called, repeats the sizes that its executed sibling repeats: of equal counts."""
+
+        def moved(place: str) -> str | None:
+            inside = place == executed or place.startswith(executed + ".")
+            return path + place[len(executed) :] if inside else None
+
+        for key, target in list(self.attributes.items()):
+            there = moved(key[1])
+            if there is not None:
+                self.attributes.setdefault(("attr", there, *key[2:]), target)
+        for literal in list(self.literals):
+            there = moved(literal.use.module)
+            if there is not None:
+                self.literals.append(Literal(replace(literal.use, module=there), literal.target))
 
     # ------------------------------------------------------------------------------------------------ equations
 

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import axes
 from .axes import Axis, Polynomial
 from .graph import DependencyGraph
-from .trace import named_tensors, quiet_fakes, skeleton, split_inputs
+from .inputs import each_example
+from .trace import named_tensors, quiet_fakes, skeleton
 
 
 class CostModel:
@@ -89,9 +90,9 @@ def byte_count(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
-    """Multiply-accumulates of one forward pass in eval mode, by torch's FLOP counter (FLOPs / 2).
+    """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
-    Counted on fake tensors, without arithmetic; on real ones where the path through the model depends on data.
+    They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model depends on data.
     """
     tensors = named_tensors(model)[0].values()
     for fake in (True, False):
@@ -99,10 +100,11 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
         # the counter would hook gradients, which a count does not need
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
-        args, kwargs = pytree.tree_map_only(torch.Tensor, stand_in, split_inputs(example_inputs))
+        examples = pytree.tree_map_only(torch.Tensor, stand_in, each_example(example_inputs))
         try:
             with quiet_fakes(), mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
-                twin(*args, **kwargs)
+                for args, kwargs in examples:
+                    twin(*args, **kwargs)
             return int(counter.get_total_flops()) // 2
         except Exception:
             if not fake:
@@ -111,8 +113,11 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
 
 def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20) -> float:
-    """Median seconds of one forward pass in eval mode without gradients, after three warm-up passes."""
-    args, kwargs = split_inputs(example_inputs)
+    """Median seconds of one forward pass (of one on each of `Examples`) in eval mode without gradients.
+
+    Three passes go before, to warm up.
+    """
+    examples = each_example(example_inputs)
     training = [m for m in model.modules() if m.training]
     model.eval()
     times = []
@@ -120,7 +125,8 @@ def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20) ->
         with torch.no_grad():
             for i in range(repeats + 3):
                 start = time.perf_counter()
-                model(*args, **kwargs)
+                for args, kwargs in examples:
+                    model(*args, **kwargs)
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 if i >= 3:

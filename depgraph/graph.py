@@ -19,6 +19,7 @@ from .constraints import SizeSystem
 from .errors import InputError
 from .origin import Origins, origins
 from .propagate import Dims, Propagation
+from .siblings import follow_siblings
 from .trace import Node, Trace
 
 Role = Literal["produces", "consumes", "scales"]
@@ -80,6 +81,7 @@ class DependencyGraph:
         groups: what can be removed, a `Group` each, largest first in the order of the model.
         tensors: name -> `torch.Tensor`, every parameter and buffer of the model, the user's own.
         constraints: polynomials in the counts of group axes that must stay 0.
+        followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
     def __init__(self, state: Propagation, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
@@ -88,11 +90,14 @@ class DependencyGraph:
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
         self.model = model
+        self.followed = follow_siblings(state, model)
         self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}
         _ignore(self, ignore)
         _hold_parametrized(self)
         _mark_channels(state)
         self.sizes = SizeSystem(state, model)
+        for sibling in self.followed:
+            self.sizes.follow(sibling.path, sibling.executed)
         self.groups = self._find_groups()
         self.by_axis = {id(g.axis): g for g in self.groups}
 

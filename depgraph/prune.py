@@ -15,12 +15,13 @@ from .build import build_plan, freeze_unwritable_literals
 from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
 from .graph import DependencyGraph
 from .importance import Importance, scores_of
+from .inputs import each_example
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
 from .select import Masks, Selection, choose, nothing_text
 from .surgery import apply
-from .trace import named_tensors, trace
+from .trace import named_tensors, tensor_leaves, trace
 from .verify import Verification
 from .verify import verify as verify_values
 
@@ -47,7 +48,7 @@ def analyze(
 
     Args:
         model: any module; it is not touched.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
         ignore: module paths, parameter names, or globs of them, to leave alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
 
@@ -78,7 +79,7 @@ def prune(
 
     Args:
         model: any module. It stays as it is, unless `inplace`.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
         pruning_ratio: share of the indices of each prunable dim to remove, within each group. The default is 0.5
             where no budget is given.
         max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int).
@@ -297,15 +298,12 @@ def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
 
 
 def _check_devices(model: nn.Module, example_inputs: Any) -> None:
-    from .trace import split_inputs, tensor_leaves  # noqa: PLC0415
-
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}"
         )
-    args, kwargs = split_inputs(example_inputs)
     there = {p.device for p in model.parameters() if p.device.type != "meta"}
-    given = {t.device for t in tensor_leaves((args, kwargs)) if t.device.type != "meta"}
+    given = {t.device for t in tensor_leaves(each_example(example_inputs)) if t.device.type != "meta"}
     if len(there) == 1 and given and not given <= there:
         raise InputError(
             f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them"

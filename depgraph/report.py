@@ -119,6 +119,7 @@ class Report:
             "frozen": dict(self.frozen_dims().most_common()),
             "constrained": [{"name": n, "reason": r} for n, r in self.locked],
             "unreached": list(self.graph.trace.unreached),
+            "followed": {s.path: s.executed for s in self.graph.followed},
             "unknown_ops": {op: len(nodes) for op, nodes in self.graph.state.unknown.items()},
             "rewritten": self.rewritten,
             "verification": {
@@ -129,6 +130,23 @@ class Report:
             },
             "notes": list(self.notes),
         }
+
+    def _about_unreached(self) -> list[str]:
+        """What became of parameters that no run on the example inputs used."""
+        notes = []
+        if self.graph.followed:
+            names = ", ".join(s.path for s in self.graph.followed[:4])
+            notes.append(
+                f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like siblings"
+            )
+        parameters = {n for n, _ in self.graph.model.named_parameters()}
+        left = [n for n in self.graph.trace.unreached if n in parameters]
+        if left:
+            notes.append(
+                f"no run used {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}: left as they are; if other inputs "
+                "use them, give those too (depgraph.Examples)"
+            )
+        return notes
 
     def __str__(self) -> str:
         out = io.StringIO()
@@ -167,7 +185,7 @@ class Report:
                 console.print(f"  {n:>12,}  {reason}")
         for name, why in self.locked[:6]:
             console.print(f"  constrained: {name} {why}")
-        for note in self.notes:
+        for note in [*self.notes, *self._about_unreached()]:
             console.print(f"note: {note}")
         if self.rewritten:
             console.print(

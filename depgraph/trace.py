@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import sizes
 from .errors import InputError, TraceError
+from .inputs import Arguments, each_example
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 
 aten = torch.ops.aten
@@ -61,22 +62,6 @@ class Trace:
     parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
     fake: bool
     tracked: bool
-
-
-def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments from a tensor, a tuple (or list) of arguments, or a dict of keyword arguments."""
-    if example_inputs is None or (
-        isinstance(example_inputs, (tuple, list, dict)) and not len(example_inputs)
-    ):
-        raise InputError(
-            "no example inputs: pass a tensor, a tuple of positional arguments or a dict of keyword arguments "
-            "that the model's forward accepts"
-        )
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -473,13 +458,14 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
 
     Args:
         model: any module; it is not touched.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these,
+            on each of which the model is run.
 
     Raises:
         InputError: there are no example inputs.
         TraceError: the model rejects them; its own error is the cause.
     """
-    args, kwargs = split_inputs(example_inputs)
+    examples = each_example(example_inputs)
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
         model = model.module()  # type: ignore[operator]
     if not isinstance(model, nn.Module):
@@ -494,8 +480,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         (False, False, None),
     ):
         try:
-            found = _run(model, args, kwargs, fake, tracked, seconds)
-            return _reach_more(found, model, args, kwargs, fake, tracked)
+            found = _run(model, examples, fake, tracked, seconds)
+            return _reach_more(found, model, examples, fake, tracked)
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
@@ -506,14 +492,14 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
 
 
 def _reach_more(
-    found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fake: bool, tracked: bool
+    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool
 ) -> Trace:
     """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
     if not missing:
         return found
     try:
-        both = _run(model, args, kwargs, fake, tracked, train=True)
+        both = _run(model, examples, fake, tracked, train=True)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
     return both if missing - set(both.unreached) else found
@@ -532,14 +518,13 @@ def quiet_fakes() -> Iterator[None]:
 
 def _run(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    examples: list[Arguments],
     fake: bool,
     tracked: bool,
     seconds: float | None = None,
     train: bool = False,
 ) -> Trace:
-    """Record one run in eval mode, and with `train` a second one in train mode behind it.
+    """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
     On fake tensors, or on the model's own (buffers and inputs are copied); given up after `seconds`.
     """
@@ -550,16 +535,16 @@ def _run(
             stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             stand_in = {id(t): mode.from_tensor(t) for t in tensors.values()}
-            args, kwargs = pytree.tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+            examples = pytree.tree_map_only(torch.Tensor, mode.from_tensor, examples)
         else:
             buffers = {id(b) for b in model.buffers()}
             stand_in = {id(t): t.clone() if id(t) in buffers else t for t in tensors.values()}
-            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-        twin = skeleton(model, stand_in).eval()
+            examples = pytree.tree_map_only(torch.Tensor, torch.clone, examples)
+        twin = skeleton(model, stand_in)
         if tracked:
             sizes.track_attributes(twin)
         recorder = Recorder({id(stand_in[id(t)]): name for name, t in tensors.items()})
-        for i, tensor in enumerate(tensor_leaves((args, kwargs))):
+        for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             node.meta.update(
                 shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
@@ -576,11 +561,12 @@ def _run(
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
         stack.enter_context(_PythonMode(recorder))
-        results = tensor_leaves(twin(*args, **kwargs))
-        if train:
-            recorder.training = True
-            results += tensor_leaves(twin.train()(*args, **kwargs))
-        outputs = [recorder.node(tensor) for tensor in results]
+        outputs = []
+        for training in (False, True) if train else (False,):
+            recorder.training = training
+            twin.train(training)
+            for args, kwargs in examples:
+                outputs += [recorder.node(t) for t in tensor_leaves(twin(*args, **kwargs))]
     recorder.graph.output(tuple(outputs))
     return Trace(
         graph=recorder.graph,

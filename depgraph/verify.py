@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import VerificationError
+from .inputs import Examples, split_inputs
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 from .plan import Plan
-from .trace import named_tensors, skeleton, split_inputs, tensor_leaves
+from .trace import named_tensors, skeleton, tensor_leaves
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the largest entry of each output
@@ -52,7 +53,7 @@ def masked_outputs(
     Args:
         model: the original, in eval mode; it is not touched.
         plan: what is removed.
-        example_inputs: as for `prune`.
+        example_inputs: as for `prune`, a single one.
         double: model and inputs are float64, and so is all that forward computes, whatever types it names.
 
     Returns:
@@ -129,7 +130,7 @@ def verify(
         model: the original; it is not changed.
         small: the model that `plan` made of it; neither is it.
         plan: what was removed.
-        example_inputs: as for `prune`.
+        example_inputs: as for `prune`; with `Examples`, all are compared.
         tolerance: largest deviation relative to an output's largest entry, in float64.
 
     Returns:
@@ -140,6 +141,17 @@ def verify(
     """
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
+    examples = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
+    proofs = [_verify_one(model, small, plan, example, tolerance) for example in examples]
+    least = next((p for p in proofs if p.status != "equal"), proofs[0])
+    restricted = tuple(sorted({name for p in proofs for name in p.restricted}))
+    return Verification(least.status, max(p.max_error for p in proofs), least.detail, restricted)
+
+
+def _verify_one(
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float
+) -> Verification:
+    """`verify` on one example."""
     wide = sum(p.numel() for p in model.parameters()) <= DOUBLE_LIMIT
     for double in (True, False) if wide else (False,):
         try:
