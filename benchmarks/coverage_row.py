@@ -104,6 +104,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     with torch.no_grad():
         wanted = shapes(call(model, inputs))
     started()
+    planning = _seconds_to_plan(model, inputs, ratio)
     start = time.process_time()
     try:
         result = depgraph.prune(model, inputs, pruning_ratio=ratio, verify=True)
@@ -113,6 +114,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
     row = {
         "traced": True,
         "seconds": round(time.process_time() - start, 2),
+        "planning": planning,
         **figures(result.report.to_dict()),
     }
     started()  # what follows are the benchmark's own checks
@@ -129,6 +131,20 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
         "backward": backward_works(result.model, inputs),
         "check": case.check(result.model) if case.check else "",
     }
+
+
+def _seconds_to_plan(model: nn.Module, inputs: Inputs, ratio: float) -> float | None:
+    """What tracing, grouping, ranking and planning take, without surgery and verification."""
+    import depgraph
+
+    start = time.process_time()
+    try:
+        graph = depgraph.analyze(model, inputs)
+        masks = depgraph.choose(graph, depgraph.scores_of(graph, "l1"), pruning_ratio=ratio)
+        depgraph.build_plan(graph, masks)
+    except Exception:  # `prune` will say why
+        return None
+    return round(time.process_time() - start, 2)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

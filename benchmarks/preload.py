@@ -9,4 +9,6 @@ with contextlib.suppress(ImportError):
 with contextlib.suppress(ImportError):
     import timm  # noqa: F401
 with contextlib.suppress(ImportError):
+    from transformers.models.auto import modeling_auto  # noqa: F401
+with contextlib.suppress(ImportError):
     import torch_pruning  # noqa: F401

@@ -24,6 +24,7 @@ LIBRARIES = {
     "timm": ("timm",),
     "recurrent": (),
     "graph": ("torch-geometric",),
+    "transformers": ("transformers",),
 }
 SUITES = tuple(LIBRARIES)
 
