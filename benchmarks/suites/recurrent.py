@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -310,7 +311,7 @@ class AwdLstm(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(WORDS, 16)
         widths = [16, 26, 26, 16]
-        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.rnns = nn.ModuleList(nn.LSTM(a, b) for a, b in pairwise(widths))
         self.decoder = nn.Linear(16, WORDS)
         self.decoder.weight = self.embed.weight
 
