@@ -173,7 +173,7 @@ class SizeSystem:
 
     def _comparisons(self) -> None:
         """``a == b`` held in the traced run: it must go on holding."""
-        for operator, left, right, outcome in self.state.trace.comparisons:
+        for operator, left, right, outcome in self.state.comparisons:
             if (operator, outcome) not in (("eq", True), ("ne", False)):
                 continue
             for a, b in ((left, right), (right, left)):
@@ -359,7 +359,7 @@ class SizeSystem:
             "gt": "__gt__",
             "ge": "__ge__",
         }
-        for operator, left, right, outcome in self.state.trace.comparisons:
+        for operator, left, right, outcome in self.state.comparisons:
             p, q = self.polynomial(left), self.polynomial(right)
             if p is None or q is None or (is_constant(p) and is_constant(q)):
                 continue

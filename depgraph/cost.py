@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -89,10 +89,24 @@ def byte_count(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in named_tensors(model)[0].values())
 
 
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """Recurrent layers run as the products that they are made of, not as one kernel of a library."""
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_cudnn_enabled(before[1])
+
+
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
-    They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model depends on data.
+    They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model
+    depends on data. The counter knows no recurrent kernels, so recurrent layers run as the products that they are.
     """
     tensors = named_tensors(model)[0].values()
     for fake in (True, False):
@@ -102,7 +116,9 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
         examples = pytree.tree_map_only(torch.Tensor, stand_in, each_example(example_inputs))
         try:
-            with quiet_fakes(), mode, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with (
+                quiet_fakes(), mode, torch.no_grad(), _without_fused_layers(), FlopCounterMode(display=False) as counter,
+            ):  # fmt: skip
                 for args, kwargs in examples:
                     twin(*args, **kwargs)
             return int(counter.get_total_flops()) // 2

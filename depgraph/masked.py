@@ -233,6 +233,13 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+def pack(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Steps of a packed sequence: moved like the sequence itself."""
+    out = func(*args, **kwargs)
+    run.give(out[0], func(run.full(args[0]), *args[1:], **kwargs)[0])
+    return out
+
+
 def passing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Pooling, resampling: positions are mixed, channels are not."""
     out = func(*args, **kwargs)
@@ -561,4 +568,4 @@ def grid_sample(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return run.finish(out, alive.expand(out.shape).clone())
 
 
-HANDLERS.update(glu=glu, grid_sampler_2d=grid_sample, grid_sampler_3d=grid_sample)
+HANDLERS.update(_pack_padded_sequence=pack, glu=glu, grid_sampler_2d=grid_sample, grid_sampler_3d=grid_sample)

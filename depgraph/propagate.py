@@ -16,7 +16,7 @@ import torch
 
 from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
 from .errors import UnknownOpError
-from .trace import Node, Trace
+from .trace import Comparison, Node, Trace
 
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 
@@ -40,6 +40,9 @@ class Propagation:
         default_factory=list
     )  # operand, produced dims, consumed dims
     filled: set[Node] = field(default_factory=set)
+    comparisons: list[Comparison] = field(
+        default_factory=list
+    )  # of sizes, by the user's code or inside an op: they must come out as they did
     unknown: dict[str, list[Node]] = field(default_factory=dict)
     sized: set[tuple[Node, int | None]] = field(
         default_factory=set
@@ -108,6 +111,33 @@ class Site:
         """All of `axes` keep equally many indices, though not the same positions."""
         place = self.algebra.place
         self.state.equal_counts.append((list(axes), Reason(text, place.op, place.module, place.source)))
+
+    def narrower(self, argument: Any, small: int, large: int) -> None:
+        """Dim `small` of a tensor argument keeps fewer indices than its dim `large`."""
+        self.state.comparisons.append(("lt", ("dim", argument, small), ("dim", argument, large), True))
+
+    def uniform(self, argument: Any) -> bool:
+        """Whether all entries of a tensor argument are one value: filled so, then only moved or copied."""
+        node = argument
+        while not _written(node):
+            if node in self.state.filled or _name(node) in ("zeros_like", "ones_like", "full_like"):
+                return True
+            if _name(node) not in ("index_select", "clone", "_to_copy") and not _is_view(node):
+                return False
+            node = node.args[0]
+        return False
+
+    def reaches_result(self, node: Node) -> bool:
+        """Whether a model output, a number in Python or what is written into another tensor depends on `node`."""
+        seen, ahead = {node}, [node]
+        while ahead:
+            for user in ahead.pop().users:
+                if user.op == "output" or not user.meta["shapes"] or _writes(user):
+                    return True
+                if user not in seen:
+                    seen.add(user)
+                    ahead.append(user)
+        return False
 
     def contract(self, *axes: Axis | None) -> None:
         """The op sums over `axes`."""
@@ -213,6 +243,32 @@ class Site:
         return [[self.fixed(n, text) for n in shape] for shape in self.shapes]
 
 
+def _name(node: Node) -> str:
+    """``view`` of aten.view.default; of a node that is no op, nothing."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name).removeprefix("aten::")
+
+
+def _aliases(node: Node, write: bool) -> bool:
+    """Whether an op's schema says that it writes into an argument, or that its result shares memory with one."""
+    schema = getattr(node.target, "_schema", None)
+    infos = [a.alias_info for a in schema.arguments] if schema is not None else []
+    return any(info is not None and info.is_write == write for info in infos)
+
+
+def _writes(node: Node) -> bool:
+    return _aliases(node, write=True)
+
+
+def _is_view(node: Node) -> bool:
+    return node.target is operator.getitem or _aliases(node, write=False)
+
+
+def _written(node: Node) -> bool:
+    """Whether something is written into the memory of `node`, itself or through a view of it."""
+    return any(_writes(user) or (_is_view(user) and _written(user)) for user in node.users)
+
+
 def _constant(trace: Trace, node: Any, depth: int = 0) -> torch.Tensor | None:
     """Evaluate a node that rests on constants, index buffers and factory ops alone."""
     if not isinstance(node, Node) or depth > 40:
@@ -254,7 +310,7 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
     """
     from .rules import rule_for  # noqa: PLC0415  the rules are written in terms of Site
 
-    state, algebra = Propagation(trace), Algebra()
+    state, algebra = Propagation(trace, comparisons=list(trace.comparisons)), Algebra()
     for use in trace.size_uses:
         made: Any = use.node
         state.sized.add((made, use.dim))

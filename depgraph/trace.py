@@ -41,6 +41,7 @@ from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 
 aten = torch.ops.aten
 Node = torch.fx.Node
+Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Trace:
     values: dict[str, torch.Tensor]  # parameters, buffers and constants by name; the user's own, not copies
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
-    comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]]
+    comparisons: list[Comparison]
     parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
     fake: bool
     tracked: bool
@@ -125,6 +126,7 @@ WHOLE: dict[Any, Any] = {
     torch.gru_cell: aten.gru_cell.default,
     torch.rnn_tanh_cell: aten.rnn_tanh_cell.default,
     torch.rnn_relu_cell: aten.rnn_relu_cell.default,
+    torch._VF._pad_packed_sequence: aten._pad_packed_sequence.default,
     torch.cdist: aten.cdist.default,
     torch.repeat_interleave: aten.repeat_interleave.self_int,
     torch.Tensor.repeat_interleave: aten.repeat_interleave.self_int,
@@ -141,6 +143,13 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_shuffle: aten.pixel_shuffle.default,
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
+}
+# Recurrent layers: the overload for a packed sequence, which Python calls by the same name.
+PACKED: dict[Any, Any] = {
+    aten.lstm.input: aten.lstm.data,
+    aten.gru.input: aten.gru.data,
+    aten.rnn_tanh.input: aten.rnn_tanh.data,
+    aten.rnn_relu.input: aten.rnn_relu.data,
 }
 PATIENCE = 0.5  # seconds of its thread that a run on real tensors may take before fake ones are tried
 
@@ -179,7 +188,7 @@ class Recorder:
         self.constants: dict[str, torch.Tensor] = {}
         self.size_uses: list[SizeUse] = []
         self.scalar_uses: list[ScalarUse] = []
-        self.comparisons: list[tuple[str, sizes.Expr, sizes.Expr, bool]] = []
+        self.comparisons: list[Comparison] = []
         self.parametrized: list[tuple[str, Node]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
@@ -323,8 +332,8 @@ class _PythonMode(TorchFunctionMode):
             finally:
                 r.paused -= 1
             if not r.paused:
-                if whole is aten.lstm.input and isinstance(args[1], torch.Tensor):
-                    whole = aten.lstm.data  # a packed sequence: (data, batch_sizes, ...)
+                if whole in PACKED and isinstance(args[3], (list, tuple)):
+                    whole = PACKED[whole]  # (data, batch_sizes, hx, params, ...)
                 r.record(whole, *_in_order(whole, args, kwargs), out)
         if not r.paused:
             name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"

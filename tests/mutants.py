@@ -380,6 +380,17 @@ def write(x: torch.Tensor, index: Any, values: Any) -> torch.Tensor:
     return x
 
 
+def packed(x: torch.Tensor, lengths: Sequence[int] = (10, 7)) -> Any:
+    in_order = sorted(lengths, reverse=True) == list(lengths)
+    return nn.utils.rnn.pack_padded_sequence(
+        x, torch.tensor(lengths), batch_first=True, enforce_sorted=in_order
+    )
+
+
+def unpacked(x: Any) -> torch.Tensor:
+    return nn.utils.rnn.pad_packed_sequence(x, batch_first=True)[0]
+
+
 OUTER = {"a": (5, 7), "b": (5, 11)}
 DEEP = {"a": (5, 11), "b": (11, 7)}
 BLOCKS = torch.tensor([4, 10], dtype=torch.int32)
@@ -547,7 +558,6 @@ tiny("Ordered", [7], lambda m, x: flat(m, outer(m, x).sort(2).values), **OUTER, 
 tiny("Renormed", [11], lambda m, x: m.head(torch.renorm(deep(m, x), 2, 0, 1.0)), **DEEP, head=(7, 3))
 
 # --- recurrent layers
-
 tiny("CellOnly", [7], lambda m, x: (m.cell(x)[0] * m.s).sum(1), cell=lambda: nn.LSTMCell(5, 7), s=par(7))
 tiny("CellStates", [7, 11], lambda m, x: m.head(m.cell(m.a(x), (m.b(x), m.c(x)))[0]),
      a=(5, 7), b=(5, 11), c=(5, 11), cell=lambda: nn.LSTMCell(7, 11), head=(11, 3))
@@ -565,7 +575,22 @@ tiny("PlainLayer", [7], lambda m, x: m.head(m.rnn(x)[0]), tokens(), rnn=lambda: 
 tiny("PackedSequence", [7], lambda m, x: m.head(m.rnn(nn.utils.rnn.pack_padded_sequence(
     x, torch.tensor([10, 7]), batch_first=True))[1][0][0].t()).sum(0), tokens(),
     rnn=lambda: nn.LSTM(5, 7, batch_first=True), head=lambda: nn.Linear(2, 3, bias=False))
-tiny("Projected", [3, 7], lambda m, x: m.head(m.rnn(x)[0]), tokens(),
+tiny("PackedAndPadded", [7, 7], lambda m, x: m.head(unpacked(m.rnn(packed(m.a(x)))[0])), tokens(),
+     a=(5, 7), rnn=lambda: nn.GRU(7, 7, batch_first=True), head=(7, 3))
+tiny("PackedBothDirections", [7, 7], lambda m, x: m.head(unpacked(m.rnn(packed(x, [7, 10]))[0])), tokens(),
+     rnn=lambda: nn.RNN(5, 7, bidirectional=True, batch_first=True), head=(14, 3))
+tiny("PackedChannels", [4, 13], lambda m, x: flat(m, unpacked(packed(outer(m, m.e(x))[0][:, :, None] * m.p, [11] * 7))),
+     e=(5, 13), a=(13, 7), b=(13, 11), p=par(4), head=(44, 3))
+tiny("PackedSteps", [7], lambda m, x: (m.head(packed(m.a(x)).data.t()) * m.s).sum(0), tokens(), a=(5, 7), s=par(7, 1), head=(17, 3))
+tiny("PackedNumbers", [7], lambda m, x: m.head(packed(x).batch_sizes.double()) + m.b(m.a(x)).sum((0, 1)), tokens(),
+     a=(5, 7), b=(7, 3), head=(10, 3))
+tiny("PaddedLengths", [7], lambda m, x: m.head(nn.utils.rnn.pad_packed_sequence(packed(x))[1].double()) + m.b(m.a(x)).sum((0, 1)),
+     tokens(), a=(5, 7), b=(7, 3), head=(2, 3))
+tiny("PaddedChannels", [11], lambda m, x: flat(m, unpacked(nn.utils.rnn.PackedSequence(
+    deep(m, x).t(), torch.tensor([2, 2, 2, 1])))), **DEEP, head=(8, 3))
+tiny("StatesTold", [7], lambda m, x: m.head(m.rnn(x, write(torch.zeros(4, 2, m.n).double(), 0, 0.3))[0]), tokens(),
+     n=lambda: 7, rnn=lambda: nn.GRU(5, 7, 2, bidirectional=True, batch_first=True), head=(14, 3))
+tiny("NarrowProjected", [3, 7], lambda m, x: m.head(m.rnn(x)[0]), tokens(),
      rnn=lambda: nn.LSTM(5, 7, proj_size=3, batch_first=True), head=(3, 3))
 
 # fmt: on

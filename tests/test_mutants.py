@@ -63,15 +63,12 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "arange: refuse": FREEZES,
     "renorm: refuse": FREEZES,
     "repeat: free in `out.append(site.new(len(out)))`": INSIDE,
-    "scalar_tensor: forget": INSIDE,
-    "scalar_tensor: free in `return [site.new(d) for d in range(len(site.shape))]`": INSIDE,
     "glu: swap pieces in `left, right = site.algebra.cut(axis, axis.size // 2)`": "both halves become the same axis",
-    "lstm: drop weight in `site.weight(own[-1], [rows], [columns])`": "weight_hh consumes the projected channels too",
+    "lstm: drop weight in `site.weight(weight, [rows], [columns])`": "weight_hh consumes the projected channels too",
 }  # fmt: skip
 
 # Faults of the library that are known: the tiny networks which show them, to be taken out as they are mended.
 FAULTS = {
-    "BothDirections": "default states are detached after they are filled, so all directions and layers are tied",
     "ExpandedInside": "an expand inside broadcast_tensors takes its size from a tensor that may shrink",
     "GroupedMm": "grouped_mm asks for rows of a multiple of 16 bytes, and is pruned to others",
     "PaddedByLess": "the amount of a negative pad is not repaired, so it locks its dim",
@@ -90,11 +87,6 @@ HIDDEN = {  # mutants that survive because of a fault
         "PaddedByLess"
     ],
     "pad: drop lock in `site.lock(axis, 'is cut by a negative pad')`": FAULTS["PaddedByLess"],
-    "scalar_tensor: note no filled": FAULTS["BothDirections"],
-    "lstm: swap pieces in `feed = concat([a or site.fixed_segment(1) for a in ends]) if len(ends) > 1 else ends[0]`": (
-        FAULTS["BothDirections"]
-    ),
-    "lstm: drop same in `site.same(axes[0], axis)`": FAULTS["BothDirections"],
 }
 SURVIVING = {**EQUIVALENT, **HIDDEN}
 
@@ -111,13 +103,6 @@ UNREACHED = {
     "movement.py": {"return site.lock_all(f'goes through {site.node.target}')": "meshgrid"},
     "normalisation.py": {"return site.lock_all('is normalised over neighbouring indices')": "local_response_norm"},
     "pointwise.py": {"site.lock(axis, f'goes into {site.node.target}')": "of the ops here, none is known to be given channels"},
-    "recurrent.py": {
-        "site.equal_counts([a for a in axes if a is not None], 'layers of one recurrent module have one width": (
-            FAULTS["BothDirections"]
-        ),
-        "site.same(axis, axes[0])": FAULTS["BothDirections"],
-        "site.same(dims[-1], axes[0])": FAULTS["BothDirections"],
-    },
     "reduction.py": {
         "return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]": "max.other is recorded as maximum",
         "return [[a if a is None or a.size == n else site.fixed(n, 'is shortened') for a, n in zip(x, shape, ": (

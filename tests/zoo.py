@@ -1,7 +1,8 @@
 """The zoo: tiny networks, one for each pattern that must work, with what must shrink stated by hand.
 
 connections   adds, concatenations, splits, shuffles, padding, reuse, ties
-layers        norms, convolutions, gates, raw parameters, recurrent layers
+layers        norms, convolutions, gates, raw parameters
+recurrent     layers, cells, states, packed sequences, loops
 shapes        flatten, literals, products, patches, in-place writes, indexing, permutations
 attention     every spelling
 modes         frozen, half, train, no_grad, checkpointing, parametrizations, hooks, unreached parameters
@@ -14,6 +15,7 @@ import zoo_indexing  # noqa: F401
 import zoo_layers  # noqa: F401
 import zoo_modes  # noqa: F401
 import zoo_norms  # noqa: F401
+import zoo_recurrent  # noqa: F401
 import zoo_shapes  # noqa: F401
 from zoo_entry import ENTRIES, Entry, broken_expectations, ready
 

@@ -1,10 +1,10 @@
-"""Layers with habits of their own: convolutions of every kind, gates and scales, raw parameters, RNNs."""
+"""Layers with habits of their own: convolutions of every kind, gates and scales, raw parameters."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from zoo_connections import conv, conv_bn, pooled
 from zoo_entry import BATCH, CLASSES, entry, image, tokens, vector
 
@@ -287,71 +287,3 @@ class BilinearLayer(nn.Module):
 
     def forward(self, x):
         return self.last(F.gelu(self.both(self.a(x), F.gelu(self.b(x)))))
-
-
-# --- recurrent --------------------------------------------------------------------------------------------------
-
-
-@entry(tokens(), "enter.weight:0 rnn.weight_ih_l0:1 out.weight:0")
-class LstmLayer(nn.Module):
-    """nn.LSTM, two layers, both directions: gates are four equal blocks."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter = nn.Linear(5, 11)
-        self.rnn = nn.LSTM(11, 7, num_layers=2, bidirectional=True, batch_first=True)
-        self.out, self.last = nn.Linear(14, 13), nn.Linear(13, CLASSES)
-
-    def forward(self, x):
-        y, _ = self.rnn(F.gelu(self.enter(x)))
-        return self.last(F.gelu(self.out(y[:, -1])))
-
-
-@entry(tokens(), "enter.weight:0 rnn.weight_ih_l0:1 out.weight:0")
-class GruLayer(nn.Module):
-    """nn.GRU with an explicit first state, its last state used."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter, self.rnn = nn.Linear(5, 11), nn.GRU(11, 7, batch_first=True)
-        self.out, self.last = nn.Linear(7, 13), nn.Linear(13, CLASSES)
-
-    def forward(self, x):
-        x = F.gelu(self.enter(x))
-        _, h = self.rnn(x, torch.zeros(1, x.shape[0], 7, dtype=x.dtype))
-        return self.last(F.gelu(self.out(h.squeeze(0))))
-
-
-@entry(tokens(), "cell.weight_ih:0 cell.weight_hh last.weight:1")
-class HandWrittenLstm(nn.Module):
-    """A loop over nn.LSTMCell, states made from sizes: 4 x hidden packs four gates."""
-
-    def __init__(self):
-        super().__init__()
-        self.cell, self.last = nn.LSTMCell(5, 7), nn.Linear(7, CLASSES)
-
-    def forward(self, x: Tensor):
-        h = x.new_zeros(x.shape[0], self.cell.hidden_size)
-        c = torch.zeros_like(h)
-        for t in range(3):
-            h, c = self.cell(x[:, t], (h, c))
-        return self.last(h)
-
-
-@entry(tokens(), "enter.weight:0 gates.weight cell.weight last.weight:1")
-class MinimalGatedUnit(nn.Module):
-    """A recurrence written out with split gates and a concatenation of input and state."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter, self.gates, self.cell = nn.Linear(5, 7), nn.Linear(18, 22), nn.Linear(18, 11)
-        self.hidden, self.last = 11, nn.Linear(11, CLASSES)
-
-    def forward(self, x):
-        x = self.enter(x)
-        h = torch.tanh(self.cell(torch.cat([x[:, 0], x.new_zeros(x.shape[0], self.hidden)], -1)))
-        for t in range(1, 3):
-            forget, update = self.gates(torch.cat([x[:, t], h], -1)).split(self.hidden, -1)
-            new = torch.tanh(self.cell(torch.cat([x[:, t], forget.sigmoid() * h], -1)))
-            h = h + update.sigmoid() * (new - h)
-        return self.last(h)

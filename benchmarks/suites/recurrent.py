@@ -842,13 +842,14 @@ class ClockworkRnn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.hidden, self.fast = 24, 8
         self.i, self.h, self.head = nn.Linear(FEATURES, 24), nn.Linear(24, 24), nn.Linear(24, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.new_zeros(x.shape[0], 24)
+        h, fast = x.new_zeros(x.shape[0], self.hidden), self.fast
         for t in range(x.shape[1]):
             new = torch.tanh(self.i(x[:, t]) + self.h(h))
-            h = torch.cat([new[:, :8], new[:, 8:] if t % 2 == 0 else h[:, 8:]], 1)
+            h = torch.cat([new[:, :fast], new[:, fast:] if t % 2 == 0 else h[:, fast:]], 1)
         return self.head(h)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..axes import Axis, concat
 from ..propagate import Dims, Site
 from .registry import rule
+
+PACKED = "ranges over the steps of a packed batch"
 
 
 def _gates(site: Site, rows: Axis | None, hidden: Axis | None) -> None:
@@ -22,8 +25,10 @@ def _gates(site: Site, rows: Axis | None, hidden: Axis | None) -> None:
     site.same(inner, hidden)
 
 
-def _step(site: Site, x: Axis | None, h: Axis | None, hidden: Axis | None, weights: list[Any]) -> None:
-    """weight_ih[(g c) x], weight_hh[(g c) h], biases[(g c)]."""
+def _step(
+    site: Site, steps: Dims, x: Axis | None, h: Axis | None, hidden: Axis | None, weights: Sequence[Any]
+) -> None:
+    """weight_ih[(g c) x], weight_hh[(g c) h], biases[(g c)], once for every index of `steps`."""
     for i, argument in enumerate(weights):
         if argument is None:
             continue
@@ -32,6 +37,7 @@ def _step(site: Site, x: Axis | None, h: Axis | None, hidden: Axis | None, weigh
         if i < 2:
             site.same(dims[1], x if i == 0 else h)
             site.weight(argument, [dims[0]], [dims[1]])
+            site.macs(*steps, *dims)
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
@@ -44,7 +50,7 @@ def cell(site: Site) -> list[Dims]:
         for a, b in zip(hs[0], s, strict=True):
             site.same(a, b)
     site.same(x[0], hs[0][0])
-    _step(site, x[-1], hs[0][-1], hs[0][-1], list(site.args[2:6]))
+    _step(site, x[:-1], x[-1], hs[0][-1], hs[0][-1], list(site.args[2:6]))
     return [list(hs[0]) for _ in site.shapes]
 
 
@@ -52,13 +58,12 @@ def cell(site: Site) -> list[Dims]:
 def layers(site: Site) -> list[Dims]:
     """Stacked, bidirectional, projected layers over a sequence (input, hx, params) or a packed one.
 
-    Every layer and direction has its own hidden axis. Initial states that are not filled with one value, and final
-    states, hold all of them in one dim, so they are then the same axis.
+    Every layer and direction has its own hidden axis; all have one width. Where first or last states tell their
+    entries apart, the axes are the same, as all of them stand in one dim there.
     """
-    packed = isinstance(site.args[1], type(site.node)) and str(site.node.target).endswith(".data")
-    hx, params, has_biases, count = site.args[2 if packed else 1], *site.args[3 if packed else 2 :][:3]
+    packed = str(site.node.target).endswith(".data")
+    hx, params, has_biases, count = site.args[2 if packed else 1 :][:4]
     bidirectional = site.args[8 if packed else 7]
-    batch_first = (not packed) and site.args[8]
     x = site.dims(site.args[0])
     states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
     directions = 2 if bidirectional else 1
@@ -70,66 +75,66 @@ def layers(site: Site) -> list[Dims]:
         for direction in range(directions):
             start = (layer * directions + direction) * per
             own = list(params[start : start + per])
-            gates = len_gates(site)
-            hidden = site.fresh(site.shape_of(own[1])[0] // gates)
+            hidden = site.fresh(site.shape_of(own[1])[0] // gates_of(site))
             out = site.dims(own[-1])[0] if projected else hidden
-            _step(site, feed, out, hidden, [own[0], own[1], *(own[2:4] if has_biases else [])])
+            _step(site, x[:-1], feed, out, hidden, [own[0], own[1], *(own[2:4] if has_biases else [])])
             if projected:
-                rows, columns = site.dims(own[-1])
-                site.same(columns, hidden)
-                site.weight(own[-1], [rows], [columns])
+                _project(site, x[:-1], own[-1], hidden)
             ends.append(out)
             outs.append(out)
             cells.append(hidden)
         feed = concat([a or site.fixed_segment(1) for a in ends]) if len(ends) > 1 else ends[0]
-    _tie_states(site, states, outs, cells, len(outs) > 1)
-    rest = x[:-1]
-    result: Dims = [*rest, feed]
-    batch = None if packed else x[0 if batch_first else 1] if len(x) == 3 else None
-    finals = []
-    for i, shape in enumerate(site.shapes[1:]):
-        axis = (outs if i == 0 else cells)[0]
-        finals.append(
-            [
-                site.fixed(shape[0], "numbers layers and directions"),
-                *([batch] if len(shape) == 3 else []),
-                axis,
-            ]
-        )
-    for dims, shape in zip(finals, site.shapes[1:], strict=True):
-        if len(shape) == 3 and shape[1] > 1 and dims[1] is None:
-            dims[1] = site.fixed(shape[1], "ranges over the sequences of a packed batch")
-    return [result, *finals]
+    finals = [_states(site, i, state, (outs, cells)[i]) for i, state in enumerate(states)]
+    return [[*x[:-1], feed], *finals]
 
 
-def len_gates(site: Site) -> int:
+def gates_of(site: Site) -> int:
     """Gates of one step: 4 for lstm, 3 for gru, 1 for plain."""
     name = str(site.node.target)
     return 4 if "lstm" in name else 3 if "gru" in name else 1
 
 
-def _tie_states(site: Site, states: list[Any], outs: list[Any], cells: list[Any], several: bool) -> None:
-    """Initial states range over the hidden axes; all layers and directions stand in one dim of them."""
-    node = site.node
-    finals_used = any(
-        user.args[1] != 0 and len(user.users) for user in node.users if len(user.args) > 1
-    ) or any(s not in site.state.filled for s in states)
-    for i, state in enumerate(states):
-        axes = outs if i == 0 else cells
-        dims = site.dims(state)
-        if state in site.state.filled:
-            if several and not finals_used:
-                site.equal_counts(
-                    [a for a in axes if a is not None], "layers of one recurrent module have one width"
-                )
-            else:
-                for axis in axes:
-                    site.same(axis, axes[0])
-            site.same(dims[-1], axes[0])
-        else:
-            for axis in axes:
-                site.same(dims[-1], axis)
-    if several and finals_used:
-        for axes in (outs, cells):
-            for axis in axes[1:]:
-                site.same(axes[0], axis)
+def _project(site: Site, steps: Dims, weight: Any, hidden: Axis | None) -> None:
+    """weight_hr[out c]; torch knows a projection by its being narrower than the layer."""
+    rows, columns = site.dims(weight)
+    site.same(columns, hidden)
+    site.weight(weight, [rows], [columns])
+    site.macs(*steps, rows, columns)
+    site.narrower(weight, 0, 1)
+
+
+def _states(site: Site, number: int, first: Any, axes: list[Axis | None]) -> Dims:
+    """Dims of the last states [layers*directions, n, c], whose first ones are `first` and hidden axes `axes`.
+
+    Where neither tells its entries apart, every layer and direction keeps units of its own.
+    """
+    dims = site.dims(first)
+    last = [user for user in site.node.users if user.args[1] == number + 1]
+    if site.uniform(first) and not any(map(site.reaches_result, last)):
+        wide = [a for a in axes if a is not None]
+        if len(wide) > 1:
+            site.equal_counts(wide, "layers of one recurrent module have one width")
+    else:
+        for axis in axes[1:]:
+            site.same(axes[0], axis)
+    site.same(dims[-1], axes[0])
+    site.lock(dims[0], "numbers layers and directions")
+    return dims
+
+
+@rule("_pack_padded_sequence")
+def pack(site: Site) -> list[Dims]:
+    """x[n t ...] -> ([steps ...], numbers of sequences)."""
+    first, second, *rest = site.dims(site.args[0])
+    site.lock(first, PACKED)
+    site.lock(second, PACKED)
+    return [[site.fixed(site.shape[0], PACKED), *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
+
+
+@rule("_pad_packed_sequence")
+def unpack(site: Site) -> list[Dims]:
+    """x[steps ...] -> ([n t ...], lengths)."""
+    steps, *rest = site.dims(site.args[0])
+    site.lock(steps, PACKED)
+    padded = [site.fixed(n, PACKED) for n in site.shape[:2]]
+    return [[*padded, *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
