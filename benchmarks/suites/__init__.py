@@ -22,6 +22,9 @@ __all__ = ["LIBRARIES", "SUITES", "Case", "Inputs", "call", "suite"]
 LIBRARIES = {
     "torchvision": ("torchvision",),
     "timm": ("timm",),
+    "diffusion": ("diffusers",),
+    "detection": ("segmentation-models-pytorch", "monai"),
+    "other": (),
     "recurrent": (),
     "graph": ("torch-geometric",),
     "transformers": ("transformers",),
