@@ -21,6 +21,7 @@ from .plan import Cut, Plan
 from .propagate import propagate
 from .prune import PruneResult, analyze, prune
 from .report import Report
+from .rules import Site, equation, op_rule
 from .select import choose
 from .surgery import apply
 from .trace import trace
@@ -28,8 +29,39 @@ from .verify import Verification, verify
 
 __version__ = "0.1.0"
 __all__ = [
-    "L1", "BudgetError", "CostModel", "Cut", "DependencyGraph", "DepgraphError", "Examples", "Frozen", "Group", "InputError", "Member",
-    "NothingToPruneError", "Plan", "PlanError", "PruneResult", "Report", "TraceError", "UnknownOpError", "Verification",
-    "VerificationError", "analyze", "apply", "build_plan", "choose", "count_macs", "measure_latency", "parameter_count",
-    "propagate", "prune", "scores_of", "trace", "verify",
-]  # fmt: skip
+    "L1",
+    "BudgetError",
+    "CostModel",
+    "Cut",
+    "DependencyGraph",
+    "DepgraphError",
+    "Examples",
+    "Frozen",
+    "Group",
+    "InputError",
+    "Member",
+    "NothingToPruneError",
+    "Plan",
+    "PlanError",
+    "PruneResult",
+    "Report",
+    "Site",
+    "TraceError",
+    "UnknownOpError",
+    "Verification",
+    "VerificationError",
+    "analyze",
+    "apply",
+    "build_plan",
+    "choose",
+    "count_macs",
+    "equation",
+    "measure_latency",
+    "op_rule",
+    "parameter_count",
+    "propagate",
+    "prune",
+    "scores_of",
+    "trace",
+    "verify",
+]

@@ -59,6 +59,18 @@ class SizeSystem:
         for use, target in pending:
             self._equate(use, target)
         self._scalars()
+        self._pin()
+
+    def _pin(self) -> None:
+        """Freeze the atoms that an equation fixes by itself, so that another factor of their dims may go instead."""
+        while True:
+            free = {i: a for i, a in self.free.items() if a.frozen is None}
+            reduced = [(self.reduce(p, free), why) for p, why in self.constraints]
+            alone = [(p, why) for p, why in reduced if len({a for term in p for a in term}) == 1]
+            if not alone:
+                return
+            for p, why in alone:
+                self._freeze({a for term in p for a in term}, why)
 
     def reduce(self, polynomial: Polynomial, free: dict[int, Axis]) -> Polynomial:
         """`polynomial` with the count of every atom outside `free` put in as a number."""
@@ -91,7 +103,7 @@ class SizeSystem:
 
     def _target(self, use: SizeUse) -> Polynomial | None:
         if use.dim is None:
-            axis = self.state.counted.get(use.node)
+            axis = self.state.counted.get((use.node, use.argument))
             return {(): use.value} if axis is None else axes.count(axis, self.free)
         if use.node not in self.state.dims:
             return None

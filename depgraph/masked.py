@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .rules import is_pointwise
+from .rules import STATED, is_pointwise
 from .trace import is_composite
 
 aten = torch.ops.aten
@@ -57,6 +57,9 @@ DOUBLE: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
 def _alive(shape: Any, device: torch.device) -> Tensor:
     """A mask of ones: float32, as all masks are, whatever the type of the values."""
     return torch.ones(shape, dtype=torch.float32, device=device)
+
+
+PROBES = 8  # other inputs that an op of the user's is tried on
 
 
 class Unfollowed(Exception):
@@ -103,6 +106,8 @@ class MaskedRun(TorchDispatchMode):
             return out
         in_place = name.endswith("_") and not name.endswith("__") and name[:-1] not in ("",)
         handler = HANDLERS.get(name) or (HANDLERS.get(name[:-1]) if in_place else None)
+        if name in STATED:
+            handler = stated
         if handler is None and is_pointwise(func):
             handler = pointwise
         if handler is None:
@@ -161,6 +166,45 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             if isinstance(out, Tensor):
                 out = result
         run.give(result, mask)
+    return out
+
+
+def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """An op that a user stated a rule for: alive is what changes when the alive entries of its inputs do.
+
+    It is run on zeroed inputs, or as the user says, in either case without a look at the rule.
+    """
+    own = STATED[func._schema.name]
+    inputs = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    alive = {"masks": [run.full(a) > 0 for a in inputs]} if own is not None else {}
+
+    def call(given: Any) -> Any:
+        values, named = given
+        return (own or func)(*values, **named, **alive)
+
+    def listed(out: Any) -> list[Any]:
+        return list(out) if isinstance(out, (tuple, list)) else [out]
+
+    dice = torch.Generator().manual_seed(0)
+
+    def other(a: Any) -> Any:
+        if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
+            return a
+        drawn = torch.randn(a.shape, generator=dice).to(a) * (1 + a.detach().abs().mean())
+        return drawn * run.full(a).to(a.dtype)
+
+    out = call((args, kwargs))
+    results = listed(out)
+    masks = [torch.zeros(r.shape, device=r.device) if isinstance(r, Tensor) else None for r in results]
+    for _ in range(PROBES):
+        again = listed(call(pytree.tree_map(other, (args, kwargs))))
+        masks = [
+            None if m is None else m.logical_or(a != b).float()
+            for m, a, b in zip(masks, again, results, strict=True)
+        ]
+    for result, mask in zip(results, masks, strict=True):
+        if mask is not None:
+            run.finish(result, mask)
     return out
 
 

@@ -16,7 +16,8 @@ import torch
 
 from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
 from .errors import UnknownOpError
-from .trace import Comparison, Node, Trace
+from .size_uses import Where
+from .trace import Comparison, Node, Trace, own_namespace
 
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 
@@ -33,9 +34,9 @@ class Propagation:
     )  # node, factors of its MACs
     contracted: dict[Node, list[Axis]] = field(default_factory=dict)
     statistics: dict[Node, list[Axis]] = field(default_factory=dict)
-    counted: dict[Node, Axis] = field(
+    counted: dict[tuple[Node, Where], Axis] = field(
         default_factory=dict
-    )  # node -> axis whose count its `groups` argument repeats
+    )  # (node, argument) -> axis whose count that number repeats
     weights: list[tuple[Node, Dims, Dims]] = field(
         default_factory=list
     )  # operand, produced dims, consumed dims
@@ -137,7 +138,16 @@ class Site:
                 if user not in seen:
                     seen.add(user)
                     ahead.append(user)
-        return False
+        return any(node in seen for node, *_ in self.state.trace.escapes)
+
+    def counts(self, axis: Axis | None, argument: int | str, index: int | None = None) -> None:
+        """The number at `argument` (position, or name where the call names it) is the size of `axis`: it is repaired.
+
+        `index` is the position inside an argument that is a list. A number that no rule says this of stays as it is.
+        """
+        where = (argument,) if index is None else (argument, index)
+        if axis is not None:
+            self.state.counted[self.node, where] = axis
 
     def contract(self, *axes: Axis | None) -> None:
         """The op sums over `axes`."""
@@ -342,6 +352,10 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
             state.dims[node] = [state.dims[source][index]]
         else:
             state.dims[node] = _apply(state, algebra, node, rule_for(node.target), strict)
+    for node, text, module, source in trace.escapes:
+        algebra.place = Reason("", str(node.target), module, source)
+        for axis in state.dims[node][0]:
+            algebra.freeze(axis, text)
     for node in trace.outputs:
         meta = node.meta
         algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
@@ -360,7 +374,8 @@ def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:
 
 def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: bool) -> list[Dims]:
     site = Site(state, algebra, node)
-    if not site.shapes:
+    foreign = own_namespace(node.target)
+    if not site.shapes and not foreign and not node.target._schema.is_mutable:  # type: ignore[union-attr]
         return []
     if rule is None:
         state.unknown.setdefault(str(node.target), []).append(node)
@@ -368,12 +383,16 @@ def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: 
             raise UnknownOpError(
                 f"no rule says what {node.target} does to the dims of its arguments\n"
                 f"  in module {node.meta['module'] or '(root)'}, {node.meta['source']}\n"
-                "  fix: call without strict=True (its axes are then frozen), or state a rule for it"
+                "  fix: call without strict=True (its axes are then frozen), or state a rule (depgraph.op_rule)"
             )
-        return site.lock_all(f"goes through {node.target}, for which there is no rule")
+        remedy = ": depgraph.op_rule can state one" if foreign else ""
+        return site.lock_all(f"goes through {node.target}, for which there is no rule{remedy}")
+    if foreign and node.target._schema.is_mutable:  # type: ignore[union-attr]
+        return site.lock_all(f"goes through {node.target}, which changes its arguments")
     try:
         out = rule(site)
-        results: list[Dims] = [out] if not out or not isinstance(out[0], list) else out
+        out = [] if out is None else out
+        results: list[Dims] = [out] if site.shapes and (not out or not isinstance(out[0], list)) else out
         if len(results) != len(site.shapes):
             raise ValueError(f"{len(results)} results for {len(site.shapes)} tensors")
         for i, (dims, shape) in enumerate(zip(results, site.shapes, strict=True)):

@@ -61,6 +61,9 @@ class Trace:
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
     parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
+    escapes: list[
+        tuple[Node, str, str, str]
+    ]  # what can't be followed any further: why, in which module, where
     fake: bool
     tracked: bool
 
@@ -190,6 +193,7 @@ class Recorder:
         self.scalar_uses: list[ScalarUse] = []
         self.comparisons: list[Comparison] = []
         self.parametrized: list[tuple[str, Node]] = []
+        self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
         self.training = False
@@ -222,6 +226,11 @@ class Recorder:
             self.tensors[name] = node
         self.remember(tensor, node)
         return node
+
+    def escape(self, values: Any, text: str) -> None:
+        """The tensors in `values` go where they can't be followed: every axis of theirs stays, because of `text`."""
+        for tensor in tensor_leaves(values):
+            self.escapes.append((self.node(tensor), text, self.stack[-1][0], source_line()))
 
     def argument(self, value: Any) -> Any:
         """`value` as an fx argument: tensors become nodes, tracked numbers plain ones."""
@@ -266,7 +275,27 @@ class Recorder:
         return node
 
 
+# Calls after which the values of a tensor go where no mode sees them.
+ESCAPES = frozenset(
+    {
+        "numpy",
+        "__array__",
+        "tolist",
+        "data_ptr",
+        "__dlpack__",
+        "_to_dlpack",
+        "storage",
+        "untyped_storage",
+        "__deepcopy__",
+    }
+)
 _composite: dict[Any, bool] = {}
+
+
+def own_namespace(func: Any) -> bool:
+    """Whether `func` is an op of a library other than torch's own, called as ``torch.ops.mylib.op``."""
+    name = getattr(func, "namespace", None) or getattr(func, "_qualified_op_name", "").partition("::")[0]
+    return bool(name) and name not in ("aten", "prim", "prims")
 
 
 def is_composite(op: Any) -> bool:
@@ -337,6 +366,11 @@ class _PythonMode(TorchFunctionMode):
                 r.record(whole, *_in_order(whole, args, kwargs), out)
         if not r.paused:
             name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
+            if name in ESCAPES:
+                r.escape(args[:1], f"leaves torch through {name}()")
+            if own_namespace(func):
+                self._note_numbers(func, args, kwargs, before)
+                return out
             if name in VALUED:
                 self._note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
             if name in NOTES:
@@ -344,6 +378,27 @@ class _PythonMode(TorchFunctionMode):
             elif before != len(r.graph.nodes):
                 self._note_scalars(args, out)
         return out
+
+    def _note_numbers(self, func: Any, args: Any, kwargs: Any, before: int) -> None:
+        """The numbers given to an op of somebody's library: only its rule can say which of them repeat a size."""
+        r = self.recorder
+        if len(r.graph.nodes) == before:
+            return
+        node = next(n for n in reversed(r.graph.nodes) if n.target is not operator.getitem)
+        name, source = func.__name__.partition(".")[0], source_line()
+        path, counts = r.stack[-1]
+        occurrence = counts[name] = counts.get(name, -1) + 1
+        for key, given in [*enumerate(args), *kwargs.items()]:
+            several = isinstance(given, (list, tuple))
+            for i, value in enumerate(given if several else [given]):
+                where = (key, i) if several else (key,)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    expr = sizes.expression(value)
+                    r.size_uses.append(
+                        SizeUse(name, int(value), expr, node, None, 0, path, source, occurrence, where)
+                    )
+                elif isinstance(value, float):
+                    r.scalar_uses.append(ScalarUse(float(value), sizes.expression(value), node, source))
 
     def _size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
         """An int that a tensor method returned, tracked where it is a size."""
@@ -426,6 +481,59 @@ def _watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _watch_functions(recorder: Recorder) -> Iterator[None]:
+    """Record the backward of the user's autograd functions, too: it must fit the smaller tensors like the forward."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        run = original.__get__(None, cls)
+        if recorder.paused or cls.__module__.partition(".")[0] == "torch":
+            return run(*args, **kwargs)
+        before = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+        out = run(*args, **kwargs)
+        training, recorder.training = recorder.training, True  # a second forward is no work of inference
+        try:
+            _backward(cls, run, before, kwargs)
+        except Exception as error:  # noqa: BLE001  whatever the user's backward raises here
+            why = f"{type(error).__name__}: {error}"
+            recorder.escape(
+                (args, out), f"goes through {cls.__name__}, whose backward can't be traced ({why})"
+            )
+        finally:
+            recorder.training = training
+        return out
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> None:
+    """Run function `cls` forward and backward; a gradient is added to its input: both have the same axes."""
+    floats = [a for a in inputs if isinstance(a, torch.Tensor) and (a.is_floating_point() or a.is_complex())]
+    with torch.enable_grad():
+        for a in floats:
+            a.requires_grad_()
+        outputs = run(*(a.view_as(a) if any(a is f for f in floats) else a for a in inputs), **kwargs)
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    context: Any = next(
+        (o.grad_fn for o in outputs if isinstance(o, torch.Tensor) and o.grad_fn is not None), None
+    )
+    if context is None:  # nothing to train
+        return
+    if not isinstance(context, torch.autograd.function.BackwardCFunction):
+        raise TypeError("its result is a view or was changed in place")
+    ones = [torch.ones_like(o.detach()) if isinstance(o, torch.Tensor) else None for o in outputs]
+    gradients = cls.backward(context, *ones)
+    gradients = gradients if isinstance(gradients, (tuple, list)) else (gradients,)
+    for a, gradient in zip(inputs, gradients, strict=False):
+        if isinstance(a, torch.Tensor) and isinstance(gradient, torch.Tensor):
+            torch.add(a.detach(), gradient)
 
 
 @contextmanager
@@ -566,6 +674,8 @@ def _run(
         stack.enter_context(torch.no_grad())
         stack.enter_context(open_python_functions())
         stack.enter_context(_watch_modules(twin, recorder))
+        stack.enter_context(_watch_functions(recorder))
+        stack.enter_context(_watch_functions(recorder))
         stack.enter_context(mode)
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
@@ -589,6 +699,7 @@ def _run(
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
         parametrized=recorder.parametrized,
+        escapes=recorder.escapes,
         fake=fake,
         tracked=tracked,
     )

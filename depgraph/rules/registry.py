@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..axes import Axis
+from ..errors import InputError
 from ..propagate import Dims, Site
 
 Rule = Callable[[Site], Any]
@@ -20,6 +21,38 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in names:
             REGISTRY[name if "::" in name else f"aten::{name}"] = function
+        return function
+
+    return register
+
+
+Masked = Callable[..., Any]
+STATED: dict[str, Masked | None] = {}  # ops that users stated a rule for -> how to run them with masks
+
+
+def op_rule(name: str, *, masked: Masked | None = None) -> Callable[[Rule], Rule]:
+    """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `Site`.
+
+    Without a rule, whatever the op touches is frozen, and so it is where an op changes its arguments in place. A rule is believed when groups are made and checked when the
+    result is verified: the op is run on the original with removed entries zeroed, and must give what it gives on the
+    smaller tensors.
+
+    Args:
+        name: ``"mylib::op"``, as registered with ``torch.library``; every overload.
+        masked: how to run the op where removed entries are zero, for an op to which a zero is not the same as an entry
+            that is not there (a mean, a norm, a maximum): a function of the op's arguments and of ``masks``, a list with
+            a bool tensor of its shape for each tensor argument, False where an entry is removed. By default the op itself.
+
+    Raises:
+        InputError: the name has no namespace, or belongs to torch's own ops.
+    """
+    space, _, rest = name.partition("::")
+    if not rest or space in ("aten", "prim", "prims"):
+        raise InputError(f"op_rule takes the name of an op of your own, such as 'mylib::op', not {name!r}")
+
+    def register(function: Rule) -> Rule:
+        REGISTRY[name] = function
+        STATED[name] = masked
         return function
 
     return register
