@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +21,6 @@ from torch.nn.utils import prune as masking
 from zoo_entry import ready
 
 import depgraph
-from depgraph.rules import REGISTRY, STATED
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
@@ -608,16 +607,6 @@ def between(function: Callable[[nn.Module, Tensor], Tensor], **attributes: Any) 
             return self.c(F.gelu(self.b(function(self, F.gelu(self.a(x))))))
 
     return fresh(Net)
-
-
-@pytest.fixture
-def stated() -> Iterator[Callable[..., Any]]:
-    """`depgraph.op_rule`, whose rules are forgotten after the test."""
-    before = dict(REGISTRY), dict(STATED)
-    yield depgraph.op_rule
-    for table, rows in zip((REGISTRY, STATED), before, strict=True):
-        table.clear()
-        table.update(rows)
 
 
 def prune_and_verify(net: nn.Module, x: Tensor, **options: Any) -> depgraph.PruneResult:
