@@ -18,7 +18,7 @@ from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .constraints import SizeSystem
 from .errors import InputError
 from .origin import Origins, origins
-from .propagate import Dims, Propagation
+from .propagate import Dims, Propagation, leaves_of
 from .siblings import follow_siblings
 from .trace import Node, Trace
 
@@ -312,7 +312,7 @@ def _roles(state: Propagation) -> dict[tuple[int, Node], Role]:
     """(atom id, get_attr node) -> role, from the contractions that each tensor takes part in."""
     roles: dict[tuple[int, Node], Role] = {}
     for operand, produced, consumed in state.weights:
-        for leaf in _leaves_of(operand):
+        for leaf in leaves_of(operand):
             dims = {id(a) for axis in state.dims[leaf][0] if axis is not None for a in axes.atoms(axis)}
             for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
                 for axis in axis_list:
@@ -322,30 +322,10 @@ def _roles(state: Propagation) -> dict[tuple[int, Node], Role]:
     return roles
 
 
-def _leaves_of(node: Node, depth: int = 0) -> list[Node]:
-    """The parameters that `node` is made of without any other input or contraction, else []."""
-    if "leaves" in node.meta:
-        found: list[Node] = node.meta["leaves"]
-        return found
-    if node.op == "get_attr":
-        found = [node] if node.meta["kind"] == "tensor" else []
-    elif node.op == "placeholder" or depth > 30 or node.meta.get("contracts"):
-        found = []
-    else:
-        parts = [_leaves_of(n, depth + 1) for n in node.all_input_nodes]
-        constant = [n.op == "get_attr" for n in node.all_input_nodes]
-        fine = all(p or c for p, c in zip(parts, constant, strict=True))
-        found = [leaf for p in parts for leaf in p] if fine else []
-    node.meta["leaves"] = found
-    return found
-
-
 def _mark_channels(state: Propagation) -> None:
     """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
-    for node, _ in state.work:
-        node.meta["contracts"] = True
     for operand, produced, consumed in state.weights:
-        if _leaves_of(operand):
+        if leaves_of(operand):
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True

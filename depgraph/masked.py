@@ -386,8 +386,9 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         if fill is None:
             raise Unfollowed(f"{name} over a pruned dim")
         out = func(x.masked_fill(mask == 0, fill), *args[1:], **kwargs)
-        if isinstance(out, tuple):
-            raise Unfollowed(f"{name} with indices over a pruned dim")
+        if isinstance(out, tuple):  # with positions, which are those among the alive entries
+            run.finish(out[0], alive)
+            return out
     return run.finish(out, alive)
 
 
@@ -541,6 +542,22 @@ def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+def topk(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The largest of the alive entries."""
+    given = _named(func, args, kwargs)
+    x, mask, d = args[0], run.full(args[0]), given["dim"]
+    alive = mask.sum(d, keepdim=True)
+    if ((alive > 0) & (alive < given["k"])).any():
+        raise Unfollowed("topk over fewer entries than it takes")
+    if (mask.amax(d, keepdim=True) != mask.amin(d, keepdim=True)).any():
+        run.restricted.add("topk")
+    out = func(
+        x.masked_fill(mask == 0, float("-inf") if given["largest"] else float("inf")), *args[1:], **kwargs
+    )
+    run.finish(out[0], (alive > 0).float().expand(out[0].shape).clone())
+    return out
+
+
 def cdist(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Distances sum over the width: dead widths are zero on both sides."""
     out = func(*args, **kwargs)
@@ -590,7 +607,8 @@ HANDLERS = _table(
         "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math",
         writing: "scatter scatter_add scatter_reduce index_add index_copy index_put index_reduce _index_put_impl "
         "_unsafe_index_put",
-        along: "cumsum cumprod topk sort argsort argmax argmin",
+        along: "cumsum cumprod sort argsort argmax argmin",
+        topk: "topk",
         cdist: "_cdist_forward _euclidean_dist cdist",
         weight_norm: "_weight_norm _weight_norm_interface",
     }

@@ -51,6 +51,10 @@ class Propagation:
     renumbered: dict[str, Axis] = field(
         default_factory=dict
     )  # index buffer -> the axis that its values number
+    numbers: dict[tuple[Node, int], Axis] = field(
+        default_factory=dict
+    )  # (node, which of its tensors) -> the axis whose indices its values are
+    at_least: list[tuple[Axis, int]] = field(default_factory=list)  # axis, how many of its indices must stay
 
 
 class Site:
@@ -61,6 +65,7 @@ class Site:
         self.state, self.algebra, self.node = state, algebra, node
         self.args, self.kwargs = node.args, node.kwargs
         self.shapes: list[tuple[int, ...]] = node.meta["shapes"]
+        self.understood: set[Node] = set()  # arguments whose values the rule reads as indices of an axis
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -157,12 +162,40 @@ class Site:
         """The op takes a mean, a norm, a maximum ... over `axes`: it is taken over the kept entries."""
         self.state.statistics.setdefault(self.node, []).extend(a for a in axes if a is not None)
 
+    def numbers(self, argument: Any) -> Axis | None:
+        """The axis that the values of an integer tensor are indices of, as a maximum or topk over it returns them.
+
+        A rule that asks says what becomes of the axis; where none does, the axis may not shrink.
+        """
+        self.understood.add(argument)
+        return self.state.numbers.get((argument, 0))
+
+    def number(self, axis: Axis | None, result: int = 0) -> None:
+        """The values of a result are indices of `axis`: they are counted anew when some of it go."""
+        if axis is not None:
+            self.state.numbers[self.node, result] = axis
+
+    def looked_up(self, axis: Axis | None, index: Any, text: str) -> None:
+        """`axis` is read or written at the values of `index`: they number it, or else it may not shrink."""
+        numbered = self.numbers(index)
+        if axis is not None and numbered is not None and numbered.size == axis.size:
+            self.same(axis, numbered)
+        else:
+            self.lock(numbered, text)
+            self.lock(axis, text)
+
+    def at_least(self, axis: Axis | None, count: int) -> None:
+        """`count` indices of `axis` must stay."""
+        if axis is not None:
+            self.state.at_least.append((axis, count))
+
     def weight(self, operand: Any, produced: Sequence[Axis | None], consumed: Sequence[Axis | None]) -> None:
         """`operand` is a weight that produces some of its dims in the result and consumes others."""
         self.state.weights.append((operand, list(produced), list(consumed)))
 
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
+        self.node.meta["contracts"] = True
         if not self.node.meta.get("training"):  # what a second run in train mode does is no work of inference
             self.state.work.append((self.node, list(factors)))
 
@@ -279,6 +312,29 @@ def _written(node: Node) -> bool:
     return any(_writes(user) or (_is_view(user) and _written(user)) for user in node.users)
 
 
+def leaves_of(node: Node, depth: int = 0) -> list[Node]:
+    """The parameters that `node` is made of without any other input or contraction, else []; an index is no input."""
+    if "leaves" in node.meta:
+        found: list[Node] = node.meta["leaves"]
+        return found
+    if node.op == "get_attr":
+        found = [node] if node.meta["kind"] == "tensor" else []
+    elif node.op == "placeholder" or depth > 30 or node.meta.get("contracts"):
+        found = []
+    else:
+        given = [n for n in node.all_input_nodes if n.op == "get_attr" or _holds_values(n)]
+        parts = [leaves_of(n, depth + 1) for n in given]
+        fine = all(p or n.op == "get_attr" for n, p in zip(given, parts, strict=True))
+        found = [leaf for p in parts for leaf in p] if fine else []
+    node.meta["leaves"] = found
+    return found
+
+
+def _holds_values(node: Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is None or dtype.is_floating_point or dtype.is_complex
+
+
 def _constant(trace: Trace, node: Any, depth: int = 0) -> torch.Tensor | None:
     """Evaluate a node that rests on constants, index buffers and factory ops alone."""
     if not isinstance(node, Node) or depth > 40:
@@ -350,6 +406,8 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
         elif node.target is operator.getitem:
             source, index = node.args
             state.dims[node] = [state.dims[source][index]]
+            if (source, index) in state.numbers:
+                state.numbers[node, 0] = state.numbers[source, index]
         else:
             state.dims[node] = _apply(state, algebra, node, rule_for(node.target), strict)
     for node, text, module, source in trace.escapes:
@@ -361,6 +419,7 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
         algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
         for axis in state.dims[node][0]:
             algebra.freeze(axis, "is a dim of a model output")
+        algebra.freeze(state.numbers.get((node, 0)), "is numbered by a model output")
     _settle(state, algebra)
     return state
 
@@ -402,7 +461,30 @@ def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: 
     except Exception as error:  # noqa: BLE001  a rule that fails must freeze, not crash
         state.unknown.setdefault(str(node.target), []).append(node)
         return site.lock_all(f"goes through {node.target}, whose rule does not cover this call ({error})")
+    _pass_numbers(site)
     return results
+
+
+# Ops whose results hold values of their first argument, moved or chosen; and those that only compare its values.
+VALUES_KEPT = {"view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "squeeze", "unsqueeze", "expand",
+               "clone", "_to_copy", "contiguous", "detach", "alias", "slice", "select", "index", "index_select", "gather",
+               "unbind", "split", "chunk", "sort", "repeat", "repeat_interleave", "view_as", "expand_as"}  # fmt: skip
+ORDER_ONLY = {"sort", "argsort", "empty_like", "zeros_like", "ones_like", "new_zeros"}
+
+
+def _pass_numbers(site: Site) -> None:
+    """Tensors that hold indices of an axis: moved they still do; what else an op makes of them is not followed."""
+    node, state = site.node, site.state
+    name = str(node.target).split(".")[1]
+    for argument in node.all_input_nodes:
+        axis = state.numbers.get((argument, 0))
+        if axis is None or argument in site.understood:
+            continue
+        if name in VALUES_KEPT and argument is site.args[0]:
+            for i in range(1 if name == "sort" else len(site.shapes)):
+                site.number(axis, i)
+        elif name not in ORDER_ONLY:
+            site.lock(axis, f"is numbered by values that go into {node.target}")
 
 
 def _settle(state: Propagation, algebra: Algebra) -> None:
@@ -449,4 +531,4 @@ def _lone_units(axis: Axis) -> list[Axis]:
     return []
 
 
-__all__ = ["Dims", "Propagation", "Site", "propagate"]
+__all__ = ["Dims", "Propagation", "Site", "leaves_of", "propagate"]

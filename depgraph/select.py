@@ -183,7 +183,17 @@ class Selection:
         for a, axis in self.axis.items():
             if axis.pool.find() is axis:
                 floors[a] = 1
+        for axis, count in self.graph.state.at_least:
+            self._hold(axis.find(), count, floors)
         return floors, [list(n) for n in needs if not any(floors[a] for a in n)]
+
+    def _hold(self, axis: Axis, count: int, floors: dict[int, int]) -> None:
+        """Raise the floors so that `axis` keeps `count` indices: a factor its share, a piece of a whole all it has."""
+        free = [a for a in dict.fromkeys(axes.atoms(axis)) if id(a) in floors]
+        for atom in free:
+            shared = axis.kind == CONCAT or len(free) > 1
+            least = atom.size if shared else -(-count * atom.size // axis.size)
+            floors[id(atom)] = max(floors[id(atom)], least)
 
     def _spread_floors(self, blocks: list[Block]) -> None:
         """Where a dim is made of several blocks, which do not know of each other, its largest part keeps a unit."""

@@ -148,6 +148,23 @@ def _arange(call: Call) -> None:
         call.use(ends[0], call.out, 0, (0,))
 
 
+def _topk(call: Call) -> None:
+    dim = int(call.arg(2, "dim", -1))
+    call.use(call.arg(1, "k"), call.out[0], dim, (1,))
+
+
+def _one_hot(call: Call) -> None:
+    call.use(call.arg(1, "num_classes", -1), call.out, -1, (1,))
+
+
+def _histc(call: Call) -> None:
+    """The number of bins; and the upper limit, which must be tracked so that it follows."""
+    limit = call.arg(3, "max")
+    if isinstance(limit, sizes.Size):
+        call.use(call.arg(1, "bins"), call.out, 0, (1,))
+        call.use(limit + 1, call.out, 0, (3,))
+
+
 def _width(entry: Any) -> int:
     """How many dims of the tensor an entry of an index takes."""
     if entry is None or entry is Ellipsis:
@@ -185,6 +202,9 @@ NOTES: dict[str, Callable[[Call], None]] = {
     "rms_norm": _normalised,
     "roll": _roll,
     "arange": _arange,
+    "topk": _topk,
+    "one_hot": _one_hot,
+    "histc": _histc,
 }
 
 # Functions that put numbers into a tensor: name -> index of the first argument that is a value.

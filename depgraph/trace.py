@@ -146,6 +146,7 @@ WHOLE: dict[Any, Any] = {
     torch.pixel_shuffle: aten.pixel_shuffle.default,
     torch.pixel_unshuffle: aten.pixel_unshuffle.default,
     torch.bilinear: aten.bilinear.default,
+    torch._C._nn.one_hot: aten.one_hot.default,
 }
 # Recurrent layers: the overload for a packed sequence, which Python calls by the same name.
 PACKED: dict[Any, Any] = {

@@ -106,6 +106,12 @@ WAYS: dict[str, dict[str, Callable[..., Any]]] = {
     "contract": {"drop contract": lambda site, do, *axes: None},
     "weight": {"drop weight": lambda site, do, *axes: None},
     "macs": {"drop macs": lambda site, do, *factors: None},
+    "looked_up": {
+        "drop look-up": lambda site, do, axis, index, text: site.numbers(index) and None,
+        "lock all": lambda site, do, axis, index, text: site.inner.freeze(axis, "mutant"),
+    },
+    "number": {"drop number": lambda site, do, axis, result=0: None},
+    "at_least": {"drop floor": lambda site, do, axis, count: None},
     "reorder": {"keep the order": lambda site, do, axis, order: do(axis, order) and axis},
     "factor": {
         "swap factors": lambda site, do, axis, n: backwards(site.inner.factors, axis, (n, axis.size // n))
@@ -128,6 +134,9 @@ ON_SITE = (
     "contract",
     "weight",
     "macs",
+    "looked_up",
+    "number",
+    "at_least",
     "reorder",
 )
 ON_ALGEBRA = ("unify", "factor", "factors", "segments", "cut")
@@ -206,6 +215,7 @@ class WatchedSite(Site):
 
     def __init__(self, site: Site, breaker: Breaker) -> None:
         super().__init__(site.state, site.algebra, site.node)
+        self.understood = site.understood
         self.inner, self.breaker = site.algebra, breaker
         self.algebra = WatchedAlgebra(self, self.inner)
 
@@ -475,6 +485,22 @@ tiny("Gathered", [11], lambda m, x: m.head(deep(m, x).gather(1, ORDER.expand(2, 
 tiny("GatheredInPart", [11], lambda m, x: m.head(deep(m, x).gather(0, torch.tensor([[0, 1, 1, 0]]))), **DEEP, head=(4, 3))
 tiny("Scattered", [11], lambda m, x: m.head(deep(m, x).scatter(1, ORDER.expand(2, -1), m.c(x))),
      **DEEP, c=(5, 4), head=(7, 3))
+tiny("ScatteredInPart", [11], lambda m, x: m.head(deep(m, x).scatter(0, torch.tensor([[0, 1, 1, 0]]), m.c(x))),
+     **DEEP, c=(5, 4), head=(7, 3))
+tiny("WrittenByMask", [11], lambda m, x: m.head(write(deep(m, x), torch.tensor([[True, False] * 3 + [True]] * 2), x[0, 0])),
+     **DEEP, head=(7, 3))
+tiny("PositionOfAll", [11], lambda m, x: m.head(deep(m, x)) + deep(m, x).argmax(), **DEEP, head=(7, 3))
+tiny("BinnedByLiterals", [11], lambda m, x: m.head(deep(m, x) * torch.histc(deep(m, x).topk(2)[1].double(), 7, 0, 6)),
+     **DEEP, head=(7, 3))
+tiny("BinnedByHalves", [11], lambda m, x: m.head(deep(m, x)) + torch.histc(deep(m, x).topk(2)[1].double(), 14, 0, 6)[::4].sum(),
+     **DEEP, head=(7, 3))
+tiny("FourOfThem", [3, 5], lambda m, x: m.head(m.c.weight[m.a(x).topk(4)[1]].sum(1)), a=(5, 5), c=(3, 5), head=(3, 3))
+tiny("SelectedByPosition", [3, 7], lambda m, x: m.head(m.c.weight.index_select(0, m.a(x).argmax(-1))),
+     a=(5, 7), c=(3, 7), head=(3, 3))
+tiny("WrittenByPosition", [7], lambda m, x: m.head(m.a(x) * torch.zeros_like(m.a(x)[0]).index_put(
+     (m.a(x).argmax(-1),), x[0, 0])), a=(5, 7), head=(7, 3))
+tiny("AddedByPosition", [7], lambda m, x: m.head(m.a(x) * torch.zeros_like(m.a(x)[0]).index_add(
+     0, m.a(x).argmax(-1), x[:, 0])), a=(5, 7), head=(7, 3))
 tiny("Added", [11], lambda m, x: m.head(deep(m, x).t().index_add(0, ORDER, m.c(x).t()).t()),
      **DEEP, c=(5, 4), head=(7, 3))
 tiny("AddedRows", [7], lambda m, x: m.head(m.a(x).index_add(0, torch.tensor([1, 0]), m.b(x))),
@@ -550,7 +576,7 @@ tiny("ComplexProduct", [7], lambda m, x: flat(m, torch.view_as_real(
     a=(5, 7), b=(5, 2), c=(5, 7), d=(5, 2), head=(14, 3))
 tiny("GatedByOne", [7], lambda m, x: m.head(m.a(x) * F.glu(m.c(x), 1)), a=(5, 7), c=(5, 2), head=(7, 3))
 tiny("Numbered", [11], lambda m, x: m.head(deep(m, x) * torch.arange(m.n)), **DEEP, n=lambda: 7, head=(7, 3))
-tiny("LargestOfAll", [7], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
+tiny("LargestOfAll", [7, 11], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
 tiny("LargestNumber", [7], lambda m, x: m.head(m.a(x)) * m.a(x).max(), a=(5, 7), head=(7, 3))
 tiny("MiddleOne", [7], lambda m, x: m.head(outer(m, x).median(2).values), **OUTER, head=(7, 3))
 tiny("RunningSums", [7], lambda m, x: flat(m, outer(m, x).cumsum(2)), **OUTER, head=(77, 3))
@@ -676,6 +702,7 @@ class Subject:
         return members, relations, [
             sorted(str((k, plain(sizes.reduce(p, graph.free)))) for k, p in sizes.attributes.items()),
             [plain(sizes.reduce(x.target, graph.free)) for x in sizes.literals], sorted(graph.state.renumbered),
+            [(plain(depgraph.axes.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
             [plain(p) for _, factors in graph.state.work for p in [depgraph.axes.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
         ]  # fmt: skip
 

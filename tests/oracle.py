@@ -18,6 +18,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -164,6 +165,16 @@ def maximum_and_place(x, dim, keepdim=False):
     return maximum(x, dim, keepdim), without_dead(x).argmax(dim, keepdim)
 
 
+def argmax(x, dim=None, keepdim=False):
+    return without_dead(x).argmax(dim, keepdim)
+
+
+def topk(x, k, dim=-1, largest=True, sorted=True):  # noqa: A002
+    values, places = aten.topk(without_dead(x if largest else -x), k, dim)
+    values = values.masked_fill(values == -math.inf, 0)
+    return values if largest else -values, places
+
+
 def minimum_and_place(x, dim, keepdim=False):
     return minimum(x, dim, keepdim), without_dead(-x).argmax(dim, keepdim)
 
@@ -195,6 +206,8 @@ STATISTICS: dict[Any, Callable] = {
     aten.amin.default: minimum,
     aten.max.dim: maximum_and_place,
     aten.min.dim: minimum_and_place,
+    aten.argmax.default: argmax,
+    aten.topk.default: topk,
     aten._weight_norm_interface.default: weight_norm,
 }
 
@@ -208,7 +221,26 @@ ACCUMULATORS = {aten.index_add, aten.scatter_add, aten.scatter_reduce, aten.inde
                 aten.scatter_add_, aten.scatter_reduce_, aten.index_put_}  # fmt: skip
 # Pointwise, or as good as, without torch's tag.
 POINTWISE_TOO = {aten.tril, aten.triu, aten.tril_, aten.triu_, aten.hardswish, aten.hardswish_, aten.masked_fill_,
-                 aten._prelu_kernel, aten.polar, aten.complex}  # fmt: skip
+                 aten._prelu_kernel, aten.polar, aten.complex, aten._to_copy}  # fmt: skip
+
+
+def grouped_mm(a, b, offs=None, bias=None, out_dtype=None):
+    """`torch._grouped_mm`, which has no kernel for float64: the rows of a[n k] up to each of `offs` meet their b[e k m]."""
+    ends = [0, *offs.tolist()]
+    spans = [slice(i, j) for i, j in pairwise(ends)]
+    if a.dim() == 2 and b.dim() == 3:
+        rows = [a[s] @ b[e] for e, s in enumerate(spans)]
+        return torch.cat([*rows, a.new_zeros(a.shape[0] - ends[-1], b.shape[2])])
+    return torch.stack([a[:, s] @ b[s] for s in spans])
+
+
+class WideKernels(TorchDispatchMode):
+    """Ops that torch has no float64 kernel for, written out."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is aten._grouped_mm.default and args[0].dtype == torch.float64:
+            return grouped_mm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class LiveElementsOnly(TorchDispatchMode):
@@ -268,9 +300,10 @@ def accumulate(func, packet, args, kwargs):
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """Run a model on a tensor, a tuple of positional arguments or a dict of keyword arguments."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    with WideKernels():
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -376,7 +409,8 @@ def gradients(model: nn.Module, inputs: Any) -> dict[str, Tensor | None]:
         outputs = [t for t in output_tensors(call(model, inputs)) if is_inexact(t) and t.requires_grad]
         if not outputs:
             return {}
-        sum(t.abs().square().sum() for t in outputs).backward()
+        with WideKernels():
+            sum(t.abs().square().sum() for t in outputs).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 

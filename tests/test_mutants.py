@@ -24,6 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 SUMMED = "what an op sums over only matters beside a scale such as x / sqrt(d) on its result"
 INTEGERS = "an index is made of integers, whose axes are frozen from the start"
 FREEZES = "the rule itself freezes all that the op touches"
+FIXED = "of the networks' results, only dims that are frozen have one size"
+PRODUCED = "what a weight consumes another has produced"
 COUNTED = "only the sizes of the pieces are compared, in any order"
 INSIDE = "no torch function is known that calls this op by itself, with a size that nothing in the user's call gives"
 
@@ -46,12 +48,28 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "convolution: swap pieces in `outputs = site.algebra.segments(whole, [o] * groups)`": COUNTED,
     "group_norm: swap pieces in `site.equal_counts(site.algebra.segments(axis, [size] * groups), 'every group of a norm "
     "needs as many`": COUNTED,
-    "index_select: drop lock in `site.lock(x[d], 'ranges over an index')`": INTEGERS,
     "index: drop lock in `site.lock(axis, 'ranges over an index')`": INTEGERS,
+    "gather: drop lock in `site.lock(b, 'ranges over an index')`": INTEGERS,
+    "one_hot: free in `axis = site.new(len(site.shape) - 1)`": "a size inside one_hot is that of what it numbers",
+    "histc: drop lock in `return site.lock_all(f'goes into {site.node.target}, whose result depends on values')`": INTEGERS,
+    "histc: free in `return site.lock_all(f'goes into {site.node.target}, whose result depends on values')`": (
+        "no weight produces an axis of bins, so it is no channel"
+    ),
+    "index_select: drop lock in `site.lock(x[d], 'ranges over an index')`": INTEGERS,
     "index: drop same in `middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]`": INTEGERS,
     "index: lock both in `middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]`": INTEGERS,
     "index_put: drop lock in `site.lock(axis, PICKED)`": INTEGERS,
-    "gather: drop lock in `site.lock(b, 'ranges over an index')`": INTEGERS,
+    "scatter: exchange dims": FIXED,
+    "topk: exchange dims": FIXED,
+    "topk: free in `return [[a if i != d else site.fixed(k, 'counts the largest entries') for i, a in enumerate(x)] for `": (
+        "no weight produces an axis of ranks, so it is no channel"
+    ),
+    "dot: drop weight in `site.weight(arguments[weight], [a for k, a in own.items() if k in result], [a for k, a in own.items(`": (
+        PRODUCED
+    ),
+    "cdist: drop weight in `site.weight(arguments[weight], [a for k, a in own.items() if k in result], [a for k, a in own.items(`": (
+        PRODUCED
+    ),
     "gather: drop lock in `site.lock(b, PICKED)`": INTEGERS,
     "index_add: drop lock in `site.lock(axis, 'ranges over an index') (no. 3)`": INTEGERS,
     "embedding_bag: free in `return [first, *([site.fixed(n, 'ranges over bags') for n in shape] for shape in "

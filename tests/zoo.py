@@ -5,12 +5,14 @@ layers        norms, convolutions, gates, raw parameters
 recurrent     layers, cells, states, packed sequences, loops
 shapes        flatten, literals, products, patches, in-place writes, indexing, permutations
 attention     every spelling
+experts       routed ones, and what else is chosen by number
 modes         frozen, half, train, no_grad, checkpointing, parametrizations, hooks, unreached parameters
 """
 
 import zoo_attention  # noqa: F401
 import zoo_attention_variants  # noqa: F401
 import zoo_connections  # noqa: F401
+import zoo_experts  # noqa: F401
 import zoo_indexing  # noqa: F401
 import zoo_layers  # noqa: F401
 import zoo_modes  # noqa: F401

@@ -57,10 +57,7 @@ def einsum(site: Site) -> Dims:
         raise ValueError("a letter stands twice in one operand")
     if "..." in left and "..." not in right:
         raise ValueError("leading dims are summed over")
-    weight = next((i for i, n in enumerate(operands) if i and n.op == "get_attr"), None)
-    if len(operands) == 1:  # a sum, or a transposition
-        return contract_as(site, operands, letters, right, None)
-    return contract_as(site, operands, letters, right, weight)
+    return contract_as(site, operands, letters, right, None)
 
 
 @rule("_grouped_mm", "grouped_mm")
@@ -69,7 +66,7 @@ def grouped_matmul(site: Site) -> Dims:
     a, b = site.dims(site.args[0]), site.dims(site.args[1])
     if len(a) != 2 or len(b) != 3:
         raise ValueError("only [rows, k] x [blocks, k, m] is covered")
-    site.lock(b[0], "tells blocks of rows apart")
+    site.same(b[0], site.dims(site.arg(2, "offs"))[0])
     site.same(a[1], b[1])
     site.contract(a[1])
     site.weight(site.args[1], [b[2]], [b[1]])

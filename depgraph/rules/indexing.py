@@ -20,7 +20,7 @@ PICKED = "is indexed by a tensor"
 def embedding(site: Site) -> Dims:
     """weight[v c], index[...] -> [... c]; rows are looked up by number."""
     rows, channels = site.dims(site.args[0])
-    site.lock(rows, "is looked up by number (rows of an embedding)")
+    site.looked_up(rows, site.args[1], "is looked up by number (rows of an embedding)")
     site.weight(site.args[0], [channels], [])
     return [*site.dims(site.args[1]), channels]
 
@@ -65,7 +65,7 @@ def index_select(site: Site) -> Dims:
     if permuted is not None:
         return [*x[:d], permuted, *x[d + 1 :]]
     index = site.dims(site.args[2])
-    site.lock(x[d], PICKED)
+    site.looked_up(x[d], site.args[2], PICKED)
     x[d] = index[0] if index and site.shape[d] != 1 else None
     site.lock(x[d], "ranges over an index")
     return x
@@ -92,9 +92,11 @@ def index(site: Site) -> Dims:
         boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
         width = len(site.shape_of(entry)) if boolean else 1
         for k in range(width):
-            site.lock(x[d + k], PICKED)
             if boolean:
+                site.lock(x[d + k], PICKED)
                 site.lock(site.dims(entry)[k], PICKED)
+            else:
+                site.looked_up(x[d], entry, PICKED)
         taken.extend(range(d, d + width))
         if not boolean:
             groups.append(site.dims(entry))
@@ -123,7 +125,10 @@ def index_put(site: Site) -> Dims:
         boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
         width = len(site.shape_of(entry)) if boolean else 1
         for k in range(width):
-            site.lock(x[i + k], PICKED)
+            if boolean:
+                site.lock(x[i + k], PICKED)
+            else:
+                site.looked_up(x[i], entry, PICKED)
         for axis in site.dims(entry):
             site.lock(axis, PICKED)
         if i != indexed:  # an index behind a passing dim: which dims of the values match is not followed
@@ -145,7 +150,7 @@ def gather(site: Site) -> Dims:
     d = site.args[1] % len(x)
     for i, (a, b) in enumerate(zip(x, index_dims, strict=True)):
         if i == d:
-            site.lock(a, PICKED)
+            site.looked_up(a, site.args[2], PICKED)
             site.lock(b, "ranges over an index")
         elif a is not None and b is not None and a.size == b.size:
             site.same(a, b)
@@ -162,12 +167,15 @@ def scatter(site: Site) -> Dims:
     source = site.dims(site.args[3]) if isinstance(site.args[3], torch.fx.Node) else []
     d = site.args[1] % len(x)
     others = [index_dims, source] if len(source) == len(x) else [index_dims]
+    site.looked_up(x[d], site.args[2], PICKED)
     for i, a in enumerate(x):
         for other in others:
             b = other[i]
-            if i != d and a is not None and b is not None and a.size == b.size:
+            if i == d:
+                site.lock(b, PICKED)
+            elif a is not None and b is not None and a.size == b.size:
                 site.same(a, b)
-            elif i == d or a is not None or b is not None:
+            elif a is not None or b is not None:
                 site.lock(a, PICKED)
                 site.lock(b, PICKED)
     return x
@@ -178,7 +186,7 @@ def index_add(site: Site) -> Dims:
     """Dim d is written at the indices of a vector; the others match."""
     x = site.dims(site.args[0])
     d = site.args[1] % len(x)
-    site.lock(x[d], PICKED)
+    site.looked_up(x[d], site.args[2], PICKED)
     for axis in site.dims(site.args[2]):
         site.lock(axis, "ranges over an index")
     if len(site.args) > 3 and isinstance(site.args[3], torch.fx.Node):
@@ -190,8 +198,28 @@ def index_add(site: Site) -> Dims:
     return x
 
 
-@rule("masked_select", "nonzero", "unique", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "histc",
-      "bincount", "multinomial", "isin", "take", "where.condition")  # fmt: skip
+@rule("one_hot")
+def one_hot(site: Site) -> Dims:
+    """index[...] -> [... c]: the index numbers the new dim."""
+    axis = site.new(len(site.shape) - 1)
+    site.looked_up(axis, site.args[0], "is looked up by number (columns of a one-hot table)")
+    return [*site.dims(site.args[0]), axis]
+
+
+@rule("histc")
+def histc(site: Site) -> Dims:
+    """How often each index of an axis occurs: one bin of width 1 an index, from 0 to the last."""
+    bins, low, high = site.arg(1, "bins", 100), site.arg(2, "min", 0), site.arg(3, "max", 0)
+    numbered = site.numbers(site.args[0])
+    if numbered is None or (bins, low, high) != (numbered.size, 0, numbered.size - 1):
+        site.lock(numbered, "is counted in bins")
+        return data_dependent(site)[0]
+    axis = site.new(0)
+    site.same(axis, numbered)
+    return [axis]
+
+
+@rule("masked_select", "nonzero", "unique", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "bincount", "multinomial", "isin", "take", "where.condition")  # fmt: skip
 def data_dependent(site: Site) -> list[Dims]:
     """The size of the result depends on values."""
     return site.lock_all(f"goes into {site.node.target}, whose result depends on values")

@@ -99,7 +99,7 @@ def filled(site: Site) -> Dims:
 
 
 @rule("arange", "linspace", "randn", "rand", "randint", "eye", "randperm", "logspace", "hann_window", "tril_indices",
-      "triu_indices", "one_hot", "bartlett_window", "hamming_window", "kaiser_window")  # fmt: skip
+      "triu_indices", "bartlett_window", "hamming_window", "kaiser_window")  # fmt: skip
 def positional(site: Site) -> Dims:
     """A new tensor whose values depend on the position: nothing of it can go."""
     for argument in site.node.all_input_nodes:

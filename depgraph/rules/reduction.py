@@ -10,8 +10,8 @@ from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")
 STATISTICS = ("mean", "nanmean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-              "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode")  # fmt: skip
-INDEXED = ("max", "min", "argmax", "argmin", "median", "mode", "kthvalue")
+              "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
+INDEXED = ("median", "nanmedian", "mode", "kthvalue")
 
 
 def _reduced(site: Site, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
@@ -49,22 +49,24 @@ def statistics(site: Site) -> list[Dims]:
     site.statistic(*gone)
     if len(site.shapes) > 1 and str(site.node.target).split(".")[1] in INDEXED:
         for axis in gone:
-            site.lock(axis, "is indexed by the result of a maximum, minimum or median")
+            site.lock(axis, "is indexed by the result of a median")
     return [list(out) for _ in site.shapes]
 
 
-@rule("max", "min", "argmax", "argmin", "kthvalue")
+@rule("max", "min", "argmax", "argmin")
 def extrema(site: Site) -> list[Dims]:
-    """The position of the extremum leaves the op, so nothing of the dim may go; without positions, a statistic."""
+    """A statistic; the position of the extremum is an index of the dim, where there is one dim."""
     name = str(site.node.target)
     if name.endswith(".other"):
         return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]
     out, gone = _reduced(site, *_arguments(site))
-    if len(site.shapes) > 1 or "arg" in name:
+    site.statistic(*gone)
+    positions = len(site.shapes) > 1 or "arg" in name
+    if positions and len(gone) == 1:
+        site.number(gone[0], len(site.shapes) - 1)
+    elif positions:
         for axis in gone:
-            site.lock(axis, "is indexed by the result of a maximum or minimum")
-    else:
-        site.statistic(*gone)
+            site.lock(axis, "is indexed by a position in several dims")
     return [list(out) for _ in site.shapes]
 
 
@@ -79,10 +81,11 @@ def softmax(site: Site) -> Dims:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "diff")
 def along(site: Site) -> list[Dims]:
-    """Works along a dim in the order of its indices."""
+    """Works along a dim in the order of its indices; running sums of whole numbers are counts, of which none are lost."""
     x = site.dims(site.args[0])
     given = site.arg(1, "dim", site.kwargs.get("dims", -1))
-    for d in given if isinstance(given, (list, tuple)) else [given]:
+    counts = "cumsum" in str(site.node.target) and not site.node.meta["dtype"].is_floating_point
+    for d in [] if counts else given if isinstance(given, (list, tuple)) else [given]:
         site.lock(x[d % len(x)], f"is worked along in order by {site.node.target}")
     return [
         [
@@ -93,13 +96,27 @@ def along(site: Site) -> list[Dims]:
     ]
 
 
-@rule("sort", "argsort", "topk", "msort")
+@rule("topk")
+def topk(site: Site) -> list[Dims]:
+    """The largest k of the kept entries, of which there must be as many; their positions are indices of the dim."""
+    x = site.dims(site.args[0])
+    if not x:
+        return [[], []]
+    k, d = site.arg(1, "k"), site.arg(2, "dim", -1) % len(x)
+    site.statistic(x[d])
+    site.at_least(x[d], k)
+    site.number(x[d], 1)
+    return [
+        [a if i != d else site.fixed(k, "counts the largest entries") for i, a in enumerate(x)]
+        for _ in range(2)
+    ]
+
+
+@rule("sort", "argsort", "msort")
 def ranked(site: Site) -> list[Dims]:
     """Reorders a dim by value."""
     x = site.dims(site.args[0])
-    name = str(site.node.target)
-    position = 2 if "topk" in name else 1
-    d = site.kwargs.get("dim", site.args[position] if len(site.args) > position else -1)
+    d = site.arg(1, "dim", -1)
     if isinstance(d, bool):
         d = site.args[2] if len(site.args) > 2 else -1
     d %= max(len(x), 1)

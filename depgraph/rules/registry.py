@@ -9,7 +9,7 @@ import torch
 
 from ..axes import Axis
 from ..errors import InputError
-from ..propagate import Dims, Site
+from ..propagate import Dims, Site, leaves_of
 
 Rule = Callable[[Site], Any]
 REGISTRY: dict[str, Rule] = {}
@@ -101,8 +101,8 @@ def equation(text: str, weight: int | None = None) -> Rule:
     """A rule from an einsum: ``equation("...k,mk,m->...m", weight=1)``.
 
     The same letter is the same axis wherever it stands; a letter that the result lacks is contracted; ``...`` are
-    leading dims that broadcast. Trailing operands may be missing in the call. `weight` is the operand that is a
-    weight: its letters in the result are produced by it, the others consumed.
+    leading dims that broadcast. Trailing operands may be missing in the call. `weight` is the operand that usually is
+    a weight: its letters in the result are produced by it, the others consumed.
     """
     left, right = text.split("->")
     operands = left.split(",")
@@ -113,6 +113,14 @@ def equation(text: str, weight: int | None = None) -> Rule:
         )
 
     return apply
+
+
+def _weight_among(arguments: list[Any], usual: int | None) -> int | None:
+    """The operand that is a weight: the usual one, or where that is none, the only one that is made of parameters alone."""
+    made = [i for i, node in enumerate(arguments) if leaves_of(node)]
+    if usual is not None and (usual in made or not made) and usual < len(arguments):
+        return usual
+    return made[0] if len(made) == 1 < len(arguments) else None
 
 
 def contract_as(
@@ -148,7 +156,8 @@ def contract_as(
     site.contract(*contracted)
     if len(mine) > 1:
         site.macs(*spread, *bound.values())
-    if weight is not None and weight < len(mine):
+    weight = _weight_among(arguments[: len(mine)], weight)
+    if weight is not None:
         own = mine[weight]
         site.weight(
             arguments[weight],
