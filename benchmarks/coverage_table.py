@@ -59,7 +59,7 @@ def summary(rows: Sequence[Row], peers: dict[str, Row]) -> list[str]:
         f"{verdicts['wrong']} wrong, {verdicts['failed']} failed"
     ]
     if pruned:
-        points += [*_fractions(pruned), _classes(pruned), *_much_left(pruned)]
+        points += [*_fractions(pruned), _classes(pruned), *_configs(pruned), *_much_left(pruned)]
     points += [
         f"{row['name']} {row['verdict']}: {row['why']}"
         for row in rows
@@ -94,6 +94,17 @@ def _classes(pruned: Sequence[Row]) -> str:
         )
         text += f"; submodules that became a GraphModule in {len(rewritten)} ({places})"
     return text
+
+
+def _configs(pruned: Sequence[Row]) -> list[str]:
+    """How often the config that a model was built from can say the shapes of the smaller one."""
+    torn = [row["name"] for row in pruned if row.get("undescribed")]
+    if not torn:
+        return []
+    return [
+        f"in {len(torn)} of {len(pruned)} no config can say the smaller model's shapes, since layers built from one "
+        f"field have several sizes ({', '.join(torn[:12])}{' ...' if len(torn) > 12 else ''}); in the others it does"
+    ]
 
 
 def _much_left(pruned: Sequence[Row]) -> list[str]:

@@ -179,19 +179,42 @@ def field_repairs(model: nn.Module, found: Origins, values: dict[Key, int], plan
     return [Repair(k[1], k[2], tuple(k[3:]), v) for k, v in repairs.items()]
 
 
+def undescribed(model: nn.Module, found: Origins, plan: Plan) -> list[str]:
+    """The parameters of the smaller model whose shapes the fields, as `plan` leaves them, do not give.
+
+    Forward computes a size in its own way, or layers that were built from one field came out different: then no value
+    of the field is right for all, though the model itself is.
+    """
+    after = {("attr", r.path, r.name, *r.keys): r.value for r in plan.repairs}
+    wrong = []
+    for name, exprs in found.shapes.items():
+        if name in plan.shapes or name in plan.aliases:
+            fields = {f: after.get(f, read_attribute(model, f[1:])) for e in exprs for f in _fields(e)}
+            if any(
+                _evaluate(e, fields) not in (n, None)
+                for e, n in zip(exprs, plan.new_shape(name), strict=True)
+            ):
+                wrong.append(name)
+    return wrong
+
+
 def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key, int]) -> dict[Key, int]:
     """Field -> value, for the fields that `equations` (expression, its value) determine without contradiction.
 
-    Solved for one unknown at a time. Where every equation has several, those that hold with the old values fix them.
+    Fields that are sizes by themselves come first; then one unknown at a time. Where every equation has several, those
+    that hold with the old values fix them.
     """
     known, torn = dict(known), set()
+    bare = [(e, n) for e, n in equations if isinstance(e, tuple) and e[0] == "attr"]
     while True:
         answers: dict[Key, set[int]] = {}
-        for expr, value in equations:
+        for expr, value in bare or equations:
             answer = _solve(expr, value, known)
             if answer is not None:
                 answers.setdefault(answer[0], set()).add(answer[1])
-        if not answers:
+        if bare:
+            bare = []
+        elif not answers:
             for expr, value in equations:
                 fields = _fields(expr) - set(known)
                 old = {f: read_attribute(model, f[1:]) for f in fields}

@@ -17,6 +17,7 @@ from torch import nn
 from . import axes, cost
 from .axes import Reason
 from .graph import DependencyGraph
+from .origin import undescribed
 from .plan import Plan
 from .select import Selection
 from .verify import Verification
@@ -128,16 +129,28 @@ class Report:
                 "detail": self.verification.detail,
                 "restricted": list(self.verification.restricted),
             },
+            "undescribed": self.undescribed,
             "notes": list(self.notes),
         }
 
-    def _about_unreached(self) -> list[str]:
-        """What became of parameters that no run on the example inputs used."""
+    @cached_property
+    def undescribed(self) -> list[str]:
+        """Parameters whose shapes no value of the fields that the model was built from gives; [] without such fields."""
+        return undescribed(self.graph.model, self.graph.origins, self.plan)
+
+    def _about_the_rest(self) -> list[str]:
+        """What became of parameters that no run on the example inputs used, and of the object the model was built from."""
         notes = []
         if self.graph.followed:
             names = ", ".join(s.path for s in self.graph.followed[:4])
             notes.append(
                 f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like siblings"
+            )
+        if self.undescribed:
+            names = ", ".join(self.undescribed[:3])
+            notes.append(
+                f"its config can't say {names}{' ...' if len(self.undescribed) > 3 else ''}: layers built from one field "
+                "have several sizes now, so save the model with its plan"
             )
         parameters = {n for n, _ in self.graph.model.named_parameters()}
         left = [n for n in self.graph.trace.unreached if n in parameters]
@@ -185,7 +198,7 @@ class Report:
                 console.print(f"  {n:>12,}  {reason}")
         for name, why in self.locked[:6]:
             console.print(f"  constrained: {name} {why}")
-        for note in [*self.notes, *self._about_unreached()]:
+        for note in [*self.notes, *self._about_the_rest()]:
             console.print(f"note: {note}")
         if self.rewritten:
             console.print(
