@@ -58,7 +58,8 @@ def origins(model: nn.Module) -> Origins:
             place = ".".join(filter(None, (path, inner)))
             for name, value in vars(part).items():
                 for steps, number in _numbers(value):
-                    found.attributes[("attr", place, name, *steps)] = number.expr
+                    if _held(model, (place, name, *steps)) == number:  # forward may have set others since
+                        found.attributes[("attr", place, name, *steps)] = number.expr
         for name, parameter in twin.named_parameters():
             exprs = shapes.get(parameter.untyped_storage()._cdata)
             if exprs is not None and len(exprs) == parameter.dim():
@@ -137,6 +138,14 @@ def _build(
         except Exception:  # noqa: BLE001  a class that computes with its weights while it is built
             continue
     return None, {}
+
+
+def _held(model: nn.Module, key: Key) -> Any:
+    """What `model` has at a key, or None."""
+    try:
+        return read_attribute(model, key)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return None
 
 
 def _alike(module: nn.Module, twin: nn.Module) -> bool:
