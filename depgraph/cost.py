@@ -19,6 +19,7 @@ from .axes import Axis, Polynomial
 from .graph import DependencyGraph
 from .inputs import each_example
 from .trace import named_tensors, quiet_fakes, skeleton
+from .wrappers import eagerly
 
 
 class CostModel:
@@ -117,7 +118,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         examples = pytree.tree_map_only(torch.Tensor, stand_in, each_example(example_inputs))
         try:
             with (
-                quiet_fakes(), mode, torch.no_grad(), _without_fused_layers(), FlopCounterMode(display=False) as counter,
+                quiet_fakes(), mode, torch.no_grad(), eagerly(), _without_fused_layers(), FlopCounterMode(display=False) as counter,
             ):  # fmt: skip
                 for args, kwargs in examples:
                     twin(*args, **kwargs)

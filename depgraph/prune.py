@@ -24,6 +24,7 @@ from .surgery import apply
 from .trace import named_tensors, tensor_leaves, trace
 from .verify import Verification
 from .verify import verify as verify_values
+from .wrappers import check_changeable
 
 
 @dataclass
@@ -123,6 +124,8 @@ def prune(
         model = model.module()  # type: ignore[operator]
     if isinstance(model, nn.Module):
         _check_has_values(model)
+        if inplace:
+            check_changeable(model)
     graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:

@@ -12,6 +12,7 @@ from .errors import PlanError
 from .plan import Cut, Plan, Repair
 from .rewrite import rewrite_module
 from .trace import named_tensors, skeleton
+from .wrappers import check_changeable, replace_inner, wrapped
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
 TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -50,6 +51,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     _check(plan, tensors)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
+        check_changeable(model)
         small = model
         _assign(model, tensors, new)
     else:
@@ -61,12 +63,12 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         module = rewrite_module(small.get_submodule(path), edits)
         if path:
             parent, _, name = path.rpartition(".")
-            setattr(small.get_submodule(parent), name, module)
+            replace_inner(small.get_submodule(parent), name, module)
         else:
             small = module
     _recompute(small)
     _repair_standard(small)
-    return small
+    return wrapped(small)
 
 
 def _check(plan: Plan, tensors: dict[str, torch.Tensor]) -> None:

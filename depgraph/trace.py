@@ -13,7 +13,6 @@ arithmetic and no memory.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import operator
@@ -38,6 +37,7 @@ from . import sizes
 from .errors import InputError, TraceError
 from .inputs import Arguments, each_example
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
+from .wrappers import check_unsharded, copied, eagerly
 
 aten = torch.ops.aten
 Node = torch.fx.Node
@@ -87,7 +87,10 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
-    """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there."""
+    """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there.
+
+    A `Passing` module stands in the place of each wrapper (data parallel, compiled).
+    """
     memo: dict[int, Any] = dict(replace)
     for module in model.modules():
         for value in vars(
@@ -95,7 +98,7 @@ def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
         ).values():  # deepcopy refuses tensors with a history, such as a hooked weight
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 # ------------------------------------------------------------------------------------------------ what is recorded
@@ -590,6 +593,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         raise InputError(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
         )
+    check_unsharded(model, [*model.parameters(), *model.buffers()])
     failure: Exception | None = None
     for fake, tracked, seconds in (
         (False, True, PATIENCE),
@@ -674,6 +678,7 @@ def _run(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(open_python_functions())
+        stack.enter_context(eagerly())
         stack.enter_context(_watch_modules(twin, recorder))
         stack.enter_context(_watch_functions(recorder))
         stack.enter_context(_watch_functions(recorder))

@@ -21,6 +21,7 @@ from .inputs import Examples, split_inputs
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 from .plan import Plan
 from .trace import named_tensors, skeleton, tensor_leaves
+from .wrappers import eagerly
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the largest entry of each output
@@ -77,6 +78,7 @@ def masked_outputs(
     twin = skeleton(model, {**replaced, **shared}).eval()
     with (
         torch.no_grad(),
+        eagerly(),
         torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
         _NoFastAttention(),
         run,
@@ -171,6 +173,7 @@ def _verify_one(
             twin = skeleton(right, {id(t): t for t in named_tensors(right)[0].values()}).eval()
             with (
                 torch.no_grad(),
+                eagerly(),
                 _NoFastAttention(),
                 _all_double(double),
                 _Widen() if double else nullcontext(),
@@ -265,5 +268,5 @@ def _check_shapes(small: nn.Module, example_inputs: Any, wanted: Any) -> None:
 def _run(model: nn.Module, example_inputs: Any) -> Any:
     args, kwargs = split_inputs(example_inputs)
     twin = skeleton(model, {id(t): t for t in model.parameters()}).eval()
-    with torch.no_grad():
+    with torch.no_grad(), eagerly():
         return twin(*args, **kwargs)
