@@ -681,7 +681,6 @@ def _run(
         stack.enter_context(eagerly())
         stack.enter_context(_watch_modules(twin, recorder))
         stack.enter_context(_watch_functions(recorder))
-        stack.enter_context(_watch_functions(recorder))
         stack.enter_context(mode)
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
