@@ -113,7 +113,8 @@ class SizeSystem:
         prefix = self._prefix(axis, use.extent)
         if prefix is None:
             return None
-        return axes.minus(prefix, axes.count(axis, self.free)) if use.negative else prefix
+        before = axes.count(axis, self.free) if use.negative else prefix if use.minus else {}
+        return axes.minus({} if use.minus else prefix, before)
 
     def _prefix(self, axis: Axis, extent: int) -> Polynomial | None:
         """How many of the first `extent` indices of `axis` are kept; None where that is no border of its pieces."""

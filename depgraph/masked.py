@@ -589,7 +589,7 @@ HANDLERS = _table(
         movement: "view reshape _unsafe_view _reshape_alias t transpose permute numpy_T squeeze unsqueeze expand repeat cat "
         "stack split split_with_sizes unbind select slice unsafe_split index index_select gather roll flip pixel_shuffle "
         "pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col col2im diagonal slice_scatter select_scatter "
-        "as_strided repeat_interleave narrow chunk _unsafe_index view_as_real view_as_complex movedim tensor_split unsafe_split_with_sizes",
+        "as_strided repeat_interleave narrow narrow_copy diag_embed chunk _unsafe_index view_as_real view_as_complex movedim tensor_split unsafe_split_with_sizes",
         passing: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "

@@ -16,7 +16,7 @@ import torch
 
 from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
 from .errors import UnknownOpError
-from .size_uses import Where
+from .size_uses import NOTES, Where
 from .trace import Comparison, Node, Trace, own_namespace
 
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
@@ -75,6 +75,14 @@ class Site:
     def arg(self, index: int, name: str = "", default: Any = None) -> Any:
         """Positional argument `index`, or keyword `name`, or `default`."""
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
+
+    def given(self, name: str, default: Any = None) -> Any:
+        """The argument that the op's schema calls `name`, or its default there; `default` where that is None."""
+        for position, a in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
+            if a.name == name:
+                value = self.arg(position, name, a.default_value)
+                return default if value is None else value
+        return default
 
     def dims(self, argument: Any) -> Dims:
         """The axes of a tensor argument, a copy."""
@@ -277,6 +285,17 @@ class Site:
         )
         return axis
 
+    def repaired(self, *found: Axis | None) -> None:
+        """The op is given numbers that repeat sizes of `found`: these are fixed where no repair reaches the numbers.
+
+        That is where a call of the user's, of a function whose size arguments are not known (`size_uses.NOTES`), makes
+        the op inside torch.
+        """
+        function = self.node.meta.get("function", "")
+        if function and function not in NOTES:
+            for axis in found:
+                self.lock(axis, f"has its size repeated inside {function}")
+
     def lock_all(self, text: str) -> list[Dims]:
         """Freeze every axis of every argument; the results get fixed axes."""
         for argument in self.node.all_input_nodes:
@@ -434,8 +453,9 @@ def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:
 def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: bool) -> list[Dims]:
     site = Site(state, algebra, node)
     foreign = own_namespace(node.target)
-    if not site.shapes and not foreign and not node.target._schema.is_mutable:  # type: ignore[union-attr]
-        return []
+    silent = not site.shapes and not foreign and not node.target._schema.is_mutable  # type: ignore[union-attr]
+    if rule is None and silent:
+        return []  # such as an assertion
     if rule is None:
         state.unknown.setdefault(str(node.target), []).append(node)
         if strict:

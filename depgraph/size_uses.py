@@ -37,6 +37,7 @@ class SizeUse:
     occurrence: int  # this is the n-th call of `function` in one call of `module`
     argument: Where
     negative: bool = False  # counted from the end of the dim
+    minus: bool = False  # its value is minus that number
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,34 @@ class Call:
     def __init__(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """`name` of the function, its arguments and result."""
         self.name, self.args, self.kwargs, self.out = name, args, kwargs, out
-        self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int, Where, bool]] = []
+        self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int, Where, bool, bool]] = []
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Positional argument `index`, or keyword `name`."""
         return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
-    def use(self, value: Any, tensor: Any, dim: int | None, where: Where, extent: int | None = None) -> None:
-        """`value` counts the first `extent` indices of `dim` of `tensor` (by default: as many as it says)."""
+    def use(
+        self,
+        value: Any,
+        tensor: Any,
+        dim: int | None,
+        where: Where,
+        extent: int | None = None,
+        minus: bool = False,
+    ) -> None:
+        """`value` counts the first `extent` indices of `dim` of `tensor` (by default: as many as it says).
+
+        With `minus` it is minus their number.
+        """
         if not isinstance(value, int) or isinstance(value, bool) or not isinstance(tensor, torch.Tensor):
             return
         number, expr = int(value), sizes.expression(value)
         full = 0 if dim is None else tensor.shape[dim % max(tensor.dim(), 1)]
-        reach = number % full if number < 0 and full else number
+        reach = -number if minus else number % full if number < 0 and full else number
         reach = reach if extent is None else extent
         if dim is None or 0 <= reach <= full:
             place = None if dim is None else dim % max(tensor.dim(), 1)
-            self.found.append((number, expr, tensor, place, reach, where, number < 0))
+            self.found.append((number, expr, tensor, place, reach, where, number < 0 and not minus, minus))
 
 
 def _shaped(first: int) -> Callable[[Call], None]:
@@ -123,6 +135,37 @@ def _narrow(call: Call) -> None:
         call.use(call.args[3], call.out, call.args[1], (3,), call.out.shape[call.args[1]])
 
 
+def _slice_op(call: Call) -> None:
+    """``aten.slice(tensor, dim, start, end, step)``, as exported programs write it."""
+    tensor, dim = call.args[0], int(call.arg(1, "dim", 0))
+    for i, name in ((2, "start"), (3, "end")):
+        bound = call.arg(i, name)
+        if isinstance(bound, int) and int(bound) and abs(int(bound)) <= tensor.shape[dim]:
+            call.use(bound, tensor, dim, (i,) if len(call.args) > i else (name,))
+
+
+def _slice_scatter(call: Call) -> None:
+    tensor, dim = call.args[0], int(call.arg(2, "dim", 0))
+    for i, name in ((3, "start"), (4, "end")):
+        bound = call.arg(i, name)
+        if isinstance(bound, int) and int(bound) and abs(int(bound)) <= tensor.shape[dim]:
+            call.use(bound, tensor, dim, (i,) if len(call.args) > i else (name,))
+
+
+def _split_at(dim: int | None) -> Callable[[Call], None]:
+    """Places where a tensor is cut along `dim` (None: the call says it)."""
+
+    def note(call: Call) -> None:
+        key = "indices" if "indices" in call.kwargs else "indices_or_sections"
+        given = call.arg(1, key)
+        tensor = call.args[0]
+        d = int(call.arg(2, "dim", 0)) if dim is None else min(dim, tensor.dim() - 1)
+        for i, place in enumerate(given if isinstance(given, (list, tuple)) else ()):
+            call.use(place, tensor, d, (1, i) if len(call.args) > 1 else (key, i))
+
+    return note
+
+
 def _normalised(call: Call) -> None:
     shape = call.arg(1, "normalized_shape", ())
     for i, value in enumerate(shape if isinstance(shape, (tuple, list)) else ()):
@@ -133,6 +176,22 @@ def _groups(call: Call) -> None:
     value = call.arg(6, "groups")
     if value is not None and int(value) > 1:
         call.use(value, call.out, None, (6,))
+
+
+def _padding(call: Call) -> None:
+    """Negative amounts cut as many indices: of the first ones, or counted from the end."""
+    tensor, amounts = call.args[0], call.arg(1, "pad", ())
+    for i, amount in enumerate(amounts):
+        if int(amount) < 0:
+            where = (1, i) if len(call.args) > 1 else ("pad", i)
+            call.use(amount, tensor, tensor.dim() - 1 - i // 2, where, minus=i % 2 == 0)
+
+
+def _norm_groups(call: Call) -> None:
+    """As many groups as channels: their number follows the channels."""
+    value = call.arg(1, "num_groups")
+    if value is not None and call.out.dim() > 1 and int(value) == call.out.shape[1] > 1:
+        call.use(value, call.out, None, (1,))
 
 
 def _roll(call: Call) -> None:
@@ -186,7 +245,9 @@ def _slices(call: Call) -> None:
 
 
 NOTES: dict[str, Callable[[Call], None]] = {
-    **dict.fromkeys(("view", "reshape", "expand", "broadcast_to", "repeat", "tile", "resize_"), _shaped(1)),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "reshape", "expand", "broadcast_to", "repeat", "tile", "resize_"), _shaped(1)
+    ),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _shaped(1)),
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _shaped(0)),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
@@ -195,11 +256,24 @@ NOTES: dict[str, Callable[[Call], None]] = {
     "unflatten": _unflatten,
     "split": _split,
     "split_with_sizes": _split,
+    "unsafe_split": _split,
+    "unsafe_split_with_sizes": _split,
+    "split_with_sizes_copy": _split,
+    "tensor_split": _split_at(None),
+    "hsplit": _split_at(1),
+    "vsplit": _split_at(0),
+    "dsplit": _split_at(2),
     "narrow": _narrow,
+    "narrow_copy": _narrow,
+    "slice": _slice_op,
+    "slice_scatter": _slice_scatter,
     "__getitem__": _slices,
     "__setitem__": _slices,
     "layer_norm": _normalised,
     "rms_norm": _normalised,
+    "native_layer_norm": _normalised,
+    "group_norm": _norm_groups,
+    "pad": _padding,
     "roll": _roll,
     "arange": _arange,
     "topk": _topk,

@@ -143,6 +143,14 @@ WHOLE: dict[Any, Any] = {
     torch.Tensor.chunk: aten.chunk.default,
     torch.tensor_split: aten.tensor_split.sections,
     torch.Tensor.tensor_split: aten.tensor_split.sections,
+    torch.hsplit: aten.hsplit.int,
+    torch.Tensor.hsplit: aten.hsplit.int,
+    torch.vsplit: aten.vsplit.int,
+    torch.Tensor.vsplit: aten.vsplit.int,
+    torch.dsplit: aten.dsplit.int,
+    torch.Tensor.dsplit: aten.dsplit.int,
+    torch._VF.broadcast_tensors: aten.broadcast_tensors.default,  # type: ignore[attr-defined]
+    torch._VF.meshgrid: aten.meshgrid.default,  # type: ignore[attr-defined]
     torch.channel_shuffle: aten.channel_shuffle.default,
     torch.nn.functional.pad: aten.pad.default,
     torch._C._nn.pad: aten.pad.default,
@@ -200,6 +208,7 @@ class Recorder:
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
+        self.function = ""  # the torch function that the user's code is in
         self.training = False
         self.deadline = math.inf
 
@@ -268,6 +277,7 @@ class Recorder:
         node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
         node.meta["source"] = source_line()
         node.meta["training"] = self.training
+        node.meta["function"] = self.function
         if isinstance(out, torch.Tensor):
             node.meta["dtype"] = out.dtype
             self.remember(out, node)
@@ -347,9 +357,14 @@ class _PythonMode(TorchFunctionMode):
         kwargs = kwargs or {}
         r = self.recorder
         whole = WHOLE.get(func) if func.__hash__ is not None else None
+        name = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "view.default"
+        if not r.paused:
+            r.function = name
         if whole is None:
             before = len(r.graph.nodes)
             out = func(*args, **kwargs)
+            if not r.paused:
+                r.function = ""
             if type(out) is torch.Size:
                 if not r.paused and args and isinstance(args[0], torch.Tensor):
                     node = r.node(args[0])
@@ -368,8 +383,8 @@ class _PythonMode(TorchFunctionMode):
                 if whole in PACKED and isinstance(args[3], (list, tuple)):
                     whole = PACKED[whole]  # (data, batch_sizes, hx, params, ...)
                 r.record(whole, *_in_order(whole, args, kwargs), out)
+                r.function = ""
         if not r.paused:
-            name = func.__name__.partition(".")[0]  # an OpOverload is called "view.default"
             if name in ESCAPES:
                 r.escape(args[:1], f"leaves torch through {name}()")
             if own_namespace(func):
@@ -452,10 +467,12 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
     call = Call(name, args, kwargs, out)
     NOTES[name](call)
     source = source_line() if call.found else ""
-    for value, expr, tensor, dim, extent, where, negative in call.found:
+    for value, expr, tensor, dim, extent, where, negative, minus in call.found:
         node = r.node_of.get(id(tensor))
         if node is not None:
-            use = SizeUse(name, value, expr, node, dim, extent, path, source, occurrence, where, negative)
+            use = SizeUse(
+                name, value, expr, node, dim, extent, path, source, occurrence, where, negative, minus
+            )
             r.size_uses.append(use)
 
 

@@ -1,12 +1,12 @@
-"""Mutants: every op rule broken in one way at a time, and the networks that must notice it.
+"""Mutants: every op rule broken in one way at a time, and the networks and probes that must notice it.
 
 A mutant changes one statement of one rule (the `same` of a line is dropped, the pieces of a cut are exchanged ...) or
 the rule as a whole (it forgets everything, it refuses everything). `verdict` prunes a network under a mutant and says
 what objects, in the words that a test would fail with: the group sizes that a tiny network states by hand, what the
 zoo says must shrink, an exception, or the oracle.
 
-No list names the statements of a rule: they are found by running the unbroken rule on every network. So a new rule has
-its mutants as soon as some network calls its op. `python tests/mutants.py [rule ...]` prints them with their verdicts.
+No list names the statements of a rule: they are found by running the unbroken rule on every network and on every row of
+`probing_rows.py`. So a new rule has its mutants as soon as one of these calls its op. `python tests/mutants.py [rule ...]` prints them with their verdicts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from checks import random_importance
 from oracle import assert_equal_to_masked, assert_state_matches_plan
+from probing import Claim
+from probing_rows import ROWS
 from torch import nn
 from zoo import ZOO, broken_expectations
 from zoo_entry import Entry, image, tokens, vector, words
@@ -104,6 +106,7 @@ WAYS: dict[str, dict[str, Callable[..., Any]]] = {
         "tie": lambda site, do, parts, text: tie(site, parts),
     },
     "contract": {"drop contract": lambda site, do, *axes: None},
+    "statistic": {"drop statistic": lambda site, do, *axes: None},
     "weight": {"drop weight": lambda site, do, *axes: None},
     "macs": {"drop macs": lambda site, do, *factors: None},
     "looked_up": {
@@ -132,6 +135,7 @@ ON_SITE = (
     "new",
     "equal_counts",
     "contract",
+    "statistic",
     "weight",
     "macs",
     "looked_up",
@@ -414,6 +418,10 @@ tiny("Mm", [7], lambda m, x: torch.mm(torch.tanh(torch.mm(x, m.w)), m.v), w=par(
 tiny("Mv", [7], lambda m, x: torch.mv(m.v, torch.tanh(torch.mv(m.w, x[0]))), w=par(7, 5), v=par(3, 7), macs=35 + 21)
 tiny("Dot", [7], lambda m, x: torch.dot(torch.mv(m.w, x[0]), m.v), w=par(7, 5), v=par(7), macs=35 + 7)
 tiny("Bmm", [7], lambda m, x: torch.bmm(torch.tanh(torch.bmm(x, m.w)), m.v), tokens(), w=par(2, 5, 7), v=par(2, 7, 3))
+tiny("WeightOnTheLeft", [7, 11], lambda m, x: m.v @ torch.tanh(m.w @ torch.tanh(torch.mm(m.u, x.t()))),
+     u=par(7, 5), w=par(11, 7), v=par(3, 11))
+tiny("BatchOfWeightsOnTheLeft", [7], lambda m, x: torch.bmm(m.v, torch.tanh(torch.bmm(m.w, x.mT))), tokens(),
+     w=par(2, 7, 5), v=par(2, 3, 7))
 tiny("Addmm", [7], lambda m, x: torch.addmm(m.d, torch.tanh(torch.addmm(m.b, x, m.w)), m.v),
      w=par(5, 7), b=par(7), v=par(7, 3), d=par(3))
 tiny("Baddbmm", [7], lambda m, x: torch.baddbmm(m.d, torch.tanh(torch.baddbmm(m.b, x, m.w)), m.v), tokens(),
@@ -435,11 +443,9 @@ tiny("MatmulOverChannels", [7, 11], lambda m, x: flat(m, outer(m, x)[:, :, None]
 tiny("ScaledProduct", [17], lambda m, x: (m.head(m.up(x)), m.a(x) @ m.b(x).mT * 11**-0.5),
      tokens(), a=(5, 11), b=(5, 11), up=(5, 17), head=(17, 3))
 tiny("Distances", [7], lambda m, x: torch.cdist(m.a(x), m.c), tokens(), a=(5, 7), c=par(4, 7), macs=700 + 560)
-tiny("GroupedMm", [16], lambda m, x: torch._grouped_mm(torch.tanh(torch._grouped_mm(
+tiny("GroupedMm", [2], lambda m, x: torch._grouped_mm(torch.tanh(torch._grouped_mm(
     x, m.w * m.gate(x).mean(0)[:, None, None], BLOCKS)), m.v, BLOCKS), lambda: (torch.randn(10, 8),),
     w=par(2, 8, 16), v=par(2, 16, 8), gate=(8, 2), dtype=torch.bfloat16, macs=10 * (8 * 2 + 8 * 16 + 16 * 8))
-tiny("Trilinear", [11], lambda m, x: m.head(torch._trilinear(deep(m, x), m.c(x), m.d(x), [], [], [], [])),
-     **DEEP, c=(5, 7), d=(5, 7), head=(7, 3))
 for _way, _text in {"Bmm": "", "Einsum": "nc,nd->ncd", "Matmul": ""}.items():
     tiny(f"Gram{_way}", [7, 7], lambda m, x, way=_way, text=_text: flat(m, {
         "Bmm": lambda a, b: torch.bmm(a[:, :, None], b[:, None]), "Matmul": lambda a, b: a[:, :, None] @ b[:, None],
@@ -460,7 +466,7 @@ tiny("DepthwiseGathered", [3, 7], lambda m, x: flat(m, m.conv(m.stem(x)).mean((2
 tiny("Pooled1d", [7], lambda m, x: flat(m, F.interpolate(outer(m, x), size=13)), **OUTER, head=(91, 3))
 tiny("Pooled2d", [7], lambda m, x: flat(m, F.avg_pool2d(outer(m, x)[:, :, None], (1, 2))), **OUTER, head=(35, 3))
 tiny("Pooled3d", [7], lambda m, x: flat(m, F.avg_pool3d(outer(m, x)[:, :, None, None], (1, 1, 2))), **OUTER, head=(35, 3))
-tiny("SampledPositions", [7], lambda m, x: flat(m, F.grid_sample(
+tiny("SampledPositions", [7, 13], lambda m, x: flat(m, F.grid_sample(
     outer(m, x)[:, :, None], torch.stack([m.c(x), m.c(x)], -1)[:, None].tanh(), align_corners=False)),
     **OUTER, c=(5, 13), head=(91, 3))
 tiny("SampledBatch", [7], lambda m, x: m.head(F.grid_sample(
@@ -509,7 +515,7 @@ tiny("PutRows", [7], lambda m, x: m.head(torch.index_put(m.a(x), [torch.tensor([
      a=(5, 7), b=(5, 7), head=(7, 3))
 tiny("PutChannels", [11], lambda m, x: m.head(torch.index_put(deep(m, x).t(), [ORDER], m.c(x).t()).t()),
      **DEEP, c=(5, 4), head=(7, 3))
-tiny("PutBehind", [13], lambda m, x: flat(m, write(
+tiny("PutBehind", [7, 13], lambda m, x: flat(m, write(
     outer(m, m.e(x)).clone(), (slice(None), slice(None), ORDER), outer(m, x, "cd"))),
     e=(5, 13), a=(13, 7), b=(13, 11), c=(5, 7), d=(5, 4), head=(77, 3))
 tiny("Taken", [11], lambda m, x: m.head(deep(m, x).take(ORDER)), **DEEP, head=(4, 3))
@@ -525,7 +531,7 @@ tiny("Repeated", [7, 7], lambda m, x: flat(m, outer(m, x)[:, None].expand(-1, 4,
 tiny("Summed", [4, 7, 7], lambda m, x: flat(m, outer(m, x, "abc").sum(3)), a=(5, 7), b=(5, 7), c=(5, 4), head=(49, 3))
 tiny("TakenApart", [7, 7], lambda m, x: flat(m, torch.stack([outer(m, x)] * 3).unbind()[0]), a=(5, 7), b=(5, 7), head=(49, 3))
 tiny("Squeezed", [7, 7], lambda m, x: flat(m, outer(m, x)[:, None].squeeze(1)), a=(5, 7), b=(5, 7), head=(49, 3))
-tiny("ExpandedInside", [11], lambda m, x: m.head(torch.broadcast_tensors(m.c(x), deep(m, x))[0]), **DEEP, c=(5, 1), head=(7, 3))
+tiny("ExpandedInside", [7, 11], lambda m, x: m.head(torch.broadcast_tensors(m.c(x), deep(m, x))[0]), **DEEP, c=(5, 1), head=(7, 3))
 tiny("Copies", [7], lambda m, x: m.head(m.a(x).repeat(1, 3)), a=(5, 7), head=(21, 3))
 tiny("CopiesInside", [7], lambda m, x: m.head(m.a(x).repeat_interleave(3, 1)), a=(5, 7), head=(21, 3))
 tiny("CopiesByTensor", [11], lambda m, x: m.head(deep(m, x).repeat_interleave(torch.arange(7), 1)), **DEEP, head=(21, 3))
@@ -537,16 +543,29 @@ tiny("Halves", [7, 7], lambda m, x: m.head(torch.cat(m.a(x).chunk(2, 1)[::-1], 1
 tiny("PiecesAndRest", [11], lambda m, x: m.head(m.b(m.a(x)).split(7, 1)[2]), a=(5, 11), b=(11, 17), head=(3, 3))
 tiny("PieceOfOne", [6], lambda m, x: m.head(torch.cat(m.a(x).split(m.sizes, 1)[::-1], 1)), a=(5, 7), head=(7, 3),
      sizes=lambda: [1, 6])
+tiny("UnsafePieces", [7, 7], lambda m, x: m.head(torch.cat(torch.unsafe_split(m.a(x), m.n, 1)[::-1], 1)),
+     a=(5, 14), head=(14, 3), n=lambda: 7)
+tiny("CutAtNumbers", [2, 5, 7], lambda m, x: m.head(torch.cat(m.a(x).tensor_split(m.cuts, 1)[::-1], 1)), a=(5, 14), head=(14, 3),
+     cuts=lambda: (2, 7))
+tiny("CutAcross", [2, 5, 7], lambda m, x: m.head(torch.cat(torch.hsplit(m.a(x), m.cuts)[::-1], 1)), a=(5, 14), head=(14, 3),
+     cuts=lambda: [2, 7])
+tiny("CutInHalf", [7, 7], lambda m, x: m.head(torch.cat(torch.hsplit(m.a(x), 2)[::-1], 1)), a=(5, 14), head=(14, 3))
+tiny("CutDown", [7, 7], lambda m, x: m.head(torch.cat(torch.vsplit(m.a(x).t(), 2)[::-1], 0).t()), a=(5, 14), head=(14, 3))
+tiny("CopiedPart", [4, 10], lambda m, x: m.head(m.a(x).narrow_copy(1, m.start, m.length)), a=(5, 14), head=(10, 3),
+     start=lambda: 4, length=lambda: 10)
+tiny("MeshOfChannels", [7, 11], lambda m, x: m.head(torch.stack([
+    g * h for g, h in [torch.meshgrid(a, b, indexing="xy") for a, b in zip(m.a(x), m.b(x), strict=True)]]).flatten(1)),
+    **OUTER, head=(77, 3))
 tiny("SliceOfOne", [2, 4], lambda m, x: m.head(m.a(x)) + m.a(x)[:, m.start : m.stop], a=(5, 7), head=(7, 3),
      start=lambda: 2, stop=lambda: 3)
 tiny("EverySecond", [7], lambda m, x: m.head(m.a(x)[:, ::2]), a=(5, 14), head=(7, 3))
 tiny("SomeOfSteps", [11], lambda m, x: m.head(deep(m, x)[:, 1:6:2]), **DEEP, head=(3, 3))
 tiny("OneOfSteps", [11], lambda m, x: deep(m, x)[:, ::7], **DEEP)
-tiny("SliceReplaced", [2, 3, 6, 7], lambda m, x: flat(m, torch.slice_scatter(outer(m, x), outer(m, x, "cd"), 2, 2, 5)),
-     **OUTER, c=(5, 7), d=(5, 3), head=(77, 3))
+tiny("SliceReplaced", [2, 3, 6, 7], lambda m, x: flat(m, torch.slice_scatter(outer(m, x), outer(m, x, "cd"), 2, m.start, m.stop)),
+     **OUTER, c=(5, 7), d=(5, 3), head=(77, 3), start=lambda: 2, stop=lambda: 5)
 tiny("PaddedByItself", [7], lambda m, x: flat(m, F.pad(outer(m, x), (2, 2), mode="reflect")), **OUTER, head=(105, 3))
 tiny("PaddedUnevenly", [7], lambda m, x: m.head(F.pad(m.a(x), (2, 3))), a=(5, 7), head=(12, 3))
-tiny("PaddedByLess", [2, 5], lambda m, x: m.head(F.pad(m.a(x), (-2, 1))), a=(5, 7), head=(6, 3))
+tiny("PaddedByLess", [2, 5], lambda m, x: m.head(F.pad(m.a(x), (m.less, 1))), a=(5, 7), head=(6, 3), less=lambda: -2)
 tiny("PaddedOne", [11], lambda m, x: m.head(deep(m, x) * F.pad(m.c(x), (3, 3))), **DEEP, c=(5, 1), head=(7, 3))
 tiny("FlippedProduct", [13], lambda m, x: flat(m, outer(m, m.e(x)).flatten(1).flip(1)),
      e=(5, 13), a=(13, 7), b=(13, 11), head=(77, 3))
@@ -558,7 +577,7 @@ tiny("Unshuffled", [7], lambda m, x: flat(m, F.pixel_unshuffle(torch.cat([outer(
      a=(5, 7), b=(5, 12), head=(168, 3))
 tiny("ShuffledGroups", [7], lambda m, x: flat(m, F.channel_shuffle(m.a(x)[:, :, None, None], 3)), a=(5, 21), head=(21, 3))
 tiny("SlidingWindows", [7], lambda m, x: flat(m, outer(m, x).unfold(2, 3, 2)), **OUTER, head=(105, 3))
-tiny("DiagonalMade", [11], lambda m, x: flat(m, torch.diag_embed(deep(m, x))), **DEEP, head=(49, 3))
+tiny("DiagonalMade", [7, 11], lambda m, x: flat(m, torch.diag_embed(deep(m, x))), **DEEP, head=(49, 3))
 tiny("DiagonalRead", [7], lambda m, x: m.head(outer(m, x).diagonal(0, 1, 2)), a=(5, 7), b=(5, 7), head=(7, 3))
 tiny("DiagonalAside", [13], lambda m, x: m.head(outer(m, m.e(x)).diagonal(1, 1, 2)),
      e=(5, 13), a=(13, 7), b=(13, 7), head=(6, 3))
@@ -566,7 +585,7 @@ tiny("DiagonalAside", [13], lambda m, x: m.head(outer(m, m.e(x)).diagonal(1, 1, 
 # --- norms, reductions, entry by entry
 
 tiny("NormOfGroups", [5, 5, 5], lambda m, x: m.head(m.norm(m.a(x))), a=(5, 15), norm=lambda: nn.GroupNorm(3, 15), head=(15, 3))
-tiny("NormOfEach", [11, 13], lambda m, x: flat(m, m.norm(outer(m, m.e(x)))), e=(5, 13), a=(13, 7), b=(13, 11),
+tiny("NormOfEach", [7, 11, 13], lambda m, x: flat(m, m.norm(outer(m, m.e(x)))), e=(5, 13), a=(13, 7), b=(13, 11),
      norm=lambda: nn.GroupNorm(7, 7), head=(77, 3))
 tiny("Losses", [7], lambda m, x: m.head(F.mse_loss(m.a(x), m.b(x), reduction="none")), a=(5, 7), b=(5, 7), head=(7, 3))
 tiny("LossSummed", [7], lambda m, x: F.mse_loss(m.a(x), m.b(x), reduction="sum"), a=(5, 7), b=(5, 7))
@@ -576,12 +595,14 @@ tiny("ComplexProduct", [7], lambda m, x: flat(m, torch.view_as_real(
     a=(5, 7), b=(5, 2), c=(5, 7), d=(5, 2), head=(14, 3))
 tiny("GatedByOne", [7], lambda m, x: m.head(m.a(x) * F.glu(m.c(x), 1)), a=(5, 7), c=(5, 2), head=(7, 3))
 tiny("Numbered", [11], lambda m, x: m.head(deep(m, x) * torch.arange(m.n)), **DEEP, n=lambda: 7, head=(7, 3))
-tiny("LargestOfAll", [7, 11], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
+tiny("Compared", [7], lambda m, x: m.head(m.a(x)) + (1 if torch.equal(m.a(x), m.b(x)) else 2) * m.other(m.b(x)),
+     a=(5, 7), b=(5, 7), head=(7, 3), other=(7, 3))
+tiny("LargestOfAll", [7], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
 tiny("LargestNumber", [7], lambda m, x: m.head(m.a(x)) * m.a(x).max(), a=(5, 7), head=(7, 3))
 tiny("MiddleOne", [7], lambda m, x: m.head(outer(m, x).median(2).values), **OUTER, head=(7, 3))
 tiny("RunningSums", [7], lambda m, x: flat(m, outer(m, x).cumsum(2)), **OUTER, head=(77, 3))
 tiny("Ordered", [7], lambda m, x: flat(m, outer(m, x).sort(2).values), **OUTER, head=(77, 3))
-tiny("Renormed", [11], lambda m, x: m.head(torch.renorm(deep(m, x), 2, 0, 1.0)), **DEEP, head=(7, 3))
+tiny("Renormed", [7, 11], lambda m, x: m.head(torch.renorm(deep(m, x), 2, 0, 1.0)), **DEEP, head=(7, 3))
 
 # --- recurrent layers
 tiny("CellOnly", [7], lambda m, x: (m.cell(x)[0] * m.s).sum(1), cell=lambda: nn.LSTMCell(5, 7), s=par(7))
@@ -634,12 +655,12 @@ def attend(m: Any, x: torch.Tensor, q: str, k: str, v: str, mask: Any = None, **
 
 # fmt: off
 tiny("AttentionAlone", [3, 7, 11], lambda m, x: attend(m, x, "bc", "ef", "gh"), **QKV, head=(33, 3))
-tiny("AttentionOneKeyHead", [3, 7, 11], lambda m, x: attend(m, x, "abc", "ef", "gh"), **QKV, head=(132, 3))
+tiny("AttentionOneKeyHead", [3, 4, 7, 11], lambda m, x: attend(m, x, "abc", "ef", "gh"), **QKV, head=(132, 3))
 tiny("AttentionHeads", [3, 4, 7, 11], lambda m, x: attend(m, x, "abc", "ief", "jgh", m.mask),
      **QKV, i=(5, 4), j=(5, 4), mask=par(4, 1, 1), head=(132, 3))
-tiny("AttentionSharedHeads", [2, 3, 7, 11], lambda m, x: attend(m, x, "abc", "ief", "jgh", enable_gqa=True),
+tiny("AttentionSharedHeads", [2, 2, 3, 7, 11], lambda m, x: attend(m, x, "abc", "ief", "jgh", enable_gqa=True),
      **QKV, i=(5, 2), j=(5, 2), head=(132, 3))
-tiny("AttentionSharedHeadsInRows", [2, 3, 5, 7, 11], lambda m, x: attend(m, x, "labc", "nief", "ojgh", enable_gqa=True),
+tiny("AttentionSharedHeadsInRows", [2, 2, 3, 5, 7, 11], lambda m, x: attend(m, x, "labc", "nief", "ojgh", enable_gqa=True),
      **QKV, i=(5, 2), j=(5, 2), l=(5, 5), n=(5, 5), o=(5, 5), head=(660, 3))
 # fmt: on
 
@@ -774,16 +795,54 @@ def said_by(check: Callable[[], str]) -> str:
             return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+class Probe:
+    """A call of `probing_rows.py`: the op by itself, its rule held against what it does to numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.row = name, ROWS[name]
+
+    @cached_property
+    def mutants(self) -> list[Mutant]:
+        """All that can be broken in the rule."""
+        found = [rule for rule, names in RULES.items() if self.row.rule in names] or ["aten::pointwise"]
+        breaker = Breaker(found[0])
+        with under([breaker]):
+            Claim(self.row)
+        return list(breaker.seen)
+
+    @cached_property
+    def unbroken(self) -> tuple[Any, dict[str, str]]:
+        """What the rule says, and where it is too strict."""
+        claim = Claim(self.row)
+        return claim.facts(), claim.too_strict()
+
+    def objection(self, mutant: Mutant) -> str | None:
+        """As `Subject.objection`."""
+        facts, strict = self.unbroken
+        with under([Breaker(mutant.rule, mutant)]):
+            claim = Claim(self.row)
+            if claim.facts() == facts:
+                return None
+            said = said_by(claim.unequal) or said_by(claim.dependent)
+        return said or ("is too strict" if claim.too_strict().keys() - strict.keys() else "")
+
+
 @cache
-def subjects() -> list[Subject]:
+def networks() -> list[Subject]:
     """Every network, the smallest traces first."""
     return sorted(map(Subject, [*TINY, *ZOO]), key=lambda s: len(s.meta))
 
 
 @cache
-def mutants() -> dict[Mutant, list[Subject]]:
-    """Every mutant that some network's rules have, with those networks."""
-    found: dict[Mutant, list[Subject]] = {}
+def subjects() -> list[Subject | Probe]:
+    """All that may object: calls of single ops, then networks."""
+    return [*map(Probe, ROWS), *networks()]
+
+
+@cache
+def mutants() -> dict[Mutant, list[Subject | Probe]]:
+    """Every mutant that the rules of some subjects have, with these."""
+    found: dict[Mutant, list[Subject | Probe]] = {}
     for subject in subjects():
         for mutant in subject.mutants:
             found.setdefault(mutant, []).append(subject)

@@ -89,6 +89,10 @@ def variance_and_mean(x: Tensor, dim=None, *, correction=1, keepdim: bool = Fals
     return variance(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
 
 
+def deviation_and_mean(x: Tensor, dim=None, *, correction=1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return deviation(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
+
+
 def normalised(x: Tensor, dim, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Zero mean and unit variance of live elements over `dim`; dead ones stay 0. Also the mean and 1 / deviation."""
     centre, scale = mean(x, dim, True), (variance(x, dim, correction=0, keepdim=True) + eps).rsqrt()
@@ -161,6 +165,39 @@ def minimum(x, dim=(), keepdim=False):
     return -maximum(-x, dim, keepdim)
 
 
+def minimum_and_maximum(x, *, dim=None, keepdim=False):
+    return minimum(x, dim, keepdim), maximum(x, dim, keepdim)
+
+
+def product(x, dim=None, keepdim=False, *, dtype=None):
+    dims = all_dims(x, dim)
+    out = x.masked_fill(x == 0, 1).prod() if dim is None else x.masked_fill(x == 0, 1).prod(dim, keepdim)
+    return out.masked_fill(count(x, dims, keepdim and dim is not None) == 0, 0)
+
+
+def every(x, dim=None, keepdim=False):
+    alive = (x == 0) | (true_zeros(x.clone()) != 0) if is_inexact(x) else x != 0
+    return alive.all() if dim is None else alive.all(dim, keepdim)
+
+
+def median(x):
+    return x[x != 0].median()
+
+
+def squared_loss(x, y, reduction=1):
+    loss = ((x - y) ** 2).masked_fill((x == 0) | (y == 0), 0)
+    return mean(loss) if reduction == 1 else loss.sum() if reduction == 2 else loss
+
+
+def smooth_loss(x, y, reduction=1, beta=1.0):
+    loss = aten.smooth_l1_loss(x, y, 0, beta).masked_fill((x == 0) | (y == 0), 0)
+    return mean(loss) if reduction == 1 else loss.sum() if reduction == 2 else loss
+
+
+def renormalised(x, p, dim, maxnorm):
+    return mark_live_(aten.renorm(x, p, dim, maxnorm), x != 0)
+
+
 def maximum_and_place(x, dim, keepdim=False):
     return maximum(x, dim, keepdim), without_dead(x).argmax(dim, keepdim)
 
@@ -190,6 +227,18 @@ STATISTICS: dict[Any, Callable] = {
     aten.var.correction: variance,
     aten.std.correction: deviation,
     aten.var_mean.correction: variance_and_mean,
+    aten.std_mean.correction: deviation_and_mean,
+    aten.aminmax.default: minimum_and_maximum,
+    aten.prod.default: product,
+    aten.prod.dim_int: product,
+    aten.all.default: every,
+    aten.all.dim: every,
+    aten.all.dims: every,
+    aten.median.default: median,
+    aten.nanmedian.default: median,
+    aten.mse_loss.default: squared_loss,
+    aten.smooth_l1_loss.default: smooth_loss,
+    aten.renorm.default: renormalised,
     aten.native_layer_norm.default: layer_norm,
     aten.native_group_norm.default: group_norm,
     aten._fused_rms_norm.default: rms_norm,

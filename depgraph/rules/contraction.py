@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..axes import product
+from ..axes import Axis
 from ..propagate import Dims, Site
 from .registry import contract_as, equation, rule
 
@@ -15,17 +15,17 @@ rule("cdist", "_cdist_forward", "_euclidean_dist")(equation("...nk,...mk->...nm"
 rule("bilinear")(equation("...i,...j,oij,o->...o", weight=2))
 
 
-@rule("addmm", "baddbmm", "addbmm", "addmv")
+@rule("addmm", "baddbmm", "addbmm", "addmv", "addr")
 def add_product(site: Site) -> Dims:
     """bias + a @ b: the product's rule, and the bias broadcast on the result."""
     bias, *operands = site.args[:3]
     name = str(site.node.target)
-    letters, result = (
-        (["k", "kn"], "n") if "addmv" in name else (["bnk", "bkm"], "bnm") if "baddbmm" in name
-        else (["bnk", "bkm"], "nm") if "addbmm" in name else (["nk", "km"], "nm")
+    letters, result = next(
+        way for key, way in {
+            "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
+            "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm"),
+        }.items() if key in name
     )  # fmt: skip
-    if "addmv" in name:
-        letters = ["nk", "k"]
     out = contract_as(site, list(operands), letters, result, 1)
     site.broadcast(site.dims(bias), out)
     return out
@@ -53,35 +53,33 @@ def einsum(site: Site) -> Dims:
     if not arrow:
         flat = "".join(letters).replace(".", "")
         right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(flat) if flat.count(c) == 1))
-    if any(len(set(w.replace(".", ""))) != len(w.replace(".", "")) for w in letters):
-        raise ValueError("a letter stands twice in one operand")
-    if "..." in left and "..." not in right:
-        raise ValueError("leading dims are summed over")
     return contract_as(site, operands, letters, right, None)
 
 
-@rule("_grouped_mm", "grouped_mm")
+@rule("_grouped_mm")
 def grouped_matmul(site: Site) -> Dims:
-    """Rows of a[n k] belong to blocks, each with its own b[e k m]."""
+    """a[n k], b[e k m] -> [n m]: rows of a belong to blocks, each with its own matrix of b.
+
+    The kernel wants rows of a multiple of 16 bytes, so k and m go in runs of that length.
+    """
     a, b = site.dims(site.args[0]), site.dims(site.args[1])
     if len(a) != 2 or len(b) != 3:
         raise ValueError("only [rows, k] x [blocks, k, m] is covered")
     site.same(b[0], site.dims(site.arg(2, "offs"))[0])
+    site.lock(a[0], "is counted in blocks of rows")
     site.same(a[1], b[1])
+    for axis in b[1:]:
+        _in_runs(site, axis, 16 // site.args[1].meta["dtype"].itemsize)
     site.contract(a[1])
     site.weight(site.args[1], [b[2]], [b[1]])
     site.macs(a[0], b[1], b[2])
     return [a[0], b[2]]
 
 
-@rule("_trilinear")
-def trilinear(site: Site) -> Dims:
-    """The kernel behind bilinear layers: operands are unsqueezed, aligned, multiplied and summed."""
-    raise ValueError("not covered")
-
-
-@rule("kron")
-def kron(site: Site) -> Dims:
-    """Each dim of the result is the product of the operands' dims."""
-    a, b = site.dims(site.args[0]), site.dims(site.args[1])
-    return [(x and y and product([x, y])) or x or y for x, y in zip(a, b, strict=True)]
+def _in_runs(site: Site, axis: Axis | None, length: int) -> None:
+    """Indices of `axis` go in runs of `length` only."""
+    if axis is None or axis.size == length:
+        site.lock(axis, "is as narrow as a kernel allows")
+        return
+    _, run = site.algebra.factor(axis, axis.size // length)
+    site.lock(run, "is as narrow as a kernel allows")

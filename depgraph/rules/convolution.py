@@ -7,8 +7,7 @@ from ..propagate import Dims, Site
 from .registry import rule
 
 
-@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution",
-      "_slow_conv2d_forward", "conv_depthwise3d", "_conv_depthwise2d")  # fmt: skip
+@rule("convolution", "_convolution", "convolution_overrideable")
 def convolution(site: Site) -> Dims:
     """x[n (g i) ...], weight[(g o) i ...], bias[(g o)] -> [n (g o) ...]; transposed: weight[(g i) o ...].
 
@@ -59,6 +58,7 @@ def _grouped(
     if i == 1 or o == 1:
         group = Axis(groups)
         site.counts(group, 6)
+        site.repaired(group)
         parts = {n: product([group, Axis(n)]) if n > 1 else group for n in {i, o}}
         site.same(x, parts[i])
         out = parts[o]
@@ -90,16 +90,15 @@ def _grouped(
 
 # Ops over the last dims: leading dims stay, the others are positions.
 SPATIAL = {
-    1: ("avg_pool1d", "adaptive_avg_pool1d", "max_pool1d", "upsample_nearest1d", "upsample_linear1d",
-        "_upsample_nearest_exact1d", "reflection_pad1d", "replication_pad1d", "adaptive_max_pool1d",
-        "max_pool1d_with_indices"),
-    2: ("avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "max_pool2d",
+    1: ("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "reflection_pad1d",
+        "replication_pad1d"),
+    2: ("avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d",
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d",
-        "reflection_pad2d", "replication_pad2d", "adaptive_max_pool2d", "fractional_max_pool2d", "lp_pool2d",
-        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "max_unpool2d"),
-    3: ("avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d_with_indices", "max_pool3d",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
+        "fractional_max_pool2d", "max_unpool2d"),
+    3: ("avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d_with_indices", "adaptive_max_pool3d",
         "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact3d", "reflection_pad3d",
-        "replication_pad3d", "adaptive_max_pool3d"),
+        "replication_pad3d", "fractional_max_pool3d", "max_unpool3d"),
 }  # fmt: skip
 
 
@@ -111,6 +110,13 @@ def _spatial(count: int) -> None:
         for axis in x[-count:]:
             site.lock(axis, "ranges over the positions that a pooling or resampling mixes")
         out = x[:-count]
+        for other in site.node.all_input_nodes[
+            1:
+        ]:  # the indices of an unpooling, the samples of a random pooling
+            for a, b in zip(out, site.dims(other), strict=False):
+                site.same(a, b)
+            for axis in site.dims(other)[len(out) :]:
+                site.lock(axis, "ranges over the positions that a pooling or resampling mixes")
         return [
             [*out, *(site.fixed(n, "ranges over the output of a pooling") for n in shape[-count:])]
             for shape in site.shapes
@@ -121,12 +127,12 @@ for _count in SPATIAL:
     _spatial(_count)
 
 
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+@rule("grid_sampler_2d", "grid_sampler_3d")
 def grid_sample(site: Site) -> Dims:
-    """x[n c ...], grid[n ... d] -> [n c ...]: channels pass."""
+    """x[n c ...], grid[n ... d] -> [n c ...]: channels pass, and so do the places where x is sampled."""
     x, grid = site.dims(site.args[0]), site.dims(site.args[1])
     site.same(x[0], grid[0])
-    for axis in (*x[2:], *grid[1:]):
+    for axis in (*x[2:], grid[-1]):
         site.lock(axis, "ranges over the positions that a sampling mixes")
     return [*x[:2], *grid[1:-1]]
 

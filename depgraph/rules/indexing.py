@@ -25,14 +25,19 @@ def embedding(site: Site) -> Dims:
     return [*site.dims(site.args[1]), channels]
 
 
-@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+@rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(site: Site) -> list[Dims]:
-    """weight[v c] -> [bags c]."""
+    """weight[v c] -> [bags c]; rows are looked up by number, and bags are runs of those numbers."""
     rows, channels = site.dims(site.args[0])
     site.lock(rows, "is looked up by number (rows of an embedding)")
     site.weight(site.args[0], [channels], [])
-    first: Dims = [site.fixed(site.shape[0], "ranges over bags"), channels]
-    return [first, *([site.fixed(n, "ranges over bags") for n in shape] for shape in site.shapes[1:])]
+    for other in site.node.all_input_nodes[1:]:
+        for axis in site.dims(other):
+            site.lock(axis, "ranges over bags")
+    bags = [[site.fixed(n, "ranges over bags") for n in shape[:1]] for shape in site.shapes]
+    return [
+        [*dims, channels] if len(shape) == 2 else dims for dims, shape in zip(bags, site.shapes, strict=True)
+    ]
 
 
 def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
@@ -82,6 +87,19 @@ def index(site: Site) -> Dims:
         permuted = _permuted(site, x[d], entries[d])
         if permuted is not None:
             return [*x[:d], permuted, *x[d + 1 :]]
+    before, after, groups = _chosen(site, x, entries)
+    shape = site.shape[len(before) : len(site.shape) - len(after)]
+    middle = site.broadcast(*groups, size=shape)
+    for axis in middle:
+        site.lock(axis, "ranges over an index")
+    return [*before, *middle, *after]
+
+
+def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[Dims]]:
+    """Dims of x that stand before and behind those of the indices in ``x[entries]``, and those of each index.
+
+    The indexed dims are locked, and the dims of masks, whose place one dim of unknown size takes.
+    """
     taken: list[int] = []
     groups: list[Dims] = []
     d = 0
@@ -90,60 +108,39 @@ def index(site: Site) -> Dims:
             d += 1
             continue
         boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
-        width = len(site.shape_of(entry)) if boolean else 1
-        for k in range(width):
-            if boolean:
-                site.lock(x[d + k], PICKED)
-                site.lock(site.dims(entry)[k], PICKED)
-            else:
-                site.looked_up(x[d], entry, PICKED)
-        taken.extend(range(d, d + width))
+        own = site.dims(entry)
+        width = len(own) if boolean else 1
+        for axis in (*x[d : d + width], *own) if boolean else ():
+            site.lock(axis, PICKED)
         if not boolean:
-            groups.append(site.dims(entry))
+            site.looked_up(x[d], entry, PICKED)
+        taken.extend(range(d, d + width))
+        groups.append([None] if boolean else own)
         d += width
     passing = [i for i in range(len(x)) if i not in taken]
-    together = taken == list(range(taken[0], taken[0] + len(taken))) if taken else True
-    before = [i for i in passing if taken and together and i < taken[0]]
-    after = [i for i in passing if i not in before]
-    count = len(site.shape) - len(passing)
-    shape = site.shape[len(before) : len(before) + count]
-    middle = site.broadcast(*groups, size=shape) if groups else [site.fresh(n) for n in shape]
-    for axis in middle:
-        site.lock(axis, "ranges over an index")
-    return [*(x[i] for i in before), *middle, *(x[i] for i in after)]
+    together = not taken or taken == list(range(taken[0], taken[0] + len(taken)))
+    before = [x[i] for i in passing if taken and together and i < taken[0]]
+    after = [x[i] for i in passing][len(before) :]
+    return before, after, groups
 
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(site: Site) -> Dims:
-    """x[i] = values: indexed dims are fixed, the others match the trailing dims of the values."""
-    x = site.dims(site.args[0])
-    values = site.dims(site.args[2])
-    indexed = 0
-    for i, entry in enumerate(site.args[1]):
-        if entry is None:
-            continue
-        boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
-        width = len(site.shape_of(entry)) if boolean else 1
-        for k in range(width):
-            if boolean:
-                site.lock(x[i + k], PICKED)
-            else:
-                site.looked_up(x[i], entry, PICKED)
-        for axis in site.dims(entry):
-            site.lock(axis, PICKED)
-        if i != indexed:  # an index behind a passing dim: which dims of the values match is not followed
-            for axis in (*x, *values):
-                site.lock(axis, PICKED)
-        indexed = i + width
-    tail = x[indexed:]
-    for a, b in zip(reversed(tail), reversed(values), strict=False):
-        site.same(a, b)
-    for axis in values[: max(len(values) - len(tail), 0)]:
+    """x[i] = values: indexed dims are fixed, the values broadcast over what ``x[i]`` would be."""
+    x, values = site.dims(site.args[0]), site.dims(site.args[2])[::-1]
+    before, after, groups = _chosen(site, list(x), list(site.args[1]))
+    count = max(map(len, groups), default=0)
+    for axis in (*values[len(after) : len(after) + count], *(a for dims in groups for a in dims)):
         site.lock(axis, "ranges over an index")
+    for a, b in (
+        *zip(after[::-1], values, strict=False),
+        *zip(before[::-1], values[len(after) + count :], strict=False),
+    ):
+        site.same(a, b)
     return x
 
 
-@rule("gather", "take_along_dim")
+@rule("gather")
 def gather(site: Site) -> Dims:
     """Dim d is read at an index of the same rank; in the other dims, index and source match where sizes do."""
     x, index_dims = site.dims(site.args[0]), site.dims(site.args[2])
@@ -219,7 +216,8 @@ def histc(site: Site) -> Dims:
     return [axis]
 
 
-@rule("masked_select", "nonzero", "unique", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "bincount", "multinomial", "isin", "take", "where.condition")  # fmt: skip
+@rule("masked_select", "nonzero", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "bincount",
+      "multinomial", "isin", "take")  # fmt: skip
 def data_dependent(site: Site) -> list[Dims]:
     """The size of the result depends on values."""
     return site.lock_all(f"goes into {site.node.target}, whose result depends on values")

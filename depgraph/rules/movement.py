@@ -7,25 +7,21 @@ from ..propagate import Dims, Site
 from .registry import rule
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "ravel")
+@rule("view", "_unsafe_view", "_reshape_alias")
 def view(site: Site) -> Dims:
     """Dims are joined to products and split into factors, matched by position."""
     return site.regroup(site.dims(site.args[0]), site.shape)
 
 
-@rule("t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute", "movedim", "adjoint")
+@rule("t", "transpose", "permute")
 def permute(site: Site) -> Dims:
     """Dims change places."""
     x = site.dims(site.args[0])
     name = str(site.node.target).split(".")[1]
-    if name in ("t", "numpy_T"):
+    if name == "t":
         return x[::-1]
     if name == "permute":
         return [x[d] for d in site.args[1]]
-    if name in ("mT", "adjoint"):
-        return [*x[:-2], x[-1], x[-2]]
-    if name == "movedim":
-        raise ValueError("not covered")
     a, b = (site.args[i] % len(x) for i in (1, 2))
     x[a], x[b] = x[b], x[a]
     return x
@@ -38,7 +34,7 @@ def squeeze(site: Site) -> Dims:
     return [next(axes) if n != 1 else None for n in site.shape]
 
 
-@rule("expand", "broadcast_to")
+@rule("expand")
 def expand(site: Site) -> Dims:
     """A dim of size 1 is repeated: a new axis; the others stay."""
     x = site.dims(site.args[0])
@@ -56,7 +52,7 @@ def like(site: Site) -> Dims:
     return other
 
 
-@rule("repeat", "tile")
+@rule("repeat")
 def repeat(site: Site) -> Dims:
     """Each dim is copied r times: (r, dim) row-major; the number of copies is fixed where there is a dim to copy."""
     x = site.dims(site.args[0])
@@ -88,7 +84,7 @@ def repeat_interleave(site: Site) -> Dims:
     return x
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def cat(site: Site) -> Dims:
     """Dim d is the concatenation of the operands' dims; the others are the same axes."""
     operands = [n for n in site.args[0] if n.meta["shapes"][0] != (0,)]
@@ -148,21 +144,24 @@ def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
     return [[*x[:d], p if p.size > 1 else None, *x[d + 1 :]] for p in pieces]
 
 
-@rule("split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule("split", "chunk", "tensor_split", "unsafe_split", "hsplit", "vsplit", "dsplit")
 def split(site: Site) -> list[Dims]:
     """Consecutive pieces of one number of indices each: they must go on having equal counts."""
     x = site.dims(site.args[0])
-    d = site.arg(2, "dim", 0) % len(x)
+    name = str(site.node.target).split(".")[1]
+    along = {"hsplit": min(len(x) - 1, 1), "vsplit": 0, "dsplit": 2}
+    d = along.get(name, site.arg(2, "dim", 0)) % len(x)
     sizes = [shape[d] for shape in site.shapes]
+    if isinstance(site.args[1], (list, tuple)) or "split" in (name, name.removeprefix("unsafe_")):
+        site.repaired(x[d])
     out = _cut_equally(site, x, d, sizes)
-    if isinstance(site.args[1], (list, tuple)):  # sizes piece by piece
+    if isinstance(site.args[1], (list, tuple)) or len(sizes) == 1:  # places of the cuts
         return out
-    axes = [dims[d] for dims in out]
-    if len(axes) > 1 and all(a is not None for a in axes):
-        if len(set(sizes)) == 1:
-            site.equal_counts([a for a in axes if a is not None], "is split into pieces of one size")
-        else:
-            site.lock(x[d], "is split into pieces of one size and a rest")
+    if len(set(sizes)) > 1:
+        site.lock(x[d], "is split into pieces of one size and a rest")
+    elif sizes[0] > 1:
+        axes = [dims[d] for dims in out]
+        site.equal_counts([a for a in axes if a is not None], "is split into pieces of one size")
     return out
 
 
@@ -171,10 +170,11 @@ def split_with_sizes(site: Site) -> list[Dims]:
     """Consecutive pieces, each of its own size."""
     x = site.dims(site.args[0])
     d = site.arg(2, "dim", 0) % len(x)
+    site.repaired(x[d])
     return _cut_equally(site, x, d, [shape[d] for shape in site.shapes])
 
 
-@rule("slice", "narrow")
+@rule("slice", "narrow_copy")
 def slice_(site: Site) -> Dims:
     """Indices start..stop of a dim; with a step, a factor is taken where it fits."""
     x = site.dims(site.args[0])
@@ -189,6 +189,7 @@ def slice_(site: Site) -> Dims:
         start, stop, _ = slice(start, stop, None).indices(n)
     if axis is None or (step == 1 and stop - start == n):
         return x
+    site.repaired(axis)
     if site.shape[d] == 0:
         return [*x[:d], Axis(0), *x[d + 1 :]]
     if step > 1:
@@ -211,11 +212,9 @@ def _stride(site: Site, axis: Axis, start: int, stop: int, step: int, size: int)
     return outer
 
 
-@rule("slice_scatter", "select_scatter", "slice_backward", "diagonal_scatter")
+@rule("slice_scatter")
 def slice_scatter(site: Site) -> Dims:
     """A tensor with a part replaced by another."""
-    if "slice_scatter" not in str(site.node.target):
-        raise ValueError("not covered")
     x, source = site.dims(site.args[0]), site.dims(site.args[1])
     d = site.arg(2, "dim", 0) % len(x)
     n = site.shape_of(site.args[0])[d]
@@ -223,7 +222,7 @@ def slice_scatter(site: Site) -> Dims:
     if site.arg(5, "step", 1) != 1:
         raise ValueError("a step is not covered")
     if stop - start != n:
-        site.lock(x[d], "is replaced between bounds that the code gives")
+        site.repaired(x[d])
     for i, (a, b) in enumerate(zip(x, source, strict=True)):
         if i != d:
             site.same(a, b)
@@ -234,7 +233,7 @@ def slice_scatter(site: Site) -> Dims:
 
 @rule("pad", "constant_pad_nd")
 def pad(site: Site) -> Dims:
-    """Fixed segments before and after; a negative pad cuts; other modes lock the dim."""
+    """Fixed segments before and after; a negative pad cuts; modes that repeat entries lock the dim."""
     x = site.dims(site.args[0])
     amounts = list(site.args[1])
     constant = site.arg(2, "mode", "constant") == "constant" or "constant" in str(site.node.target)
@@ -249,7 +248,7 @@ def pad(site: Site) -> Dims:
             x[d] = site.fixed(site.shape[d], "is padded by its own entries")
             continue
         if before < 0 or after < 0:
-            site.lock(axis, "is cut by a negative pad")
+            site.repaired(axis)
         start, stop = max(0, -before), n - max(0, -after)
         piece = site.slice(axis, start, stop) if (start, stop) != (0, n) else axis
         parts = [piece or site.fixed_segment(stop - start)]
@@ -270,18 +269,20 @@ def roll(site: Site) -> Dims:
         return site.lock_all("is rolled as a whole")[0]
     for shift, d in zip(*listed, strict=True):
         axis = x[d % len(x)]
+        if axis is not None and abs(shift) >= axis.size:
+            site.lock(axis, "is rolled more than once around")
         if axis is not None and shift % axis.size:
+            site.repaired(axis)
             left, right = site.algebra.cut(axis, axis.size - shift % axis.size)
             x[d % len(x)] = concat([right, left])
     return x
 
 
-@rule("flip", "fliplr", "flipud")
+@rule("flip")
 def flip(site: Site) -> Dims:
     """Dims are reversed: their units in the opposite order."""
     x = site.dims(site.args[0])
-    name = str(site.node.target)
-    for d in [1] if "fliplr" in name else [0] if "flipud" in name else site.args[1]:
+    for d in site.args[1]:
         axis = x[d % len(x)]
         if axis is not None:
             turned = site.reorder(axis, range(axis.size - 1, -1, -1))
@@ -325,12 +326,15 @@ def pixel_unshuffle(site: Site) -> Dims:
     return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=False)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule("channel_shuffle")
 def channel_shuffle(site: Site) -> Dims:
     """[n (g c) ...] -> [n (c g) ...]; g is a literal."""
     x = site.dims(site.args[0])
     g, axis = site.args[1], x[1]
-    if axis is None or g in (1, axis.size):
+    if axis is None or g == 1:
+        return x
+    if g == axis.size:
+        site.lock(axis, "numbers the groups of a channel shuffle")
         return x
     outer, inner = site.algebra.factor(axis, g)
     site.lock(outer, "numbers the groups of a channel shuffle")
@@ -347,12 +351,21 @@ def unfold(site: Site) -> Dims:
     return [*x, site.fixed(site.shape[-1], "ranges over the window of an unfold")]
 
 
-@rule("diag_embed", "diag", "trace", "rot90", "as_strided", "as_strided_")
+@rule("trace", "rot90", "as_strided", "as_strided_")
 def by_position(site: Site) -> list[Dims]:
-    """Entries are picked by position; as_strided_ to the same shape only changes the layout in memory."""
-    if str(site.node.target).startswith("aten.as_strided_.") and site.shape == site.shape_of(site.args[0]):
-        return [site.dims(site.args[0])]
+    """Entries are picked by position."""
     return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
+
+
+@rule("diag_embed")
+def diag_embed(site: Site) -> Dims:
+    """[... i] -> [... i i]: two new dims are the same axis."""
+    x = site.dims(site.args[0])
+    d, e = (site.given(name) % len(site.shape) for name in ("dim1", "dim2"))
+    if site.given("offset"):
+        return site.lock_all("is laid out beside a diagonal")[0]
+    rest = iter(x[:-1])
+    return [x[-1] if i in (d, e) else next(rest) for i in range(len(site.shape))]
 
 
 @rule("diagonal")
@@ -366,7 +379,17 @@ def diagonal(site: Site) -> Dims:
     return [*(a for i, a in enumerate(x) if i not in (d, e)), x[d]]
 
 
-@rule("meshgrid", "cartesian_prod", "broadcast_tensors", "atleast_1d")
-def spread(site: Site) -> list[Dims]:
-    """Rare spellings of expand are not followed."""
-    return site.lock_all(f"goes through {site.node.target}")
+@rule("broadcast_tensors")
+def broadcast_tensors(site: Site) -> list[Dims]:
+    """Every operand takes the shape of all."""
+    out = site.broadcast(*(site.dims(n) for n in site.args[0]))
+    return [list(out) for _ in site.shapes]
+
+
+@rule("meshgrid")
+def meshgrid(site: Site) -> list[Dims]:
+    """[i], [j] ... -> [i j ...] each ("xy": [j i ...])."""
+    out = [site.dims(n)[0] if site.shape_of(n) else None for n in site.args[0]]
+    if site.arg(1, "indexing") == "xy" and len(out) > 1:
+        out[0], out[1] = out[1], out[0]
+    return [list(out) for _ in site.shapes]

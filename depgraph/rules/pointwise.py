@@ -7,13 +7,11 @@ from .registry import rule
 
 # Not tagged as pointwise by torch, and pointwise all the same.
 ALSO = (
-    "copy", "_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh", "lift", "native_dropout", "dropout",
+    "copy", "_to_copy", "clone", "detach", "alias", "lift_fresh", "lift", "native_dropout",
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
-    "fill", "zero", "uniform", "normal", "exponential", "masked_fill", "nan_to_num", "where", "_conj", "resolve_conj",
-    "real", "imag", "clamp", "clip", "lerp", "addcmul", "addcdiv", "rrelu_with_noise", "feature_dropout", "type_as",
-    "log_sigmoid_forward", "bucketize", "fake_quantize_per_tensor_affine", "mse_loss",
-    "smooth_l1_loss", "l1_loss", "native_dropout_backward", "to", "_assert_async", "prelu", "_prelu_kernel",
-    "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "log_sigmoid", "softplus", "_fused_moving_avg_obs_fq_helper", "geometric", "log_normal", "isclose",
+    "fill", "zero", "uniform", "normal", "exponential", "masked_fill", "nan_to_num", "where", "_conj", "clamp", "lerp",
+    "addcmul", "addcdiv", "rrelu_with_noise", "_prelu_kernel", "log_sigmoid_forward", "native_dropout_backward", "_assert_async",
+    "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus", "geometric", "log_normal",
 )  # fmt: skip
 
 
@@ -21,14 +19,24 @@ ALSO = (
 def pointwise(site: Site) -> list[Dims]:
     """Every operand's dims, aligned at the last one, are those of the result; size 1 broadcasts."""
     operands = [site.dims(n) for n in site.node.all_input_nodes]
+    if not site.shapes:  # an assertion
+        return []
+    if not operands:
+        return site.lock_all("is drawn at random to a given size")
     out = site.broadcast(*operands)
     return [out if shape == site.shape else [site.fresh(n) for n in shape] for shape in site.shapes]
 
 
-REDUCED_LOSSES = ("mse_loss", "smooth_l1_loss", "l1_loss")
+@rule("bucketize")
+def bucketize(site: Site) -> Dims:
+    """Each entry becomes the number of the bucket that it falls into."""
+    *values, borders = site.node.all_input_nodes
+    for axis in site.dims(borders):
+        site.lock(axis, "separates buckets, which are numbered")
+    return site.dims(values[0]) if values else []
 
 
-@rule(*REDUCED_LOSSES)
+@rule("mse_loss", "smooth_l1_loss")
 def loss(site: Site) -> Dims:
     """Losses over matching entries: their axes are compared one to one, a reduced result has no dims."""
     shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
@@ -38,17 +46,6 @@ def loss(site: Site) -> Dims:
         return out
     site.statistic(*out)
     return []
-
-
-@rule("prelu", "_prelu_kernel")
-def prelu(site: Site) -> Dims:
-    """x[n c ...], weight[c] or weight[1] -> [n c ...]."""
-    x = site.dims(site.args[0])
-    weight = site.dims(site.args[1])
-    axes = [a for a in weight if a is not None]
-    if axes:
-        site.same(axes[0], x[1] if len(x) > 1 else x[0])
-    return x
 
 
 @rule("glu")
@@ -108,7 +105,10 @@ def positional(site: Site) -> Dims:
     return [site.fixed(n, "ranges over positions that the code numbers") for n in site.shape]
 
 
-@rule("item", "_local_scalar_dense", "is_nonzero", "equal", "is_same_size", "allclose")
+@rule("_local_scalar_dense", "equal", "is_same_size", "allclose")
 def to_python(site: Site) -> list[Dims]:
-    """Leaves the graph as a Python number."""
+    """Leaves the graph as a Python number; tensors that are compared stay alike."""
+    shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
+    if len(set(shapes)) == 1:
+        site.broadcast(*(site.dims(n) for n in site.node.all_input_nodes), size=shapes[0])
     return []

@@ -36,6 +36,7 @@ def _step(
         _gates(site, dims[0], hidden)
         if i < 2:
             site.same(dims[1], x if i == 0 else h)
+            site.contract(dims[1])
             site.weight(argument, [dims[0]], [dims[1]])
             site.macs(*steps, *dims)
 
@@ -65,6 +66,7 @@ def layers(site: Site) -> list[Dims]:
     hx, params, has_biases, count = site.args[2 if packed else 1 :][:4]
     bidirectional = site.args[8 if packed else 7]
     x = site.dims(site.args[0])
+    batch = _sequences(site, x, packed)
     states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
     directions = 2 if bidirectional else 1
     per = len(params) // (count * directions)
@@ -84,7 +86,7 @@ def layers(site: Site) -> list[Dims]:
             outs.append(out)
             cells.append(hidden)
         feed = concat([a or site.fixed_segment(1) for a in ends]) if len(ends) > 1 else ends[0]
-    finals = [_states(site, i, state, (outs, cells)[i]) for i, state in enumerate(states)]
+    finals = [_states(site, i, state, (outs, cells)[i], batch) for i, state in enumerate(states)]
     return [[*x[:-1], feed], *finals]
 
 
@@ -98,12 +100,22 @@ def _project(site: Site, steps: Dims, weight: Any, hidden: Axis | None) -> None:
     """weight_hr[out c]; torch knows a projection by its being narrower than the layer."""
     rows, columns = site.dims(weight)
     site.same(columns, hidden)
+    site.contract(columns)
     site.weight(weight, [rows], [columns])
     site.macs(*steps, rows, columns)
     site.narrower(weight, 0, 1)
 
 
-def _states(site: Site, number: int, first: Any, axes: list[Axis | None]) -> Dims:
+def _sequences(site: Site, x: Dims, packed: bool) -> Axis | None:
+    """The axis that tells sequences apart, if x has a dim of that alone; steps stand in a fixed order."""
+    if packed:
+        site.lock(site.dims(site.args[1])[0], PACKED)
+    steps = 1 if not packed and len(x) == 3 and site.given("batch_first") else 0
+    site.lock(x[steps], "ranges over the steps of a recurrent layer")
+    return x[1 - steps] if len(x) == 3 else None
+
+
+def _states(site: Site, number: int, first: Any, axes: list[Axis | None], batch: Axis | None) -> Dims:
     """Dims of the last states [layers*directions, n, c], whose first ones are `first` and hidden axes `axes`.
 
     Where neither tells its entries apart, every layer and direction keeps units of its own.
@@ -119,6 +131,10 @@ def _states(site: Site, number: int, first: Any, axes: list[Axis | None]) -> Dim
             site.same(axes[0], axis)
     site.same(dims[-1], axes[0])
     site.lock(dims[0], "numbers layers and directions")
+    if batch is None:
+        site.lock(dims[1] if len(dims) == 3 else None, PACKED)
+    else:
+        site.same(batch, dims[1])
     return dims
 
 
@@ -126,8 +142,8 @@ def _states(site: Site, number: int, first: Any, axes: list[Axis | None]) -> Dim
 def pack(site: Site) -> list[Dims]:
     """x[n t ...] -> ([steps ...], numbers of sequences)."""
     first, second, *rest = site.dims(site.args[0])
-    site.lock(first, PACKED)
-    site.lock(second, PACKED)
+    for axis in (first, second, *site.dims(site.args[1])):
+        site.lock(axis, PACKED)
     return [[site.fixed(site.shape[0], PACKED), *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
 
 
@@ -135,6 +151,7 @@ def pack(site: Site) -> list[Dims]:
 def unpack(site: Site) -> list[Dims]:
     """x[steps ...] -> ([n t ...], lengths)."""
     steps, *rest = site.dims(site.args[0])
-    site.lock(steps, PACKED)
+    for axis in (steps, *site.dims(site.args[1])):
+        site.lock(axis, PACKED)
     padded = [site.fixed(n, PACKED) for n in site.shape[:2]]
     return [[*padded, *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]

@@ -9,7 +9,7 @@ from ..propagate import Dims, Site
 from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")
-STATISTICS = ("mean", "nanmean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
+STATISTICS = ("mean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
               "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
 INDEXED = ("median", "nanmedian", "mode", "kthvalue")
 
@@ -28,10 +28,7 @@ def _reduced(site: Site, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
 
 def _arguments(site: Site) -> tuple[Any, bool]:
     """(dims, keepdim) by the names in the op's schema."""
-    values = {a.name: a.default_value for a in site.node.target._schema.arguments}
-    values.update(zip(values, site.args, strict=False))
-    values.update(site.kwargs)
-    return values.get("dim"), bool(values.get("keepdim", False))
+    return site.given("dim"), bool(site.given("keepdim"))
 
 
 @rule(*EXACT)
@@ -70,7 +67,7 @@ def extrema(site: Site) -> list[Dims]:
     return [list(out) for _ in site.shapes]
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "special_softmax")
+@rule("_softmax", "_log_softmax", "_safe_softmax")
 def softmax(site: Site) -> Dims:
     """Normalised over the kept entries of its dim."""
     x = site.dims(site.args[0])
@@ -79,21 +76,14 @@ def softmax(site: Site) -> Dims:
     return x
 
 
-@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "diff")
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def along(site: Site) -> list[Dims]:
     """Works along a dim in the order of its indices; running sums of whole numbers are counts, of which none are lost."""
     x = site.dims(site.args[0])
-    given = site.arg(1, "dim", site.kwargs.get("dims", -1))
     counts = "cumsum" in str(site.node.target) and not site.node.meta["dtype"].is_floating_point
-    for d in [] if counts else given if isinstance(given, (list, tuple)) else [given]:
-        site.lock(x[d % len(x)], f"is worked along in order by {site.node.target}")
-    return [
-        [
-            a if a is None or a.size == n else site.fixed(n, "is shortened")
-            for a, n in zip(x, shape, strict=True)
-        ]
-        for shape in site.shapes
-    ]
+    if x and not counts:
+        site.lock(x[site.given("dim") % len(x)], f"is worked along in order by {site.node.target}")
+    return [list(x) for _ in site.shapes]
 
 
 @rule("topk")
@@ -112,14 +102,11 @@ def topk(site: Site) -> list[Dims]:
     ]
 
 
-@rule("sort", "argsort", "msort")
+@rule("sort")
 def ranked(site: Site) -> list[Dims]:
     """Reorders a dim by value."""
     x = site.dims(site.args[0])
-    d = site.arg(1, "dim", -1)
-    if isinstance(d, bool):
-        d = site.args[2] if len(site.args) > 2 else -1
-    d %= max(len(x), 1)
+    d = site.given("dim") % max(len(x), 1)
     if x:
         site.lock(x[d], "is ordered by value")
     return [
@@ -131,7 +118,10 @@ def ranked(site: Site) -> list[Dims]:
     ]
 
 
-@rule("renorm", "linalg_norm", "linalg_matrix_norm")
-def norms(site: Site) -> list[Dims]:
-    """Norms over several dims at once are not followed."""
-    return site.lock_all(f"goes into {site.node.target}")
+@rule("renorm")
+def renorm(site: Site) -> Dims:
+    """The norm of what stands at each index of one dim is bounded: a statistic over the other dims."""
+    x = site.dims(site.args[0])
+    d = site.given("dim") % len(x)
+    site.statistic(*x[:d], *x[d + 1 :])
+    return x

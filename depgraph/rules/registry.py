@@ -123,8 +123,15 @@ def _weight_among(arguments: list[Any], usual: int | None) -> int | None:
     return made[0] if len(made) == 1 < len(arguments) else None
 
 
+def _common_shape(operands: list[Dims]) -> tuple[int, ...]:
+    """The shape of dims that broadcast, aligned at the last one."""
+    rank = max(map(len, operands), default=0)
+    sizes = [[1] * (rank - len(dims)) + [1 if a is None else a.size for a in dims] for dims in operands]
+    return tuple(map(max, zip(*sizes, strict=True)))
+
+
 def contract_as(
-    site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None
+    site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None = None
 ) -> Dims:
     """Apply the einsum `operands` -> `result` (letters, at most one ``...`` each) to tensor `arguments`."""
     bound: dict[str, Axis | None] = {}
@@ -135,26 +142,23 @@ def contract_as(
         dims = site.dims(argument)
         head, _, tail = letters.partition("...") if "..." in letters else (letters, "", "")
         middle = dims[len(head) : len(dims) - len(tail)] if "..." in letters else []
-        pairs = dict(
-            zip(
-                head + tail,
-                [*dims[: len(head)], *(dims[len(dims) - len(tail) :] if tail else [])],
-                strict=True,
-            )
-        )
-        for letter, axis in pairs.items():
+        ends = [*dims[: len(head)], *(dims[len(dims) - len(tail) :] if tail else [])]
+        pairs: dict[str, Axis | None] = {}
+        for letter, axis in zip(head + tail, ends, strict=True):
             if axis is not None and bound.get(letter) is not None:
                 site.same(bound[letter], axis)
             bound[letter] = bound.get(letter) or axis
+            pairs[letter] = pairs.get(letter) or axis
         mine.append(pairs)
         if "..." in letters:
             leading.append(middle)
     at = result.find("...")
-    shape = site.shape[at : at + lead] if at >= 0 else ()
-    spread = site.broadcast(*leading, size=shape) if at >= 0 else []
+    shape = site.shape[at : at + lead] if at >= 0 else _common_shape(leading)
+    spread = site.broadcast(*leading, size=shape)
     contracted = [axis for letter, axis in bound.items() if letter not in result]
+    contracted += [] if at >= 0 else spread
     site.contract(*contracted)
-    if len(mine) > 1:
+    if len(mine) > 1 and contracted:  # without a sum it is work of another kind
         site.macs(*spread, *bound.values())
     weight = _weight_among(arguments[: len(mine)], weight)
     if weight is not None:
@@ -165,4 +169,4 @@ def contract_as(
             [a for k, a in own.items() if k not in result],
         )
     head, _, tail = result.partition("...") if at >= 0 else (result, "", "")
-    return [*(bound[k] for k in head), *spread, *(bound[k] for k in tail)]
+    return [*(bound[k] for k in head), *(spread if at >= 0 else []), *(bound[k] for k in tail)]
