@@ -19,7 +19,7 @@ from torch import nn
 from . import axes
 from .axes import ATOM, Axis, Reason
 from .constraints import read_attribute
-from .propagate import Dims, Propagation, Weight
+from .propagate import Dims, Propagation
 from .sizes import Expr
 from .trace import Node
 
@@ -189,10 +189,9 @@ def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], nam
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
         trace.unreached.remove(name)
-    for w in list(state.weights):
-        if w.operand in made:
-            new = Weight(made[w.operand], copy.dims(w.produced), copy.dims(w.consumed), w.beside)
-            state.weights.append(new)
+    for operand, produced, consumed in list(state.weights):
+        if operand in made:
+            state.weights.append((made[operand], copy.dims(produced), copy.dims(consumed)))
     return True
 
 

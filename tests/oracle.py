@@ -157,6 +157,8 @@ def logsumexp(x, dim, keepdim=False):
 
 
 def maximum(x, dim=(), keepdim=False):
+    if not is_inexact(x):
+        return x.amax(all_dims(x, dim), keepdim)
     out = without_dead(x).amax(all_dims(x, dim), keepdim)
     return out.masked_fill(out == -math.inf, 0)
 
@@ -204,6 +206,10 @@ def maximum_and_place(x, dim, keepdim=False):
 
 def argmax(x, dim=None, keepdim=False):
     return without_dead(x).argmax(dim, keepdim)
+
+
+def argmin(x, dim=None, keepdim=False):
+    return without_dead(-x).argmax(dim, keepdim)
 
 
 def topk(x, k, dim=-1, largest=True, sorted=True):  # noqa: A002
@@ -256,6 +262,7 @@ STATISTICS: dict[Any, Callable] = {
     aten.max.dim: maximum_and_place,
     aten.min.dim: minimum_and_place,
     aten.argmax.default: argmax,
+    aten.argmin.default: argmin,
     aten.topk.default: topk,
     aten._weight_norm_interface.default: weight_norm,
 }

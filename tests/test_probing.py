@@ -50,7 +50,7 @@ STRICT = {
         "_index_put_impl _unsafe_index _unsafe_index_put gather index index_add index_copy index_fill index_put "
         "index_reduce index_select scatter scatter_add scatter_reduce",
     ),
-    "is indexed by the result of a maximum or minimum": (NUMBERS, "argmax argmin"),
+    "is indexed by a position in several dims": (NUMBERS, "argmax argmin"),
     "is laid out beside a diagonal": (RARE, "diag_embed"),
     "is looked up by number (rows of an embedding)": (NUMBERS, "embedding"),
     "is masked by position (a triangle)": (NUMBERS, "tril triu"),
@@ -98,7 +98,6 @@ STRICT = {
         "the smaller op would scale otherwise",
         "scaled_dot_product_attention",
     ),
-    "tells blocks of rows apart": (NUMBERS, "_grouped_mm"),
 }  # fmt: skip
 
 every_row = pytest.mark.parametrize("name", ROWS)
