@@ -351,16 +351,15 @@ class Claim:
         counts = [[say(a) for a in parts] for parts, _ in state.equal_counts]
         work = [[f if isinstance(f, int) else say(f) for f in factors] for _, factors in state.work]
         rest = [[say(a) for a in found.get(self.node, [])] for found in (state.contracted, state.statistics)]
-        weights = [
-            (w.operand, list(map(say, w.produced)), list(map(say, w.consumed)), w.beside)
-            for w in state.weights
-        ]
+        weights = [[say(a) for a in (*made, *used)] for _, made, used in state.weights]
+        numbers = [(i, say(a)) for (n, i), a in state.numbers.items() if n is self.node]
+        floors = [(say(a), count) for a, count in state.at_least]
         other = (
             [say(a) for a in state.counted.values()],
             [say(a) for a in state.renumbered.values()],
             self.node in state.filled,
         )
-        return repr((said, counts, work, rest, [w[1:3] for w in weights], other))
+        return repr((said, counts, work, rest, weights, numbers, floors, other))
 
 
 # ------------------------------------------------------------------------------------------------ what an op does, by numbers
