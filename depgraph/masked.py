@@ -615,6 +615,23 @@ HANDLERS = _table(
 )
 
 
+def filled(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """masked_scatter: the mask of the source goes where its values go."""
+    out = func(*args, **kwargs)
+    return run.finish(out, func(run.full(args[0]), args[1], run.full(args[2])))
+
+
+def solve_triangular(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Each column of the right-hand side by itself; what is dead of the matrix is not followed."""
+    a, b = run.full(args[0]), run.full(args[1])
+    along = -2 if kwargs.get("left", True) else -1
+    alive = b.amax(along, keepdim=True)
+    if not bool(a.all()) or (alive != b.amin(along, keepdim=True)).any():
+        raise Unfollowed("linalg_solve_triangular")
+    out = func(*args, **kwargs)
+    return run.finish(out, alive.expand(out.shape).clone())
+
+
 def glu(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Halves of a dim: alive where both are."""
     out = func(*args, **kwargs)
@@ -630,4 +647,5 @@ def grid_sample(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return run.finish(out, alive.expand(out.shape).clone())
 
 
+HANDLERS.update(masked_scatter=filled, linalg_solve_triangular=solve_triangular)
 HANDLERS.update(_pack_padded_sequence=pack, glu=glu, grid_sampler_2d=grid_sample, grid_sampler_3d=grid_sample)

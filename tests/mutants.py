@@ -520,8 +520,13 @@ tiny("PutBehind", [7, 13], lambda m, x: flat(m, write(
     e=(5, 13), a=(13, 7), b=(13, 11), c=(5, 7), d=(5, 4), head=(77, 3))
 tiny("Taken", [11], lambda m, x: m.head(deep(m, x).take(ORDER)), **DEEP, head=(4, 3))
 tiny("TakenByMask", [11], lambda m, x: deep(m, x)[m.c(x) > 0].sum(), **DEEP, c=(5, 7))
-tiny("FilledByMask", [11], lambda m, x: m.head(deep(m, x).masked_scatter(x.new_ones(2, 1) > 0, m.c(x))),
+tiny("FilledByMask", [7, 11], lambda m, x: m.head(deep(m, x).masked_scatter(x.new_ones(2, 1) > 0, m.c(x))),
      **DEEP, c=(5, 7), head=(7, 3))
+tiny("FilledByLiteral", [7, 11], lambda m, x: m.head(deep(m, x).masked_scatter((x.new_ones(2, 1) > 0).expand(2, 7), m.c(x))),
+     **DEEP, c=(5, 7), head=(7, 3))
+tiny("FilledByEntries", [11], lambda m, x: m.head(deep(m, x).masked_scatter(torch.arange(14).view(2, 7) > 3, m.c(x))),
+     **DEEP, c=(5, 7), head=(7, 3))
+tiny("PaddedByCount", [11], lambda m, x: m.head(F.pad(deep(m, x), (0, torch.tensor(2)))), **DEEP, head=(9, 3))
 
 # --- entries moved
 
@@ -597,7 +602,7 @@ tiny("GatedByOne", [7], lambda m, x: m.head(m.a(x) * F.glu(m.c(x), 1)), a=(5, 7)
 tiny("Numbered", [11], lambda m, x: m.head(deep(m, x) * torch.arange(m.n)), **DEEP, n=lambda: 7, head=(7, 3))
 tiny("Compared", [7], lambda m, x: m.head(m.a(x)) + (1 if torch.equal(m.a(x), m.b(x)) else 2) * m.other(m.b(x)),
      a=(5, 7), b=(5, 7), head=(7, 3), other=(7, 3))
-tiny("LargestOfAll", [7], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
+tiny("LargestOfAll", [7, 11], lambda m, x: m.head(outer(m, x).max(2).values), **OUTER, head=(7, 3))
 tiny("LargestNumber", [7], lambda m, x: m.head(m.a(x)) * m.a(x).max(), a=(5, 7), head=(7, 3))
 tiny("MiddleOne", [7], lambda m, x: m.head(outer(m, x).median(2).values), **OUTER, head=(7, 3))
 tiny("RunningSums", [7], lambda m, x: flat(m, outer(m, x).cumsum(2)), **OUTER, head=(77, 3))

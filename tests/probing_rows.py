@@ -70,6 +70,9 @@ def each(names: str, *args: Any, **kwargs: Any) -> None:
 
 at("linear", x(2, 3, 5), x(7, 5), x(7))
 at("linear", x(5), x(7, 5))
+at("linear", x(3, 5), x(5))
+at("linalg_solve_triangular", x(2, 5, 5).tril(), x(2, 5, 7), upper=False)
+at("linalg_solve_triangular", x(2, 5, 5).triu(), x(2, 7, 5), upper=True, left=False)
 at("linear", x(3, 1), x(5, 1), x(5))
 at("mm", x(5, 7), x(7, 3))
 at("mm", x(1, 7), x(7, 3))
@@ -278,6 +281,7 @@ at("isin", x(3, 7), 0.5)
 at("isin", 0.5, x(5))
 at("take", x(3, 7), number(21, 5))
 at("masked_scatter", x(3, 7), yes(3, 7), x(3, 7))
+at("masked_scatter", x(3, 7), yes(3, 1), x(3, 7))
 
 # --- entries moved
 

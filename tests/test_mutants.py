@@ -44,15 +44,8 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "sum: drop contract in `site.contract(*gone)`": SUMMED,
     "convolution: swap pieces in `outputs = site.algebra.segments(whole, [o] * groups)`": COUNTED,
     "one_hot: free in `axis = site.new(len(site.shape) - 1)`": "a size inside one_hot is that of what it numbers",
-    "histc: drop lock in `return site.lock_all(f'goes into {site.node.target}, whose result depends on values')`": INTEGERS,
-    "histc: free in `return site.lock_all(f'goes into {site.node.target}, whose result depends on values')`": (
-        "no weight produces an axis of bins, so it is no channel"
-    ),
     "scatter: exchange dims": FIXED,
     "topk: exchange dims": FIXED,
-    "topk: free in `return [[a if i != d else site.fixed(k, 'counts the largest entries') for i, a in enumerate(x)] for `": (
-        "no weight produces an axis of ranks, so it is no channel"
-    ),
     "dot: drop weight in `site.weight(arguments[weight], [a for k, a in own.items() if k in result], [a for k, a in own.items(`": (
         PRODUCED
     ),
@@ -62,7 +55,6 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "index_select: drop lock in `site.lock(x[d], 'ranges over an index')`": INTEGERS,
     "gather: drop lock in `site.lock(b, 'ranges over an index')`": INTEGERS,
     "masked_select: refuse": FREEZES,
-    "masked_scatter: refuse": FREEZES,
     "arange: refuse": FREEZES,
     "glu: swap pieces in `left, right = site.algebra.cut(axis, axis.size // 2)`": "both halves become the same axis",
     "_grouped_mm: swap factors in `_, run = site.algebra.factor(axis, axis.size // length)`": "any runs of that length will do",

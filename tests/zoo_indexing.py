@@ -297,3 +297,45 @@ class EveryOtherChannel(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         return self.head(pooled(self.last(x[:, ::2] * x[:, 1::2].sigmoid())))
+
+
+@entry(tokens(), "enter.weight side.weight head.weight:1")
+class FilledRows(nn.Module):
+    """Features of another branch take the places of marked tokens, as in models that read images among words."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.side, self.head = nn.Linear(5, 11), nn.Linear(5, 11), nn.Linear(11, CLASSES)
+
+    def forward(self, x):
+        y = self.enter(x)
+        marked = (torch.arange(x.shape[1]) % 3 == 1)[:, None].expand(x.shape[0], -1, 1)
+        return self.head(y.masked_scatter(marked.expand_as(y), self.side(x).flatten(0, 1)).relu())
+
+
+@entry(tokens(), "enter.weight head.weight:1")
+class TriangularSystem(nn.Module):
+    """Each channel is solved for by itself, with a matrix over the tokens; and one with the channels in rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.head = nn.Linear(5, 11), nn.Linear(11, CLASSES)
+
+    def forward(self, x):
+        y = self.enter(x)
+        matrix = (x @ x.transpose(1, 2) * 0.1).tril(-1) + torch.eye(x.shape[1], dtype=x.dtype)
+        y = torch.linalg.solve_triangular(matrix, y, upper=False)
+        rows = torch.linalg.solve_triangular(matrix, y.transpose(1, 2), upper=False, left=False)
+        return self.head(rows.transpose(1, 2))
+
+
+@entry(tokens(), "enter.weight project")
+class VectorWeight(nn.Module):
+    """F.linear with a weight of one dim: a projection to a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.project = nn.Linear(5, 11), nn.Parameter(torch.randn(11))
+
+    def forward(self, x):
+        return F.linear(self.enter(x).relu(), self.project)

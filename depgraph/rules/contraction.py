@@ -6,13 +6,30 @@ from ..axes import Axis
 from ..propagate import Dims, Site
 from .registry import contract_as, equation, rule
 
-rule("linear")(equation("...k,mk,m->...m", weight=1))
 rule("mm")(equation("nk,km->nm", weight=1))
 rule("bmm")(equation("bnk,bkm->bnm", weight=1))
 rule("mv")(equation("nk,k->n", weight=0))
 rule("dot", "vdot")(equation("k,k->"))
 rule("cdist", "_cdist_forward", "_euclidean_dist")(equation("...nk,...mk->...nm"))
 rule("bilinear")(equation("...i,...j,oij,o->...o", weight=2))
+
+
+@rule("linear")
+def linear(site: Site) -> Dims:
+    """x[... k], weight[m k], bias[m] -> [... m]; a weight [k] is a matrix of one row whose dim is dropped."""
+    text = "...k,mk,m->...m" if len(site.shape_of(site.args[1])) > 1 else "...k,k->..."
+    return equation(text, weight=1)(site)
+
+
+@rule("linalg_solve_triangular")
+def solve_triangular(site: Site) -> Dims:
+    """A[... n n] X = B[... n k]: the columns of B pass to X, or with left=False its rows; the matrix stays whole."""
+    a, b = site.dims(site.args[0]), site.dims(site.args[1])
+    passing = -1 if site.kwargs.get("left", True) else -2
+    for axis in (a[-1], a[-2], b[-3 - passing]):
+        site.lock(axis, "is a dim of a system of equations")
+    lead = site.broadcast(a[:-2], b[:-2], size=site.shape[:-2])
+    return [*lead, b[-2], b[-1]]
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv", "addr")

@@ -225,5 +225,27 @@ def data_dependent(site: Site) -> list[Dims]:
 
 @rule("masked_scatter")
 def masked_scatter(site: Site) -> Dims:
-    """Entries are filled in reading order: only dims inside the mask's last one could pass; none is followed."""
-    return site.lock_all("is filled in reading order by a mask")[0]
+    """Entries are filled in reading order: whole rows where the mask is the same along the last dim, else none is followed."""
+    x, source = site.dims(site.args[0]), site.dims(site.args[2])
+    if not source or x[-1] is None or source[-1] is None or not _repeated(site.args[1], site.shape[-1]):
+        return site.lock_all("is filled in reading order by a mask")[0]
+    site.same(x[-1], source[-1])
+    for axis in (*x[:-1], *source[:-1], *site.dims(site.args[1])[:-1]):
+        site.lock(axis, "is filled in reading order by a mask")
+    for axis in site.dims(site.args[1])[-1:]:
+        site.same(axis, x[-1])
+    return x
+
+
+def _repeated(mask: Any, width: int) -> bool:
+    """Whether a mask is one column, or copies of one column side by side."""
+    while True:
+        shape = mask.meta["shapes"][0] if mask.meta.get("shapes") else ()
+        if not shape or shape[-1] == 1 != width:
+            return bool(shape)
+        name = str(mask.target).split(".")[1] if mask.op == "call_function" else ""
+        if name in ("expand", "expand_as"):
+            return bool(mask.args[0].meta["shapes"][0][-1:] == (1,))
+        if name not in ("_to_copy", "clone", "detach", "alias", "contiguous"):
+            return False
+        mask = mask.args[0]

@@ -240,9 +240,13 @@ def pad(site: Site) -> Dims:
     for i in range(len(amounts) // 2):
         d = len(x) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]
+        n, axis = site.shape_of(site.args[0])[d], x[d]
+        if not (isinstance(before, int) and isinstance(after, int)):
+            site.lock(axis, "is padded by a computed amount")
+            x[d] = site.fixed(site.shape[d], "is padded by a computed amount")
+            continue
         if not (before or after):
             continue
-        n, axis = site.shape_of(site.args[0])[d], x[d]
         if not constant:
             site.lock(axis, "is padded by its own entries")
             x[d] = site.fixed(site.shape[d], "is padded by its own entries")
