@@ -522,7 +522,7 @@ tiny("Taken", [11], lambda m, x: m.head(deep(m, x).take(ORDER)), **DEEP, head=(4
 tiny("TakenByMask", [11], lambda m, x: deep(m, x)[m.c(x) > 0].sum(), **DEEP, c=(5, 7))
 tiny("FilledByMask", [7, 11], lambda m, x: m.head(deep(m, x).masked_scatter(x.new_ones(2, 1) > 0, m.c(x))),
      **DEEP, c=(5, 7), head=(7, 3))
-tiny("FilledByLiteral", [7, 11], lambda m, x: m.head(deep(m, x).masked_scatter((x.new_ones(2, 1) > 0).expand(2, 7), m.c(x))),
+tiny("FilledByLiteral", [11], lambda m, x: m.head(deep(m, x).masked_scatter((x.new_ones(2, 1) > 0).expand(2, 7), m.c(x))),
      **DEEP, c=(5, 7), head=(7, 3))
 tiny("FilledByEntries", [11], lambda m, x: m.head(deep(m, x).masked_scatter(torch.arange(14).view(2, 7) > 3, m.c(x))),
      **DEEP, c=(5, 7), head=(7, 3))
