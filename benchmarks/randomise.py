@@ -44,7 +44,11 @@ def randomise(model: nn.Module, seed: int, inputs: Inputs | None = None) -> nn.M
         for parameter in model.parameters():
             if _is_constant(parameter):
                 parameter.copy_(_around(parameter, dice))
-            elif parameter.dim() > 1 and parameter.is_floating_point():
+            elif (
+                parameter.dim() > 1
+                and parameter.is_floating_point()
+                and parameter.numel() > parameter.shape[0]
+            ):
                 parameter.mul_(_gain(parameter))
         norms = [module for module in model.modules() if _has_statistics(module)]
         for norm in norms:

@@ -17,7 +17,7 @@ from . import axes
 from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .propagate import Propagation
 from .size_uses import SizeUse
-from .sizes import Expr
+from .sizes import Expr, holders
 
 
 @dataclass(frozen=True)
@@ -394,6 +394,5 @@ def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
     path, *rest = key
     value: Any = model.get_submodule(path)
     for step in rest:
-        holder = value if isinstance(value, (list, tuple, dict)) else vars(value)
-        value = holder[step]
+        value = value[step] if isinstance(value, tuple) else holders(value, step)[0][step]
     return value

@@ -12,7 +12,7 @@ An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,10 +187,36 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
             value[k] = track_inside(v, (*key, k), seen)
     elif is_plain_object(value) and id(value) not in seen:
         seen.add(id(value))
-        holder = vars(value)
-        for k, v in list(holder.items()):
-            holder[k] = track_inside(v, (*key, k), seen)
+        for table in (vars(value), _Items(value)) if isinstance(value, dict) else (vars(value),):
+            for k, v in list(table.items()):
+                table[k] = track_inside(v, (*key, k), seen)
     return value
+
+
+def holders(value: Any, step: Any) -> list[Any]:
+    """What of `value` holds its entry `step`: its items, its attributes, or both (a config that is a dict as well)."""
+    if isinstance(value, list):
+        return [value]
+    attributes = getattr(value, "__dict__", {})
+    found = [attributes] if step in attributes else []
+    return [*found, _Items(value)] if isinstance(value, dict) and step in value else found
+
+
+class _Items:
+    """The items of a dict, also of one whose own methods permit no change."""
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        self.table = table
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        """Keys and values."""
+        return dict.items(self.table)
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict.__getitem__(self.table, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        dict.__setitem__(self.table, key, value)
 
 
 def is_plain_object(value: Any) -> bool:

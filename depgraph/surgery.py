@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from .errors import PlanError
 from .plan import Cut, Plan, Repair
 from .rewrite import rewrite_module
+from .sizes import holders
 from .trace import named_tensors, skeleton
 from .wrappers import check_changeable, replace_inner, wrapped
 
@@ -124,8 +125,12 @@ def _put(holder: Any, steps: list[Any], value: int) -> Any:
         items = list(holder)
         items[steps[0]] = _put(items[steps[0]], steps[1:], value)
         return type(holder)(items)
-    table = holder if isinstance(holder, (dict, list)) else vars(holder)
-    table[steps[0]] = _put(table[steps[0]], steps[1:], value)
+    tables = holders(holder, steps[0])
+    old = tables[0][steps[0]]
+    new = _put(old, steps[1:], value)
+    for table in tables:  # a config may repeat its fields as items
+        if table[steps[0]] == old:
+            table[steps[0]] = new
     return holder
 
 

@@ -136,6 +136,30 @@ class FunctionalGroupNorm(AroundNorm):
         return F.group_norm(x, 2, self.scale, self.shift)
 
 
+@entry(image(), "a.weight:0 norm.weight b.weight:1")
+class GroupNormPerChannel(AroundNorm):
+    """GroupNorm(C, C): each channel by itself; the number of groups is a number of channels."""
+
+    def __init__(self):
+        super().__init__(7)
+        self.norm = nn.GroupNorm(7, 7)
+
+    def normalise(self, x):
+        return self.norm(x)
+
+
+@entry(image(), "a.weight:0 scale b.weight:1")
+class FunctionalGroupNormPerChannel(AroundNorm):
+    """The same with that number as a literal in one call, and computed from the channels in another."""
+
+    def __init__(self):
+        super().__init__(7)
+        self.scale, self.shift = nn.Parameter(torch.ones(7)), nn.Parameter(torch.zeros(7))
+
+    def normalise(self, x):
+        return F.group_norm(F.group_norm(x, 7, self.scale, self.shift), x.shape[1])
+
+
 @entry(image(), "a.weight:0 scale b.weight:1")
 class HandWrittenGroupNorm(AroundNorm):
     """Group norm by view(B, G, C // G, H, W), var and mean."""

@@ -86,6 +86,37 @@ class AttributeView(nn.Module):
         return self.fc(F.max_pool2d(x, 2).reshape(-1, self.flat))
 
 
+class FrozenConfig(dict):
+    """A dict whose entries are attributes too, and that permits no change of its items."""
+
+    def __init__(self, **entries):
+        super().__init__(entries)
+        vars(self).update(entries)
+
+    def __setitem__(self, key, value):
+        raise TypeError("this config can't be changed")
+
+    def __deepcopy__(self, memo):
+        return FrozenConfig(**self)
+
+
+@entry(image(), "stem.0.weight:0 fc.weight:1")
+class ConfigOfItemsAndAttributes(nn.Module):
+    """A view's number is read as an attribute of a config that is a dict as well, and once as an item."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = conv_bn(3, 7), nn.Linear(84, CLASSES)
+        self.config = FrozenConfig(width=7, flat=84)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.stem(x), 2)
+        y = x.new_zeros(x.shape[0], self.config.width, 4, 3)
+        y[:, :, :2] = x[:, :, :2]
+        y[:, :, 2:] = x[:, :, 2:] * 2
+        return self.fc(y.view(-1, self.config["flat"]))
+
+
 @entry(image(), "stem.0.weight:0 mix.weight last.weight:1", keeps="token.weight")
 class MixerTranspose(nn.Module):
     """MLP-Mixer: linear over tokens, then over channels; pixels are fixed."""
