@@ -92,8 +92,10 @@ def byte_count(model: nn.Module) -> int:
 
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
-    """Recurrent layers run as the products that they are made of, not as one kernel of a library."""
+    """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
     before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     torch._C._set_cudnn_enabled(False)
     try:
@@ -101,6 +103,7 @@ def _without_fused_layers() -> Iterator[None]:
     finally:
         torch._C._set_mkldnn_enabled(before[0])
         torch._C._set_cudnn_enabled(before[1])
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,6 +57,29 @@ class Scalar(float):
 
     def __reduce__(self) -> Any:
         return float, (float(self),)
+
+
+class NumpyScalar(np.float64, Scalar):  # type: ignore[misc]  # numpy's class is a float too
+    """What numpy makes of a tracked number, with the expression that produced it."""
+
+    def __new__(cls, value: float, expr: Expr) -> NumpyScalar:
+        """Return `value` (a numpy scalar) carrying `expr`."""
+        self: NumpyScalar = np.float64.__new__(cls, value)
+        self.expr = expr
+        return self
+
+
+def through_numpy(self: Any, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+    """A numpy function of tracked numbers: a single float that comes out is tracked."""
+    out = getattr(function, method)(*map(plain, inputs), **options)
+    if method != "__call__" or type(out) is not np.float64:
+        return out
+    first, second = (*map(expression, inputs), 0.5 if function is np.sqrt else 1)[:2]
+    return NumpyScalar(out, (NUMPY_NAMES.get(function.__name__, function.__name__), first, second))
+
+
+NUMPY_NAMES = {"sqrt": "pow", "power": "pow", "float_power": "pow", "subtract": "sub", "multiply": "mul",
+               "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv"}  # fmt: skip
 
 
 def expression(value: Any) -> Expr:
@@ -105,7 +129,7 @@ def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
     label = name.strip("_").removeprefix("r") if reflected else name.strip("_")
 
     def operate(self: Any, other: Any, *rest: Any) -> Any:
-        if type(other) not in (int, Size, float, Scalar):
+        if type(other) not in (int, Size, float, Scalar, NumpyScalar):
             return NotImplemented
         both_int = isinstance(self, int) and isinstance(other, int)
         value = plain_int(self, other, *rest) if both_int else plain_float(float(self), other, *rest)
@@ -130,7 +154,9 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
 for _name in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
     for _form in (f"__{_name}__", f"__r{_name}__"):
         setattr(Size, _form, _arithmetic(_form))
-        setattr(Scalar, _form, _arithmetic(_form)) if hasattr(float, _form) else None
+        for _kind in (Scalar, NumpyScalar):
+            setattr(_kind, _form, _arithmetic(_form)) if hasattr(float, _form) else None
+Size.__array_ufunc__ = Scalar.__array_ufunc__ = through_numpy  # type: ignore[attr-defined]
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Size, f"__{_name}__", _comparison(f"__{_name}__"))
 Size.__hash__ = int.__hash__  # type: ignore[method-assign]

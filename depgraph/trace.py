@@ -395,7 +395,7 @@ class _PythonMode(TorchFunctionMode):
             if name in NOTES:
                 _note_sizes(r, name, args, kwargs, out)
             elif before != len(r.graph.nodes):
-                self._note_scalars(args, out)
+                self._note_scalars([*args, *kwargs.values()], out)
         return out
 
     def _note_numbers(self, func: Any, args: Any, kwargs: Any, before: int) -> None:
@@ -437,7 +437,8 @@ class _PythonMode(TorchFunctionMode):
 
     def _note_scalars(self, args: Any, out: Any) -> None:
         for value in args:
-            if type(value) in (sizes.Size, sizes.Scalar, float) and isinstance(out, torch.Tensor):
+            number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
+            if number and isinstance(out, torch.Tensor):
                 node = self.recorder.node(out)
                 self.recorder.scalar_uses.append(
                     ScalarUse(float(value), sizes.expression(value), node, source_line())

@@ -1,0 +1,68 @@
+"""Numbers that remember where they came from, on ways that the zoo's value checks would forgive."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import depgraph
+from depgraph.sizes import Size, expression
+
+WIDTH = ("attr", "", "width")
+
+
+class Scaled(nn.Module):
+    """Two projections multiplied, over a number that is computed from their width."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.a, self.b, self.head = nn.Linear(5, 14), nn.Linear(5, 14), nn.Linear(4, 3)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(self.scale((a.unsqueeze(1) * b.unsqueeze(0)).sum(-1), a.shape[-1]))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda y, n: y / math.sqrt(2 * n),
+        lambda y, n: y / np.sqrt(2 * n),
+        lambda y, n: y * (3.0 / np.power(n, -0.5)),
+        lambda y, n: y / (np.float64(2) * n + 1.0),
+        lambda y, n: y / np.log(n),
+        lambda y, n: torch.add(y, y, alpha=math.sqrt(3 * n)),
+        lambda y, n: torch.mul(y, other=math.sqrt(3 * n)),
+    ],
+)
+def test_a_scale_computed_from_a_width_keeps_the_width(scale):
+    """Also without verification, which would find out."""
+    graph = depgraph.analyze(Scaled(scale), torch.randn(4, 5))
+    assert not graph.groups
+    assert any("sets a number that the op computes with" in str(lock) for lock in graph.lock_summary())
+
+
+def test_numpy_of_a_tracked_number():
+    """Values are numpy's own; a float keeps its expression, in further arithmetic too; arrays do not."""
+    n = Size(16, WIDTH)
+    root = np.sqrt(n)
+    assert root == 4 and root.item() == 4.0 and isinstance(root, np.float64)
+    assert expression(root) == ("pow", WIDTH, 0.5)
+    assert expression(1 / root) == ("truediv", 1, ("pow", WIDTH, 0.5))
+    assert expression(np.divide(n, 4)) == ("truediv", WIDTH, 4)
+    assert type(np.arange(3) * n) is np.ndarray
+    assert type(np.add.reduce([n, n])) is not Size and np.add.reduce([n, n]) == 32
+
+
+def test_encoder_layers_are_counted_though_torch_has_one_kernel_for_them():
+    """In eval mode torch would run a whole layer as one op, whose work its counter does not know."""
+    layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True).eval()
+    report = depgraph.prune(layer, torch.randn(2, 7, 12), pruning_ratio=0.5).report.to_dict()
+    tokens, products = 2 * 7, 12 * 36 + 12 * 12 + 2 * 12 * 20
+    assert report["macs"]["before"] >= tokens * products
+    assert report["macs"]["after"] < report["macs"]["before"]
