@@ -564,6 +564,13 @@ def cdist(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return run.finish(out, _alive(out.shape, out.device))
 
 
+def spectrum(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Linear along its dims: alive where anything is."""
+    out = func(*args, **kwargs)
+    alive = run.full(args[0]).amax(tuple(args[1]), keepdim=True)
+    return run.finish(out, alive.expand(out.shape).clone())
+
+
 def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """v * g / |v| over all dims but one; a row that is gone stays zero."""
     v, g = args[0], args[1]
@@ -573,6 +580,21 @@ def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     mask = run.full(v) * run.full(g)
     out = run.finish(torch.where(mask > 0, v * (g / norm.clamp(min=1e-300)), torch.zeros_like(v)), mask)
     return (out, norm) if "interface" in func._schema.name else out
+
+
+def loss(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """A mean is taken over the alive entries; where both sides are dead they are zero, and so is their distance."""
+    given = _named(func, args, kwargs)
+    mode = given.pop("reduction")
+    x, y = given.pop("self"), given.pop("target")
+    mask = torch.maximum(*torch.broadcast_tensors(run.full(x), run.full(y)))
+    distance = func(x, y, reduction=0, **given)
+    if mode == 0:
+        return run.finish(distance, mask)
+    if mode == 1 and bool((mask == 0).any()):
+        run.restricted.add(func._schema.name.removeprefix("aten::"))
+    out = distance.sum() / (mask.sum().clamp(min=1).to(x.dtype) if mode == 1 else 1)
+    return run.finish(out, _alive(out.shape, out.device))
 
 
 def _table(rows: dict[Callable[..., Any], str]) -> dict[str, Callable[..., Any]]:
@@ -610,6 +632,8 @@ HANDLERS = _table(
         along: "cumsum cumprod sort argsort argmax argmin",
         topk: "topk",
         cdist: "_cdist_forward _euclidean_dist cdist",
+        loss: "mse_loss smooth_l1_loss",
+        spectrum: "_fft_r2c _fft_c2r _fft_c2c",
         weight_norm: "_weight_norm _weight_norm_interface",
     }
 )

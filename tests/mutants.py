@@ -606,6 +606,8 @@ tiny("LargestOfAll", [7, 11], lambda m, x: m.head(outer(m, x).max(2).values), **
 tiny("LargestNumber", [7], lambda m, x: m.head(m.a(x)) * m.a(x).max(), a=(5, 7), head=(7, 3))
 tiny("MiddleOne", [7], lambda m, x: m.head(outer(m, x).median(2).values), **OUTER, head=(7, 3))
 tiny("RunningSums", [7], lambda m, x: flat(m, outer(m, x).cumsum(2)), **OUTER, head=(77, 3))
+tiny("Frequencies", [7], lambda m, x: flat(m, torch.fft.irfft(torch.fft.fft(torch.fft.rfft(outer(m, x), n=11), dim=-1), n=11)),
+     **OUTER, head=(77, 3))
 tiny("Ordered", [7], lambda m, x: flat(m, outer(m, x).sort(2).values), **OUTER, head=(77, 3))
 tiny("Renormed", [7, 11], lambda m, x: m.head(torch.renorm(deep(m, x), 2, 0, 1.0)), **DEEP, head=(7, 3))
 

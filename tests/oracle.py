@@ -227,9 +227,15 @@ def weight_norm(v, g, dim=0):
     return weight.nan_to_num(0), norms
 
 
+def squared_distance(x, y, reduction=1):
+    distance = (x - y).square()
+    return distance if reduction == 0 else mean(distance) if reduction == 1 else distance.sum()
+
+
 STATISTICS: dict[Any, Callable] = {
     aten.mean.default: mean,
     aten.mean.dim: mean,
+    aten.mse_loss.default: squared_distance,
     aten.var.correction: variance,
     aten.std.correction: deviation,
     aten.var_mean.correction: variance_and_mean,

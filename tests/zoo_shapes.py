@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from zoo_connections import conv, conv_bn, pooled
-from zoo_entry import CLASSES, entry, image, tokens, vector
+from zoo_entry import CLASSES, TOKENS, entry, image, tokens, vector
 
 # --- flatten, views and literals --------------------------------------------------------------------------------
 
@@ -130,6 +130,36 @@ class MixerTranspose(nn.Module):
         x = self.stem(x).flatten(2)
         x = (x + F.gelu(self.token(x))).transpose(1, 2)
         return self.last(F.gelu(self.mix(x)).mean(1))
+
+
+@entry(tokens(), "stem.weight:0 mix.weight last.weight:1", keeps="filter")
+class FourierFilter(nn.Module):
+    """Tokens convolved by learned filters through a transform; real to complex and back, and over both dims."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.last = nn.Linear(5, 7), nn.Linear(7, 11), nn.Linear(11, CLASSES)
+        self.filter = nn.Parameter(torch.randn(TOKENS, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        product = torch.fft.rfft(x, dim=1) * torch.fft.rfft(self.filter, dim=0)
+        x = torch.fft.irfft(product, n=x.shape[1], dim=1) + torch.fft.fft(x, dim=1).real
+        return self.last(F.gelu(self.mix(x)).mean(1))
+
+
+@entry(tokens(), "stem.weight:0 mix.weight last.weight:1")
+class MeanOfSquares(nn.Module):
+    """A loss over two hidden tensors is an output: its mean is over the kept entries."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.last = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.mix(x)
+        return self.last(x + y), F.mse_loss(x, y), F.smooth_l1_loss(x, y, reduction="none").sum()
 
 
 # --- expand, repeat, stack, unbind, products --------------------------------------------------------------------

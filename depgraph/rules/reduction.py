@@ -102,6 +102,16 @@ def topk(site: Site) -> list[Dims]:
     ]
 
 
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def spectrum(site: Site) -> Dims:
+    """A Fourier transform mixes the indices of its dims; the others pass."""
+    x = site.dims(site.args[0])
+    for d in site.args[1]:
+        site.lock(x[d], "ranges over positions that a Fourier transform mixes")
+        x[d] = site.fixed(site.shape[d], "ranges over frequencies")
+    return x
+
+
 @rule("sort")
 def ranked(site: Site) -> list[Dims]:
     """Reorders a dim by value."""
