@@ -51,12 +51,15 @@ def test_numpy_of_a_tracked_number():
     """Values are numpy's own; a float keeps its expression, in further arithmetic too; arrays do not."""
     n = Size(16, WIDTH)
     root = np.sqrt(n)
-    assert root == 4 and root.item() == 4.0 and isinstance(root, np.float64)
+    assert root == 4
+    assert root.item() == 4.0
+    assert isinstance(root, np.float64)
     assert expression(root) == ("pow", WIDTH, 0.5)
     assert expression(1 / root) == ("truediv", 1, ("pow", WIDTH, 0.5))
     assert expression(np.divide(n, 4)) == ("truediv", WIDTH, 4)
     assert type(np.arange(3) * n) is np.ndarray
-    assert type(np.add.reduce([n, n])) is not Size and np.add.reduce([n, n]) == 32
+    assert type(np.add.reduce([n, n])) is not Size
+    assert np.add.reduce([n, n]) == 32
 
 
 def test_encoder_layers_are_counted_though_torch_has_one_kernel_for_them():
