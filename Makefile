@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check format test demo bench bench-small clean
+.PHONY: help venv check format docs test demo bench bench-small clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ check: $(VENV)/.installed  ## lint, format and types
 format: $(VENV)/.installed  ## put imports and layout in order
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(VENV)/.installed  ## write docs/ops.md from the rules
+	$(PY) -m benchmarks.ops
 
 test: $(VENV)/.installed  ## all tests
 	$(PY) -m pytest $(PYTEST_ARGS)

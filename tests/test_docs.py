@@ -1,4 +1,4 @@
-"""Every Python block of the README and the guides runs, page by page, as one program."""
+"""Every Python block of the README and the guides runs, page by page, as one program; made pages are up to date."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks import ops
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -17,3 +19,13 @@ def test_the_code_on_a_page_runs(page: Path, stated: Any) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     program = "\n".join(blocks)
     exec(compile(program, str(page), "exec"), {"__name__": "__page__"})
+
+
+def test_the_page_of_ops_says_what_the_rules_say() -> None:
+    written = ops.PAGE.read_text()
+    assert written == ops.page(), "docs/ops.md is out of date: run `python -m benchmarks.ops`"
+
+
+def test_every_rule_says_what_it_does() -> None:
+    rows = [line for line in ops.page().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == [], "a rule without a docstring"

@@ -50,7 +50,7 @@ def add_product(site: Site) -> Dims:
 
 @rule("matmul")
 def matmul(site: Site) -> Dims:
-    """Last dim of a with the last but one of b; leading dims broadcast."""
+    """a[... n k], b[... k m] -> [... n m]; a vector has no n, or no m, and neither has the result."""
     a, b = (len(site.shape_of(n)) for n in site.args[:2])
     left = "...nk" if a > 1 else "k"
     right = "...km" if b > 1 else "k"
@@ -62,7 +62,7 @@ def matmul(site: Site) -> Dims:
 
 @rule("einsum")
 def einsum(site: Site) -> Dims:
-    """Its own letters are the rule."""
+    """The letters in the call are the rule."""
     text, *rest = site.args
     operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (list, tuple)) else list(rest)
     left, arrow, right = str(text).replace(" ", "").partition("->")

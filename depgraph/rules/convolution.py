@@ -105,7 +105,7 @@ SPATIAL = {
 def _spatial(count: int) -> None:
     @rule(*SPATIAL[count])
     def spatial(site: Site) -> list[Dims]:
-        """Leading dims (batch, channels) stay; positions are mixed."""
+        """Leading dims (batch, channels) pass; the positions in the others are mixed, and stay whole."""
         x = site.dims(site.args[0])
         for axis in x[-count:]:
             site.lock(axis, "ranges over the positions that a pooling or resampling mixes")
@@ -139,7 +139,7 @@ def grid_sample(site: Site) -> Dims:
 
 @rule("im2col")
 def im2col(site: Site) -> Dims:
-    """[n c h w] -> [n (c kh kw) l]."""
+    """x[n c h w] -> [n (c kh kw) l]: channels pass, positions and window stay whole."""
     x = site.dims(site.args[0])
     kernel = site.args[1]
     for axis in x[-2:]:
@@ -152,7 +152,7 @@ def im2col(site: Site) -> Dims:
 
 @rule("col2im")
 def col2im(site: Site) -> Dims:
-    """[n (c kh kw) l] -> [n c h w]."""
+    """x[n (c kh kw) l] -> [n c h w]: channels pass, positions and window stay whole."""
     x = site.dims(site.args[0])
     kernel = site.args[2]
     n = kernel[0] * kernel[1]

@@ -1,6 +1,8 @@
-"""Ops that read or write entries chosen by an index tensor: the indexed dims are fixed, the others pass.
+"""Ops that read or write entries chosen by an index tensor: the indexed dims stay whole, the others pass.
 
-An index that is a constant permutation or selection of a free atom is followed exactly, unit by unit.
+Two kinds of index are followed. A constant permutation or selection of an axis is followed unit by unit, and its buffer
+renumbered. An index whose values number the very axis that it is used on (a topk or maximum returned them) is counted anew
+when units go.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ PICKED = "is indexed by a tensor"
 
 @rule("embedding")
 def embedding(site: Site) -> Dims:
-    """weight[v c], index[...] -> [... c]; rows are looked up by number."""
+    """weight[v c], index[...] -> [... c]; rows v are looked up by number."""
     rows, channels = site.dims(site.args[0])
     site.looked_up(rows, site.args[1], "is looked up by number (rows of an embedding)")
     site.weight(site.args[0], [channels], [])
@@ -63,7 +65,7 @@ def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
 
 @rule("index_select")
 def index_select(site: Site) -> Dims:
-    """One dim is read at the indices of a vector."""
+    """Dim d is read at the indices of a vector, and is the vector's then; the others pass."""
     x = site.dims(site.args[0])
     d = site.args[1] % max(len(x), 1)
     permuted = _permuted(site, x[d], site.args[2])
@@ -126,7 +128,7 @@ def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[D
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(site: Site) -> Dims:
-    """x[i] = values: indexed dims are fixed, the values broadcast over what ``x[i]`` would be."""
+    """x[i] = values: indexed dims are fixed, the values broadcast over what x[i] would be."""
     x, values = site.dims(site.args[0]), site.dims(site.args[2])[::-1]
     before, after, groups = _chosen(site, list(x), list(site.args[1]))
     count = max(map(len, groups), default=0)
@@ -219,13 +221,13 @@ def histc(site: Site) -> Dims:
 @rule("masked_select", "nonzero", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "bincount",
       "multinomial", "isin", "take")  # fmt: skip
 def data_dependent(site: Site) -> list[Dims]:
-    """The size of the result depends on values."""
+    """What comes out, or how much of it, depends on values: all dims stay whole."""
     return site.lock_all(f"goes into {site.node.target}, whose result depends on values")
 
 
 @rule("masked_scatter")
 def masked_scatter(site: Site) -> Dims:
-    """Entries are filled in reading order: whole rows where the mask is the same along the last dim, else none is followed."""
+    """Filled in reading order: the last dim passes where the mask is the same along it; all others stay whole."""
     x, source = site.dims(site.args[0]), site.dims(site.args[2])
     if not source or x[-1] is None or source[-1] is None or not _repeated(site.args[1], site.shape[-1]):
         return site.lock_all("is filled in reading order by a mask")[0]

@@ -29,14 +29,14 @@ def permute(site: Site) -> Dims:
 
 @rule("squeeze", "unsqueeze")
 def squeeze(site: Site) -> Dims:
-    """Dims of size 1 come and go."""
+    """Dims of size 1 come and go; the others pass."""
     axes = iter([a for a in site.dims(site.args[0]) if a is not None])
     return [next(axes) if n != 1 else None for n in site.shape]
 
 
 @rule("expand")
 def expand(site: Site) -> Dims:
-    """A dim of size 1 is repeated: a new axis; the others stay."""
+    """A dim of size 1 is repeated: a new axis; the others pass."""
     x = site.dims(site.args[0])
     kept = [None] * (len(site.shape) - len(x)) + x
     return [a or site.new(d) for d, a in enumerate(kept)]
@@ -104,7 +104,7 @@ def cat(site: Site) -> Dims:
 
 @rule("stack")
 def stack(site: Site) -> Dims:
-    """A new fixed dim; the others are the same axes."""
+    """A new dim that stays whole; the others are the same axes."""
     operands = [site.dims(n) for n in site.args[0]]
     for x in operands[1:]:
         for a, b in zip(operands[0], x, strict=True):
@@ -117,7 +117,7 @@ def stack(site: Site) -> Dims:
 
 @rule("unbind")
 def unbind(site: Site) -> list[Dims]:
-    """Every index of a dim becomes a tensor: the dim is fixed."""
+    """Every index of a dim becomes a tensor: the dim stays whole."""
     x = site.dims(site.args[0])
     d = site.arg(1, "dim", 0) % len(x)
     site.lock(x[d], "is taken apart index by index")
@@ -146,7 +146,7 @@ def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
 
 @rule("split", "chunk", "tensor_split", "unsafe_split", "hsplit", "vsplit", "dsplit")
 def split(site: Site) -> list[Dims]:
-    """Consecutive pieces of one number of indices each: they must go on having equal counts."""
+    """Consecutive pieces of as many indices each, which must go on having equal counts."""
     x = site.dims(site.args[0])
     name = str(site.node.target).split(".")[1]
     along = {"hsplit": min(len(x) - 1, 1), "vsplit": 0, "dsplit": 2}
@@ -176,7 +176,7 @@ def split_with_sizes(site: Site) -> list[Dims]:
 
 @rule("slice", "narrow_copy")
 def slice_(site: Site) -> Dims:
-    """Indices start..stop of a dim; with a step, a factor is taken where it fits."""
+    """Indices start..stop of a dim are a piece of its axis; with a step, a factor is taken where it fits."""
     x = site.dims(site.args[0])
     d = site.arg(1, "dim", 0) % len(x)
     n = site.shape_of(site.args[0])[d]
@@ -214,7 +214,7 @@ def _stride(site: Site, axis: Axis, start: int, stop: int, step: int, size: int)
 
 @rule("slice_scatter")
 def slice_scatter(site: Site) -> Dims:
-    """A tensor with a part replaced by another."""
+    """A run of indices of dim d is replaced by a tensor, whose dims are those of what it replaces."""
     x, source = site.dims(site.args[0]), site.dims(site.args[1])
     d = site.arg(2, "dim", 0) % len(x)
     n = site.shape_of(site.args[0])[d]
@@ -284,7 +284,7 @@ def roll(site: Site) -> Dims:
 
 @rule("flip")
 def flip(site: Site) -> Dims:
-    """Dims are reversed: their units in the opposite order."""
+    """Dims are reversed: the same units in the opposite order."""
     x = site.dims(site.args[0])
     for d in site.args[1]:
         axis = x[d % len(x)]
@@ -320,19 +320,19 @@ def _space_and_depth(site: Site, x: Dims, r: int, unpack: bool) -> Dims:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(site: Site) -> Dims:
-    """[n (c r r) h w] -> [n c (h r) (w r)]."""
+    """x[n (c r r) h w] -> [n c (h r) (w r)]: c passes, the rest stays whole."""
     return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=True)
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(site: Site) -> Dims:
-    """[n c (h r) (w r)] -> [n (c r r) h w]."""
+    """x[n c (h r) (w r)] -> [n (c r r) h w]: c passes, the rest stays whole."""
     return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=False)
 
 
 @rule("channel_shuffle")
 def channel_shuffle(site: Site) -> Dims:
-    """[n (g c) ...] -> [n (c g) ...]; g is a literal."""
+    """x[n (g c) ...] -> [n (c g) ...]: the groups g stay whole."""
     x = site.dims(site.args[0])
     g, axis = site.args[1], x[1]
     if axis is None or g == 1:
@@ -347,7 +347,7 @@ def channel_shuffle(site: Site) -> Dims:
 
 @rule("unfold")
 def unfold(site: Site) -> Dims:
-    """Windows along a dim: its positions are mixed."""
+    """Windows along a dim: its positions are mixed, and stay whole."""
     x = site.dims(site.args[0])
     d = site.args[1] % len(x)
     site.lock(x[d], "ranges over the positions that an unfold mixes")
@@ -357,13 +357,13 @@ def unfold(site: Site) -> Dims:
 
 @rule("trace", "rot90", "as_strided", "as_strided_")
 def by_position(site: Site) -> list[Dims]:
-    """Entries are picked by position."""
+    """Entries are picked by position: all dims stay whole."""
     return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
 
 
 @rule("diag_embed")
 def diag_embed(site: Site) -> Dims:
-    """[... i] -> [... i i]: two new dims are the same axis."""
+    """x[... i] -> [... i i]: both dims are the axis that was one."""
     x = site.dims(site.args[0])
     d, e = (site.given(name) % len(site.shape) for name in ("dim1", "dim2"))
     if site.given("offset"):
@@ -374,7 +374,7 @@ def diag_embed(site: Site) -> Dims:
 
 @rule("diagonal")
 def diagonal(site: Site) -> Dims:
-    """[... i i] -> [... i]: both dims lose the same positions."""
+    """x[... i i] -> [... i]: both dims are the same axis."""
     x = site.dims(site.args[0])
     d, e = site.arg(2, "dim1", 0) % len(x), site.arg(3, "dim2", 1) % len(x)
     if site.arg(1, "offset", 0) or x[d] is None or x[e] is None or x[d].size != x[e].size:
@@ -385,7 +385,7 @@ def diagonal(site: Site) -> Dims:
 
 @rule("broadcast_tensors")
 def broadcast_tensors(site: Site) -> list[Dims]:
-    """Every operand takes the shape of all."""
+    """Every operand takes the shape of all: aligned dims are the same axis."""
     out = site.broadcast(*(site.dims(n) for n in site.args[0]))
     return [list(out) for _ in site.shapes]
 

@@ -27,7 +27,7 @@ def _with_stats(site: Site, x: Dims, stats: Dims) -> list[Dims]:
       "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update",
       "instance_norm")  # fmt: skip
 def batch_norm(site: Site) -> list[Dims]:
-    """x[n c ...], weight, bias, running mean, running variance [c] -> [n c ...]."""
+    """x[n c ...], weight, bias, running mean and variance [c] -> [n c ...]; without running ones, a statistic over n and ..."""
     x = site.dims(site.args[0])
     vectors = tuple(a for a in site.args[1:5] if hasattr(a, "op"))
     _per_channel(site, x[1], vectors)

@@ -29,7 +29,7 @@ def pointwise(site: Site) -> list[Dims]:
 
 @rule("bucketize")
 def bucketize(site: Site) -> Dims:
-    """Each entry becomes the number of the bucket that it falls into."""
+    """Each entry becomes the number of the bucket that it falls into: dims pass, the borders stay whole."""
     *values, borders = site.node.all_input_nodes
     for axis in site.dims(borders):
         site.lock(axis, "separates buckets, which are numbered")
@@ -38,7 +38,7 @@ def bucketize(site: Site) -> Dims:
 
 @rule("mse_loss", "smooth_l1_loss")
 def loss(site: Site) -> Dims:
-    """Losses over matching entries: their axes are compared one to one, a reduced result has no dims."""
+    """Losses over matching entries: aligned dims are the same axis, and a reduced result has none."""
     shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
     full = max(shapes, key=len)
     out = site.broadcast(*(site.dims(n) for n in site.node.all_input_nodes), size=full)
@@ -66,7 +66,7 @@ def glu(site: Site) -> Dims:
 
 @rule("tril", "triu")
 def triangle(site: Site) -> Dims:
-    """What is kept depends on the positions in the last two dims."""
+    """What is kept depends on the positions in the last two dims, which stay whole."""
     x = site.dims(site.args[0])
     for axis in x[-2:]:
         site.lock(axis, "is masked by position (a triangle)")
@@ -107,7 +107,7 @@ def positional(site: Site) -> Dims:
 
 @rule("_local_scalar_dense", "equal", "is_same_size", "allclose")
 def to_python(site: Site) -> list[Dims]:
-    """Leaves the graph as a Python number; tensors that are compared stay alike."""
+    """The result is a Python number; tensors that are compared have the same axes."""
     shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
     if len(set(shapes)) == 1:
         site.broadcast(*(site.dims(n) for n in site.node.all_input_nodes), size=shapes[0])

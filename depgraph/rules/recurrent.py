@@ -43,7 +43,7 @@ def _step(
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell(site: Site) -> list[Dims]:
-    """x[n i], h[n c] (and c[n c]) -> the same."""
+    """x[n i], states[n c], weights[(g c) i], [(g c) c], biases[(g c)] -> states[n c]; the gates g stay whole."""
     x = site.dims(site.args[0])
     states = site.args[1] if isinstance(site.args[1], (list, tuple)) else [site.args[1]]
     hs = [site.dims(s) for s in states]
@@ -57,9 +57,9 @@ def cell(site: Site) -> list[Dims]:
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def layers(site: Site) -> list[Dims]:
-    """Stacked, bidirectional, projected layers over a sequence (input, hx, params) or a packed one.
+    """Cells over a sequence, stacked, bidirectional or projected: each layer and direction has units of its own.
 
-    Every layer and direction has its own hidden axis; all have one width. Where first or last states tell their
+    Called with (input, hx, params), or with a packed sequence. All hidden axes have one width. Where first or last states tell their
     entries apart, the axes are the same, as all of them stand in one dim there.
     """
     packed = str(site.node.target).endswith(".data")
@@ -140,7 +140,7 @@ def _states(site: Site, number: int, first: Any, axes: list[Axis | None], batch:
 
 @rule("_pack_padded_sequence")
 def pack(site: Site) -> list[Dims]:
-    """x[n t ...] -> ([steps ...], numbers of sequences)."""
+    """x[n t ...] -> [steps ...], numbers of sequences: what follows n and t passes."""
     first, second, *rest = site.dims(site.args[0])
     for axis in (first, second, *site.dims(site.args[1])):
         site.lock(axis, PACKED)
@@ -149,7 +149,7 @@ def pack(site: Site) -> list[Dims]:
 
 @rule("_pad_packed_sequence")
 def unpack(site: Site) -> list[Dims]:
-    """x[steps ...] -> ([n t ...], lengths)."""
+    """x[steps ...] -> [n t ...], lengths: what follows the steps passes."""
     steps, *rest = site.dims(site.args[0])
     for axis in (steps, *site.dims(site.args[1])):
         site.lock(axis, PACKED)

@@ -33,7 +33,7 @@ def _arguments(site: Site) -> tuple[Any, bool]:
 
 @rule(*EXACT)
 def sums(site: Site) -> Dims:
-    """Summed entries that are removed were zero."""
+    """Summed over some dims, which may lose any indices, as removed entries are zero; the others pass."""
     out, gone = _reduced(site, *_arguments(site))
     site.contract(*gone)
     return out
@@ -41,7 +41,7 @@ def sums(site: Site) -> Dims:
 
 @rule(*STATISTICS)
 def statistics(site: Site) -> list[Dims]:
-    """Taken over the kept entries."""
+    """A statistic over some dims; the others pass."""
     out, gone = _reduced(site, *_arguments(site))
     site.statistic(*gone)
     if len(site.shapes) > 1 and str(site.node.target).split(".")[1] in INDEXED:
@@ -52,7 +52,7 @@ def statistics(site: Site) -> list[Dims]:
 
 @rule("max", "min", "argmax", "argmin")
 def extrema(site: Site) -> list[Dims]:
-    """A statistic; the position of the extremum is an index of the dim, where there is one dim."""
+    """A statistic over some dims; a position that is returned numbers the dim, where it is one dim."""
     name = str(site.node.target)
     if name.endswith(".other"):
         return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]
@@ -69,7 +69,7 @@ def extrema(site: Site) -> list[Dims]:
 
 @rule("_softmax", "_log_softmax", "_safe_softmax")
 def softmax(site: Site) -> Dims:
-    """Normalised over the kept entries of its dim."""
+    """A statistic over one dim, and every dim passes."""
     x = site.dims(site.args[0])
     if x:
         site.statistic(x[site.arg(1, "dim") % len(x)])
@@ -78,7 +78,7 @@ def softmax(site: Site) -> Dims:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def along(site: Site) -> list[Dims]:
-    """Works along a dim in the order of its indices; running sums of whole numbers are counts, of which none are lost."""
+    """Works along a dim in order, which stays whole, but for running sums of whole numbers: zeros change none of them."""
     x = site.dims(site.args[0])
     counts = "cumsum" in str(site.node.target) and not site.node.meta["dtype"].is_floating_point
     if x and not counts:
@@ -88,7 +88,7 @@ def along(site: Site) -> list[Dims]:
 
 @rule("topk")
 def topk(site: Site) -> list[Dims]:
-    """The largest k of the kept entries, of which there must be as many; their positions are indices of the dim."""
+    """The largest k of the kept entries, of which as many must stay; their positions number the dim."""
     x = site.dims(site.args[0])
     if not x:
         return [[], []]
@@ -114,7 +114,7 @@ def spectrum(site: Site) -> Dims:
 
 @rule("sort")
 def ranked(site: Site) -> list[Dims]:
-    """Reorders a dim by value."""
+    """A dim is reordered by value, and stays whole."""
     x = site.dims(site.args[0])
     d = site.given("dim") % max(len(x), 1)
     if x:
@@ -130,7 +130,7 @@ def ranked(site: Site) -> list[Dims]:
 
 @rule("renorm")
 def renorm(site: Site) -> Dims:
-    """The norm of what stands at each index of one dim is bounded: a statistic over the other dims."""
+    """The norm at each index of one dim is bounded: a statistic over the other dims."""
     x = site.dims(site.args[0])
     d = site.given("dim") % len(x)
     site.statistic(*x[:d], *x[d + 1 :])

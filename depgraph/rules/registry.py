@@ -33,9 +33,9 @@ STATED: dict[str, Masked | None] = {}  # ops that users stated a rule for -> how
 def op_rule(name: str, *, masked: Masked | None = None) -> Callable[[Rule], Rule]:
     """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `Site`.
 
-    Without a rule, whatever the op touches is frozen, and so it is where an op changes its arguments in place. A rule is believed when groups are made and checked when the
-    result is verified: the op is run on the original with removed entries zeroed, and must give what it gives on the
-    smaller tensors.
+    Without a rule, whatever the op touches is frozen, and so it is where an op changes its arguments in place. A rule is
+    believed when groups are made and checked when the result is verified: the op is run on the original with removed
+    entries zeroed, and must give what it gives on the smaller tensors.
 
     Args:
         name: ``"mylib::op"``, as registered with ``torch.library``; every overload.
@@ -112,6 +112,7 @@ def equation(text: str, weight: int | None = None) -> Rule:
             site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight
         )
 
+    apply.__doc__ = text
     return apply
 
 
