@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -58,13 +60,13 @@ def judge(row: Row, error: str, tolerance: float) -> tuple[str, str]:
         return "wrong", f"not what the plan keeps: {row['plan_broken_at']}"
     if not row["backward"]:
         return "wrong", "no finite gradients"
-    if row.get("check"):
-        return "wrong", row["check"]
     zeroed = row["zeroed_deviation"]
     if row["verified"] == "equal" and row["deviation"] > tolerance:
         return "wrong", f"{DEVIATES} by {row['deviation']:.1e}"
     if zeroed is not None and zeroed > tolerance and row["verified"] == "equal" and not row["statistics"]:
         return "wrong", f"{DEVIATES} from the zeroed original by {zeroed:.1e}"
+    if row.get("check"):
+        return "wrong", row["check"]
     if row["verified"] == "equal" or (zeroed is not None and zeroed <= tolerance):
         return "right", ""
     return "shapes", f"values not compared ({row['verified']})"
@@ -88,7 +90,14 @@ def figures(report: dict[str, Any]) -> Row:
             {"reason": lock["reason"], "source": _library_path(lock["source"]), "params": lock["params"]}
             for lock in locks[:LOCKS]
         ],
+        "reasons": dict(Counter(_general(lock["reason"]) for lock in locks)),
     }
+
+
+def _general(reason: str) -> str:
+    """A reason without what is particular about one place: remarks in brackets, the module, numbers."""
+    text = re.sub(r" in [\w.]*[.\d][\w.]*$", "", re.sub(r"\s*\(.*", "", reason))
+    return re.sub(r"\d+(\.\d+)?", "n", text)
 
 
 def _library_path(source: str | None) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks.isolate import Row
 
 MUCH = 0.6  # a model with a larger fraction of its parameters left needs an explanation
+REASONS = 10  # how many reasons for frozen axes the summary names
 COLUMNS = (
     "model",
     "verdict",
@@ -59,7 +60,14 @@ def summary(rows: Sequence[Row], peers: dict[str, Row]) -> list[str]:
         f"{verdicts['wrong']} wrong, {verdicts['failed']} failed"
     ]
     if pruned:
-        points += [*_fractions(pruned), _classes(pruned), *_configs(pruned), *_much_left(pruned)]
+        points += [
+            *_fractions(pruned),
+            *_planning(pruned),
+            _classes(pruned),
+            *_configs(pruned),
+            *_much_left(pruned),
+        ]
+    points += _reasons(rows)
     points += [
         f"{row['name']} {row['verdict']}: {row['why']}"
         for row in rows
@@ -79,6 +87,29 @@ def _fractions(pruned: Sequence[Row]) -> list[str]:
     if deviations:
         points.append(f"largest relative deviation from the masked original {max(deviations):.1e}")
     return points
+
+
+def _planning(pruned: Sequence[Row]) -> list[str]:
+    """How long it takes to trace, group, rank and plan."""
+    times = [(row["planning"], row["name"]) for row in pruned if row.get("planning") is not None]
+    if not times:
+        return []
+    median = statistics.median(seconds for seconds, _ in times)
+    slowest, name = max(times)
+    return [f"trace, groups, ranks and plan: median {median:.1f} s, at most {slowest:.1f} s ({name})"]
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """The most frequent reasons for which axes are frozen."""
+    places: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    for row in rows:
+        places.update(row.get("reasons", {}))
+        models.update(row.get("reasons", {}).keys())
+    return [
+        f"frozen: {reason} ({count} places in {models[reason]} models)"
+        for reason, count in places.most_common(REASONS)
+    ]
 
 
 def _classes(pruned: Sequence[Row]) -> str:

@@ -42,6 +42,8 @@ def randomise(model: nn.Module, seed: int, inputs: Inputs | None = None) -> nn.M
     dice = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.numel():
+                continue
             if _is_constant(parameter):
                 parameter.copy_(_around(parameter, dice))
             elif (

@@ -28,9 +28,15 @@ SECTIONED = re.compile(
 KINDS: tuple[tuple[str, int | None], ...] = (
     (r".*(_ids?|_index|_offset|bos|eos|pad|_size_limit|start_token|end_token)", KEEP),
     (r".*(kernel|stride|padding|dilation|levels|scale|factor|interval|frequency|every_n|dropout|ratio).*", KEEP),
-    (r".*(attention_window|window_size|chunk_size|block_size|sampling_rate|sample_rate|hop_length|bins|mels|num_queries)", KEEP),
+    (r".*attention_window", 8),
+    (r".*(num_feat_extract_layers|xpath.*|max_depth)", KEEP),
+    (r"qk_head_dim|mamba_(d_)?head(_dim)?|n_groups|mamba_d_head", 2 * HEAD),
+    (r"upsample_groups", HIDDEN),
+    (r".*(window_size|chunk_size|block_size|sampling_rate|sample_rate|hop_length|bins|mels|num_queries)", KEEP),
     (r"(.*_)?vocab_size(_.*)?|.*_vocab|num_embeds", VOCABULARY),
-    (r"max_(source_|target_)?position.*|n_positions|n_ctx|max_seq_len|seq_len(gth)?|context_length", 128),
+    (r"max_.*position.*|n_positions|n_ctx|max_seq_len|seq_len(gth)?|context_length", 128),
+    (r"attn_layer_period|expert_layer_period", 2),
+    (r"attn_layer_offset|expert_layer_offset", 1),
     (r"max_window_layers|first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
     (r"(num_|n_)?(.*_)?(layers?|blocks|depth)(_per_.*)?|depths?|block_sizes|num_block_repeats|stage_num.*", LAYERS),
     (r".*(kv_heads|key_value_heads|kv_n_heads|num_key_heads)", KV_HEADS),
@@ -47,6 +53,14 @@ KINDS: tuple[tuple[str, int | None], ...] = (
     (r".*patch_size", PATCH),
     (r".*(hidden|d_model|embed|dim|width|n_embd|size|units|channels|proj|filters|features).*", HIDDEN),
 )  # fmt: skip
+# What a field that holds nothing gets where the class insists on a number.
+MISSING = {
+    "head_dim": HEAD,
+    "num_key_value_heads": HEADS,
+    "vocab_size": VOCABULARY,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 6,
+}
 SERIES = r".*(hidden|dim|width|size|channels|planes|features).*"  # lists of widths, one a stage
 POSITIONS = r".*(indices|indexes|idxs|index|block_indices|hook_ids|layer_ids|_layers|vision_feature_layer)"
 
@@ -73,12 +87,13 @@ class _Scope:
         self.widths = {
             v: n
             for k, v in config.items()
-            if type(v) is int and v > SMALL and (n := self._number(k, v)) in (HIDDEN, 88, 40)
+            if type(v) is int and v > SMALL and (n := self._number(k, v)) in (HIDDEN, 48, 88, 40)
         }
 
     def result(self) -> dict[str, Any]:
         # Names that start with an underscore, and names of stages, are worked out by the constructor.
-        dropped = {"stage_names", "out_features"} if "out_indices" in self.config else set()
+        dropped = {"per_layer_config"}
+        dropped |= {"stage_names", "out_features"} if "out_indices" in self.config else set()
         small = {
             k: self._value(k, v) for k, v in self.config.items() if not k.startswith("_") and k not in dropped
         }
@@ -102,7 +117,9 @@ class _Scope:
         )
 
     def _value(self, key: str, value: Any) -> Any:
-        if isinstance(value, bool) or value is None:
+        if value is None:
+            return MISSING.get(key)
+        if isinstance(value, bool):
             return value
         if isinstance(value, dict):
             if "model_type" in value or key.endswith("_config"):
@@ -138,10 +155,15 @@ class _Scope:
                     return value
                 if limit == KV_HEADS:
                     return min(value, HEADS if self._all_heads(value) else KV_HEADS)
-                if limit == HIDDEN and value <= SMALL:
-                    return value
+                if limit == HIDDEN:
+                    return value if value <= SMALL else 48 if self._heads_in_threes() else min(value, HIDDEN)
                 return min(value, limit)
         return value
+
+    def _heads_in_threes(self) -> bool:
+        """Whether the stages have 3, 6, 12 ... heads, which no power of two is a multiple of."""
+        lists = [v for k, v in self.config.items() if k.endswith("heads") and isinstance(v, (list, tuple))]
+        return any(n % 3 == 0 for heads in lists for n in heads)
 
     def _all_heads(self, value: int) -> bool:
         """Whether every head has a key of its own in the original."""

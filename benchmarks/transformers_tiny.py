@@ -208,6 +208,11 @@ def _texts(cfg: Any, known: Any, required: list[str]) -> Iterator[Spec]:
             spec["input_ids"] = ["ids", [BATCH, length], below]
             if "attention_mask" in known:
                 spec["attention_mask"] = ["ones", [BATCH, length]]
+            for name in required:
+                if name.endswith("input_ids"):
+                    spec[name] = ["ids", [BATCH, length], below]
+                elif name.endswith("attention_mask"):
+                    spec[name] = ["ones", [BATCH, length]]
             if "bbox" in known:
                 spec["bbox"] = ["boxes", [BATCH, length, 4], 100]
         if "decoder_input_ids" in known:
@@ -218,14 +223,9 @@ def _texts(cfg: Any, known: Any, required: list[str]) -> Iterator[Spec]:
 
 
 def _images(model: nn.Module, cfg: Any, known: Any) -> Iterator[Spec]:
-    name = next(
-        (
-            n
-            for n in ("pixel_values", "image_pixel_values", "images", "pixel_values_videos", "image_patches")
-            if n in known
-        ),
-        "",
-    )
+    names = ["pixel_values", "image_pixel_values", "images", "pixel_values_videos", "image_patches"]
+    names += ["hidden_states"] if "grid_thw" in known else []
+    name = next((n for n in names if n in known), "")
     if not name:
         return
     vision = [c for c in scopes(cfg) if hasattr(c, "patch_size") or hasattr(c, "image_size")] or [cfg]
@@ -402,7 +402,7 @@ def _best_inputs(model: nn.Module, reasons: list[str]) -> tuple[int, Spec] | Non
             if not backward_works(model, inputs(spec)):
                 continue
         except Exception as problem:
-            error = error or problem
+            error = problem if error is None or ("input_ids" in spec and len(spec) > 2) else error
             continue
         missing = sum(p.numel() for p in model.parameters() if p.grad is None)
         if best is None or missing < best[0]:

@@ -278,8 +278,12 @@ class Algebra:
         return rows, first
 
     def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
-        """Cut `axis` into its first `at` indices and the rest (0 < at < size)."""
+        """Cut `axis` into its first `at` indices and the rest; an empty piece is an axis of its own that nothing uses."""
         axis = axis.find()
+        if at in (0, axis.size):
+            empty = Axis(0)
+            self.freeze(empty, "has no indices")
+            return (axis, empty) if at else (empty, axis)
         if frozen(axis):
             first, second = self._fixed_like(axis, at, axis.size - at)
             return first, second

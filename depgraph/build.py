@@ -35,7 +35,7 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
             path, name, *keys = key[1:]
             plan.repairs.append(Repair(path, name, tuple(keys), value))
     if plan.cuts:
-        plan.repairs.extend(field_repairs(graph.model, graph.origins, values, plan))
+        plan.repairs.extend(field_repairs(graph.model, graph.origins, values, plan, graph.trace.reads))
     for literal in graph.sizes.literals:
         value = axes.evaluate(literal.target, counts)
         use = literal.use

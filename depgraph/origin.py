@@ -162,7 +162,9 @@ def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
             yield from _numbers(v, (*steps, i))
 
 
-def field_repairs(model: nn.Module, found: Origins, values: dict[Key, int], plan: Plan) -> list[Repair]:
+def field_repairs(
+    model: nn.Module, found: Origins, values: dict[Key, int], plan: Plan, reads: set[Key]
+) -> list[Repair]:
     """What to set so that what the model was built from agrees with what becomes of it.
 
     Args:
@@ -170,6 +172,8 @@ def field_repairs(model: nn.Module, found: Origins, values: dict[Key, int], plan
         found: its `origins`.
         values: attribute -> its value afterwards, for those that forward reads.
         plan: the cuts.
+        reads: what forward reads, for sizes or not: where `values` says nothing of it, it stays, or forward would
+            compute with another number.
 
     Returns:
         repairs of fields, and of attributes that were computed from them and that forward does not read.
@@ -178,12 +182,14 @@ def field_repairs(model: nn.Module, found: Origins, values: dict[Key, int], plan
     for name, exprs in found.shapes.items():
         if name in plan.shapes or name in plan.aliases:
             equations += [(e, n) for e, n in zip(exprs, plan.new_shape(name), strict=True)]
-    read = {k: v for k, v in values.items() if k not in found.attributes}
-    known = _solved(model, list(dict.fromkeys(equations)), read)
-    repairs = {k: v for k, v in known.items() if k not in values and v != read_attribute(model, k[1:])}
+    given = {k: v for k, v in values.items() if k not in found.attributes}
+    given |= {k: v for k in reads - values.keys() if type(v := _held(model, k[1:])) is int}
+    known = _solved(model, list(dict.fromkeys(equations)), given)
+    kept = values.keys() | reads
+    repairs = {k: v for k, v in known.items() if k not in kept and v != read_attribute(model, k[1:])}
     for key, expr in found.attributes.items():
         value = _evaluate(expr, known)
-        if value is not None and key not in values and value != read_attribute(model, key[1:]):
+        if value is not None and key not in kept and value != read_attribute(model, key[1:]):
             repairs[key] = value
     return [Repair(k[1], k[2], tuple(k[3:]), v) for k, v in repairs.items()]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -216,6 +216,7 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
         for table in (vars(value), _Items(value)) if isinstance(value, dict) else (vars(value),):
             for k, v in list(table.items()):
                 table[k] = track_inside(v, (*key, k), seen)
+        _watch(value)
     return value
 
 
@@ -243,6 +244,56 @@ class _Items:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         dict.__setitem__(self.table, key, value)
+
+
+_reads: set[Expr] | None = None
+_watched: dict[type, Any] = {}
+
+
+@contextmanager
+def recording_reads(into: set[Expr]) -> Iterator[None]:
+    """Add to `into` the expression of every tracked number that is read from an object that a module holds."""
+    global _reads  # noqa: PLW0603  __getattribute__ has no other way to know its trace
+    before, _reads = _reads, into
+    try:
+        yield
+    finally:
+        _reads = before
+
+
+def _watch(holder: Any) -> None:
+    """Let `holder`, a copy that nobody else sees, tell which of its numbers are read."""
+    kind: Any = type(holder)
+    if kind not in _watched:
+
+        def read(self: Any, name: str) -> Any:
+            value = kind.__getattribute__(self, name)
+            if _reads is not None and name != "__dict__":
+                _reads.update(expressions_in(value))
+            return value
+
+        try:
+            _watched[kind] = type(kind.__name__, (kind,), {"__getattribute__": read, "__slots__": ()})
+        except TypeError:  # a class that allows no subclass
+            _watched[kind] = kind
+    with suppress(TypeError):
+        object.__setattr__(holder, "__class__", _watched[kind])
+
+
+def expressions_in(value: Any) -> list[Expr]:
+    """The expressions of the tracked numbers in nested lists, tuples and dicts."""
+    if type(value) in (Size, Scalar):
+        return [value.expr]
+    if type(value) in (list, tuple):
+        return [e for v in value for e in expressions_in(v)]
+    return [e for v in value.values() for e in expressions_in(v)] if type(value) is dict else []
+
+
+def attributes_in(expr: Expr) -> set[Expr]:
+    """The attributes that an expression depends on."""
+    if not isinstance(expr, tuple) or expr[0] == "dim":
+        return set()
+    return {expr} if expr[0] == "attr" else attributes_in(expr[1]) | attributes_in(expr[2])
 
 
 def is_plain_object(value: Any) -> bool:

@@ -60,6 +60,7 @@ class Trace:
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
+    reads: set[sizes.Expr]  # attributes that forward took numbers from, for whatever purpose
     parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
     escapes: list[
         tuple[Node, str, str, str]
@@ -204,6 +205,7 @@ class Recorder:
         self.size_uses: list[SizeUse] = []
         self.scalar_uses: list[ScalarUse] = []
         self.comparisons: list[Comparison] = []
+        self.reads: set[sizes.Expr] = set()
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
@@ -216,6 +218,12 @@ class Recorder:
         """`tensor` is the result of `node` from now on."""
         self.node_of[id(tensor)] = node
         self.alive.append(tensor)
+
+    def all_reads(self) -> set[sizes.Expr]:
+        """What was read from objects, and the attributes of modules that numbers in calls and comparisons come from."""
+        used = [u.expr for u in self.size_uses] + [u.expr for u in self.scalar_uses]
+        used += [side for _, left, right, _ in self.comparisons for side in (left, right)]
+        return self.reads.union(*map(sizes.attributes_in, used))
 
     def node(self, tensor: torch.Tensor) -> Node:
         """The node that produced `tensor`; one that nothing recorded is a parameter, a buffer or a constant."""
@@ -702,6 +710,7 @@ def _run(
         stack.enter_context(mode)
         stack.enter_context(_AtenMode(recorder))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
+        stack.enter_context(sizes.recording_reads(recorder.reads))
         stack.enter_context(_PythonMode(recorder))
         outputs = []
         for training in (False, True) if train else (False,):
@@ -721,6 +730,7 @@ def _run(
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
+        reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
         fake=fake,

@@ -144,3 +144,55 @@ def test_classes_that_do_not_build_again_are_left_alone(fault: str, monkeypatch:
     result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert result.model.stem.out_features == 12
     assert result.model.config.width == 24
+
+
+class Scaled(Small):
+    """Forward computes with one field, and with an attribute made of another."""
+
+    def __init__(self, config: Shape) -> None:
+        super().__init__(config)
+        self.divisor = config.hidden[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.config.width**-0.5 / self.divisor
+
+
+def test_a_number_that_forward_computes_with_stays() -> None:
+    """Also where nothing is verified: the smaller model computes with the same numbers as the original."""
+    torch.manual_seed(0)
+    model, x = Scaled(Shape()).eval(), torch.randn(2, 6, 7)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert result.model.stem.out_features == 12
+    assert (result.model.config.width, result.model.divisor) == (24, 14)
+    assert depgraph.verify(model, result.model, result.plan, x).status == "equal"
+
+
+def test_a_number_that_changed_after_the_model_was_built() -> None:
+    torch.manual_seed(0)
+    model, x = Small(Shape()), torch.randn(2, 6, 7)
+    del model.layers[0].all_heads
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.config.width == 12
+    assert not hasattr(result.model.layers[0], "all_heads")
+
+
+class Ranked(nn.Module):
+    """A size that the constructor computes without leaving a trace, joined with one of the config's."""
+
+    def __init__(self, config: Shape) -> None:
+        super().__init__()
+        self.config, self.rank = config, int(config.width // 4)
+        self.stem = nn.Linear(7, self.rank + 2 * config.experts)
+        self.state = nn.Parameter(torch.randn(config.experts))
+        self.last = nn.Linear(self.rank + config.experts, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank, a, b = self.stem(x).split([self.rank, self.state.shape[0], self.state.shape[0]], -1)
+        return self.last(torch.cat([rank, a * b * self.state], -1))
+
+
+def test_a_field_that_is_a_size_by_itself_is_believed_first() -> None:
+    torch.manual_seed(0)
+    result = depgraph.prune(Ranked(Shape(experts=6)), torch.randn(2, 6, 7), pruning_ratio=0.5)
+    assert result.model.rank < 6
+    assert result.model.config.experts == len(result.model.state) < 6

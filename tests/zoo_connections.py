@@ -157,6 +157,34 @@ class SplitAligned(nn.Module):
         return self.head(torch.cat([pooled(self.d(second)), pooled(self.c(first))], 1))
 
 
+@entry(image(), "stem.0.weight:0 head.weight:1")
+class PadByTensor(nn.Module):
+    """A buffer holds how far to pad the pixels: the channels do not care."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = conv_bn(3, 7), nn.Linear(7, CLASSES)
+        self.register_buffer("amount", torch.tensor(2))
+
+    def forward(self, x):
+        return self.head(pooled(F.pad(self.stem(x), (self.amount, self.amount + 1))))
+
+
+@entry(image(), "stem.0.weight:0 head.weight:1")
+class SplitIntoNothing(nn.Module):
+    """split(7, 0) and a slice behind the end: an empty piece asks for nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.rest = conv_bn(3, 7), 0
+        self.head = nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        y = self.stem(x)
+        first, second = y.split([y.shape[1], self.rest], dim=1)
+        return self.head(pooled(torch.cat([second, first, y[:, y.shape[1] :]], 1)))
+
+
 @entry(image(), "a.0.weight:0 b.0.weight:0 c.0.weight:0 d.0.weight:0 head.weight:1")
 class SplitUnaligned(nn.Module):
     """cat(5, 7) then chunk(2) and slices at other places: pieces of pieces."""

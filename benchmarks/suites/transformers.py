@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -45,30 +45,77 @@ def _check(row: transformers_tiny.Tiny, model: nn.Module) -> str:
         return f"generate() fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def stale(model: nn.Module) -> str:
-    """Where the configuration does not give the shapes that the weights have; nothing where no configuration could.
+def stale(model: Any) -> str:
+    """The numbers in the configuration that should be others for the shapes that the weights have, or nothing.
 
-    A model whose layers, built alike, have lost differently many indices can't be built from any configuration.
+    A pruned model need not have a configuration: layers may have lost differently many indices, or heads be narrower
+    than the width divided by their number. Where changing some numbers, one at a time, leads to one, it should have been
+    there.
     """
-    have = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    if _uneven(have):
-        return ""
     try:
-        with torch.device("meta"):
-            again = type(model)(copy.deepcopy(model.config))
+        wrong = _differences(model, model.config)
     except Exception as error:
         return f"its config builds no model: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    for name, parameter in again.named_parameters():
-        if name in have and tuple(parameter.shape) != have[name]:
-            return f"its config says {tuple(parameter.shape)} for {name}, which has {have[name]}"
-    return ""
+    config, changes = model.config, []
+    while wrong:
+        step = _step(model, config, wrong)
+        if step is None:
+            return ""
+        config, change, wrong = step
+        changes.append(change)
+    return f"its config should have {', '.join(changes)}" if changes else ""
 
 
-def _uneven(shapes: dict[str, tuple[int, ...]]) -> bool:
-    alike: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for name, shape in shapes.items():
-        alike[re.sub(r"\d+", "*", name)].add(shape)
-    return any(len(found) > 1 for found in alike.values())
+def _step(model: Any, config: Any, wrong: dict[str, Any]) -> tuple[Any, str, dict[str, Any]] | None:
+    """A configuration with one number changed that brings it closer to the weights, or None."""
+    ratios = {
+        Fraction(new, old) for pair in wrong.values() for old, new in zip(*pair, strict=True) if old != new
+    }
+    for place, value in _numbers(config):
+        for ratio in sorted(ratios):
+            if (value * ratio).denominator == 1:
+                changed = copy.deepcopy(config)
+                _put(changed, place, int(value * ratio))
+                try:
+                    rest = _differences(model, changed)
+                except Exception:  # no model has this configuration
+                    continue
+                if len(rest) < len(wrong):
+                    return changed, f"{'.'.join(map(str, place))}={int(value * ratio)} for {value}", rest
+    return None
+
+
+def _differences(model: Any, config: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Parameter -> its shape by `config` and the one that it has, where these differ."""
+    with torch.device("meta"):
+        again = type(model)(copy.deepcopy(config))
+    have = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    says = {name: tuple(p.shape) for name, p in again.named_parameters()}
+    if says.keys() != have.keys():
+        raise ValueError("a model with other parameters")
+    return {n: (says[n], have[n]) for n in have if says[n] != have[n]}
+
+
+def _numbers(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Every int above 1 in a configuration, with its place."""
+    if type(value) is int and value > 1:
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, (*place, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _numbers(item, (*place, i))
+    elif hasattr(value, "to_dict"):
+        for key, item in vars(value).items():
+            yield from _numbers(item, (*place, key))
+
+
+def _put(config: Any, place: tuple[Any, ...], number: int) -> None:
+    for key in place[:-1]:
+        config = config[key] if isinstance(config, (dict, list)) else vars(config)[key]
+    table = config if isinstance(config, (dict, list)) else vars(config)
+    table[place[-1]] = number
 
 
 def generation(model: Any, inputs: dict[str, Any]) -> str:

@@ -135,13 +135,15 @@ def select(site: Site) -> Dims:
 
 def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
     axis = x[d]
-    if axis is None or len(sizes) == 1:
-        return [x for _ in sizes]
+    if axis is None:
+        return [[*x[:d], site.fixed(n, "has no indices"), *x[d + 1 :]] for n in sizes]
+    if len(sizes) == 1:
+        return [x]
     pieces = site.algebra.segments(axis, sizes)
     for piece in pieces:
         if piece.size == 1:
             site.lock(piece, "is taken out by itself as a dim of size 1")
-    return [[*x[:d], p if p.size > 1 else None, *x[d + 1 :]] for p in pieces]
+    return [[*x[:d], p if p.size != 1 else None, *x[d + 1 :]] for p in pieces]
 
 
 @rule("split", "chunk", "tensor_split", "unsafe_split", "hsplit", "vsplit", "dsplit")
