@@ -28,6 +28,7 @@ SECTIONED = re.compile(
 KINDS: tuple[tuple[str, int | None], ...] = (
     (r".*(_ids?|_index|_offset|bos|eos|pad|_size_limit|start_token|end_token)", KEEP),
     (r".*(kernel|stride|padding|dilation|levels|scale|factor|interval|frequency|every_n|dropout|ratio).*", KEEP),
+    (r"mm_tokens_per_image", 4),
     (r".*attention_window", 8),
     (r".*(num_feat_extract_layers|xpath.*|max_depth)", KEEP),
     (r"qk_head_dim|mamba_(d_)?head(_dim)?|n_groups|mamba_d_head", 2 * HEAD),

@@ -13,6 +13,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "informer": {"prediction_length": 3, "num_time_features": 2},
     "time_series_transformer": {"prediction_length": 3, "num_time_features": 2},
 }
+TILES = {"image_grid_pinpoints": [[48, 96], [96, 48]]}
 # Changes to a small configuration, wherever it stands.
 CONFIGS: dict[str, dict[str, Any]] = {
     "efficientnet": EFFICIENT,
@@ -24,7 +25,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lw_detr": {"image_size": 64},
     "lw_detr_vit": {"image_size": 64},
     "mobilevit": {"hidden_sizes": [24, 32, 40]},
+    "big_bird": {"attention_type": "original_full"},
+    "bigbird_pegasus": {"attention_type": "original_full"},
     "blip-2": {"image_token_index": 100},
+    "llava_next": TILES,
+    "llava_next_video": TILES,
+    "llava_onevision": TILES,
     "mamba2": {"head_dim": 32},
     "falcon_h1": {"mamba_d_ssm": 128},
 }

@@ -143,6 +143,7 @@ def tensor(kind: str, shape: list[int], *rest: Any) -> Tensor:
     low, high = (3, rest[0]) if rest[0] > 8 else (0, rest[0])
     ids = torch.randint(low, high, shape, generator=dice)
     for token, (start, stop) in (rest[1] if len(rest) > 1 else {}).items():
+        ids[ids == int(token)] += 1
         ids[:, start:stop] = int(token)
     return ids
 
@@ -259,6 +260,7 @@ def _images(model: nn.Module, cfg: Any, known: Any) -> Iterator[Spec]:
         for h, w in dict.fromkeys([(height, width), (64, 64), (64, 96), (128, 128), (224, 224)]):
             yield {name: ["noise", [BATCH, channels, h, w]], **extra}
             yield {name: ["noise", [BATCH, frames, channels, h, w]], **extra}
+            yield {name: ["noise", [BATCH, 3, channels, h, w]], **extra}  # a picture and its two halves
             yield {name: ["noise", [BATCH, 1, channels, h, w]], **extra}
             yield {name: ["noise", [BATCH, channels, frames, h, w]], **extra}
 

@@ -375,17 +375,3 @@ class TensorUnfold(nn.Module):
     def forward(self, x):
         windows = self.stem(x).unfold(2, 4, 4).unfold(3, 3, 3).amax((4, 5))
         return self.last(F.gelu(self.mix(windows.permute(0, 2, 3, 1))).mean((1, 2)))
-
-
-@entry(tokens(), "key.weight:0 value.weight:0 head.weight:1")
-class TriangularSystem(nn.Module):
-    """Each token's value is corrected by those before it: solved for, column by column."""
-
-    def __init__(self):
-        super().__init__()
-        self.key, self.value, self.head = nn.Linear(5, 11), nn.Linear(5, 7), nn.Linear(7, CLASSES)
-
-    def forward(self, x):
-        key = self.key(x)
-        system = (key @ key.mT).tril(-1) + torch.eye(x.shape[1], dtype=x.dtype)
-        return self.head(torch.linalg.solve_triangular(system, self.value(x), upper=False))

@@ -100,15 +100,3 @@ def _in_runs(site: Site, axis: Axis | None, length: int) -> None:
         return
     _, run = site.algebra.factor(axis, axis.size // length)
     site.lock(run, "is as narrow as a kernel allows")
-
-
-@rule("linalg_solve_triangular")
-def solve_triangular(site: Site) -> Dims:
-    """a[... n n] x[... n m] = b[... n m] (or x[... m n] a): every entry of n depends on those before it."""
-    a, b = site.dims(site.args[0]), site.dims(site.args[1])
-    side = -2 if site.arg(3, "left", True) else -1
-    text = "is solved for entry by entry"
-    for axis in (*a[-2:], b[side]):
-        site.lock(axis, text)
-    b[side] = site.fixed(site.shape[side], text)
-    return [*site.broadcast(a[:-2], b[:-2], size=site.shape[:-2]), *b[-2:]]
