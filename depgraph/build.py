@@ -17,7 +17,7 @@ from .select import Masks
 def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
     """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing)."""
     plan = Plan(
-        shapes={n: tuple(t.shape) for n, t in graph.tensors.items()},
+        shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},
         aliases=dict(graph.trace.aliases),
     )
     for name in graph.trace.tensors:
@@ -25,6 +25,7 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
         if blocks is not None or any(k is not None for k in keep):
             numbered = graph.state.renumbered.get(name)
             numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
+            plan.shapes[name] = tuple(graph.tensors[name].shape)
             plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks, numbers)
     counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
     values = {}

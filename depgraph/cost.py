@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import axes
 from .axes import Axis, Polynomial
 from .graph import DependencyGraph
-from .inputs import each_example
+from .inputs import each_example, map_tensors
 from .trace import named_tensors, quiet_fakes, skeleton
 from .wrappers import eagerly
 
@@ -118,7 +117,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
         # the counter would hook gradients, which a count does not need
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
-        examples = pytree.tree_map_only(torch.Tensor, stand_in, each_example(example_inputs))
+        examples = map_tensors(each_example(example_inputs), stand_in)
         try:
             with (
                 quiet_fakes(), mode, torch.no_grad(), eagerly(), _without_fused_layers(), FlopCounterMode(display=False) as counter,

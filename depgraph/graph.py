@@ -79,7 +79,7 @@ class DependencyGraph:
     Attributes:
         trace: the recorded run.
         groups: what can be removed, a `Group` each, largest first in the order of the model.
-        tensors: name -> `torch.Tensor`, every parameter and buffer of the model, the user's own.
+        tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
         constraints: polynomials in the counts of group axes that must stay 0.
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
@@ -252,7 +252,7 @@ class DependencyGraph:
         """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
         total: Counter[Reason] = Counter()
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or name in self.trace.held:
                 continue
             dims = self._dims.get(name)
             if dims is None:

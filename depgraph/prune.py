@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from . import cost
 from .axes import Reason
@@ -305,8 +306,14 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
         raise InputError(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}"
         )
+    lazy = [n for n, t in named_tensors(model)[0].items() if is_lazy(t)]
+    if lazy:
+        raise InputError(
+            f"{', '.join(lazy[:4])}{' ...' if len(lazy) > 4 else ''} have no shape yet: lazy modules get theirs in their "
+            "first call\n  fix: call model(*example_inputs) once, then prune it"
+        )
     there = {p.device for p in model.parameters() if p.device.type != "meta"}
-    given = {t.device for t in tensor_leaves(each_example(example_inputs)) if t.device.type != "meta"}
+    given = {t.device for t in tensor_leaves(each_example(example_inputs))}
     if len(there) == 1 and given and not given <= there:
         raise InputError(
             f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them"

@@ -55,6 +55,11 @@ def _by_container(state: Propagation, family: _Family) -> dict[str, list[str]]:
         inner = next((m for m in family.memberships(name) if family.executed_like(m, [name])), None)
         if inner is not None:
             found.setdefault(inner, []).append(name)
+    for path, names in found.items():
+        held = [
+            n for n in family.tensors(path).values() if n in state.trace.held - state.trace.tensors.keys()
+        ]
+        names += [n for n in held if family.executed_like(path, [*names, n])]
     return found
 
 
@@ -86,6 +91,7 @@ class _Family:
         module = self.modules[path]
         names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
         names += [n for n, _ in module.named_buffers(remove_duplicate=False)]
+        names += [n[len(path) + 1 :] for n in self.state.trace.held if _within(n, path)]
         return {n: aliases.get(f"{path}.{n}", f"{path}.{n}") for n in names}
 
     def looks(self, path: str) -> object:
@@ -188,7 +194,8 @@ def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], nam
         node.meta.update(old.meta, module=path, source="", leaves=[node])
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
-        trace.unreached.remove(name)
+        if name not in trace.held:
+            trace.unreached.remove(name)
     for operand, produced, consumed in list(state.weights):
         if operand in made:
             state.weights.append((made[operand], copy.dims(produced), copy.dims(consumed)))

@@ -12,7 +12,7 @@ from .errors import PlanError
 from .plan import Cut, Plan, Repair
 from .rewrite import rewrite_module
 from .sizes import holders
-from .trace import named_tensors, skeleton
+from .trace import all_tensors, held_tensors, skeleton
 from .wrappers import check_changeable, replace_inner, wrapped
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
@@ -48,13 +48,16 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    tensors, _ = named_tensors(model)
-    _check(plan, tensors)
+    tensors, held = all_tensors(model), held_tensors(model)
+    _check(plan, tensors, tensors.keys() - held.keys())
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
         check_changeable(model)
         small = model
         _assign(model, tensors, new)
+        for name in new.keys() & held.keys():
+            for path, keys in held[name].places:
+                _put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
     for repair in plan.repairs:
@@ -72,7 +75,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     return wrapped(small)
 
 
-def _check(plan: Plan, tensors: dict[str, torch.Tensor]) -> None:
+def _check(plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
     wrong = []
     for name, shape in plan.shapes.items():
         if name not in tensors:
@@ -80,7 +83,9 @@ def _check(plan: Plan, tensors: dict[str, torch.Tensor]) -> None:
         elif tuple(tensors[name].shape) != shape:
             wrong.append(f"  - {name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
     wrong.extend(
-        f"  - {name!r} of this model is not in the plan" for name in tensors if name not in plan.shapes
+        f"  - {name!r} of this model is not in the plan"
+        for name in tensors
+        if name in registered - plan.shapes.keys()
     )
     if wrong:
         more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
@@ -117,7 +122,7 @@ def _repair(model: nn.Module, repair: Repair) -> None:
     _put(holder, steps, repair.value)
 
 
-def _put(holder: Any, steps: list[Any], value: int) -> Any:
+def _put(holder: Any, steps: list[Any], value: Any) -> Any:
     """`holder` with the entry at `steps` set to `value`: changed in place, or a new one for a tuple."""
     if not steps:
         return value

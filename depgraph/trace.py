@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import sizes
 from .errors import InputError, TraceError
-from .inputs import Arguments, each_example
+from .inputs import Arguments, each_example, map_tensors
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .wrappers import check_unsharded, copied, eagerly
 
@@ -56,7 +56,10 @@ class Trace:
     aliases: dict[str, str]  # every other name of a tied parameter or buffer -> its canonical name
     unreached: list[str]  # canonical names that the run did not use
     constants: dict[str, torch.Tensor]
-    values: dict[str, torch.Tensor]  # parameters, buffers and constants by name; the user's own, not copies
+    held: set[
+        str
+    ]  # names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them
+    values: dict[str, torch.Tensor]  # all of these by name; the user's own, not copies
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
@@ -85,6 +88,59 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
                 first[id(tensor)] = name
                 tensors[name] = tensor
     return tensors, aliases
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that modules hold as a plain attribute, and where: (module path, keys from its attributes on)."""
+
+    tensor: torch.Tensor
+    places: list[tuple[str, tuple[Any, ...]]]
+
+
+def held_tensors(model: nn.Module) -> dict[str, Held]:
+    """The tensors of numbers that are neither parameters nor buffers, by name (``rope.cos``, ``tables.0``).
+
+    Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches.
+    """
+    registered = {id(t) for t in named_tensors(model)[0].values()}
+    internals = set(vars(nn.Module()))
+    found: dict[int, Held] = {}
+    names: dict[str, Held] = {}
+    seen: set[int] = set()
+
+    def look(value: Any, path: str, keys: tuple[Any, ...]) -> None:
+        if isinstance(value, torch.Tensor):
+            numbers = value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
+            if id(value) in registered or value.grad_fn is not None or not numbers or not value.dim():
+                return
+            if id(value) not in found:
+                names[".".join(map(str, (path, *keys) if path else keys))] = found[id(value)] = Held(
+                    value, []
+                )
+            found[id(value)].places.append((path, keys))
+        elif type(value) in (list, tuple) and len(value) <= 64:
+            for i, v in enumerate(value):
+                look(v, path, (*keys, i))
+        elif type(value) is dict and len(value) <= 256:
+            for k, v in value.items():
+                look(v, path, (*keys, k))
+        elif sizes.is_plain_object(value) and id(value) not in seen:
+            seen.add(id(value))
+            for k, v in vars(value).items():
+                look(v, path, (*keys, k))
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            for name, value in vars(module).items():
+                if name not in internals:
+                    look(value, path, (name,))
+    return names
+
+
+def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and held tensors by name, tied ones once."""
+    return {**named_tensors(model)[0], **{name: h.tensor for name, h in held_tensors(model).items()}}
 
 
 def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
@@ -194,8 +250,9 @@ def source_line() -> str:
 class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        """`names`: id of a skeleton's parameter or buffer -> canonical name."""
+    def __init__(self, names: dict[int, str], held: set[str]) -> None:
+        """`names`: id of a skeleton's tensor -> canonical name; those in `held` are neither parameters nor buffers."""
+        self.held = held
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
@@ -236,14 +293,14 @@ class Recorder:
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
         else:
-            kind = "tensor"
+            kind = "held" if name in self.held else "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
         node.meta.update(
             shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line()
         )
         node.meta["dtype"] = tensor.dtype
-        if kind == "tensor":
+        if kind != "constant":
             self.tensors[name] = node
         self.remember(tensor, node)
         return node
@@ -600,6 +657,18 @@ def tensor_leaves(value: Any) -> list[torch.Tensor]:
     return []
 
 
+def output_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors that a model returns; those inside a plain object only where there are no others."""
+    found = tensor_leaves(value)
+    if found:
+        return found
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in output_leaves(v)]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in output_leaves(v)]
+    return [t for v in vars(value).values() for t in tensor_leaves(v)] if sizes.is_plain_object(value) else []
+
+
 def trace(model: nn.Module, example_inputs: Any) -> Trace:
     """Run `model` once in eval mode and record it.
 
@@ -677,21 +746,23 @@ def _run(
     On fake tensors, or on the model's own (buffers and inputs are copied); given up after `seconds`.
     """
     tensors, aliases = named_tensors(model)
+    every = all_tensors(model)
+    held = every.keys() - tensors.keys()
     with ExitStack() as stack:
         mode: Any = nullcontext()
         if fake:
             stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            stand_in = {id(t): mode.from_tensor(t) for t in tensors.values()}
-            examples = pytree.tree_map_only(torch.Tensor, mode.from_tensor, examples)
+            stand_in = {id(t): mode.from_tensor(t) for t in every.values()}
+            examples = map_tensors(examples, mode.from_tensor)
         else:
-            buffers = {id(b) for b in model.buffers()}
-            stand_in = {id(t): t.clone() if id(t) in buffers else t for t in tensors.values()}
-            examples = pytree.tree_map_only(torch.Tensor, torch.clone, examples)
+            parameters = {id(p) for p in model.parameters()}
+            stand_in = {id(t): t if id(t) in parameters else t.clone() for t in every.values()}
+            examples = map_tensors(examples, torch.clone)
         twin = skeleton(model, stand_in)
         if tracked:
             sizes.track_attributes(twin)
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in tensors.items()})
+        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             node.meta.update(
@@ -717,7 +788,10 @@ def _run(
             recorder.training = training
             twin.train(training)
             for args, kwargs in examples:
-                outputs += [recorder.node(t) for t in tensor_leaves(twin(*args, **kwargs))]
+                outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+        if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
+            made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
+            outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     return Trace(
         graph=recorder.graph,
@@ -726,7 +800,8 @@ def _run(
         aliases=aliases,
         unreached=[name for name in tensors if name not in recorder.tensors],
         constants=recorder.constants,
-        values={**tensors, **recorder.constants},
+        held=held,
+        values={**every, **recorder.constants},
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,

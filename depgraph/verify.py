@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import VerificationError
-from .inputs import Examples, split_inputs
+from .inputs import Examples, fresh_inputs, map_tensors
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 from .plan import Plan
-from .trace import named_tensors, skeleton, tensor_leaves
+from .trace import all_tensors, named_tensors, output_leaves, skeleton
 from .wrappers import eagerly
 
 Tensor = torch.Tensor
@@ -61,8 +60,8 @@ def masked_outputs(
         the model's output, and the run, which knows the ops whose statistics were `restricted` and those whose effect on
         masks had to be `probed`.
     """
-    args, kwargs = split_inputs(example_inputs)
-    tensors, _ = named_tensors(model)
+    args, kwargs = fresh_inputs(example_inputs)
+    tensors = all_tensors(model)
     run = MaskedRun(double)
     replaced: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
@@ -102,7 +101,7 @@ def deviation(got: Any, wanted: Any) -> float:
     Raises:
         VerificationError: the outputs differ in number, shape or where they are not finite.
     """
-    a, b = tensor_leaves(got), tensor_leaves(wanted)
+    a, b = output_leaves(got), output_leaves(wanted)
     if len(a) != len(b):
         raise VerificationError(f"the smaller model returns {len(a)} tensors, the original {len(b)}")
     worst = 0.0
@@ -158,7 +157,7 @@ def _verify_one(
     for double in (True, False) if wide else (False,):
         try:
             left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
-            args, kwargs = split_inputs(inputs)
+            args, kwargs = fresh_inputs(inputs)
             with _all_double(double):
                 wanted, run = masked_outputs(left, plan, inputs, double)
         except Unfollowed as why:
@@ -183,6 +182,8 @@ def _verify_one(
             raise VerificationError(
                 f"the smaller model failed to run: {type(error).__name__}: {error}"
             ) from error
+        if not output_leaves(wanted):
+            return Verification("shapes", detail="values were not compared: the model returns no tensors")
         error_ = deviation(got, wanted)
         limit = tolerance if double else max(tolerance, 20 * _precision(left))
         if not error_ <= limit and run.probed:
@@ -235,14 +236,14 @@ def _precision(model: nn.Module) -> float:
 def _widened(value: Any) -> Any:
     """A float64 copy of a model or of inputs."""
     if isinstance(value, nn.Module):
-        tensors, _ = named_tensors(value)
+        tensors = all_tensors(value)
         wide: dict[int, Any] = {}
         for t in tensors.values():
             if t.is_floating_point():
                 data = t.detach().double()
                 wide[id(t)] = nn.Parameter(data, requires_grad=False) if isinstance(t, nn.Parameter) else data
         return skeleton(value, wide).double()
-    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, value)
+    return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t.clone())
 
 
 def _shapes_only(model: nn.Module, small: nn.Module, example_inputs: Any, why: str) -> Verification:
@@ -258,7 +259,7 @@ def _check_shapes(small: nn.Module, example_inputs: Any, wanted: Any) -> None:
         raise VerificationError(
             f"the smaller model failed to run: {type(error).__name__}: {error}"
         ) from error
-    shapes = [[tuple(t.shape) for t in tensor_leaves(out)] for out in (got, wanted)]
+    shapes = [[tuple(t.shape) for t in output_leaves(out)] for out in (got, wanted)]
     if shapes[0] != shapes[1]:
         raise VerificationError(
             f"the smaller model's outputs have shapes {shapes[0]}, the original's {shapes[1]}"
@@ -266,7 +267,7 @@ def _check_shapes(small: nn.Module, example_inputs: Any, wanted: Any) -> None:
 
 
 def _run(model: nn.Module, example_inputs: Any) -> Any:
-    args, kwargs = split_inputs(example_inputs)
+    args, kwargs = fresh_inputs(example_inputs)
     twin = skeleton(model, {id(t): t for t in model.parameters()}).eval()
     with torch.no_grad(), eagerly():
         return twin(*args, **kwargs)

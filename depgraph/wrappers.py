@@ -89,6 +89,13 @@ def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, st
         stand.add_module(name, copy.deepcopy(wrapper._modules[name], memo))
         for hooks in HOOKS:
             vars(stand)[hooks] = copy.deepcopy(vars(wrapper)[hooks], memo)
+    for module in model.modules():  # the copy protocol of modules forgets slots
+        slots = [
+            s for kind in type(module).__mro__ for s in getattr(kind, "__slots__", ()) if hasattr(module, s)
+        ]
+        for slot in slots:
+            if slot not in ("__dict__", "__weakref__"):
+                setattr(memo[id(module)], slot, copy.deepcopy(getattr(module, slot), memo))
     return made
 
 
