@@ -111,7 +111,11 @@ def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, t
                 if tensor is not None and id(tensor) in swap:
                     table[key] = swap[id(tensor)]  # type: ignore[assignment]
         for name, value in vars(module).items():
-            if isinstance(value, list) and any(isinstance(v, torch.Tensor) and id(v) in swap for v in value):
+            if isinstance(value, torch.Tensor):
+                vars(module)[name] = swap.get(id(value), value)
+            elif isinstance(value, list) and any(
+                isinstance(v, torch.Tensor) and id(v) in swap for v in value
+            ):
                 vars(module)[name] = [swap.get(id(v), v) for v in value]
 
 

@@ -1177,6 +1177,25 @@ def buffers(net: nn.Module) -> None:
     net.register_buffer("nothing", None)
 
 
+def alias(net: nn.Module) -> None:
+    net.register_buffer("table", numbers(12))
+    net.original = net.table
+
+
+def tied_when_saved(net: nn.Module) -> None:
+    """One weight under two names, the second left out of the state and put back by hooks."""
+    tied_layers(net)
+
+    def leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, meta: Any) -> None:
+        del state[prefix + "e.weight"]
+
+    def put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state[prefix + "e.weight"] = state[prefix + "d.weight"]
+
+    net.register_state_dict_post_hook(leave_out)
+    net.register_load_state_dict_pre_hook(put_back)
+
+
 def tied_layers(net: nn.Module) -> None:
     net.d, net.e = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
     net.e.weight = net.d.weight
@@ -1253,6 +1272,8 @@ ODD_PLACES: dict[str, tuple[Callable[..., None], Callable[..., Tensor]]] = {
         buffers,
         lambda net, x: x * net.table if net.nothing is None else x,
     ),
+    "a buffer under another name": (alias, lambda net, x: x * net.table + net.original),
+    "tied by hooks of the state": (tied_when_saved, lambda net, x: x + net.d(x) + net.e(x)),
     "tied layers": (tied_layers, lambda net, x: x + net.d(x) + net.e(x)),
     "a module in two places": (in_two_places, lambda net, x: x + net.more[0](net.again(x))),
     "parameter lists and dicts": (
