@@ -102,6 +102,7 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
     """The tensors of numbers that are neither parameters nor buffers, by name (``rope.cos``, ``tables.0``).
 
     Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches.
+    Objects in objects in objects (a trainer, a data set) are nobody's tables.
     """
     registered = {id(t) for t in named_tensors(model)[0].values()}
     internals = set(vars(nn.Module()))
@@ -109,7 +110,7 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
     names: dict[str, Held] = {}
     seen: set[int] = set()
 
-    def look(value: Any, path: str, keys: tuple[Any, ...]) -> None:
+    def look(value: Any, path: str, keys: tuple[Any, ...], objects: int = 2) -> None:
         if isinstance(value, torch.Tensor):
             numbers = value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
             if id(value) in registered or value.grad_fn is not None or not numbers or not value.dim():
@@ -119,16 +120,18 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
                     value, []
                 )
             found[id(value)].places.append((path, keys))
+        elif len(keys) > 6:  # a list that holds itself, say
+            return
         elif type(value) in (list, tuple) and len(value) <= 64:
             for i, v in enumerate(value):
-                look(v, path, (*keys, i))
+                look(v, path, (*keys, i), objects)
         elif type(value) is dict and len(value) <= 256:
             for k, v in value.items():
-                look(v, path, (*keys, k))
-        elif sizes.is_plain_object(value) and id(value) not in seen:
+                look(v, path, (*keys, k), objects)
+        elif objects and sizes.is_plain_object(value) and id(value) not in seen:
             seen.add(id(value))
             for k, v in vars(value).items():
-                look(v, path, (*keys, k))
+                look(v, path, (*keys, k), objects - 1)
 
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):

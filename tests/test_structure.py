@@ -401,6 +401,18 @@ class Expert(nn.Module):
         return self.down(x)
 
 
+class Tabled(nn.Module):
+    """Holds tables of both widths as plain attributes."""
+
+    def __init__(self, width: int, inner: int = 11):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.tables = [torch.rand(width).double() + 0.5, torch.rand(inner).double() + 0.5]
+
+    def forward(self, x):
+        return self.down(self.up(x * self.tables[0]).tanh() * self.tables[1])
+
+
 class Mixture(nn.Module):
     """Each row goes to the expert that its first entry names."""
 
@@ -434,7 +446,8 @@ MIXTURES = {
     "simple": lambda: Mixture(
         nn.ModuleList(nn.Sequential(nn.Linear(7, 11), nn.GELU(), nn.Linear(11, 7)) for _ in range(5))
     ),
-    "recurrent in name only": lambda: Mixture(nn.ModuleList(nn.Linear(7, 7) for _ in range(5))),
+    "with tables": lambda: Mixture(nn.ModuleList(Tabled(7) for _ in range(5))),
+    "of one layer": lambda: Mixture(nn.ModuleList(nn.Linear(7, 7) for _ in range(5))),
 }  # fmt: skip
 
 
@@ -1169,7 +1182,7 @@ def attributes(**values: Callable[[], Any]) -> Callable[[nn.Module], None]:
 
 def in_an_object(net: nn.Module) -> None:
     net.config = Config()
-    net.config.scale = numbers(12)
+    net.config.scale, net.config.itself = numbers(12), net.config
 
 
 def buffers(net: nn.Module) -> None:
