@@ -56,9 +56,7 @@ def _by_container(state: Propagation, family: _Family) -> dict[str, list[str]]:
         if inner is not None:
             found.setdefault(inner, []).append(name)
     for path, names in found.items():
-        held = [
-            n for n in family.tensors(path).values() if n in state.trace.held - state.trace.tensors.keys()
-        ]
+        held = [n for n in family.tensors(path).values() if n in state.trace.held - family.reached]
         names += [n for n in held if family.executed_like(path, [*names, n])]
     return found
 
@@ -69,6 +67,7 @@ class _Family:
     def __init__(self, state: Propagation, model: nn.Module) -> None:
         self.state, self.model = state, model
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.reached = set(state.trace.tensors)
         self._looks: dict[str, object] = {}
         self._likes: dict[str, list[str]] = {}
         self._shared: dict[str, set[int]] = {}
@@ -91,7 +90,7 @@ class _Family:
         module = self.modules[path]
         names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
         names += [n for n, _ in module.named_buffers(remove_duplicate=False)]
-        names += [n[len(path) + 1 :] for n in self.state.trace.held if _within(n, path)]
+        names += [n[len(path) + 1 :] for n in sorted(self.state.trace.held) if _within(n, path)]
         return {n: aliases.get(f"{path}.{n}", f"{path}.{n}") for n in names}
 
     def looks(self, path: str) -> object:
@@ -133,11 +132,10 @@ class _Family:
     def executed_like(self, path: str, names: Iterable[str]) -> list[str]:
         """Siblings of `path` in which a run reached the counterparts of all of `names`."""
         below = {c: n for n, c in self.tensors(path).items()}
-        reached = self.state.trace.tensors
         return [
             o
             for o in self.likes(path)
-            if all(n in below and self.tensors(o)[below[n]] in reached for n in names)
+            if all(n in below and self.tensors(o)[below[n]] in self.reached for n in names)
         ]
 
     def shared(self, path: str) -> set[int]:
@@ -222,7 +220,7 @@ def _freeze_torn(
     below = {c: n for n, c in theirs.items()}
     for name in wanted:
         counterpart = others[below[name]]
-        if counterpart not in state.trace.tensors:
+        if counterpart not in family.reached:
             continue
         pairs = _aligned(state, name, counterpart)
         if pairs is None:
