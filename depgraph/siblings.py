@@ -41,7 +41,9 @@ def follow_siblings(state: Propagation, model: nn.Module) -> list[Sibling]:
     """Give the tensors that no run reached the axes of an executed sibling, wherever there is one."""
     family = _Family(state, model)
     found: list[Sibling] = []
-    for path, names in _by_container(state, family).items():
+    members = _by_container(state, family)
+    for path in sorted(members, key=lambda p: -p.count(".")):  # inner ones first: others may follow them
+        names = members[path]
         likes = family.executed_like(path, names)
         if likes and _adopt(state, family, path, likes, names):
             found.append(Sibling(path, likes[0], tuple(names)))
@@ -130,13 +132,15 @@ class _Family:
         return True
 
     def executed_like(self, path: str, names: Iterable[str]) -> list[str]:
-        """Siblings of `path` in which a run reached the counterparts of all of `names`."""
+        """Siblings of `path` in which the counterparts of all of `names` are known, those that a run reached first."""
         below = {c: n for n, c in self.tensors(path).items()}
-        return [
-            o
-            for o in self.likes(path)
-            if all(n in below and self.tensors(o)[below[n]] in self.reached for n in names)
-        ]
+        known = self.state.trace.tensors  # what a run reached, and what has followed it since
+        found: dict[str, bool] = {}
+        for other in self.likes(path):
+            theirs = self.tensors(other)
+            if all(n in below and theirs[below[n]] in known for n in names):
+                found[other] = all(theirs[below[n]] in self.reached for n in names)
+        return sorted(found, key=lambda o: not found[o])
 
     def shared(self, path: str) -> set[int]:
         """Ids of the atoms that stand anywhere but in the tensors and calls of member `path`."""
