@@ -384,9 +384,10 @@ def zeroed(model: nn.Module, plan) -> nn.Module:
                 assert mask.shape == tensor.shape, f"mask of {name}: {mask.shape}"
                 tensor.masked_fill_(~mask, 0)
                 mark_live_(tensor, mask)
+        registered = {id(t) for _, t in tensors_of(model)}
         for module in model.modules():  # tables held as plain attributes: nothing of them is dead by itself
             mine = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-            tree_map(mark_live_, mine)
+            tree_map(lambda t: t if id(t) in registered else mark_live_(t), mine)
     return model
 
 
