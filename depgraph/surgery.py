@@ -138,7 +138,7 @@ def _put(holder: Any, steps: list[Any], value: Any) -> Any:
     old = tables[0][steps[0]]
     new = _put(old, steps[1:], value)
     for table in tables:  # a config may repeat its fields as items
-        if table[steps[0]] == old:
+        if table[steps[0]] is old or (not isinstance(old, torch.Tensor) and table[steps[0]] == old):
             table[steps[0]] = new
     return holder
 
