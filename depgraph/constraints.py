@@ -15,9 +15,11 @@ from torch import nn
 
 from . import axes
 from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
+from .decisions import Decision, decision
 from .propagate import Propagation
-from .size_uses import SizeUse
+from .size_uses import ScalarUse, SizeUse
 from .sizes import Expr, holders
+from .trace import Node
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class SizeSystem:
         self.known: dict[Expr, Polynomial] = {}
         self.constraints: list[tuple[Polynomial, Reason]] = []
         self.literals: list[Literal] = []
+        self.decisions: dict[Node, Decision] = {}
         self.free = {
             id(a): a
             for results in state.dims.values()
@@ -56,6 +59,7 @@ class SizeSystem:
         self._comparisons()
         for use, target in pending:
             self._infer(use.expr, target)
+        self._bounds()
         for use, target in pending:
             self._equate(use, target)
         self._scalars()
@@ -202,6 +206,18 @@ class SizeSystem:
                 else:
                     self._floor_equation(left, right)
 
+    def _bounds(self) -> None:
+        """``a <= b`` of equal sizes: an attribute that nothing else determines goes on being equal."""
+        for operator, left, right, _ in self.state.comparisons:
+            if operator in ("eq", "ne") or self.value(left) != self.value(right):
+                continue
+            for a, b in ((left, right), (right, left)):
+                p = self.polynomial(b)
+                if isinstance(a, tuple) and a[0] == "attr" and p is not None and a not in self.attributes:
+                    if not is_constant(p):
+                        self.attributes[a] = p
+                    break
+
     def _floor_equation(self, left: Expr, right: Expr) -> None:
         atoms = self.atoms_of(left) | self.atoms_of(right)
         self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
@@ -266,14 +282,26 @@ class SizeSystem:
         )
 
     def _scalars(self) -> None:
-        """A number the op computes with must stay what it was."""
+        """A number the op computes with must stay what it was, unless it only decides something."""
         for use in self.state.trace.scalar_uses:
+            if self._decides(use):
+                continue
             if isinstance(use.expr, tuple):
                 found = self.atoms_of(use.expr)
             else:
                 found = self._suspects(use)
             text = f"sets a number that the op computes with ({use.value:g})"
             self._freeze(found, Reason(text, str(use.node.target), use.node.meta["module"], use.source))
+
+    def _decides(self, use: ScalarUse) -> bool:
+        """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""
+        if not isinstance(use.expr, tuple) or self.polynomial(use.expr) is None:
+            return False
+        found = self.decisions.get(use.node) or decision(self.state.trace, use.node)
+        if found is not None:
+            self.decisions[use.node] = found
+            found.uses.append(use)
+        return found is not None
 
     def _suspects(self, use: Any) -> set[int]:
         """Atoms of dims whose size n explains a bare factor n, 1/n, sqrt(n) or 1/sqrt(n)."""
@@ -379,6 +407,11 @@ class SizeSystem:
             now = [axes.evaluate(r, counts) for r in (p, q)]
             if bool(getattr(now[0], compare[operator])(now[1])) != outcome:
                 found.append(({a for r in (p, q) for t in r for a in t}, f"{now[0]} {operator} {now[1]}"))
+        for made in self.decisions.values():
+            numbers = [axes.evaluate(self.polynomial(use.expr) or {}, counts) for use in made.uses]
+            if not made.stands(self.state.trace, numbers):
+                atoms = {a for use in made.uses for a in self.atoms_of(use.expr)}
+                found.append((atoms, f"another branch for sizes {numbers}"))
         return found
 
 

@@ -89,39 +89,50 @@ def byte_count(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in named_tensors(model)[0].values())
 
 
+class _OneModule:
+    """Stands in for the counter's tracker of modules, whose hooks on gradients clash with those that forward takes."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        """Nothing is hooked."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was."""
+
+
 @contextmanager
 def _without_fused_layers() -> Iterator[None]:
     """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
     before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(False)
     torch._C._set_cudnn_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(before[0])
         torch._C._set_cudnn_enabled(before[1])
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
     They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model
-    depends on data. The counter knows no recurrent kernels, so recurrent layers run as the products that they are.
+    depends on data. The counter does not know the kernels of whole layers, which run as the products they are made of.
     """
     tensors = named_tensors(model)[0].values()
     for fake in (True, False):
         mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
-        # the counter would hook gradients, which a count does not need
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
         examples = map_tensors(each_example(example_inputs), stand_in)
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _OneModule()  # type: ignore[assignment]
         try:
-            with (
-                quiet_fakes(), mode, torch.no_grad(), eagerly(), _without_fused_layers(), FlopCounterMode(display=False) as counter,
-            ):  # fmt: skip
+            with quiet_fakes(), mode, torch.no_grad(), eagerly(), _without_fused_layers(), counter:
                 for args, kwargs in examples:
                     twin(*args, **kwargs)
             return int(counter.get_total_flops()) // 2

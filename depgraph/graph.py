@@ -100,6 +100,7 @@ class DependencyGraph:
             self.sizes.follow(sibling.path, sibling.executed)
         self.groups = self._find_groups()
         self.by_axis = {id(g.axis): g for g in self.groups}
+        self._freeze_determined()
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -151,6 +152,18 @@ class DependencyGraph:
                 atom.frozen = atom.frozen or reason
         self.groups = [g for g in self.groups if g.axis.frozen is None]
         self.by_axis = {id(g.axis): g for g in self.groups}
+
+    def _freeze_determined(self) -> None:
+        """Freeze the axes whose count a constraint on nothing else determines, and what then follows."""
+        while True:
+            alone = [
+                (atoms, why) for p, why in self.constraints if len(atoms := {a for t in p for a in t}) == 1
+            ]
+            if not alone:
+                return
+            free = self.free
+            for atoms, why in alone:
+                self.freeze([free[a] for a in atoms], why)
 
     def coupled(self, name: str, dim: int, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """Everything that must go with `indices` of dim `dim` of tensor `name`.

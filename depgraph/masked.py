@@ -242,11 +242,7 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """The op moves masks as it moves values."""
     out = func(*args, **kwargs)
-    mask_args, mask_kwargs = pytree.tree_map_only(
-        Tensor,
-        lambda a: run.full(a) if a.is_floating_point() or a.is_complex() or id(a) in run.masks else a,
-        (args, kwargs),
-    )
+    mask_args, mask_kwargs = pytree.tree_map_only(Tensor, run.full, (args, kwargs))
     name = func._schema.name
     if name == "aten::view_as_real":
         run.give(out, run.full(args[0]).unsqueeze(-1).expand(out.shape).clone())
@@ -259,6 +255,7 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         "_unsafe_index",
         "index_select",
         "gather",
+        "repeat_interleave",
     ):  # an index is no value
         mask_args = (mask_args[0], *args[1:])
     if name in (
@@ -311,6 +308,8 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     bias = None
     if name == "aten::convolution":
         bias, tensors[2] = args[2], None
+    elif name == "aten::_sparse_addmm":
+        func, tensors[0] = aten.addmm.default, torch.zeros_like(run.full(args[0]))
     elif name in ("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm"):
         bias, tensors[0] = args[0], torch.zeros_like(run.full(args[0]))
     elif name == "aten::linear":
@@ -502,35 +501,45 @@ def writing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     before = run.mask(target)
     out = func(*args, **kwargs)
     source = args[2] if "index_put" in name else args[3] if len(args) > 3 else None
-    if isinstance(source, Tensor) and run.mask(source) is not None:
+    if isinstance(source, Tensor) and run.mask(source) is not None and source.numel():
         known = run.full(source)
         if "index_put" in name:
-            passing_dims = 0
-            indices = [i for i in args[1] if i is not None]
-            width = sum(i.dim() if i.dtype == torch.bool else 1 for i in indices)
-            passing_dims = target.dim() - width
-            lead = known.dim() - passing_dims
-            tail = known.amin(tuple(range(lead))) if lead > 0 else known
-            mask = mask * tail
-        else:
-            mask = (
-                mask * known.amin(args[1], keepdim=True)
-                if known.shape[: args[1]] == mask.shape[: args[1]]
-                else mask
-            )
+            mask = mask * _beside(known, args[1], target.dim())
+        elif known.shape[: args[1]] == mask.shape[: args[1]]:
+            mask = mask * known.amin(args[1], keepdim=True)
     if name.endswith("_") and before is not None:
         before.copy_(mask)
+        if out.is_floating_point():
+            out.masked_fill_(mask == 0, 0)
         return out
     return run.finish(out, mask)
 
 
+def _beside(known: Tensor, indices: Any, rank: int) -> Tensor:
+    """The mask of values written to ``x[indices]``, in the dims of x that are not indexed (the others are 1)."""
+    taken: list[int] = []
+    d = made = 0
+    for entry in indices:
+        chooses = entry is not None and entry.dtype in (torch.bool, torch.uint8)
+        width = entry.dim() if chooses else 1
+        taken.extend(range(d, d + width) if entry is not None else ())
+        made = max(made, 0 if entry is None else 1 if chooses else entry.dim())
+        d += width
+    passing = [i for i in range(rank) if i not in taken]
+    together = taken == list(range(taken[0], taken[0] + len(taken)))
+    lead = sum(i < taken[0] for i in passing) if together else 0
+    known = known.reshape(*[1] * (len(passing) + made - known.dim()), *known.shape)
+    known = known.amin(tuple(range(lead, lead + made))) if made else known
+    sizes = iter(known.shape)
+    return known.reshape([1 if i in taken else next(sizes) for i in range(rank)])
+
+
 def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
-    """Ops along a dim that lost nothing: the mask of one index there is that of every one."""
+    """Ops along dims that lost nothing: the mask of one index there is that of every one."""
     out = func(*args, **kwargs)
     given = _named(func, args, kwargs)
     x, mask = args[0], run.full(args[0])
     d = given.get("dim", given.get("dims", -1))
-    d = d[0] if isinstance(d, (list, tuple)) else d
     if (mask.amax(d, keepdim=True) != mask.amin(d, keepdim=True)).any():
         raise Unfollowed(f"{func._schema.name} along a pruned dim")
     one = mask.amax(d, keepdim=True)
@@ -618,7 +627,7 @@ HANDLERS = _table(
         "upsample_trilinear3d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d "
         "replication_pad2d replication_pad3d adaptive_max_pool2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
         padding: "constant_pad_nd pad",
-        contraction: "mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm _grouped_mm",
+        contraction: "_sparse_addmm mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm _grouped_mm",
         reduction: "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any",
         softmax: "_softmax softmax _log_softmax log_softmax _safe_softmax",
         layer_norm: "native_layer_norm _fused_rms_norm rms_norm",
@@ -629,7 +638,7 @@ HANDLERS = _table(
         "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math",
         writing: "scatter scatter_add scatter_reduce index_add index_copy index_put index_reduce _index_put_impl "
         "_unsafe_index_put",
-        along: "cumsum cumprod sort argsort argmax argmin",
+        along: "_fft_r2c _fft_c2c _fft_c2r cumsum cumprod sort argsort argmax argmin",
         topk: "topk",
         cdist: "_cdist_forward _euclidean_dist cdist",
         loss: "mse_loss smooth_l1_loss",

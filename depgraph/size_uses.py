@@ -48,6 +48,7 @@ class ScalarUse:
     expr: sizes.Expr
     node: Node
     source: str
+    index: int = 0  # its position among the numbers of the call
 
 
 class Call:

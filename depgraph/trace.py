@@ -504,12 +504,12 @@ class _PythonMode(TorchFunctionMode):
         return out
 
     def _note_scalars(self, args: Any, out: Any) -> None:
-        for value in args:
+        for i, value in enumerate(args):
             number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
             if number and isinstance(out, torch.Tensor):
                 node = self.recorder.node(out)
                 self.recorder.scalar_uses.append(
-                    ScalarUse(float(value), sizes.expression(value), node, source_line())
+                    ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
                 )
 
 

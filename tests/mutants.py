@@ -487,6 +487,9 @@ tiny("Bags", [7], lambda m, i: m.head((F.embedding_bag(i, m.w) * m.s).t()).sum(0
 tiny("BagsOfRows", [7], lambda m, i: m.head(F.linear(F.embedding_bag(i, m.w).tanh(), m.w)), words(13),
      w=par(13, 7), head=(13, 3))
 tiny("Selected", [11], lambda m, x: m.head(deep(m, x).index_select(1, ORDER)), **DEEP, head=(4, 3))
+tiny("TableRowsSelected", [7], lambda m, i: (m.w.index_select(0, i[0]) * m.s).sum(-1)[None].expand(2, -1), words(13),
+     w=par(13, 7), s=par(7))
+tiny("TableRows", [7], lambda m, i: (m.w[i] * m.s).sum(-1), words(13), w=par(13, 7), s=par(7))
 tiny("Gathered", [11], lambda m, x: m.head(deep(m, x).gather(1, ORDER.expand(2, -1))), **DEEP, head=(4, 3))
 tiny("GatheredInPart", [11], lambda m, x: m.head(deep(m, x).gather(0, torch.tensor([[0, 1, 1, 0]]))), **DEEP, head=(4, 3))
 tiny("Scattered", [11], lambda m, x: m.head(deep(m, x).scatter(1, ORDER.expand(2, -1), m.c(x))),
@@ -515,6 +518,8 @@ tiny("PutRows", [7], lambda m, x: m.head(torch.index_put(m.a(x), [torch.tensor([
      a=(5, 7), b=(5, 7), head=(7, 3))
 tiny("PutChannels", [11], lambda m, x: m.head(torch.index_put(deep(m, x).t(), [ORDER], m.c(x).t()).t()),
      **DEEP, c=(5, 4), head=(7, 3))
+tiny("PutByMask", [11], lambda m, x: m.head(write(deep(m, x).clone(), x.new_ones(2, 7) > 0, m.c(x).flatten())),
+     **DEEP, c=(5, 7), head=(7, 3))
 tiny("PutBehind", [7, 13], lambda m, x: flat(m, write(
     outer(m, m.e(x)).clone(), (slice(None), slice(None), ORDER), outer(m, x, "cd"))),
     e=(5, 13), a=(13, 7), b=(13, 11), c=(5, 7), d=(5, 4), head=(77, 3))

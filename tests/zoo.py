@@ -3,6 +3,7 @@
 connections   adds, concatenations, splits, shuffles, padding, reuse, ties
 layers        norms, convolutions, gates, raw parameters
 recurrent     layers, cells, states, packed sequences, loops
+graph         message passing, masks over nodes
 shapes        flatten, literals, products, patches, in-place writes, indexing, permutations
 attention     every spelling
 experts       routed ones, and what else is chosen by number
@@ -13,6 +14,7 @@ import zoo_attention  # noqa: F401
 import zoo_attention_variants  # noqa: F401
 import zoo_connections  # noqa: F401
 import zoo_experts  # noqa: F401
+import zoo_graph  # noqa: F401
 import zoo_indexing  # noqa: F401
 import zoo_layers  # noqa: F401
 import zoo_modes  # noqa: F401

@@ -135,6 +135,13 @@ def _edge_mlp(i: int, o: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(EDGE, 14), nn.ReLU(), nn.Linear(14, i * o))
 
 
+def _rgat(i: int, o: int) -> nn.Module:
+    """RGATConv leaves one weight, which its default mode does not read, as it finds the memory."""
+    conv = gnn.RGATConv(i, o, num_relations=RELATIONS)
+    nn.init.ones_(conv.l2)
+    return conv
+
+
 _DEGREES = torch.tensor([0, 0, 8, 6, 3])
 _PNA = {
     "aggregators": ["mean", "min", "max", "std"],
@@ -170,7 +177,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[], Inpu
     "rgcn_bases": (partial(gnn.RGCNConv, num_relations=RELATIONS, num_bases=2), _typed),
     "rgcn_blocks": (partial(gnn.RGCNConv, num_relations=RELATIONS, num_blocks=4), _typed),
     "fast_rgcn": (partial(gnn.FastRGCNConv, num_relations=RELATIONS, num_bases=2), _typed),
-    "rgat": (partial(gnn.RGATConv, num_relations=RELATIONS), _typed),
+    "rgat": (_rgat, _typed),
     "gmm": (partial(gnn.GMMConv, dim=EDGE, kernel_size=3), _attributed),
     "gmm_separate": (partial(gnn.GMMConv, dim=EDGE, kernel_size=3, separate_gaussians=True), _attributed),
     "nn": (lambda i, o: gnn.NNConv(i, o, _edge_mlp(i, o)), _attributed),
@@ -275,13 +282,16 @@ class Mlp(nn.Module):
 class _Around(nn.Module):
     """A model of the library between a linear layer and a linear head, as its output would else fix its width."""
 
-    def __init__(self, inner: nn.Module, enter: int | None = None, leave: int = HIDDEN) -> None:
+    def __init__(
+        self, inner: nn.Module, enter: int | None = None, leave: int = HIDDEN, act: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.act = act or nn.ReLU()
         self.enter = nn.Linear(FEATURES, enter) if enter else None
         self.inner, self.head = inner, nn.Linear(leave, CLASSES)
 
     def forward(self, x: Tensor, *args: Any, **others: Any) -> Tensor:
-        y = self.inner(x if self.enter is None else torch.relu(self.enter(x)), *args, **others)
+        y = self.inner(x if self.enter is None else self.act(self.enter(x)), *args, **others)
         return self.head(torch.relu(y[0] if isinstance(y, tuple) else y))
 
 
@@ -362,7 +372,7 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
         lambda: (noise(NODES, FEATURES), torch.arange(NODES) % CLASSES, torch.arange(NODES) % 3 == 0),
     ),
     "group_add_rev": (
-        lambda: _Around(models.GroupAddRev(gnn.GCNConv(12, 12), num_groups=2), HIDDEN),
+        lambda: _Around(models.GroupAddRev(gnn.GCNConv(12, 12), num_groups=2), HIDDEN, act=nn.Identity()),
         lambda: (noise(NODES, FEATURES), _edges()),
     ),
 }
@@ -642,16 +652,17 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Normed(nn.Module):
-    """Convolution, norm, convolution."""
+    """Convolution, norm, two convolutions."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.a, self.norm, self.b = gnn.GCNConv(FEATURES, HIDDEN), make(), gnn.GCNConv(HIDDEN, CLASSES)
+        self.a, self.norm, self.b = gnn.GCNConv(FEATURES, HIDDEN), make(), gnn.GCNConv(HIDDEN, 20)
+        self.c = gnn.GCNConv(20, CLASSES)
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
         x = self.a(x, edge_index)
         x = self.norm(x) if isinstance(self.norm, (gnn.BatchNorm, gnn.DiffGroupNorm)) else self.norm(x, batch)
-        return self.b(x.relu(), edge_index)
+        return self.c(self.b(x.relu(), edge_index).relu(), edge_index)
 
 
 for _name, _norm in NORMS.items():

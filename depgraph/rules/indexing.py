@@ -42,6 +42,12 @@ def embedding_bag(site: Site) -> list[Dims]:
     ]
 
 
+def _table_read(site: Site, x: Dims, taken: list[Any]) -> None:
+    """Rows of a table [v c] that are read by number are an embedding: the table produces the channels c."""
+    if len(x) == 2 and taken == [0]:
+        site.weight(site.args[0], [x[1]], [])
+
+
 def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
     """The axis of ``axis[index]`` where `index` is a buffer without repetitions: its values can be renumbered."""
     values = site.constant(index)
@@ -72,6 +78,7 @@ def index_select(site: Site) -> Dims:
     if permuted is not None:
         return [*x[:d], permuted, *x[d + 1 :]]
     index = site.dims(site.args[2])
+    _table_read(site, x, [d])
     site.looked_up(x[d], site.args[2], PICKED)
     x[d] = index[0] if index and site.shape[d] != 1 else None
     site.lock(x[d], "ranges over an index")
@@ -89,6 +96,7 @@ def index(site: Site) -> Dims:
         permuted = _permuted(site, x[d], entries[d])
         if permuted is not None:
             return [*x[:d], permuted, *x[d + 1 :]]
+    _table_read(site, x, [i for i, e in enumerate(entries) if e is not None])
     before, after, groups = _chosen(site, x, entries)
     shape = site.shape[len(before) : len(site.shape) - len(after)]
     middle = site.broadcast(*groups, size=shape)
@@ -126,10 +134,29 @@ def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[D
     return before, after, groups
 
 
+def _fill_by_mask(site: Site, x: Dims, values: Dims) -> bool:
+    """Whether x[mask] = values writes the same for all entries that the mask chooses; then x ranges over its dims.
+
+    `values` are the dims of the values, last first.
+    """
+    entries = site.args[1]
+    (start, mask), *more = [(i, e) for i, e in enumerate(entries) if e is not None]
+    own = site.dims(mask)
+    behind = len(x) - start - len(own)
+    if more or mask.meta["dtype"] not in (torch.bool, torch.uint8) or any(values[behind : behind + 1]):
+        return False
+    slots = [*x[:start], None, *x[start + len(own) :]]
+    for a, b in (*zip(x[start:], own, strict=False), *zip(slots[::-1], values, strict=False)):
+        site.same(a, b)
+    return True
+
+
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(site: Site) -> Dims:
     """x[i] = values: indexed dims are fixed, the values broadcast over what x[i] would be."""
     x, values = site.dims(site.args[0]), site.dims(site.args[2])[::-1]
+    if _fill_by_mask(site, x, values):
+        return x
     before, after, groups = _chosen(site, list(x), list(site.args[1]))
     count = max(map(len, groups), default=0)
     for axis in (*values[len(after) : len(after) + count], *(a for dims in groups for a in dims)):
