@@ -1132,14 +1132,14 @@ def test_peft(options: dict[str, Any]) -> None:
 
     def build() -> nn.Module:
         net = nn.Sequential(nn.Linear(5, 12), nn.GELU(), nn.Linear(12, 14), nn.GELU(), nn.Linear(14, 3))
-        return peft.get_peft_model(net, peft.LoraConfig(r=4, target_modules=["2"], **options))
+        return peft.get_peft_model(net, peft.LoraConfig(r=6, lora_alpha=9, target_modules=["2"], **options))
 
     net = fresh(build)
     result = prune_and_check(net, (vectors(5),), check_inputs=(vectors(5, seed=1),), pruning_ratio=0.5)
     small = result.model
     assert type(small) is type(net)
     layer = small.base_model.model[2]
-    assert layer.lora_B["default"].weight.shape == (7, 2)
+    assert layer.lora_B["default"].weight.shape == (7, 3)
     assert layer.lora_A["default"].weight.shape[1] == layer.base_layer.in_features
     whole = small(vectors(5))
     torch.testing.assert_close(small.merge_and_unload()(vectors(5)), whole)
