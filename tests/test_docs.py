@@ -29,3 +29,15 @@ def test_the_page_of_ops_says_what_the_rules_say() -> None:
 def test_every_rule_says_what_it_does() -> None:
     rows = [line for line in ops.page().splitlines() if line.startswith("| `")]
     assert [row for row in rows if row.endswith("|  |")] == [], "a rule without a docstring"
+
+
+def test_the_reasons_on_the_page_of_limits_are_the_reasons_in_the_code() -> None:
+    source = "".join(p.read_text() for p in (ROOT / "depgraph").rglob("*.py"))
+    cells = [
+        line.split(" | ")[0]
+        for line in (ROOT / "docs/limits.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    quoted = [text for cell in cells for text in re.findall("`([^`]+)`", cell)]
+    assert quoted
+    assert [text for text in quoted if text not in source] == []
