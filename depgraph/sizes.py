@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -302,6 +303,9 @@ def is_plain_object(value: Any) -> bool:
         hasattr(value, "__dict__")
         and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device))
         and not callable(value)
-        and type(value).__module__.partition(".")[0]
-        not in ("builtins", "torch", "types", "functools", "weakref")
+        and (
+            type(value) is SimpleNamespace
+            or type(value).__module__.partition(".")[0]
+            not in ("builtins", "torch", "types", "functools", "weakref")
+        )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,3 +197,30 @@ def test_a_field_that_is_a_size_by_itself_is_believed_first() -> None:
     result = depgraph.prune(Ranked(Shape(experts=6)), torch.randn(2, 6, 7), pruning_ratio=0.5)
     assert result.model.rank < 6
     assert result.model.config.experts == len(result.model.state) < 6
+
+
+class Named(nn.Module):
+    """Its config is a SimpleNamespace; forward reads one number of it."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.enter = nn.Linear(7, config.pieces * config.width)
+        self.last = nn.Linear(config.width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:  # torch.fx can't record this
+            return x
+        return self.last(self.enter(x).view(-1, self.config.pieces, self.config.width).amax(1))
+
+
+def test_a_simple_namespace_is_a_config() -> None:
+    model = Named(SimpleNamespace(width=11, pieces=5)).eval()
+    result = depgraph.prune(model, torch.randn(2, 7), pruning_ratio=0.5)
+    assert result.report.verification.status == "equal"
+    assert model.config == SimpleNamespace(width=11, pieces=5)
+    again = Named(result.model.config)
+    assert {n: p.shape for n, p in again.named_parameters()} == {
+        n: p.shape for n, p in result.model.named_parameters()
+    }
+    assert result.model.config.width < 11
