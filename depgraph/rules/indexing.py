@@ -87,7 +87,7 @@ def index_select(site: Site) -> Dims:
 
 @rule("index", "_unsafe_index")
 def index(site: Site) -> Dims:
-    """x[i, :, j]: indexed dims are fixed and give way to the broadcast dims of the indices; the others pass."""
+    """x[i, :, j]: the broadcast dims of the indices take the place of the indexed ones; the others pass."""
     x = site.dims(site.args[0])
     entries = list(site.args[1])
     given = [i for i, e in enumerate(entries) if e is not None]
@@ -153,7 +153,7 @@ def _fill_by_mask(site: Site, x: Dims, values: Dims) -> bool:
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(site: Site) -> Dims:
-    """x[i] = values: indexed dims are fixed, the values broadcast over what x[i] would be."""
+    """x[i] = values, which broadcast over what x[i] would be: indexed dims stay whole, unless one value fills a mask."""
     x, values = site.dims(site.args[0]), site.dims(site.args[2])[::-1]
     if _fill_by_mask(site, x, values):
         return x
