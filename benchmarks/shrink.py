@@ -26,6 +26,7 @@ SECTIONED = re.compile(
 )  # types whose rotary positions have several parts by default
 # The first pattern that the whole name of a field matches says at most which number it may hold (None: any).
 KINDS: tuple[tuple[str, int | None], ...] = (
+    (r"attn_layer_offset|expert_layer_offset", 1),
     (r".*(_ids?|_index|_offset|bos|eos|pad|_size_limit|start_token|end_token)", KEEP),
     (r".*(kernel|stride|padding|dilation|levels|scale|factor|interval|frequency|every_n|dropout|ratio).*", KEEP),
     (r"mm_tokens_per_image", 4),
@@ -37,7 +38,6 @@ KINDS: tuple[tuple[str, int | None], ...] = (
     (r"(.*_)?vocab_size(_.*)?|.*_vocab|num_embeds", VOCABULARY),
     (r"max_.*position.*|n_positions|n_ctx|max_seq_len|seq_len(gth)?|context_length", 128),
     (r"attn_layer_period|expert_layer_period", 2),
-    (r"attn_layer_offset|expert_layer_offset", 1),
     (r"max_window_layers|first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
     (r"(num_|n_)?(.*_)?(layers?|blocks|depth)(_per_.*)?|depths?|block_sizes|num_block_repeats|stage_num.*", LAYERS),
     (r".*(kv_heads|key_value_heads|kv_n_heads|num_key_heads)", KV_HEADS),
@@ -71,6 +71,16 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     return _Scope(config, {}).result()
 
 
+def _changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with changes, which reach into its sub-configurations."""
+    inner = {
+        k: _changed(config[k], v)
+        for k, v in changes.items()
+        if k.endswith("_config") and isinstance(config.get(k), dict)
+    }
+    return {**config, **changes, **inner}
+
+
 class _Scope:
     """One configuration on its way; `tokens` numbers the special tokens of the whole tree."""
 
@@ -98,7 +108,7 @@ class _Scope:
         small = {
             k: self._value(k, v) for k, v in self.config.items() if not k.startswith("_") and k not in dropped
         }
-        return {**small, **CONFIGS.get(self.config.get("model_type", ""), {})}
+        return _changed(small, CONFIGS.get(self.config.get("model_type", ""), {}))
 
     def _layers(self) -> list[int]:
         """Which layers to keep: two, or one of each kind where lists say of each layer what it is."""
@@ -186,11 +196,11 @@ class _Scope:
                 return self._positions(values)
             if re.fullmatch(r".*(token_id|_ids)", key):
                 return [self._token(v) for v in values]
-            if re.fullmatch(SERIES, key) and not re.fullmatch(KINDS[1][0], key):
+            if re.fullmatch(SERIES, key) and not re.fullmatch(KINDS[2][0], key):
                 if re.fullmatch(r".*(image|patch|shape|pool).*", key):
                     return [self._number(key, v) for v in values]
                 return [self._width(v) for v in values]
-            if re.fullmatch(KINDS[6][0], key):
+            if re.fullmatch(KINDS[7][0], key):
                 return [min(v, LAYERS) for v in values]
         return [self._list(key, v) if isinstance(v, (list, tuple)) else v for v in values]
 

@@ -12,13 +12,19 @@ GIVEN: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 3, "num_time_features": 2},
     "informer": {"prediction_length": 3, "num_time_features": 2},
     "time_series_transformer": {"prediction_length": 3, "num_time_features": 2},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
 }
 TILES = {"image_grid_pinpoints": [[48, 96], [96, 48]]}
-# Changes to a small configuration, wherever it stands.
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+WINDOWS = {"image_size": 96, "window_size": 3}
+CODEC = {"num_filters": 2, "depths": [1] * 7}
+IDS, SEEN = ["ids", [2, 7], 79], ["ones", [2, 7]]
+TEXT: dict[str, Any] = {"input_ids": IDS, "attention_mask": SEEN}
+GRID = ["values", [2, 3], [1, 4, 6, 1, 4, 6]]
+# Changes to a small configuration, wherever it stands; a dict changes the sub-configuration of that name.
 CONFIGS: dict[str, dict[str, Any]] = {
     "efficientnet": EFFICIENT,
     "align_vision_model": EFFICIENT,
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hiera": {"image_size": [64, 64]},
     "levit": {"image_size": 224, "patch_size": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -31,8 +37,47 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llava_next": TILES,
     "llava_next_video": TILES,
     "llava_onevision": TILES,
-    "mamba2": {"head_dim": 32},
-    "falcon_h1": {"mamba_d_ssm": 128},
+    "mamba2": {"head_dim": 32, "n_groups": 2},
+    "nemotron_h": {"n_groups": 2},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 32},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "align": {"projection_dim": 160},
+    "bros": {"dim_bbox_sinusoid_emb_2d": 192, "dim_bbox_projection": 16},
+    "clap_audio_model": {"spec_size": 256},
+    "autoformer": {"label_length": 2},
+    "chameleon": {"vocabulary_map": {"<image>": 100, "IMGIMGAZ": 40}},
+    "emu3": {
+        "vocabulary_map": {"<image>": 100, "<|extra_200|>": 41, "<|visual token 000000|>": 42},
+        "pad_token_id": 0,
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 6, "n_group": 1, "topk_group": 1},
+    "esm": {"pad_token_id": 1, "mask_token_id": 32},
+    "donut-swin": WINDOWS,
+    "maskformer-swin": WINDOWS,
+    "depth_pro": {"intermediate_hook_ids": [1, 0]},
+    "clvp_encoder": {"hidden_size": 128, "projection_dim": 128},
+    "clvp_decoder": {"hidden_size": 128},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "glm5_next_text": {"index_topk": 16},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "hrm_text": {"num_hidden_layers": 16},
+    "instructblip": {"image_token_index": 100},
+    "instructblipvideo": {"video_token_index": 100},
+    "superpoint": {"keypoint_decoder_dim": 65},
+    "sam": {"prompt_encoder_config": {"image_embedding_size": 6}},
+    "sam_hq": {"prompt_encoder_config": {"image_embedding_size": 6}},
+    "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "lilt": {"hidden_size": 96},
+    "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
+    "vibevoice_acoustic_tokenizer": CODEC,
+    "vibevoice_acoustic_tokenizer_encoder": CODEC,
+    "vibevoice_acoustic_tokenizer_decoder": CODEC,
+    "diffusion_gemma_text": {"num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 40},
 }
 SERIES = {
     "past_values": ["noise", [2, 10]],
@@ -42,6 +87,55 @@ SERIES = {
     "future_time_features": ["noise", [2, 3, 2]],
 }
 # Arguments of forward, as `transformers_tiny.tensor` reads them.
-INPUTS: dict[str, dict[str, Any]] = dict.fromkeys(
-    ("autoformer", "informer", "time_series_transformer"), SERIES
-)
+INPUTS: dict[str, dict[str, Any]] = {
+    "autoformer": SERIES,
+    "informer": SERIES,
+    "time_series_transformer": SERIES,
+    "patchtst": {"past_values": ["noise", [2, 32, 1]]},
+    "patchtsmixer": {"past_values": ["noise", [2, 32, 1]]},
+    "blt": {**TEXT, "use_cache": False},
+    "clap": {**TEXT, "input_features": ["noise", [2, 1, 1024, 64]], "is_longer": ["mask", [2, 1]]},
+    "dia": {**TEXT, "decoder_input_ids": ["ids", [2, 5, 9], 79]},
+    "decision_transformer": {
+        "states": ["noise", [2, 7, 17]],
+        "actions": ["noise", [2, 7, 4]],
+        "rewards": ["noise", [2, 7, 1]],
+        "returns_to_go": ["noise", [2, 7, 1]],
+        "timesteps": IDS,
+        "attention_mask": SEEN,
+    },
+    "idefics": {
+        **TEXT,
+        "pixel_values": ["noise", [2, 1, 3, 48, 48]],
+        "image_attention_mask": ["ones", [2, 7, 1]],
+    },
+    "fun_asr_nano_encoder": {
+        "input_features": ["noise", [2, 32, 560]],
+        "input_features_mask": ["ones", [2, 32]],
+    },
+    "granite_speech5_encoder": {"input_features": ["noise", [2, 64, 320]]},
+    "granite_speech5_ctc": {"input_features": ["noise", [2, 64, 320]]},
+    "gemma4_audio": {"input_features": ["noise", [2, 64, 16]], "attention_mask": ["mask", [2, 64]]},
+    "gemma4_vision": {
+        "pixel_values": ["noise", [2, 36, 192]],
+        "pixel_position_ids": ["values", [2, 36, 2], [n for i in range(72) for n in (i % 6, i // 6 % 6)]],
+    },
+    "kimi_k25_vision": {"pixel_values": ["noise", [48, 3, 8, 8]], "grid_thw": GRID},
+    "lxmert": {
+        **TEXT,
+        "visual_feats": ["noise", [2, 3, 64]],
+        "visual_pos": ["noise", [2, 3, 4]],
+    },
+    "muse_spark_audio": {"input_values": ["noise", [2, 3840]]},
+    "pix2struct": {
+        "flattened_patches": ["uniform", [2, 9, 66]],
+        "attention_mask": ["ones", [2, 9]],
+        "decoder_input_ids": ["ids", [2, 5], 79],
+    },
+    "video_llama_3_vision": {
+        "pixel_values": ["noise", [48, 192]],
+        "grid_thw": GRID,
+        "merge_sizes": ["values", [2], [1, 1]],
+    },
+    "oneformer": {"pixel_values": ["noise", [2, 3, 64, 64]], "task_inputs": ["ids", [2, 77], 79]},
+}

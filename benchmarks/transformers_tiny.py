@@ -241,7 +241,7 @@ def _images(model: nn.Module, cfg: Any, known: Any) -> Iterator[Spec]:
     if "image_grid_thw" in known or "grid_thw" in known:
         grid = "image_grid_thw" if "image_grid_thw" in known else "grid_thw"
         tall, wide = 4, 6
-        for depth in (first(cfg, "temporal_patch_size", default=1), 1):
+        for depth in dict.fromkeys((first(cfg, "temporal_patch_size", default=1), 1, 2)):
             yield {
                 name: ["noise", [BATCH * tall * wide, channels * depth * patch * patch]],
                 grid: ["values", [BATCH, 3], [1, tall, wide] * BATCH],
