@@ -208,6 +208,18 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+def patches(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """im2col and col2im: channels pass, in runs of the patch's size; what no patch covers is zero and alive."""
+    out = func(*args, **kwargs)
+    mask = run.full(args[0])
+    if "im2col" in func._schema.name:
+        alive = mask.flatten(-2).amax(-1)
+        alive = alive.repeat_interleave(out.shape[-2] // alive.shape[-1], -1).unsqueeze(-1)
+    else:
+        alive = mask.amax(-1).unflatten(-1, (out.shape[-3], -1)).amax(-1)[..., None, None]
+    return run.finish(out, alive.expand(out.shape).clone())
+
+
 def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """An op without a handler: alive is what changes when the alive entries of its inputs do."""
     name = func._schema.name.removeprefix("aten::")
@@ -244,6 +256,8 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     out = func(*args, **kwargs)
     mask_args, mask_kwargs = pytree.tree_map_only(Tensor, run.full, (args, kwargs))
     name = func._schema.name
+    if func is aten.repeat_interleave.Tensor:  # of counts: the result is an index
+        return out
     if name == "aten::view_as_real":
         run.give(out, run.full(args[0]).unsqueeze(-1).expand(out.shape).clone())
         return out
@@ -619,8 +633,9 @@ HANDLERS = _table(
         "addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward softplus uniform normal tril triu polar complex",
         movement: "view reshape _unsafe_view _reshape_alias t transpose permute numpy_T squeeze unsqueeze expand repeat cat "
         "stack split split_with_sizes unbind select slice unsafe_split index index_select gather roll flip pixel_shuffle "
-        "pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col col2im diagonal slice_scatter select_scatter "
+        "pixel_unshuffle channel_shuffle native_channel_shuffle unfold diagonal slice_scatter select_scatter "
         "as_strided repeat_interleave narrow narrow_copy diag_embed chunk _unsafe_index view_as_real view_as_complex movedim tensor_split unsafe_split_with_sizes",
+        patches: "im2col col2im",
         passing: "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d "
