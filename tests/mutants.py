@@ -531,6 +531,7 @@ tiny("FilledByLiteral", [11], lambda m, x: m.head(deep(m, x).masked_scatter((x.n
      **DEEP, c=(5, 7), head=(7, 3))
 tiny("FilledByEntries", [11], lambda m, x: m.head(deep(m, x).masked_scatter(torch.arange(14).view(2, 7) > 3, m.c(x))),
      **DEEP, c=(5, 7), head=(7, 3))
+tiny("SplitOfOne", [7, 11], lambda m, x: m.head(deep(m, x).unsqueeze(1).split([1, 0], 1)[0].squeeze(1)), **DEEP, head=(7, 3))
 tiny("PaddedByCount", [11], lambda m, x: m.head(F.pad(deep(m, x), (0, torch.tensor(2)))), **DEEP, head=(9, 3))
 
 # --- entries moved

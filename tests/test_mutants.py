@@ -45,6 +45,9 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "convolution: swap pieces in `outputs = site.algebra.segments(whole, [o] * groups)`": COUNTED,
     "one_hot: free in `axis = site.new(len(site.shape) - 1)`": "a size inside one_hot is that of what it numbers",
     "scatter: exchange dims": FIXED,
+    "split_with_sizes: free in `return [[*x[:d], site.fixed(n, 'has no indices'), *x[d + 1:]] for n in sizes]`": (
+        "an empty piece has nothing to lose"
+    ),
     "topk: exchange dims": FIXED,
     "dot: drop weight in `site.weight(arguments[weight], [a for k, a in own.items() if k in result], [a for k, a in own.items(`": (
         PRODUCED
