@@ -12,12 +12,17 @@ GIVEN: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 3, "num_time_features": 2},
     "informer": {"prediction_length": 3, "num_time_features": 2},
     "time_series_transformer": {"prediction_length": 3, "num_time_features": 2},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
 }
 TILES = {"image_grid_pinpoints": [[48, 96], [96, 48]]}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 WINDOWS = {"image_size": 96, "window_size": 3}
 CODEC = {"num_filters": 2, "depths": [1] * 7}
+HYBRID = {
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "attention_hidden_size": 128,
+    "attention_head_dim": 32,
+}
 IDS, SEEN = ["ids", [2, 7], 79], ["ones", [2, 7]]
 TEXT: dict[str, Any] = {"input_ids": IDS, "attention_mask": SEEN}
 GRID = ["values", [2, 3], [1, 4, 6, 1, 4, 6]]
@@ -45,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "align": {"projection_dim": 160},
     "bros": {"dim_bbox_sinusoid_emb_2d": 192, "dim_bbox_projection": 16},
-    "clap_audio_model": {"spec_size": 256},
+    "clap_audio_model": {"spec_size": 256, "patch_embeds_hidden_size": 32, "hidden_size": 256},
     "autoformer": {"label_length": 2},
     "chameleon": {"vocabulary_map": {"<image>": 100, "IMGIMGAZ": 40}},
     "emu3": {
@@ -73,6 +78,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "lilt": {"hidden_size": 96},
+    "pp_lcnet_v4": {"stem_channels": [3, 48, 96], "stage_out_channels": [96, 96, 192, 384]},
+    "pvt": {"num_encoder_blocks": 4, "image_size": 64},
+    "zamba": {**HYBRID, "num_hidden_layers": 4},
+    "zamba2": {**HYBRID, "num_hidden_layers": 4, "hybrid_layer_ids": [1, 3], "mamba_headdim": 32},
+    "xlnet": {"d_head": 16},
+    "sam2_hiera_det_model": {
+        "hidden_size": 16,
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "image_size": [64, 64],
+    },
+    "sam2_vision_model": {
+        "backbone_channel_list": [128, 64, 32, 16],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    },
+    "sam2": {"prompt_encoder_config": {"image_size": 64, "patch_size": 16}},
+    "edgetam_vision_model": {"backbone_channel_list": [1024, 512, 256, 64]},
+    "mistral4": {"head_dim": 32},
+    "mistral_large4_text": {"kv_source_layers": [0, 1, 2, 3, 4], "no_rope_layers": [1, 1, 1, 0, 1]},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "reformer": {"axial_pos_embds_dim": [16, 48], "is_decoder": True, "attn_layers": ["local", "lsh"]},
+    "xmod": {"default_language": "en_XX"},
+    "efficientloftr": {"num_attention_heads": 8, "num_key_value_heads": 8},
+    "perceiver": {"d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 2},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
     "vibevoice_acoustic_tokenizer": CODEC,
     "vibevoice_acoustic_tokenizer_encoder": CODEC,
@@ -86,6 +114,7 @@ SERIES = {
     "future_values": ["noise", [2, 3]],
     "future_time_features": ["noise", [2, 3, 2]],
 }
+PACKED = {"pixel_values": ["noise", [1, 3, 8, 576]], "target_sizes": ["values", [2, 2], [6, 6, 6, 6]]}
 # Arguments of forward, as `transformers_tiny.tensor` reads them.
 INPUTS: dict[str, dict[str, Any]] = {
     "autoformer": SERIES,
@@ -137,5 +166,17 @@ INPUTS: dict[str, dict[str, Any]] = {
         "grid_thw": GRID,
         "merge_sizes": ["values", [2], [1, 1]],
     },
+    "xlstm": {**TEXT, "use_cache": False},
+    "musicgen": {**TEXT, "decoder_input_ids": ["ids", [8, 5], 79]},
+    "musicgen_melody": {**TEXT, "decoder_input_ids": ["ids", [8, 5], 79]},
+    "blip_2_qformer": {
+        "query_embeds": ["noise", [2, 5, 64]],
+        "encoder_hidden_states": ["noise", [2, 7, 64]],
+    },
+    "minicpm_ocr_vision": PACKED,
+    "minicpmv4_7_vision": PACKED,
+    "timesfm": {"past_values": ["noise", [2, 64]]},
+    "timesfm2_5": {"past_values": ["noise", [2, 64]]},
+    "perceiver": {"inputs": IDS, "attention_mask": SEEN},
     "oneformer": {"pixel_values": ["noise", [2, 3, 64, 64]], "task_inputs": ["ids", [2, 77], 79]},
 }

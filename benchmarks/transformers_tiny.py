@@ -198,6 +198,7 @@ def guesses(model: nn.Module, cfg: Any) -> Iterator[Spec]:
     yield from (t for t in texts if t)
     hidden = first(cfg, "hidden_size", "d_model", "embed_dim", default=HIDDEN)
     yield {n: ["noise", [BATCH, TOKENS, hidden]] for n in required}
+    yield {n: ["noise", [BATCH, hidden, TOKENS]] for n in required}
 
 
 def _texts(cfg: Any, known: Any, required: list[str]) -> Iterator[Spec]:
