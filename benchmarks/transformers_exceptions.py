@@ -12,6 +12,13 @@ GIVEN: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 3, "num_time_features": 2},
     "informer": {"prediction_length": 3, "num_time_features": 2},
     "time_series_transformer": {"prediction_length": 3, "num_time_features": 2},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
+    },
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
 }
 TILES = {"image_grid_pinpoints": [[48, 96], [96, 48]]}
@@ -23,6 +30,7 @@ HYBRID = {
     "attention_hidden_size": 128,
     "attention_head_dim": 32,
 }
+SEGMENT = {"prompt_encoder_config": {"image_embedding_size": 6}, "vision_config": {"num_pos_feats": 32}}
 IDS, SEEN = ["ids", [2, 7], 79], ["ones", [2, 7]]
 TEXT: dict[str, Any] = {"input_ids": IDS, "attention_mask": SEEN}
 GRID = ["values", [2, 3], [1, 4, 6, 1, 4, 6]]
@@ -66,15 +74,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "clvp_encoder": {"hidden_size": 128, "projection_dim": 128},
     "clvp_decoder": {"hidden_size": 128},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "glm5_next_text": {"index_topk": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "hrm_text": {"num_hidden_layers": 16},
     "instructblip": {"image_token_index": 100},
     "instructblipvideo": {"video_token_index": 100},
     "superpoint": {"keypoint_decoder_dim": 65},
-    "sam": {"prompt_encoder_config": {"image_embedding_size": 6}},
-    "sam_hq": {"prompt_encoder_config": {"image_embedding_size": 6}},
+    "sam": SEGMENT,
+    "sam_hq": SEGMENT,
     "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "lilt": {"hidden_size": 96},
@@ -101,6 +108,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "efficientloftr": {"num_attention_heads": 8, "num_key_value_heads": 8},
     "perceiver": {"d_latents": 64, "num_latents": 16, "num_self_attends_per_block": 2},
+    "granite_docling_vision": {"image_size": 64},
+    "fastspeech2_conformer_with_hifigan": {"vocoder_config": {"model_in_dim": 80}},
+    "seggpt": {
+        "num_hidden_layers": 5,
+        "intermediate_hidden_state_indices": [1, 2, 3, 4],
+        "merge_index": 0,
+        "image_size": [96, 48],
+    },
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "kosmos-2": {"latent_query_num": 5},
+    "pp_doclayout_v2": {"encoder_in_channels": [64, 128, 256], "x4_feat_dim": 16},
+    "pp_doclayout_v3": {"encoder_in_channels": [64, 128, 256], "x4_feat_dim": 16},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 90, "vision_end_token_id": 91},
+    "ernie4_5_vl_moe_text": {"rope_parameters": {**ROPE, "mrope_section": [3, 3, 2]}},
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
     "vibevoice_acoustic_tokenizer": CODEC,
     "vibevoice_acoustic_tokenizer_encoder": CODEC,
@@ -175,8 +196,20 @@ INPUTS: dict[str, dict[str, Any]] = {
     },
     "minicpm_ocr_vision": PACKED,
     "minicpmv4_7_vision": PACKED,
+    "vibevoice_acoustic_tokenizer_encoder": {"hidden_states": ["noise", [2, 1, 6400]]},
+    "xcodec": {"input_values": ["noise", [2, 1, 3200]]},
     "timesfm": {"past_values": ["noise", [2, 64]]},
     "timesfm2_5": {"past_values": ["noise", [2, 64]]},
     "perceiver": {"inputs": IDS, "attention_mask": SEEN},
+    "kosmos-2": {
+        "input_ids": ["ids", [2, 12], 79],
+        "attention_mask": ["ones", [2, 12]],
+        "pixel_values": ["noise", [2, 3, 48, 48]],
+        "image_embeds_position_mask": ["values", [2, 12], [0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0] * 2],
+    },
+    "seggpt": {
+        key: ["noise", [2, 3, 48, 48]] for key in ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    },
+    "kyutai_speech_to_text": {"input_ids": ["ids", [2, 7, 33], 40], "attention_mask": SEEN},
     "oneformer": {"pixel_values": ["noise", [2, 3, 64, 64]], "task_inputs": ["ids", [2, 77], 79]},
 }
