@@ -52,7 +52,13 @@ def decision(trace: Trace, table: Node) -> Decision | None:
                 seen.add(user)
                 ahead.append(user)
     beside = {n for node in seen - {table} for n in node.all_input_nodes} - seen
-    return Decision(table, [], reads) if all(str(n.target) in trace.constants for n in beside) else None
+    if not all(str(n.target) in trace.constants for n in beside):
+        return None
+    found = Decision(table, [], reads)
+    try:
+        return found if found.stands(trace, []) else None
+    except RuntimeError:  # a tensor of a function that torch maps over a batch can't be used outside
+        return None
 
 
 def _evaluate(trace: Trace, node: Node, given: dict[Node, torch.Tensor]) -> torch.Tensor:

@@ -194,22 +194,22 @@ def field_repairs(
     return [Repair(k[1], k[2], tuple(k[3:]), v) for k, v in repairs.items()]
 
 
-def undescribed(model: nn.Module, found: Origins, plan: Plan) -> list[str]:
-    """The parameters of the smaller model whose shapes the fields, as `plan` leaves them, do not give.
+def undescribed(small: nn.Module, found: Origins) -> list[str]:
+    """The parameters of the smaller model that its class, called with the repaired object, does not make as they are.
 
     Forward computes a size in its own way, or layers that were built from one field came out different: then no value
     of the field is right for all, though the model itself is.
     """
-    after = {("attr", r.path, r.name, *r.keys): r.value for r in plan.repairs}
-    wrong = []
-    for name, exprs in found.shapes.items():
-        if name in plan.shapes or name in plan.aliases:
-            fields = {f: after.get(f, read_attribute(model, f[1:])) for e in exprs for f in _fields(e)}
-            if any(
-                _evaluate(e, fields) not in (n, None)
-                for e, n in zip(exprs, plan.new_shape(name), strict=True)
-            ):
-                wrong.append(name)
+    wrong: list[str] = []
+    for path, module in _outermost(small):
+        inside = f"{path}." if path else ""
+        if not any(name.startswith(inside) for name in found.shapes):
+            continue  # the original was not made by its class alone
+        twin, _ = _build(type(module), {n: copy.deepcopy(v) for n, v in _needed(module).items()})
+        have, says = (
+            {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
+        )
+        wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
     return wrong
 
 

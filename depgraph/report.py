@@ -135,8 +135,8 @@ class Report:
 
     @cached_property
     def undescribed(self) -> list[str]:
-        """Parameters whose shapes no value of the fields that the model was built from gives; [] without such fields."""
-        return undescribed(self.graph.model, self.graph.origins, self.plan)
+        """Parameters that the class, called with the fields that the model was built from, makes otherwise; [] without such."""
+        return [] if self.models is None else undescribed(self.models[1], self.graph.origins)
 
     def _about_the_rest(self) -> list[str]:
         """What became of parameters that no run on the example inputs used, and of the object the model was built from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
@@ -122,6 +123,12 @@ def can_rewrite(module: nn.Module, edit: Rewrite) -> bool:
         return find_call(record(module), edit) is not None
     except Exception:  # noqa: BLE001  forward can't be recorded symbolically
         return False
+
+
+def is_written(module: nn.Module, edit: Rewrite) -> bool:
+    """Whether the number of `edit` has its new value already: it was an attribute, and that has been set."""
+    graph = record(module)
+    return find_call(graph, edit) is None and find_call(graph, replace(edit, old=edit.value)) is not None
 
 
 def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:

@@ -104,7 +104,10 @@ class _Family:
                 else []
             )
             values = self.state.trace.values
-            self._looks[path] = (kinds, [(n, values[c].shape) for n, c in self.tensors(path).items()])
+            self._looks[path] = (
+                kinds,
+                [(n, values[c].shape) for n, c in self.tensors(path).items() if c in values],
+            )
         return self._looks[path]
 
     def likes(self, path: str) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -274,8 +275,8 @@ def _watch(holder: Any) -> None:
             return value
 
         try:
-            _watched[kind] = type(kind.__name__, (kind,), {"__getattribute__": read, "__slots__": ()})
-        except TypeError:  # a class that allows no subclass
+            _watched[kind] = type(kind)(kind.__name__, (kind,), {"__getattribute__": read, "__slots__": ()})
+        except Exception:  # noqa: BLE001  a class that allows no subclass, or none with slots
             _watched[kind] = kind
     with suppress(TypeError):
         object.__setattr__(holder, "__class__", _watched[kind])
@@ -301,7 +302,7 @@ def is_plain_object(value: Any) -> bool:
     """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
     return (
         hasattr(value, "__dict__")
-        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device))
+        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device, Enum))
         and not callable(value)
         and (
             type(value) is SimpleNamespace

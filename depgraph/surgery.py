@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from .errors import PlanError
 from .plan import Cut, Plan, Repair
-from .rewrite import rewrite_module
+from .rewrite import is_written, rewrite_module
 from .sizes import holders
 from .trace import all_tensors, held_tensors, skeleton
 from .wrappers import check_changeable, replace_inner, wrapped
@@ -63,7 +63,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
-        edits = [r for r in plan.rewrites if r.path == path]
+        edits = [r for r in plan.rewrites if r.path == path and not is_written(small.get_submodule(path), r)]
+        if not edits:
+            continue
         module = rewrite_module(small.get_submodule(path), edits)
         if path:
             parent, _, name = path.rpartition(".")

@@ -158,7 +158,7 @@ def _verify_one(
         try:
             left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
             args, kwargs = fresh_inputs(inputs)
-            with _all_double(double):
+            with _same_conditions(double):
                 wanted, run = masked_outputs(left, plan, inputs, double)
         except Unfollowed as why:
             return _shapes_only(model, small, example_inputs, f"values were not compared: {why}")
@@ -174,7 +174,7 @@ def _verify_one(
                 torch.no_grad(),
                 eagerly(),
                 _NoFastAttention(),
-                _all_double(double),
+                _same_conditions(double),
                 _Widen() if double else nullcontext(),
             ):
                 got = twin(*args, **kwargs)
@@ -217,13 +217,15 @@ class _Widen(TorchDispatchMode):
 
 
 @contextmanager
-def _all_double(wanted: bool) -> Iterator[None]:
-    """Numbers that forward makes tensors of are float64."""
+def _same_conditions(wanted: bool) -> Iterator[None]:
+    """Numbers that forward makes tensors of are float64; and what it draws at random is the same in every run."""
     before = torch.get_default_dtype()
     if wanted:
         torch.set_default_dtype(torch.float64)
     try:
-        yield
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(0)
+            yield
     finally:
         torch.set_default_dtype(before)
 
