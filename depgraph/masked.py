@@ -317,7 +317,8 @@ def padding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where some pair of alive entries is summed."""
     out = in_double(func, args, kwargs)
-    tensors = [run.full(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    values = [isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()) for a in args]
+    tensors = [run.full(a) if value else a for a, value in zip(args, values, strict=True)]
     name = func._schema.name
     bias = None
     if name == "aten::convolution":

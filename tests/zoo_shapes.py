@@ -375,3 +375,18 @@ class TensorUnfold(nn.Module):
     def forward(self, x):
         windows = self.stem(x).unfold(2, 4, 4).unfold(3, 3, 3).amax((4, 5))
         return self.last(F.gelu(self.mix(windows.permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+@entry(tokens(), "enter.weight mix leave.weight:1")
+class ComplexMixing(nn.Module):
+    """Channels as complex numbers meet a complex weight, as in Fourier operators and diagonal state spaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.mix = nn.Linear(5, 11), nn.Parameter(torch.randn(11, 13, 2))
+        self.leave = nn.Linear(13, CLASSES)
+
+    def forward(self, x):
+        y = self.enter(x)
+        mixed = torch.complex(y, y * 0.5) @ torch.view_as_complex(self.mix)
+        return self.leave(mixed.real + mixed.imag)
