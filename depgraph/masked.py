@@ -253,7 +253,12 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """The op moves masks as it moves values."""
-    out = func(*args, **kwargs)
+    try:
+        out = func(*args, **kwargs)
+    except RuntimeError:  # values may lie in memory otherwise than those of the run without masks
+        if func is not aten.view.default:
+            raise
+        out = args[0].reshape(args[1])
     mask_args, mask_kwargs = pytree.tree_map_only(Tensor, run.full, (args, kwargs))
     name = func._schema.name
     if func is aten.repeat_interleave.Tensor:  # of counts: the result is an index
