@@ -575,6 +575,8 @@ def topk(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """The largest of the alive entries."""
     given = _named(func, args, kwargs)
     x, mask, d = args[0], run.full(args[0]), given["dim"]
+    if not x.numel():
+        return func(*args, **kwargs)
     alive = mask.sum(d, keepdim=True)
     if ((alive > 0) & (alive < given["k"])).any():
         raise Unfollowed("topk over fewer entries than it takes")
