@@ -33,7 +33,8 @@ process of its own with one thread and a limit of {limit:g} s of processor time;
 makes this page. *Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the
 original, gradients finite, and values equal to those of the original with the removed entries masked, within
 {tolerance:g}. *Params left* and *MACs left* are fractions of the original, *reachable* is the fraction that any
-plan could touch. *TP* is Torch-Pruning, called once with no hints.
+plan could touch. *TP* is Torch-Pruning, called once with no hints. That no config can say the shapes of a smaller model (the report lists them), or that an output whose length values
+decide is longer or shorter than the original's, does not count as wrong where values equal the masked original's.
 
 Written on {date} with {versions}.
 """
