@@ -24,11 +24,14 @@ KEEP = None
 SECTIONED = re.compile(
     "vl|omni|ocr|ernie4_5|glm|colqwen"
 )  # types whose rotary positions have several parts by default
+WITHIN_LAYERS = (
+    r".*(kernel|stride|padding|dilation|levels|scale|factor|interval|frequency|every_n|dropout|ratio).*"
+)
 # The first pattern that the whole name of a field matches says at most which number it may hold (None: any).
 KINDS: tuple[tuple[str, int | None], ...] = (
     (r"attn_layer_offset|expert_layer_offset", 1),
     (r".*(_ids?|_index|_offset|bos|eos|pad|_size_limit|start_token|end_token)", KEEP),
-    (r".*(kernel|stride|padding|dilation|levels|scale|factor|interval|frequency|every_n|dropout|ratio).*", KEEP),
+    (WITHIN_LAYERS, KEEP),
     (r"mm_tokens_per_image", 4),
     (r".*attention_window", 8),
     (r".*(num_feat_extract_layers|xpath.*|max_depth)", KEEP),
@@ -196,12 +199,10 @@ class _Scope:
                 return self._positions(values)
             if re.fullmatch(r".*(token_id|_ids)", key):
                 return [self._token(v) for v in values]
-            if re.fullmatch(SERIES, key) and not re.fullmatch(KINDS[2][0], key):
+            if re.fullmatch(SERIES, key) and not re.fullmatch(WITHIN_LAYERS, key):
                 if re.fullmatch(r".*(image|patch|shape|pool).*", key):
                     return [self._number(key, v) for v in values]
                 return [self._width(v) for v in values]
-            if re.fullmatch(KINDS[7][0], key):
-                return [min(v, LAYERS) for v in values]
         return [self._list(key, v) if isinstance(v, (list, tuple)) else v for v in values]
 
     def _positions(self, values: Sequence[int]) -> list[int]:

@@ -272,18 +272,11 @@ def _solve(expr: Expr, value: int, known: dict[Key, int]) -> tuple[Key, int] | N
     a, b = _evaluate(left, known), _evaluate(right, known)
     if (a is None) == (b is None):
         return None
-    if name == "add":
-        return (
-            _solve(right, value - a, known)
-            if b is None and a is not None
-            else _solve(left, value - (b or 0), known)
-        )
-    if name == "sub":
-        return (
-            _solve(right, a - value, known)
-            if b is None and a is not None
-            else _solve(left, value + (b or 0), known)
-        )
+    if name in ("add", "sub"):
+        sign = 1 if name == "add" else -1
+        if a is not None:
+            return _solve(right, sign * (value - a), known)
+        return _solve(left, value - sign * b, known) if b is not None else None
     if name == "mul":
         factor = b if a is None else a
         rest = left if a is None else right

@@ -58,7 +58,7 @@ STRICT = {
     "is padded by its own entries": (POSITIONS, "pad"),
     "is read along a diagonal": (RARE, "diagonal"),
     "is read at a fixed index": (NUMBERS, "select"),
-    "is repeated by a tensor of counts": (RARE, "repeat_interleave"),
+    "is flattened and repeated": (RARE, "repeat_interleave"),
     "is rolled as a whole": (RARE, "roll"),
     "is rolled more than once around": (LITERAL, "roll"),
     "is sliced with a step": (LITERAL, "slice"),

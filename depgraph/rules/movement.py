@@ -76,8 +76,14 @@ def repeat_interleave(site: Site) -> Dims:
     x = site.dims(site.args[0])
     copies = site.arg(1, "repeats")
     dim = site.arg(2, "dim")
-    if not isinstance(copies, int) or dim is None:
-        return site.lock_all("is repeated by a tensor of counts")[0]
+    if dim is None:
+        return site.lock_all("is flattened and repeated")[0]
+    if not isinstance(copies, int):
+        site.lock(x[dim], "is repeated by a tensor of counts")
+        dim %= len(x)
+        return [
+            site.fixed(n, "numbers repeated indices") if d == dim else x[d] for d, n in enumerate(site.shape)
+        ]
     axis = x[dim % len(x)]
     inner = site.fixed(copies, "numbers the copies of a repeat")
     x[dim % len(x)] = product([a for a in (axis, inner) if a is not None]) if axis or inner else None
