@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .build import build_plan
+from .calibration import Batch, Calibration
 from .cost import CostModel, count_macs, measure_latency, parameter_count
 from .errors import (
     BudgetError,
@@ -30,7 +31,9 @@ from .verify import Verification, verify
 __version__ = "0.1.0"
 __all__ = [
     "L1",
+    "Batch",
     "BudgetError",
+    "Calibration",
     "CostModel",
     "Cut",
     "DependencyGraph",

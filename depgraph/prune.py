@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 from . import cost
 from .axes import Reason
 from .build import build_plan, freeze_unwritable_literals
+from .calibration import Calibration, Loss
 from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
 from .graph import DependencyGraph
-from .importance import Importance, scores_of
+from .importance import Importance, Scores, scores_of
 from .inputs import each_example
 from .plan import Plan
 from .propagate import propagate
@@ -74,8 +75,8 @@ def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | None = None, max_params: float | None = None,
     max_macs: float | None = None, max_latency: float | None = None, max_memory: float | None = None,
     importance: str | Importance = "l1", scope: Any = None, ignore: Sequence[str] = (), round_to: int = 1,
-    calibration: Iterable[Any] | None = None, recover: Any = None, verify: bool = True, inplace: bool = False,
-    progress: Any = None, strict: bool = False, latency: bool = False,
+    calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, verify: bool = True,
+    inplace: bool = False, progress: bool | None = None, strict: bool = False, latency: bool = False,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -94,9 +95,11 @@ def prune(
         max_latency: not supported yet; refused unless None.
         max_memory: not supported yet; refused unless None.
         scope: not supported yet; refused unless None.
-        calibration: not supported yet; refused unless None.
+        calibration: batches for criteria that look at data: each in the form of `example_inputs`, or a pair of that
+            and a target (see `Calibration`).
+        loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: not supported yet; refused unless None.
-        progress: accepted for later; nothing is shown yet.
+        progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
 
@@ -115,7 +118,6 @@ def prune(
         "max_latency": max_latency,
         "max_memory": max_memory,
         "scope": scope,
-        "calibration": calibration,
         "recover": recover,
     }
     for name, value in later.items():
@@ -141,14 +143,15 @@ def prune(
             _in_model_terms(graph, budgets["max_macs"], whole),
             budgets["max_macs"],
         )
-    del progress
+    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
+    scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    small, plan, proof = _settle(graph, example_inputs, importance, budgets, verify, notes)
+    small, plan, proof = _settle(graph, example_inputs, scores, budgets, verify, notes)
     while max_macs is not None and (got := cost.count_macs(small, example_inputs)) > measured:
         budgets["max_macs"] = int(
             budgets["max_macs"] * measured / got * 0.998
         )  # the counter sees work that rules do not
-        small, plan, proof = _settle(graph, example_inputs, importance, budgets, verify, notes)
+        small, plan, proof = _settle(graph, example_inputs, scores, budgets, verify, notes)
     parameters = cost.parameter_count(model), cost.parameter_count(small)
     byte_counts = cost.byte_count(model), cost.byte_count(small)
     seconds = (
@@ -172,7 +175,7 @@ def prune(
 def _settle(
     graph: DependencyGraph,
     example_inputs: Any,
-    importance: Any,
+    scores: Mapping[int, Scores],
     budgets: dict[str, Any],
     verify: bool,
     notes: list[str],
@@ -183,7 +186,6 @@ def _settle(
     with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
     fails only together with others by bisection.
     """
-    scores = scores_of(graph, importance)
     for _ in range(20):
         masks = choose(graph, scores, **budgets)
         if _freeze_flipped(graph, masks, notes):
@@ -212,7 +214,7 @@ def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> b
 
 
 def _freeze_wrong(
-    graph: DependencyGraph, masks: Masks, scores: dict[int, Any], example_inputs: Any, notes: list[str]
+    graph: DependencyGraph, masks: Masks, scores: Mapping[int, Scores], example_inputs: Any, notes: list[str]
 ) -> bool:
     """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
     blocks = [b for b in Selection(graph, scores).blocks if any(a in masks for a in b.gone)]

@@ -21,7 +21,7 @@ from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Axis, Polynomial
 from .cost import CostModel
 from .errors import BudgetError, NothingToPruneError
 from .graph import DependencyGraph, Group
-from .importance.magnitude import Scores
+from .importance import Scores
 
 Masks = dict[int, npt.NDArray[np.bool_]]
 Move = dict[int, int]  # axis id -> how many units it takes

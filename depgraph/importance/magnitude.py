@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ..calibration import Calibration
 from ..errors import InputError
 from ..graph import DependencyGraph, Group
+from .criterion import Scores
 
-Scores = npt.NDArray[np.float64]
-Importance = Callable[[Group], Any]
 CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
 
 
@@ -80,9 +78,8 @@ class L1:
     other buffers do not count.
     """
 
-    def __init__(self, graph: DependencyGraph) -> None:
-        """For the groups of `graph`."""
-        self.graph = graph
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
+        """Look at `graph`; no data is needed."""
         self.norms = Norms(graph)
         self.parameters = {n for n, _ in graph.model.named_parameters()}
 
@@ -98,43 +95,3 @@ class L1:
                 )
                 total += source[m.indices].sum(1)
         return total
-
-
-def scores_of(
-    graph: DependencyGraph, importance: str | Importance = "l1", groups: Iterable[Group] | None = None
-) -> dict[int, Scores]:
-    """One score per unit for every group.
-
-    Args:
-        graph: the dependency graph.
-        importance: ``"l1"``, or a function from a `Group` to scores ([units], numpy array or tensor).
-        groups: the groups to score, by default all.
-
-    Returns:
-        id of the group's axis -> [units] float64.
-
-    Raises:
-        InputError: an unknown name, or scores of the wrong shape, or NaN.
-    """
-    if isinstance(importance, str):
-        if importance.lower() not in ("l1", "magnitude"):
-            raise InputError(
-                f"importance must be 'l1' or a function from a group to scores, not {importance!r}"
-            )
-        importance = L1(graph)
-    found = {}
-    for group in graph.groups if groups is None else groups:
-        given = importance(group)
-        values = (
-            given.detach().double().cpu().numpy()
-            if isinstance(given, torch.Tensor)
-            else np.asarray(given, dtype=float)
-        )
-        if values.shape != (group.units,):
-            raise InputError(
-                f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed"
-            )
-        if not np.isfinite(values).all():
-            raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
-        found[id(group.axis)] = values
-    return found

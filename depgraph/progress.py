@@ -1,0 +1,48 @@
+"""Progress bars on long work: the one place that draws them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+PATIENCE = 1.0  # seconds of work before a bar appears by itself
+
+
+def track(
+    items: Iterable[T], text: str, progress: bool | None = None, total: int | None = None
+) -> Iterator[T]:
+    """The `items`, with a bar on standard error while they are worked through.
+
+    Args:
+        items: what is worked through; its length is taken where it has one.
+        text: what is being done, a few words.
+        progress: True: a bar. False: none. None: one on a terminal, once the work has taken more than a moment.
+        total: how many items there are, where `items` does not say.
+
+    Yields:
+        the items, one by one.
+    """
+    if progress is False or (progress is None and not sys.stderr.isatty()):
+        yield from items
+        return
+    count = total if total is not None else len(items) if isinstance(items, Sized) else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(text, total=count)
+    start = time.monotonic()
+    shown = False
+    try:
+        for item in items:
+            yield item
+            bar.advance(task)
+            if not shown and (progress or time.monotonic() - start > PATIENCE):
+                bar.start()
+                shown = True
+    finally:
+        bar.stop()
