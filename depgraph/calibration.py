@@ -11,7 +11,7 @@ import torch
 from .errors import InputError
 from .inputs import each_example, map_tensors, split_inputs
 from .progress import track
-from .trace import tensor_leaves
+from .tensors import tensor_leaves
 
 Loss = Callable[[Any, Any], torch.Tensor]
 

@@ -17,7 +17,8 @@ from . import axes
 from .axes import Axis, Polynomial
 from .graph import DependencyGraph
 from .inputs import each_example, map_tensors
-from .trace import named_tensors, quiet_fakes, skeleton
+from .tensors import named_tensors, skeleton
+from .trace import quiet_fakes
 from .wrappers import eagerly
 
 

@@ -14,8 +14,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .record import is_composite
 from .rules import STATED, is_pointwise
-from .trace import is_composite
 
 aten = torch.ops.aten
 Tensor = torch.Tensor

@@ -16,8 +16,9 @@ import torch
 
 from .axes import ATOM, CONCAT, PRODUCT, RAGGED, Algebra, Axis, Reason, concat, product
 from .errors import UnknownOpError
+from .record import Comparison, Node, own_namespace
 from .size_uses import NOTES, Where
-from .trace import Comparison, Node, Trace, own_namespace
+from .trace import Trace
 
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 

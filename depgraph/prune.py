@@ -23,7 +23,8 @@ from .propagate import propagate
 from .report import Report
 from .select import Masks, Selection, choose, nothing_text
 from .surgery import apply
-from .trace import named_tensors, tensor_leaves, trace
+from .tensors import named_tensors, tensor_leaves
+from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_values
 from .wrappers import check_changeable

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from .plan import Rewrite
-from .trace import named_tensors, skeleton
+from .tensors import named_tensors, skeleton
 
 # Names under which torch.fx may show a call that the trace saw under another name.
 SYNONYMS = {

@@ -12,7 +12,7 @@ from .errors import PlanError
 from .plan import Cut, Plan, Repair
 from .rewrite import is_written, rewrite_module
 from .sizes import holders
-from .trace import all_tensors, held_tensors, skeleton
+from .tensors import all_tensors, held_tensors, skeleton
 from .wrappers import check_changeable, replace_inner, wrapped
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).

@@ -19,7 +19,7 @@ from .errors import VerificationError
 from .inputs import Examples, fresh_inputs, map_tensors
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 from .plan import Plan
-from .trace import all_tensors, named_tensors, output_leaves, skeleton
+from .tensors import all_tensors, named_tensors, output_leaves, skeleton
 from .wrappers import eagerly
 
 Tensor = torch.Tensor

@@ -14,8 +14,8 @@ from test_rules import POINTWISE, overloads
 
 from depgraph.axes import Axis, concat, product
 from depgraph.propagate import Site
+from depgraph.record import WHOLE, is_composite
 from depgraph.rules import REGISTRY
-from depgraph.trace import WHOLE, is_composite
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter"),

@@ -1,0 +1,127 @@
+"""The tensors of a model by name, those in nested values, and copies of a model that share or replace its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import sizes
+from .wrappers import copied
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each parameter and buffer under its first name, and a map from every further name of a tied one to its first."""
+    first: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for pairs in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
+        for name, tensor in pairs:
+            if id(tensor) in first:
+                aliases[name] = first[id(tensor)]
+            else:
+                first[id(tensor)] = name
+                tensors[name] = tensor
+    return tensors, aliases
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that modules hold as a plain attribute, and where: (module path, keys from its attributes on)."""
+
+    tensor: torch.Tensor
+    places: list[tuple[str, tuple[Any, ...]]]
+
+
+def held_tensors(model: nn.Module) -> dict[str, Held]:
+    """The tensors of numbers that are neither parameters nor buffers, by name (``rope.cos``, ``tables.0``).
+
+    Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches.
+    Objects in objects in objects (a trainer, a data set) are nobody's tables.
+    """
+    registered = {id(t) for t in named_tensors(model)[0].values()}
+    internals = set(vars(nn.Module()))
+    found: dict[int, Held] = {}
+    names: dict[str, Held] = {}
+    seen: set[int] = set()
+
+    def look(value: Any, path: str, keys: tuple[Any, ...], objects: int = 2) -> None:
+        if isinstance(value, torch.Tensor):
+            numbers = value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
+            if id(value) in registered or value.grad_fn is not None or not numbers or not value.dim():
+                return
+            if id(value) not in found:
+                names[".".join(map(str, (path, *keys) if path else keys))] = found[id(value)] = Held(
+                    value, []
+                )
+            found[id(value)].places.append((path, keys))
+        elif len(keys) > 6:  # a list that holds itself, say
+            return
+        elif type(value) in (list, tuple) and len(value) <= 64:
+            for i, v in enumerate(value):
+                look(v, path, (*keys, i), objects)
+        elif type(value) is dict and len(value) <= 256:
+            for k, v in value.items():
+                look(v, path, (*keys, k), objects)
+        elif objects and sizes.is_plain_object(value) and id(value) not in seen:
+            seen.add(id(value))
+            for k, v in vars(value).items():
+                look(v, path, (*keys, k), objects - 1)
+
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            for name, value in vars(module).items():
+                if name not in internals:
+                    look(value, path, (name,))
+    return names
+
+
+def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and held tensors by name, tied ones once."""
+    return {**named_tensors(model)[0], **{name: h.tensor for name, h in held_tensors(model).items()}}
+
+
+def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
+    """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there.
+
+    A `Passing` module stands in the place of each wrapper (data parallel, compiled).
+    """
+    memo: dict[int, Any] = dict(replace)
+    for module in model.modules():
+        for value in vars(
+            module
+        ).values():  # deepcopy refuses tensors with a history, such as a hooked weight
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copied(model, memo)
+
+
+def tensor_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples, lists, dicts and dataclasses; other objects, such as caches, are not outputs."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensor_leaves(v)]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in tensor_leaves(v)]
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return [t for k in value.__dataclass_fields__ for t in tensor_leaves(getattr(value, k))]
+    return []
+
+
+def output_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors that a model returns; those inside a plain object only where there are no others."""
+    found = tensor_leaves(value)
+    if found:
+        return found
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in output_leaves(v)]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in output_leaves(v)]
+    return [t for v in vars(value).values() for t in tensor_leaves(v)] if sizes.is_plain_object(value) else []
