@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -152,6 +153,18 @@ class DependencyGraph:
                 atom.frozen = atom.frozen or reason
         self.groups = [g for g in self.groups if g.axis.frozen is None]
         self.by_axis = {id(g.axis): g for g in self.groups}
+
+    @contextmanager
+    def unfreezing(self) -> Iterator[None]:
+        """What `freeze` freezes in the meantime is free again afterwards: several plans start from one graph."""
+        groups = list(self.groups)
+        try:
+            yield
+        finally:
+            for group in groups:
+                group.axis.frozen = None
+            self.groups = groups
+            self.by_axis = {id(g.axis): g for g in groups}
 
     def _freeze_determined(self) -> None:
         """Freeze the axes whose count a constraint on nothing else determines, and what then follows."""

@@ -21,6 +21,7 @@ from .inputs import each_example
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
+from .score import Score, score_of
 from .select import Masks, Selection, choose, nothing_text
 from .surgery import apply
 from .tensors import named_tensors, tensor_leaves
@@ -61,8 +62,7 @@ def analyze(
         TraceError: the model rejects the inputs.
         UnknownOpError: with `strict`.
     """
-    if hasattr(model, "graph_signature") and hasattr(model, "module"):
-        model = model.module()  # type: ignore[operator]  # an ExportedProgram
+    model = as_module(model)
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
     graph = DependencyGraph(
@@ -72,12 +72,20 @@ def analyze(
     return graph
 
 
+def as_module(model: Any) -> Any:
+    """An ExportedProgram as a module; anything else as it is."""
+    if hasattr(model, "graph_signature") and hasattr(model, "module"):
+        return model.module()
+    return model
+
+
 def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | None = None, max_params: float | None = None,
     max_macs: float | None = None, max_latency: float | None = None, max_memory: float | None = None,
     importance: str | Importance = "l1", scope: Any = None, ignore: Sequence[str] = (), round_to: int = 1,
-    calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, verify: bool = True,
-    inplace: bool = False, progress: bool | None = None, strict: bool = False, latency: bool = False,
+    calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
+    graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
+    strict: bool = False, latency: bool = False,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -100,6 +108,10 @@ def prune(
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: not supported yet; refused unless None.
+        score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
+            is in eval mode meanwhile.
+        graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
+            again. What a check freezes stays frozen in it (`DependencyGraph.unfreezing` undoes that).
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
@@ -124,16 +136,21 @@ def prune(
     for name, value in later.items():
         if value is not None:
             raise InputError(f"{name} is not supported in this version")
-    if hasattr(model, "graph_signature") and hasattr(model, "module"):
-        model = model.module()  # type: ignore[operator]
+    model = as_module(model)
     if isinstance(model, nn.Module):
         _check_has_values(model)
         if inplace:
             check_changeable(model)
-    graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
+    if graph is None:
+        graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
+    elif graph.model is not model:
+        raise InputError("graph was made from another model: give the one that analyze was called with")
+    elif ignore or strict:
+        raise InputError("ignore and strict have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
+    scored = None if score is None else score_of(score, model)
     budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to}
     if max_params is not None:
         budgets["max_params"] = _budget(max_params, cost.parameter_count(model), "max_params")
@@ -163,6 +180,8 @@ def prune(
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
     )
+    if score is not None and scored is not None:
+        report.score = scored, score_of(score, small)
     if inplace:
         if any(r.path == "" for r in plan.rewrites):
             raise DepgraphError(

@@ -52,6 +52,7 @@ class Report:
         verification: what was proved.
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
+        score: before and after, where a function for it was given.
     """
 
     graph: DependencyGraph
@@ -63,6 +64,7 @@ class Report:
     models: tuple[nn.Module, nn.Module] | None = None
     notes: list[str] = field(default_factory=list)
     latency: tuple[float, float] | None = None
+    score: tuple[float, float] | None = None
 
     @cached_property
     def macs(self) -> tuple[int, int]:
@@ -110,6 +112,7 @@ class Report:
             "latency": None
             if self.latency is None
             else {"before": self.latency[0], "after": self.latency[1]},
+            "score": None if self.score is None else {"before": self.score[0], "after": self.score[1]},
             "reachable": reachable(self.graph),
             "groups": len(self.graph.groups),
             "units": sum(g.units for g in self.graph.groups),
@@ -177,6 +180,8 @@ class Report:
         if self.latency is not None:
             slow, fast = self.latency
             totals.add_row("latency [ms]", f"{slow * 1e3:.2f}", f"{fast * 1e3:.2f}", f"{fast / slow:.1%}")
+        if self.score is not None:
+            totals.add_row("score", *(f"{s:.4g}" for s in self.score), "")
         console.print(totals)
         widths = Table(header_style="bold", title="what shrank", title_justify="left")
         for heading in ("parameter", "before", "after"):
