@@ -1,6 +1,6 @@
 """The proof: the smaller model computes what the original computes with the removed entries zeroed.
 
-The original is run once more with masks beside its tensors (`masked.py`), which come from the plan alone; the smaller
+The original is run once more with masks beside its tensors (`masked/`), which come from the plan alone; the smaller
 model is run as it is; their outputs are compared in float64.
 """
 

@@ -1,0 +1,8 @@
+"""Running a model with a mask beside every tensor: what it computes when removed entries are zero."""
+
+from __future__ import annotations
+
+from . import contraction, movement, statistics  # noqa: F401  their handlers register themselves
+from .run import HANDLERS, MaskedRun, Unfollowed, in_double, widened_cast
+
+__all__ = ["HANDLERS", "MaskedRun", "Unfollowed", "in_double", "widened_cast"]
