@@ -18,9 +18,11 @@ from .errors import (
 from .graph import DependencyGraph, Frozen, Group, Member
 from .importance import L1, scores_of
 from .inputs import Examples
+from .optimizer import apply_to_optimizer
 from .plan import Cut, Plan
 from .propagate import propagate
 from .prune import PruneResult, analyze, prune
+from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
 from .rules import Site, equation, op_rule
 from .select import choose
@@ -41,6 +43,8 @@ __all__ = [
     "Examples",
     "Frozen",
     "Group",
+    "GroupLasso",
+    "GrowingRegularisation",
     "InputError",
     "Member",
     "NothingToPruneError",
@@ -49,12 +53,14 @@ __all__ = [
     "PruneResult",
     "Report",
     "Site",
+    "Slimming",
     "TraceError",
     "UnknownOpError",
     "Verification",
     "VerificationError",
     "analyze",
     "apply",
+    "apply_to_optimizer",
     "build_plan",
     "choose",
     "count_macs",

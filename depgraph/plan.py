@@ -149,6 +149,14 @@ class Plan:
         cut = self.cuts.get(first)
         return self.shapes[first] if cut is None else cut.new_shape
 
+    def apply_to_optimizer(
+        self, optimizer: torch.optim.Optimizer, model: torch.nn.Module, small: torch.nn.Module
+    ) -> torch.optim.Optimizer:
+        """Let `optimizer` go on with `small` where it was with `model`: see `depgraph.apply_to_optimizer`."""
+        from .optimizer import apply_to_optimizer  # noqa: PLC0415
+
+        return apply_to_optimizer(self, optimizer, model, small)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
 
