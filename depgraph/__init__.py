@@ -16,6 +16,7 @@ from .errors import (
     VerificationError,
 )  # fmt: skip
 from .graph import DependencyGraph, Frozen, Group, Member
+from .html import write_html
 from .importance import L1, scores_of
 from .inputs import Examples
 from .optimizer import apply_to_optimizer
@@ -73,4 +74,5 @@ __all__ = [
     "scores_of",
     "trace",
     "verify",
+    "write_html",
 ]
