@@ -3,81 +3,95 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from math import prod
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import axes
-from .axes import Axis, Polynomial
 from .graph import DependencyGraph
 from .inputs import each_example, map_tensors
+from .size_table import Floats, Integers, SizeTable
 from .tensors import named_tensors, skeleton
 from .trace import quiet_fakes
 from .wrappers import eagerly
 
 
+class Cost(Protocol):
+    """What a budget bounds, as a function of how many indices each free axis keeps ([free axes], in their order)."""
+
+    def value(self, counts: Integers) -> float:
+        """The cost at `counts`."""
+
+    def slopes(self, counts: Integers) -> Floats:
+        """[free axes]: how fast it grows with each count."""
+
+
+class Total:
+    """A cost that is one sum of products of sizes."""
+
+    def __init__(self, table: SizeTable) -> None:
+        """`table` has one row."""
+        self.table = table
+
+    def value(self, counts: Integers) -> int:
+        """The sum at `counts`."""
+        return int(self.table.values(counts)[0])
+
+    def slopes(self, counts: Integers) -> Floats:
+        """Its derivative by each count."""
+        return self.table.slopes(counts, np.ones(1))
+
+
+def parameter_cost(graph: DependencyGraph) -> Total:
+    """The number of parameters, tied ones once."""
+    return Total(_tensor_sizes(graph, {n: 1 for n, _ in graph.model.named_parameters()}))
+
+
+def byte_cost(graph: DependencyGraph) -> Total:
+    """Bytes of all parameters and buffers, tied ones once."""
+    tensors = named_tensors(graph.model)[0]
+    return Total(_tensor_sizes(graph, {n: t.element_size() for n, t in tensors.items()}))
+
+
+def mac_cost(graph: DependencyGraph) -> Total:
+    """Multiply-accumulates of one traced forward pass, as the rules state them."""
+    table = SizeTable(graph)
+    for _, factors in graph.state.work:
+        table.add(factors)
+    return Total(table)
+
+
+def _tensor_sizes(graph: DependencyGraph, sizes: dict[str, int]) -> SizeTable:
+    """One row: the entries of the named tensors, each weighted."""
+    table = SizeTable(graph)
+    for name, weight in sizes.items():
+        table.add(graph.dims(name) or tuple(graph.tensors[name].shape), weight)
+    return table
+
+
 class CostModel:
-    """Parameters and MACs as functions of how many indices each group's axis keeps."""
+    """Parameters, MACs and bytes as functions of how many indices each group's axis keeps (axis id -> count)."""
 
     def __init__(self, graph: DependencyGraph) -> None:
-        """Read the sizes of every parameter and every contraction off `graph`."""
-        free = graph.free
-        self._axes: dict[int, tuple[Axis, Polynomial]] = {}
-        parameters = {n for n, _ in graph.model.named_parameters()}
-        self.fixed_parameters = 0
-        self._parameters: list[tuple[int, list[int]]] = []
-        for name in parameters:
-            dims = graph.dims(name)
-            self.fixed_parameters += self._add(self._parameters, dims, free, tuple(graph.tensors[name].shape))
-        self.fixed_macs = 0
-        self._macs: list[tuple[int, list[int]]] = []
-        for _, factors in graph.state.work:
-            numbers = [f for f in factors if isinstance(f, int)]
-            self.fixed_macs += self._add(
-                self._macs, [f for f in factors if isinstance(f, Axis)], free, (), prod(numbers)
-            )
-
-    def _add(
-        self, into: list[tuple[int, list[int]]], dims: Sequence[Axis | None], free: dict[int, Axis],
-        shape: tuple[int, ...], scale: int = 1,
-    ) -> int:  # fmt: skip
-        """Add a product of sizes to `into`; what does not vary is returned instead."""
-        constant, varying = scale, []
-        if not dims and shape:
-            return prod(shape) * scale
-        for axis in dims:
-            if axis is None:
-                continue
-            root = axis.find()
-            if id(root) not in self._axes:
-                self._axes[id(root)] = (root, axes.count(root, free))
-            p = self._axes[id(root)][1]
-            if set(p) <= {()}:
-                constant *= p.get((), 0)
-            else:
-                varying.append(id(root))
-        if not varying:
-            return constant
-        into.append((constant, varying))
-        return 0
-
-    def _total(self, terms: list[tuple[int, list[int]]], counts: dict[int, int], fixed: int) -> int:
-        sizes = {key: axes.evaluate(p, counts) for key, (_, p) in self._axes.items()}
-        return fixed + sum(c * prod([sizes[k] for k in keys]) for c, keys in terms)
+        """Read the sizes of every tensor and every contraction off `graph`."""
+        self._parameters, self._macs, self._bytes = parameter_cost(graph), mac_cost(graph), byte_cost(graph)
 
     def parameters(self, counts: dict[int, int]) -> int:
         """Parameters with `counts` indices in each group's axis (by id)."""
-        return self._total(self._parameters, counts, self.fixed_parameters)
+        return self._parameters.value(self._parameters.table.vector(counts))
 
     def macs(self, counts: dict[int, int]) -> int:
         """Multiply-accumulates of one traced forward pass, likewise."""
-        return self._total(self._macs, counts, self.fixed_macs)
+        return self._macs.value(self._macs.table.vector(counts))
+
+    def bytes(self, counts: dict[int, int]) -> int:
+        """Bytes of all parameters and buffers, likewise."""
+        return self._bytes.value(self._bytes.table.vector(counts))
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
 
@@ -25,6 +26,10 @@ from .trace import Node, Trace
 
 Role = Literal["produces", "consumes", "scales"]
 Indices = npt.NDArray[np.int64]
+NAMING = (
+    "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
+    "named_parameters() print them"
+)
 
 
 @dataclass(frozen=True)
@@ -381,18 +386,28 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
                     atom.frozen = atom.frozen or reason
 
 
+def named(graph: DependencyGraph, pattern: str) -> tuple[set[str], bool]:
+    """The tensors that `pattern` names, and whether it names anything at all (a module without tensors, say).
+
+    A module path stands for all tensors in it, and so does each module whose path a glob matches.
+    """
+    modules = [path for path, _ in graph.model.named_modules(remove_duplicate=False)]
+    paths = {path for path in modules if fnmatchcase(path, pattern)}
+
+    def inside(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in paths for i in range(len(parts)))
+
+    hit = {n for n in (*graph.tensors, *graph.trace.aliases) if fnmatchcase(n, pattern) or inside(n)}
+    return hit, bool(hit or paths)
+
+
 def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
     """Freeze every dim of the tensors that `patterns` name: a module path, a tensor name, or a glob of either."""
-    from fnmatch import fnmatchcase  # noqa: PLC0415
-
-    names = [*graph.tensors, *graph.trace.aliases]
-    modules = [path for path, _ in graph.model.named_modules(remove_duplicate=False)]
     unknown = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        hit = {n for n in names if fnmatchcase(n, pattern)}
-        paths = [m for m in modules if fnmatchcase(m, pattern)]
-        hit |= {n for n in names for m in paths if m == "" or n.startswith(m + ".")}
-        if not hit and not paths:
+        hit, known = named(graph, pattern)
+        if not known:
             unknown.append(pattern)
         reason = Reason(f"is ignored as asked ({pattern!r})")
         for name in hit:
@@ -400,8 +415,4 @@ def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.frozen = atom.frozen or reason
     if unknown:
-        raise InputError(
-            f"ignore names nothing in this model: {', '.join(map(repr, unknown))}\n"
-            "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
-            "named_parameters() print them"
-        )
+        raise InputError(f"ignore names nothing in this model: {', '.join(map(repr, unknown))}\n{NAMING}")

@@ -1,0 +1,188 @@
+"""Groups that are chosen together, and the order in which their units go.
+
+Groups that a constraint ties, or that are fragments of one original dim, form a block. A block is a sequence of steps,
+cheapest first; a plan is how far each sequence is followed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..axes import ATOM, Axis, Polynomial
+from ..graph import Group
+from ..importance import Scores
+from .floors import Floors
+from .moves import Move, least_moves
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass
+class Block:
+    """Groups that are chosen together.
+
+    Attributes:
+        groups: the groups.
+        moves: the least numbers of units that may go together.
+        scores: [steps] average score of the units that each step takes, non-decreasing.
+        taken: [steps] how many units it takes.
+        gone: axis id -> [steps + 1], how many of its units the first n steps take.
+        allowed: the numbers of steps at which every dim is a multiple of `round_to`, ascending from 0.
+    """
+
+    groups: list[Group]
+    moves: list[Move] = field(default_factory=list)
+    scores: Scores = field(default_factory=lambda: np.zeros(0))
+    taken: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    gone: dict[int, Integers] = field(default_factory=dict)
+    allowed: Integers = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+
+    @property
+    def pools(self) -> dict[int, list[Group]]:
+        """Id of an original dim's axis -> the groups that are fragments of it."""
+        found: dict[int, list[Group]] = {}
+        for g in self.groups:
+            found.setdefault(id(g.axis.pool), []).append(g)
+        return found
+
+    @property
+    def units(self) -> int:
+        """How many units its groups have."""
+        return sum(g.units for g in self.groups)
+
+    def at_most(self, steps: int) -> int:
+        """The last allowed number of steps up to `steps`."""
+        return int(self.allowed[np.searchsorted(self.allowed, steps, side="right") - 1])
+
+    def at_least(self, steps: int) -> int:
+        """The first allowed number of steps from `steps` on, or the last of all."""
+        return int(self.allowed[min(int(np.searchsorted(self.allowed, steps)), len(self.allowed) - 1)])
+
+
+def find_blocks(
+    groups: Sequence[Group], relations: Sequence[Polynomial]
+) -> list[tuple[Block, list[Polynomial]]]:
+    """The blocks of `groups`, each with the relations (linear polynomials that stay zero) over it."""
+    axis = {id(g.axis): g.axis for g in groups}
+    parent = {a: a for a in axis}
+
+    def root(a: int) -> int:
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        return a
+
+    for p in relations:
+        ids = [a for t in p for a in t]
+        for a in ids[1:]:
+            parent[root(a)] = root(ids[0])
+    pools: dict[int, int] = {}
+    for a, found in axis.items():
+        if found.pool is not found:
+            whole = found.pool.find()
+            pool = id(whole if whole.kind == ATOM else found.pool)
+            parent[root(a)] = root(pools.setdefault(pool, a))
+    members: dict[int, list[Group]] = {}
+    for g in groups:
+        members.setdefault(root(id(g.axis)), []).append(g)
+    rules: dict[int, list[Polynomial]] = {}
+    for p in relations:
+        rules.setdefault(root(next(a for t in p for a in t)), []).append(p)
+    return [(Block(gs), rules.get(r, [])) for r, gs in members.items()]
+
+
+class Sequencer:
+    """Puts the moves of a block in order: always the cheapest that leaves every floor and keeps every cap."""
+
+    def __init__(self, axis: Mapping[int, Axis], ranked: Mapping[int, Scores], floors: Floors) -> None:
+        """`ranked`: axis id -> its scores, ascending."""
+        self.axis, self.floors = axis, floors
+        self.sums = {a: np.concatenate([[0.0], np.cumsum(s)]) for a, s in ranked.items()}
+
+    def moves(self, block: Block, relations: Sequence[Polynomial]) -> None:
+        """Find the moves of `block`."""
+        block.moves = least_moves([id(g.axis) for g in block.groups], relations, self.axis)
+
+    def order(self, block: Block, caps: Mapping[int, int]) -> None:
+        """Fill in the steps of `block`; `caps`: pool id -> how many of its units may go, where fewer than all."""
+        left = {p: caps[p] for p in block.pools if p in caps}
+        chosen, costs = self._repeat(block, left) if len(block.moves) == 1 else self._interleave(block, left)
+        block.gone = {}
+        for g in block.groups:
+            a = id(g.axis)
+            per_move = np.array([m.get(a, 0) for m in block.moves], dtype=np.int64)
+            block.gone[a] = np.concatenate([[0], np.cumsum(per_move[chosen])])
+        sizes = np.array([sum(m.values()) for m in block.moves], dtype=np.int64)
+        block.taken = sizes[chosen]
+        block.scores = np.maximum.accumulate(costs) if len(costs) else costs
+
+    def _repeat(self, block: Block, left: dict[int, int]) -> tuple[Integers, Scores]:
+        """The one move of a block as often as it can be taken."""
+        (move,) = block.moves
+        times = min((self.axis[a].size - max(self.floors.least[a], 1)) // n for a, n in move.items())
+        times = min([times, *(left[p] // n for p, n in _by_pool(move, self.axis).items() if p in left)])
+        total = np.zeros(times)
+        for a, n in move.items():
+            total += np.diff(self.sums[a][: times * n + 1 : n])
+        return np.zeros(times, dtype=np.int64), total / sum(move.values())
+
+    def _interleave(self, block: Block, left: dict[int, int]) -> tuple[Integers, Scores]:
+        """The cheapest of several moves again and again. What one costs changes with those that share an axis with it."""
+        moves, gone = block.moves, dict.fromkeys((id(g.axis) for g in block.groups), 0)
+        pools = [_by_pool(m, self.axis) for m in moves]
+        needs = [[n for n in self.floors.needs if any(a in m for a in n)] for m in moves]
+        users: dict[int, list[int]] = {a: [] for a in gone}
+        for i, move in enumerate(moves):
+            for a in move:
+                users[a].append(i)
+        version = [0] * len(moves)
+
+        def fits(i: int) -> bool:
+            move = moves[i]
+            if any(left[p] < n for p, n in pools[i].items() if p in left):
+                return False
+            if any(self.axis[a].size - gone[a] - n < self.floors.least[a] for a, n in move.items()):
+                return False
+            return all(
+                sum(self.axis[a].size - gone.get(a, 0) - move.get(a, 0) for a in n) > 0 for n in needs[i]
+            )
+
+        def price(i: int) -> float:
+            sums, move = self.sums, moves[i]
+            return float(sum(sums[a][gone[a] + n] - sums[a][gone[a]] for a, n in move.items())) / sum(
+                move.values()
+            )
+
+        heap = [(price(i), i, 0) for i in range(len(moves)) if fits(i)]
+        heapq.heapify(heap)
+        chosen, costs = [], []
+        while heap:
+            cost, i, seen = heapq.heappop(heap)
+            if seen != version[i] or not fits(i):
+                continue
+            chosen.append(i)
+            costs.append(cost)
+            for a, n in moves[i].items():
+                gone[a] += n
+            for p, n in pools[i].items():
+                if p in left:
+                    left[p] -= n
+            for j in {j for a in moves[i] for j in users[a]}:
+                version[j] += 1
+                if fits(j):
+                    heapq.heappush(heap, (price(j), j, version[j]))
+        return np.array(chosen, dtype=np.int64), np.array(costs)
+
+
+def _by_pool(move: Move, axis: Mapping[int, Axis]) -> dict[int, int]:
+    """Id of an original dim's axis -> how many of its units a move takes."""
+    out: dict[int, int] = {}
+    for a, n in move.items():
+        pool = id(axis[a].pool)
+        out[pool] = out.get(pool, 0) + n
+    return out

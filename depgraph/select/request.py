@@ -1,0 +1,95 @@
+"""What was asked for, as data: checked once, then put to any graph and any scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BudgetError, InputError, NothingToPruneError
+from ..graph import DependencyGraph
+from ..importance import Scores
+from .budget import Budget, nothing_text
+from .normalise import NORMALISATIONS
+from .scope import MOST, Scope, check_scope
+from .selection import Masks, Selection
+from .uniform import ties
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `choose` but for budgets, which depend on the model."""
+
+    pruning_ratio: float | Mapping[str, float] | None = None
+    scope: str | Sequence[Scope] | None = None
+    max_ratio: float | None = None
+    normalise: str = "mean"
+    per_cost: bool = False
+    round_to: int = 1
+    uniform: bool = False
+
+    def check(self, budgets: Sequence[str] = ()) -> None:
+        """Refuse what is out of range or contradicts itself; `budgets`: the names of those that are given.
+
+        Raises:
+            InputError: naming the argument and the remedy.
+        """
+        ratio = self.pruning_ratio
+        if budgets and ratio is not None and not isinstance(ratio, Mapping):
+            raise InputError(
+                f"pruning_ratio and a budget ({', '.join(budgets)}) contradict each other: give one of them\n"
+                "  fix: max_ratio bounds what each group may lose to a budget; a pruning_ratio by names, or "
+                "depgraph.Scope(modules, ratio=...), fixes a part of the model, and budgets decide about the rest"
+            )
+        check_scope(self.scope, ratio, self.max_ratio)
+        if self.normalise not in NORMALISATIONS:
+            raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
+        if self.per_cost and self.normalise == "standard":
+            raise InputError(
+                "per_cost divides scores, which normalise='standard' makes negative: use another one"
+            )
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InputError(f"round_to must be a positive int, not {self.round_to!r}")
+        for name in ("per_cost", "uniform"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    def selection(
+        self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None
+    ) -> Selection:
+        """The blocks of `graph`, under `max_ratio` instead of the request's own."""
+        return Selection(
+            graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
+            normalise=self.normalise, ties=ties(graph) if self.uniform else (),
+        )  # fmt: skip
+
+    def masks(
+        self, graph: DependencyGraph, scores: Mapping[int, Scores], budgets: Sequence[Budget] = ()
+    ) -> Masks:
+        """Which units stay: axis id -> bool array, for the axes that lose some.
+
+        Raises:
+            InputError: see `check`; or a name that matches nothing.
+            NothingToPruneError: no group is free.
+            BudgetError: the budgets can't be met.
+        """
+        self.check([b.name for b in budgets])
+        if not graph.groups:
+            raise NothingToPruneError(nothing_text(graph))
+        if self.max_ratio is not None:
+            return self.selection(graph, scores, self.max_ratio).choose(budgets, self.per_cost)
+        try:
+            most = MOST if self._competes(bool(budgets)) else None
+            return self.selection(graph, scores, most).choose(budgets, self.per_cost)
+        except BudgetError:
+            return self.selection(graph, scores).choose(budgets, self.per_cost)
+
+    def _competes(self, budgets: bool) -> bool:
+        """Whether units of several groups compete, and no share above the usual cap is asked for."""
+        asked: list[Any] = (
+            [] if self.scope is None or isinstance(self.scope, str) else [s.ratio for s in self.scope]
+        )
+        ratio = self.pruning_ratio
+        asked += list(ratio.values()) if isinstance(ratio, Mapping) else [ratio]
+        together = budgets or self.scope not in (None, "local")
+        return together and all(r is None or r <= MOST for r in asked)

@@ -1,0 +1,280 @@
+"""Who competes with whom, and what each group must keep.
+
+A *field* is a set of blocks whose units compete: they lose a share of their units together, the lowest scores first.
+
+* `"local"`: every block is a field of its own, so each loses the same share.
+* `"global"`: all blocks are one field.
+* `"isomorphic"`: blocks of like structure are a field (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024):
+  heads compete with heads and hidden units with hidden units, since scores of unlike structures do not compare.
+* a list of `Scope`: each with a ratio of its own is a field.
+
+What `pruning_ratio`, as a number or by names, or the ratio of a `Scope` says of a field is what it loses. Budgets decide
+about the fields of which nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+from ..graph import NAMING, DependencyGraph, Group, named
+from .blocks import Block
+
+SCOPES = ("local", "global", "isomorphic")
+DEFAULT_RATIO = 0.5  # what happens when nothing is asked
+MOST = (
+    0.9  # the share that a group loses at most where nothing is said of it, as long as budgets can be met so
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What part of a model loses, and what it keeps.
+
+    Attributes:
+        modules: module paths, parameter names, or globs of them (or one of these): the groups whose units these
+            produce. Where several scopes name a group, its ratio is that of the last one; floors and caps all hold.
+        ratio: the share of the units of these groups, together, that goes, the lowest scores first.
+        at_least: units that stay of each group: a number (int), or a share of them (float up to 1).
+        at_most_ratio: the largest share of the units of each group that may go.
+    """
+
+    modules: str | Sequence[str]
+    ratio: float | None = None
+    at_least: float | None = None
+    at_most_ratio: float | None = None
+
+
+@dataclass
+class Field:
+    """Blocks (by number) whose units compete; `ratio` is the share that goes, None where budgets decide."""
+
+    blocks: list[int]
+    ratio: float | None = None
+    name: str = ""
+
+
+@dataclass
+class Rules:
+    """What was asked, found in a graph.
+
+    Attributes:
+        ratios: axis id -> the ratio that the last name of its group says.
+        owner: axis id -> which of the scopes with a ratio its group belongs to.
+        caps: pool id -> how many of its units may go.
+        notes: one line per floor or cap of the user's, for errors.
+    """
+
+    ratios: dict[int, float] = field(default_factory=dict)
+    owner: dict[int, int] = field(default_factory=dict)
+    caps: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
+    """Refuse what is out of range or contradicts itself.
+
+    Raises:
+        InputError: naming the argument and what it may be.
+    """
+    if isinstance(ratio, Mapping):
+        if not ratio:
+            raise InputError("pruning_ratio={} names nothing: give {glob: ratio}, or a number")
+        for name, value in ratio.items():
+            _check_share(value, f"pruning_ratio[{name!r}]", low_included=True)
+    elif ratio is not None:
+        _check_share(ratio, "pruning_ratio")
+    if max_ratio is not None:
+        _check_share(max_ratio, "max_ratio", high_included=True)
+    if isinstance(ratio, float) and max_ratio is not None and ratio > max_ratio:
+        raise InputError(f"pruning_ratio={ratio} and max_ratio={max_ratio} contradict each other")
+    if scope is None or (isinstance(scope, str) and scope in SCOPES):
+        if isinstance(ratio, Mapping) and scope not in (None, "local"):
+            raise InputError(
+                f"scope={scope!r} and a pruning_ratio by names contradict each other: units that compete have one ratio\n"
+                "  fix: give each part that competes a depgraph.Scope(modules, ratio=...)"
+            )
+        return
+    if isinstance(scope, (Scope, str)) or not isinstance(scope, Sequence) or not scope:
+        raise InputError(
+            f"scope must be one of {', '.join(SCOPES)}, or a list of depgraph.Scope, not {scope!r}"
+        )
+    for one in scope:
+        _check_one(one)
+    if isinstance(ratio, Mapping):
+        raise InputError(
+            "a list of scopes and a pruning_ratio by names contradict each other: give one of them"
+        )
+
+
+def _check_one(scope: Any) -> None:
+    if not isinstance(scope, Scope):
+        raise InputError(f"scope must be a list of depgraph.Scope, not of {scope!r}")
+    if scope.ratio is scope.at_least is scope.at_most_ratio is None:
+        raise InputError(f"{scope} says nothing: give ratio, at_least or at_most_ratio")
+    if scope.ratio is not None:
+        _check_share(scope.ratio, f"ratio of {scope}", low_included=True)
+    if scope.at_most_ratio is not None:
+        _check_share(scope.at_most_ratio, f"at_most_ratio of {scope}", low_included=True, high_included=True)
+    least = scope.at_least
+    if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or not least >= 0
+                              or (isinstance(least, float) and least > 1)):  # fmt: skip
+        raise InputError(f"at_least of {scope} must be a share up to 1 (float) or a number of units (int)")
+    if scope.ratio is not None and scope.at_most_ratio is not None and scope.ratio > scope.at_most_ratio:
+        raise InputError(f"ratio and at_most_ratio of {scope} contradict each other")
+
+
+def _check_share(value: Any, what: str, low_included: bool = False, high_included: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (low_included and value == 0) or (high_included and value == 1)):
+        raise InputError(f"{what} must lie between 0 and 1, not {value!r}")
+
+
+def rules_of(
+    graph: DependencyGraph, groups: Sequence[Group], scope: Any, ratio: Any, max_ratio: float | None
+) -> Rules:
+    """What is asked of each of `groups`.
+
+    Args:
+        graph: the dependency graph.
+        groups: those that are cut.
+        scope: as in `choose`, checked.
+        ratio: `pruning_ratio` there.
+        max_ratio: the largest share of any group that may go.
+
+    Raises:
+        InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
+            the units of a group.
+    """
+    rules = Rules()
+    pools: dict[int, int] = {}
+    for g in groups:
+        pools[id(g.axis.pool)] = pools.get(id(g.axis.pool), 0) + g.units
+    if max_ratio is not None:
+        rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
+    if isinstance(ratio, Mapping):
+        for pattern, value in ratio.items():
+            for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
+                rules.ratios[id(g.axis)] = float(value)
+    for i, one in enumerate(() if scope is None or isinstance(scope, str) else scope):
+        patterns = [one.modules] if isinstance(one.modules, str) else one.modules
+        needed = "scope" if one.ratio is not None else ""
+        found = {id(g.axis): g for p in patterns for g in _groups_named(graph, groups, p, needed)}
+        for a, g in found.items():
+            if one.ratio is not None:
+                rules.owner[a] = i
+            _cap(rules, one, g, pools[id(g.axis.pool)])
+    return rules
+
+
+def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: str, needed: str) -> list[Group]:
+    """The groups whose units the tensors that `pattern` names produce."""
+    hit, known = named(graph, pattern)
+    if not known:
+        raise InputError(f"{needed or 'scope'} names nothing in this model: {pattern!r}\n{NAMING}")
+    hit = {graph.trace.aliases.get(n, n) for n in hit}
+    found = [g for g in groups if any(m.name in hit and m.role == "produces" for m in g.members)]
+    found = found or [g for g in groups if g.members[0].name in hit]
+    if needed and not found:
+        reasons = {f.reason for f in graph.frozen if f.name in hit}
+        why = "; ".join(sorted(map(str, reasons))[:3]) or "what it names produces no units of its own"
+        raise InputError(f"{needed} names {pattern!r}, where nothing can be removed: {why}")
+    return found
+
+
+def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
+    """Hold what `scope` says that `group`, whose original dim has `units`, keeps."""
+    may_go = units
+    if scope.at_least is not None:
+        share = isinstance(scope.at_least, float)
+        least = -int(-scope.at_least * units // 1) if share else int(scope.at_least)
+        if least > units:
+            raise InputError(
+                f"at_least={scope.at_least} of {scope} is above the {units} units of {group.name}"
+            )
+        may_go = units - least
+        rules.notes.append(f"{group.name}: at least {least:,} of {units:,} units")
+    if scope.at_most_ratio is not None:
+        may_go = min(may_go, _share(scope.at_most_ratio, units))
+        rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
+    pool = id(group.axis.pool)
+    rules.caps[pool] = min(rules.caps.get(pool, units), may_go)
+
+
+def _share(ratio: float, units: int) -> int:
+    return int(ratio * units + 1e-9)
+
+
+def fields_of(
+    graph: DependencyGraph, blocks: Sequence[Block], scope: Any, ratio: Any, rules: Rules, budgets: bool
+) -> list[Field]:
+    """The fields of `blocks`; blocks of which nothing is said stay whole, unless there are `budgets`.
+
+    Args:
+        graph: the dependency graph.
+        blocks: all of them.
+        scope: as in `choose`, checked; without one, units compete where budgets decide, and not otherwise.
+        ratio: `pruning_ratio` there.
+        rules: what was found of them.
+        budgets: whether there are any.
+    """
+    if isinstance(ratio, Mapping):
+        return _by_names(blocks, rules) + _rest(
+            graph, blocks, rules.ratios, "global" if budgets else None, None
+        )
+    if scope is None or isinstance(scope, str):
+        number = ratio if ratio is not None or budgets else DEFAULT_RATIO
+        return _rest(graph, blocks, {}, scope or ("global" if budgets else "local"), number)
+    if ratio is None and not budgets and not rules.owner:
+        ratio = DEFAULT_RATIO
+    found: dict[int, Field] = {}
+    for i, block in enumerate(blocks):
+        owners = [rules.owner[id(g.axis)] for g in block.groups if id(g.axis) in rules.owner]
+        if owners:
+            last = max(owners)
+            found.setdefault(last, Field([], scope[last].ratio, f"scope {last}")).blocks.append(i)
+    how = "local" if ratio is not None else "global" if budgets else None
+    return [*found.values(), *_rest(graph, blocks, rules.owner, how, ratio)]
+
+
+def _by_names(blocks: Sequence[Block], rules: Rules) -> list[Field]:
+    """A field for each block that has a ratio by name: the smallest that its groups have, as they go together."""
+    found = []
+    for i, block in enumerate(blocks):
+        ratios = [rules.ratios[id(g.axis)] for g in block.groups if id(g.axis) in rules.ratios]
+        if ratios:
+            found.append(Field([i], min(ratios)))
+    return found
+
+
+def _rest(
+    graph: DependencyGraph,
+    blocks: Sequence[Block],
+    taken: Mapping[int, Any],
+    how: str | None,
+    ratio: float | None,
+) -> list[Field]:
+    """The fields of the blocks none of whose axes is in `taken`."""
+    rest = [i for i, b in enumerate(blocks) if not any(id(g.axis) in taken for g in b.groups)]
+    if how is None or not rest:
+        return []
+    if how == "local":
+        return [Field([i], ratio) for i in rest]
+    if how == "global":
+        return [Field(rest, ratio)]
+    alike: dict[object, list[int]] = {}
+    for i in rest:
+        alike.setdefault(tuple(sorted({structure(graph, g) for g in blocks[i].groups})), []).append(i)
+    return [Field(found, ratio) for found in alike.values()]
+
+
+def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
+    """What a group is made of, without sizes and names: by the ops that its tensors go into, their dims and roles."""
+    found = []
+    for m in group.members:
+        node = graph.trace.tensors[m.name]
+        ops = tuple(sorted({str(user.target) for user in node.users}))
+        found.append((ops, len(node.meta["shapes"][0]), m.dim, m.role, m.rows is not None))
+    return tuple(sorted(found))

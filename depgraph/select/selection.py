@@ -1,0 +1,197 @@
+"""The blocks of a graph under its constraints and under what was asked, and the choice among their units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import axes
+from ..axes import RAGGED, Polynomial
+from ..graph import DependencyGraph
+from ..importance import Scores
+from ..size_table import Floats, Integers
+from .blocks import Block, Sequencer, find_blocks
+from .budget import Budget, meet
+from .factors import Tie, choose_groups
+from .floors import Floors
+from .normalise import normalised
+from .scope import Field, fields_of, rules_of, structure
+
+Masks = dict[int, npt.NDArray[np.bool_]]
+
+
+class Selection:
+    """The blocks of a graph, their steps in order, and who competes with whom.
+
+    Attributes:
+        blocks: groups that are chosen together.
+        locked: axis id -> why a group can't be cut, as a constraint can't be met otherwise.
+        rules: what was asked of each group.
+        full: [free axes] their sizes, in the order of `graph.free`.
+    """
+
+    def __init__(
+        self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1, *, ratio: Any = None,
+        scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
+    ) -> None:  # fmt: skip
+        """Order the moves of every block by `scores` (axis id -> score per unit).
+
+        Args:
+            graph: the dependency graph.
+            scores: axis id -> [units], the lowest go first.
+            round_to: every parameter dim that shrinks keeps a multiple of this.
+            ratio: as `pruning_ratio` in `choose`, checked.
+            scope: as there.
+            max_ratio: the largest share of any group that may go.
+            normalise: as there.
+            ties: further constraints on counts.
+        """
+        self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
+        groups, relations, self.locked = choose_groups(graph, ties)
+        self.axis = {id(g.axis): g.axis for g in groups}
+        relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for g in groups:
+            fragment = g.axis.pool is not g.axis
+            key = (id(g.axis.pool), structure(graph, g) if fragment else ())
+            alike.setdefault(key, []).append(id(g.axis))
+        ranked = normalised(scores, list(alike.values()), normalise)
+        self.order = {a: np.argsort(scores[a], kind="stable") for a in self.axis}
+        found = find_blocks(groups, relations)
+        self.blocks = [b for b, _ in found]
+        floors = Floors(graph, self.axis)
+        floors.spread({id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups})
+        self.rules = rules_of(graph, groups, scope, ratio, max_ratio)
+        self._sequencer = Sequencer(self.axis, {a: ranked[a][o] for a, o in self.order.items()}, floors)
+        self._sums = self._dim_sums()
+        for block, rules in found:
+            self._sequencer.moves(block, rules)
+            self._arrange(block, {})
+        self.free = graph.free
+        self.full: Integers = np.array([a.size for a in self.free.values()], dtype=np.int64)
+        self._index()
+
+    def _arrange(self, block: Block, caps: Mapping[int, int]) -> None:
+        """Put the moves of `block` in order, under `caps` (pool id -> units that may go) and what was asked."""
+        both = dict(self.rules.caps)
+        both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
+        self._sequencer.order(block, both)
+        block.allowed = self._allowed(block)
+
+    def _dim_sums(self) -> dict[int, list[tuple[int, Polynomial]]]:
+        """axis id -> (key, count polynomial) of each parameter dim that the axis is part of."""
+        sums: dict[int, list[tuple[int, Polynomial]]] = {a: [] for a in self.axis}
+        seen: set[int] = set()
+        for name in self.graph.trace.tensors if self.round_to > 1 else ():
+            for axis in self.graph.dims(name):
+                if axis is None or id(axis.find()) in seen or axis.find().kind == RAGGED:
+                    continue
+                seen.add(id(axis.find()))
+                p = axes.count(axis, self.axis)
+                for a in {a for t in p for a in t}:
+                    sums[a].append((id(axis.find()), p))
+        return sums
+
+    def _allowed(self, block: Block) -> Integers:
+        """Numbers of steps after which each parameter dim's share in this block is a multiple of `round_to`."""
+        steps = np.arange(len(block.scores) + 1)
+        if self.round_to == 1:
+            return steps
+        fine = np.ones(len(steps), dtype=bool)
+        for p in {key: p for a in block.gone for key, p in self._sums[a]}.values():
+            share = np.zeros(len(steps), dtype=np.int64)
+            for term, n in p.items():
+                if any(a in block.gone for a in term):
+                    part = np.full(len(steps), n)
+                    for a in term:
+                        part = part * (self.axis[a].size - block.gone.get(a, 0))
+                    share += part
+            fine &= share % self.round_to == 0
+        fine[0] = True
+        return steps[fine]
+
+    # ------------------------------------------------------------------------------------------- states as arrays
+
+    def _index(self) -> None:
+        """Lay `gone` of all blocks out in one array, so that the counts at any steps are one look-up."""
+        position = {a: i for i, a in enumerate(self.free)}
+        rows = [(position[a], i, gone) for i, b in enumerate(self.blocks) for a, gone in b.gone.items()]
+        self._at = np.array([r[0] for r in rows], dtype=np.int64)
+        self._block = np.array([r[1] for r in rows], dtype=np.int64)
+        lengths = [len(r[2]) for r in rows]
+        self._offset = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        self._gone = np.concatenate([r[2] for r in rows]) if rows else np.zeros(0, dtype=np.int64)
+
+    def counts(self, steps: Integers) -> Integers:
+        """[free axes] units left after `steps` ([blocks])."""
+        out = self.full.copy()
+        out[self._at] -= self._gone[self._offset + steps[self._block]]
+        return out
+
+    def rounded_up(self, steps: Integers) -> Integers:
+        """The first allowed numbers of steps from `steps` on."""
+        if self.round_to == 1:
+            return steps
+        return np.array([b.at_least(int(n)) for b, n in zip(self.blocks, steps, strict=True)], dtype=np.int64)
+
+    def density(self, block: Block, prices: Floats) -> Scores:
+        """[steps] score per saved cost of each step of `block`, made non-decreasing; `prices`: [free axes]."""
+        saved = np.zeros(len(block.scores))
+        position = {a: i for i, a in enumerate(self.free)}
+        for a, gone in block.gone.items():
+            saved += prices[position[a]] * np.diff(gone)
+        loss = block.scores * block.taken
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.where(saved > 0, loss / saved, np.inf)
+        return np.maximum.accumulate(found) if len(found) else found
+
+    # ------------------------------------------------------------------------------------------------- choosing
+
+    def choose(self, budgets: Sequence[Budget] = (), per_cost: bool = False) -> Masks:
+        """Which units stay; see `depgraph.choose`.
+
+        Raises:
+            BudgetError: the budgets can't be met.
+        """
+        steps = np.zeros(len(self.blocks), dtype=np.int64)
+        fields = fields_of(self.graph, self.blocks, self.scope, self.ratio, self.rules, bool(budgets))
+        for field in fields:
+            if field.ratio is not None:
+                self._cut(field, field.ratio, steps)
+        self._index()
+        if budgets:
+            steps = meet(self, [f for f in fields if f.ratio is None], steps, budgets, per_cost)
+        return self.masks(steps)
+
+    def _cut(self, field: Field, ratio: float, steps: Integers) -> None:
+        """Take `ratio` of the units of a field: of each original dim where nothing competes."""
+        if len(field.blocks) == 1:
+            (i,) = field.blocks
+            block = self.blocks[i]
+            caps = {p: int(ratio * sum(g.units for g in gs) + 1e-9) for p, gs in block.pools.items()}
+            self._arrange(block, caps)
+            steps[i] = block.allowed[-1]
+            return
+        blocks = [self.blocks[i] for i in field.blocks]
+        owner = np.repeat(np.array(field.blocks), [len(b.scores) for b in blocks])
+        order = np.argsort(np.concatenate([b.scores for b in blocks]), kind="stable")
+        taken = np.cumsum(np.concatenate([b.taken for b in blocks])[order])
+        wanted = int(ratio * sum(b.units for b in blocks) + 1e-9)
+        n = int(np.searchsorted(taken, wanted, side="right"))
+        reached = np.bincount(owner[order[:n]], minlength=len(steps))
+        for i, b in zip(field.blocks, blocks, strict=True):
+            steps[i] = b.at_most(int(reached[i]))
+
+    def masks(self, steps: Integers) -> Masks:
+        """axis id -> bool array of the kept units, for the axes that lose some."""
+        masks: Masks = {}
+        for block, n in zip(self.blocks, steps, strict=True):
+            for a, gone in block.gone.items():
+                if gone[n]:
+                    mask = np.ones(self.axis[a].size, dtype=bool)
+                    mask[self.order[a][: gone[n]]] = False
+                    masks[a] = mask
+        return masks
