@@ -34,7 +34,7 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
         values[key] = value
         if value != graph.sizes.value(key):
             path, name, *keys = key[1:]
-            plan.repairs.append(Repair(path, name, tuple(keys), value))
+            plan.repairs.append(Repair(path, name, tuple(keys), int(value), int(graph.sizes.value(key))))
     if plan.cuts:
         plan.repairs.extend(field_repairs(graph.model, graph.origins, values, plan, graph.trace.reads))
     for literal in graph.sizes.literals:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DepgraphError(Exception):
     """Base of all errors raised by depgraph. The user's model is as it was when one is raised."""
@@ -31,5 +33,15 @@ class PlanError(DepgraphError):
     """The plan does not fit the model it is applied to; the message lists every difference."""
 
 
+class StoreError(DepgraphError):
+    """A folder can't be written, or what is in it can't be loaded; the message lists everything that is wrong."""
+
+
 class VerificationError(DepgraphError):
     """The smaller model does not compute what the masked original computes. Nothing was returned or changed."""
+
+
+def listed(title: str, problems: Sequence[str], most: int = 20) -> str:
+    """A message: `title`, and a line for each problem; of more than `most` the number."""
+    more = [f"  ... and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join([title, *(f"  - {p}" for p in problems[:most]), *more])

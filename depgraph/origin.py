@@ -191,7 +191,7 @@ def field_repairs(
         value = _evaluate(expr, known)
         if value is not None and key not in kept and value != read_attribute(model, key[1:]):
             repairs[key] = value
-    return [Repair(k[1], k[2], tuple(k[3:]), v) for k, v in repairs.items()]
+    return [Repair(k[1], k[2], tuple(k[3:]), v, read_attribute(model, k[1:])) for k, v in repairs.items()]
 
 
 def undescribed(small: nn.Module, found: Origins) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from .errors import PlanError
 
 Indices = npt.NDArray[np.int64]
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,8 @@ class Cut:
 
     def slice(self, tensor: torch.Tensor) -> torch.Tensor:
         """The kept entries of `tensor` in a new contiguous tensor; shared where nothing goes."""
+        if tensor.is_meta:
+            return tensor.new_empty(self.new_shape)
         out = tensor
         if self.blocks is not None:
             rows = self.shape[0] // len(self.blocks)
@@ -93,12 +95,16 @@ def _on(indices: Indices, tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Repair:
-    """A number that a module remembers: attribute `name` (and `keys` into it) of module `path` becomes `value`."""
+    """A number that a module remembers: attribute `name` (and `keys` into it) of module `path` becomes `value`.
+
+    `old` is what it was, where the plan says so: the plan then fits no model that has another number there.
+    """
 
     path: str
     name: str
     keys: tuple[int | str, ...]
     value: int
+    old: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
+        asked: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only.
     """
 
     cuts: dict[str, Cut] = field(default_factory=dict)
@@ -130,6 +137,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.
@@ -157,77 +165,34 @@ class Plan:
 
         return apply_to_optimizer(self, optimizer, model, small)
 
+    def then(self, later: Plan) -> Plan:
+        """The plan that removes what this one removes and then what `later` removes from what is left.
+
+        ``apply(model, a.then(b))`` is ``apply(apply(model, a), b)``.
+
+        Args:
+            later: a plan for the models that this one makes.
+
+        Raises:
+            PlanError: `later` is for another model, or only one after the other gives what both give.
+        """
+        from .compose import composed  # noqa: PLC0415  a plan is what it composes
+
+        return composed(self, later)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
+        from .plan_json import as_data  # noqa: PLC0415  a plan is what it writes
 
-        def indices(kept: Indices | None) -> list[int] | None:
-            return None if kept is None else [int(i) for i in kept]
-
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "shapes": {n: list(s) for n, s in self.shapes.items()},
-                "aliases": self.aliases,
-                "cuts": {
-                    n: {
-                        "keep": [indices(k) for k in c.keep],
-                        "blocks": c.blocks and [indices(k) for k in c.blocks],
-                        "numbers": indices(c.numbers),
-                    }
-                    for n, c in self.cuts.items()
-                },
-                "repairs": [[r.path, r.name, list(r.keys), r.value] for r in self.repairs],
-                "rewrites": [
-                    [r.path, r.function, r.occurrence, list(r.argument), r.old, r.value]
-                    for r in self.rewrites
-                ],
-            }
-        )
+        return json.dumps(as_data(self))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            PlanError: the text is no plan, with what is wrong.
+            PlanError: the text is no plan; everything that is wrong with it is listed.
         """
-        try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise PlanError(f"plan format {data['format']!r} is not {FORMAT}, the one this version reads")
-            shapes = {str(n): tuple(int(k) for k in s) for n, s in data["shapes"].items()}
-            cuts = {}
-            for name, cut in data["cuts"].items():
-                keep = tuple(_read_indices(k, shapes[name][d], name) for d, k in enumerate(cut["keep"]))
-                blocks = cut["blocks"]
-                if len(keep) != len(shapes[name]):
-                    raise PlanError(
-                        f"the plan keeps indices of {len(keep)} dims of {name!r}, which has {len(shapes[name])}"
-                    )
-                read = None if blocks is None else [_read_indices(b, shapes[name][1], name) for b in blocks]
-                numbers = cut.get("numbers")
-                kept = None if numbers is None else _read_indices(numbers, max(numbers, default=0) + 1, name)
-                cuts[name] = Cut(shapes[name], keep, read, kept)  # type: ignore[arg-type]
-            return cls(
-                cuts=cuts,
-                shapes=shapes,
-                aliases={str(k): str(v) for k, v in data["aliases"].items()},
-                repairs=[Repair(str(p), str(n), tuple(k), int(v)) for p, n, k, v in data["repairs"]],
-                rewrites=[
-                    Rewrite(str(p), str(f), int(o), tuple(a), int(old), int(v))
-                    for p, f, o, a, old, v in data["rewrites"]
-                ],
-            )
-        except PlanError:
-            raise
-        except Exception as error:
-            raise PlanError(f"this text is no depgraph plan: {type(error).__name__}: {error}") from error
+        from .plan_json import from_text  # noqa: PLC0415
 
-
-def _read_indices(given: Sequence[int] | None, size: int, name: str) -> Indices | None:
-    if given is None:
-        return None
-    kept = np.asarray(given, dtype=np.int64)
-    if kept.ndim != 1 or kept.size == 0 or kept.min() < 0 or kept.max() >= size or (np.diff(kept) <= 0).any():
-        raise PlanError(f"the plan's indices for {name!r} are not ascending within 0..{size - 1}")
-    return kept
+        return from_text(text)

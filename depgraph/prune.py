@@ -18,6 +18,7 @@ from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, V
 from .graph import DependencyGraph
 from .importance import Importance, Scores, scores_of
 from .inputs import each_example
+from .lineage import plans_of
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
@@ -30,6 +31,18 @@ from .verify import Verification
 from .verify import verify as verify_values
 from .wrappers import check_changeable
 
+# Arguments of `prune` that a plan remembers, where they are numbers or names.
+ASKED = (
+    "pruning_ratio",
+    "max_params",
+    "max_macs",
+    "max_latency",
+    "max_memory",
+    "importance",
+    "scope",
+    "round_to",
+)
+
 
 @dataclass
 class PruneResult:
@@ -39,11 +52,13 @@ class PruneResult:
         model: the smaller model.
         plan: what was removed; plain data that replays on any model of the original's shapes.
         report: figures before and after; ``print(result.report)``.
+        before: the plans that had made the model that was given, where it was itself a result.
     """
 
     model: nn.Module
     plan: Plan
     report: Report
+    before: tuple[Plan, ...] = ()
 
 
 def analyze(
@@ -126,6 +141,7 @@ def prune(
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
+    asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
     _check_arguments(pruning_ratio, max_params, max_macs, round_to)
     later = {
         "max_latency": max_latency,
@@ -177,6 +193,7 @@ def prune(
         if latency
         else None
     )
+    plan.asked, before = asked, plans_of(model)
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
     )
@@ -189,7 +206,7 @@ def prune(
             )
         _ = report.macs  # of the model as it still is
         small = apply(model, plan, inplace=True)
-    return PruneResult(small, plan, report)
+    return PruneResult(small, plan, report, before)
 
 
 def _settle(

@@ -125,24 +125,22 @@ def can_rewrite(module: nn.Module, edit: Rewrite) -> bool:
         return False
 
 
-def is_written(module: nn.Module, edit: Rewrite) -> bool:
-    """Whether the number of `edit` has its new value already: it was an attribute, and that has been set."""
-    graph = record(module)
-    return find_call(graph, edit) is None and find_call(graph, replace(edit, old=edit.value)) is not None
-
-
 def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
     """`module` as a GraphModule in which the literals of `edits` have their new values.
 
-    Children, parameters, buffers, attributes, hooks and the training flag are the module's own.
+    Children, parameters, buffers, attributes, hooks and the training flag are the module's own. What has its new value
+    already was an attribute, and that has been set; where that is so of all, `module` itself is returned.
     """
-    graph = record(module)
+    graph, changed = record(module), False
     for edit in edits:
         node = find_call(graph, edit)
         if node is None:
+            if find_call(graph, replace(edit, old=edit.value)) is not None:
+                continue
             raise ValueError(
                 f"no call of {edit.function} with the literal {edit.old} in {edit.path or 'the model'}"
             )
+        changed = True
         first, *rest = edit.argument
         if isinstance(first, str):
             node.kwargs = {**node.kwargs, first: _with(node.kwargs[first], rest, edit.value)}
@@ -150,6 +148,8 @@ def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
             args = list(node.args)
             args[first] = _with(args[first], rest, edit.value)
             node.args = tuple(args)
+    if not changed:
+        return module
     rewritten = fx.GraphModule(module, graph, class_name=type(module).__name__)
     own = vars(rewritten)
     for name, value in vars(module).items():

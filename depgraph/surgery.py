@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from .errors import PlanError
-from .plan import Cut, Plan, Repair
-from .rewrite import is_written, rewrite_module
+from .errors import PlanError, listed
+from .lineage import note
+from .plan import Cut, Plan, Repair, Rewrite
+from .rewrite import rewrite_module
 from .sizes import holders
-from .tensors import all_tensors, held_tensors, skeleton
+from .tensors import held_tensors, named_tensors, skeleton
 from .wrappers import check_changeable, replace_inner, wrapped
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
@@ -31,6 +33,7 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
+INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
@@ -48,8 +51,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    tensors, held = all_tensors(model), held_tensors(model)
-    _check(plan, tensors, tensors.keys() - held.keys())
+    held = held_tensors(model)
+    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
+    _check(model, plan, tensors, tensors.keys() - held.keys())
+    if inplace and plan.rewrites:  # what fails must fail before anything changes
+        apply(skeleton(model, {id(t): t.detach().to("meta") for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
         check_changeable(model)
@@ -63,10 +69,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
-        edits = [r for r in plan.rewrites if r.path == path and not is_written(small.get_submodule(path), r)]
-        if not edits:
-            continue
-        module = rewrite_module(small.get_submodule(path), edits)
+        module = _rewritten(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
         if path:
             parent, _, name = path.rpartition(".")
             replace_inner(small.get_submodule(parent), name, module)
@@ -74,24 +77,74 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
             small = module
     _recompute(small)
     _repair_standard(small)
-    return wrapped(small)
+    small = wrapped(small)
+    note(model, small, plan)
+    return small
 
 
-def _check(plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
+def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
     wrong = []
     for name, shape in plan.shapes.items():
         if name not in tensors:
-            wrong.append(f"  - {name!r} of the plan is not in this model")
+            wrong.append(f"{name!r} of the plan is not in this model")
+        elif is_lazy(tensors[name]):
+            wrong.append(f"{name!r} has no shape yet: call the model once")
         elif tuple(tensors[name].shape) != shape:
-            wrong.append(f"  - {name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
-    wrong.extend(
-        f"  - {name!r} of this model is not in the plan"
+            wrong.append(f"{name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
+    wrong += [
+        f"{name!r} of this model is not in the plan"
         for name in tensors
         if name in registered - plan.shapes.keys()
-    )
+    ]
+    numbers: dict[tuple[int, Any], Any] = {}
+    for repair in plan.repairs:
+        where = ".".join(map(str, (*filter(None, [repair.path]), repair.name, *repair.keys)))
+        place = _place(_module(model, repair.path), [repair.name, *repair.keys])
+        number = None if place is None else numbers.get((id(place[0]), place[1]), place[2])
+        if place is None or type(number) is not int:
+            wrong.append(f"{where!r}, which the plan sets, is no number of this model")
+            continue
+        if repair.old is not None and number not in (repair.old, repair.value):
+            wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")
+        numbers[id(place[0]), place[1]] = repair.value
+    wrong += [
+        f"module {path!r}, whose forward the plan rewrites, is not in this model"
+        for path in dict.fromkeys(r.path for r in plan.rewrites)
+        if _module(model, path) is None
+    ]
     if wrong:
-        more = f"\n  ... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise PlanError("this plan does not fit this model:\n" + "\n".join(wrong[:20]) + more)
+        raise PlanError(listed("this plan does not fit this model:", wrong))
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] | None:
+    """What holds the number at `steps` from the attributes of `module` on, under which key, and the number."""
+    if module is None or steps[0] in INTERNALS:
+        return None
+    holder: Any = None
+    value: Any = vars(module)
+    for step in steps:
+        holder = value
+        try:
+            value = holder[step] if isinstance(holder, tuple) else holders(holder, step)[0][step]
+        except (LookupError, TypeError):
+            return None
+    return holder, steps[-1], value
+
+
+def _rewritten(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
+    try:
+        return rewrite_module(module, edits)
+    except Exception as error:
+        raise PlanError(
+            f"this plan does not fit this model:\n  - forward of {edits[0].path or 'the model'!r} can't be rewritten: {error}"
+        ) from error
 
 
 def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
