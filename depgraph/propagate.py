@@ -23,6 +23,25 @@ from .trace import Trace
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 
 
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A call in which a weight meets an activation, dims of which it consumes.
+
+    Attributes:
+        node: the call.
+        weight: its weight operand.
+        consumed: the axes that are summed over, in the order of the weight's dims.
+        activation: the operand that they are dims of, too; None where no argument of the call is it.
+        letters: the einsum of (activation, weight, result); None where the op is no einsum of the two.
+    """
+
+    node: Node
+    weight: Node
+    consumed: Dims
+    activation: Node | None
+    letters: tuple[str, str, str] | None
+
+
 @dataclass
 class Propagation:
     """Everything the rules said."""
@@ -41,6 +60,7 @@ class Propagation:
     weights: list[tuple[Node, Dims, Dims]] = field(
         default_factory=list
     )  # operand, produced dims, consumed dims
+    products: list[Product] = field(default_factory=list)  # what `weights` has that consumes, with the call
     filled: set[Node] = field(default_factory=set)
     comparisons: list[Comparison] = field(
         default_factory=list
@@ -198,9 +218,22 @@ class Site:
         if axis is not None:
             self.state.at_least.append((axis, count))
 
-    def weight(self, operand: Any, produced: Sequence[Axis | None], consumed: Sequence[Axis | None]) -> None:
-        """`operand` is a weight that produces some of its dims in the result and consumes others."""
+    def weight(
+        self,
+        operand: Any,
+        produced: Sequence[Axis | None],
+        consumed: Sequence[Axis | None],
+        activation: Any = None,
+        letters: tuple[str, str, str] | None = None,
+    ) -> None:
+        """`operand` is a weight that produces some of its dims in the result and consumes others.
+
+        `activation` is the argument that it consumes them of, `letters` the einsum of (activation, weight, result) where
+        the op is one: with them the inputs of the weight can be observed (`observe.py`).
+        """
         self.state.weights.append((operand, list(produced), list(consumed)))
+        if consumed:
+            self.state.products.append(Product(self.node, operand, list(consumed), activation, letters))
 
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""

@@ -332,7 +332,7 @@ class PythonMode(TorchFunctionMode):
             if not r.paused:
                 if whole in PACKED and isinstance(args[3], (list, tuple)):
                     whole = PACKED[whole]  # (data, batch_sizes, hx, params, ...)
-                r.record(whole, *_in_order(whole, args, kwargs), out)
+                r.record(whole, *in_order(whole, args, kwargs), out)
                 r.function = ""
         if not r.paused:
             if name in ESCAPES:
@@ -395,7 +395,7 @@ class PythonMode(TorchFunctionMode):
                 )
 
 
-def _in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+def in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of a Python call in the order of the ATen op's schema: what was given by name joins the others."""
     names = [a.name for a in op._schema.arguments]
     spelled = {"self": "input", "A": "tensor1", "B": "tensor2"}

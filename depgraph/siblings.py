@@ -11,7 +11,7 @@ Where siblings do not agree on what they share, nothing is guessed: those axes a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -204,6 +204,11 @@ def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], nam
     for operand, produced, consumed in list(state.weights):
         if operand in made:
             state.weights.append((made[operand], copy.dims(produced), copy.dims(consumed)))
+    for product in list(state.products):
+        if product.weight in made:
+            state.products.append(
+                replace(product, weight=made[product.weight], consumed=copy.dims(product.consumed))
+            )
     return True
 
 

@@ -88,7 +88,7 @@ def grouped_matmul(site: Site) -> Dims:
     for axis in b[1:]:
         _in_runs(site, axis, 16 // site.args[1].meta["dtype"].itemsize)
     site.contract(a[1])
-    site.weight(site.args[1], [b[2]], [b[1]])
+    site.weight(site.args[1], [b[2]], [b[1]], site.args[0])
     site.macs(a[0], b[1], b[2])
     return [a[0], b[2]]
 

@@ -36,7 +36,7 @@ def convolution(site: Site) -> Dims:
     ]
     if bias is not None:
         site.same(site.dims(bias)[0], out)
-    site.weight(site.args[1], [out], [consumed])
+    site.weight(site.args[1], [out], [consumed], site.args[0])
     inner = w[1]
     per_position = spatial if not transposed else x[c + 1 :]
     site.macs(*x[:c], out if not transposed else x[c], inner, *w[2:], *per_position)

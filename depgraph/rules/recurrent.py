@@ -26,9 +26,18 @@ def _gates(site: Site, rows: Axis | None, hidden: Axis | None) -> None:
 
 
 def _step(
-    site: Site, steps: Dims, x: Axis | None, h: Axis | None, hidden: Axis | None, weights: Sequence[Any]
+    site: Site,
+    steps: Dims,
+    x: Axis | None,
+    h: Axis | None,
+    hidden: Axis | None,
+    weights: Sequence[Any],
+    inputs: tuple[Any, Any] = (None, None),
 ) -> None:
-    """weight_ih[(g c) x], weight_hh[(g c) h], biases[(g c)], once for every index of `steps`."""
+    """weight_ih[(g c) x], weight_hh[(g c) h], biases[(g c)], once for every index of `steps`.
+
+    `inputs` are the arguments that hold x and h, where the call has them.
+    """
     for i, argument in enumerate(weights):
         if argument is None:
             continue
@@ -37,7 +46,7 @@ def _step(
         if i < 2:
             site.same(dims[1], x if i == 0 else h)
             site.contract(dims[1])
-            site.weight(argument, [dims[0]], [dims[1]])
+            site.weight(argument, [dims[0]], [dims[1]], inputs[i], ("...k", "mk", "...m"))
             site.macs(*steps, *dims)
 
 
@@ -51,7 +60,7 @@ def cell(site: Site) -> list[Dims]:
         for a, b in zip(hs[0], s, strict=True):
             site.same(a, b)
     site.same(x[0], hs[0][0])
-    _step(site, x[:-1], x[-1], hs[0][-1], hs[0][-1], list(site.args[2:6]))
+    _step(site, x[:-1], x[-1], hs[0][-1], hs[0][-1], list(site.args[2:6]), (site.args[0], states[0]))
     return [list(hs[0]) for _ in site.shapes]
 
 
@@ -79,7 +88,9 @@ def layers(site: Site) -> list[Dims]:
             own = list(params[start : start + per])
             hidden = site.fresh(site.shape_of(own[1])[0] // gates_of(site))
             out = site.dims(own[-1])[0] if projected else hidden
-            _step(site, x[:-1], feed, out, hidden, [own[0], own[1], *(own[2:4] if has_biases else [])])
+            own_weights = [own[0], own[1], *(own[2:4] if has_biases else [])]
+            first = site.args[0] if layer == 0 else None
+            _step(site, x[:-1], feed, out, hidden, own_weights, (first, None))
             if projected:
                 _project(site, x[:-1], own[-1], hidden)
             ends.append(out)

@@ -124,6 +124,17 @@ def _weight_among(arguments: list[Any], usual: int | None) -> int | None:
     return made[0] if len(made) == 1 < len(arguments) else None
 
 
+def _other(
+    arguments: list[Any], operands: list[str], weight: int, result: str
+) -> tuple[Any, tuple[str, str, str] | None]:
+    """The activation beside a weight, and the einsum of both; (None, None) where the weight meets several."""
+    gone = set(operands[weight]) - set(result)
+    others = [i for i in range(min(len(arguments), len(operands))) if i != weight and gone & set(operands[i])]
+    if len(others) != 1 or gone - set(operands[others[0]]) - {"."}:
+        return None, None
+    return arguments[others[0]], (operands[others[0]], operands[weight], result)
+
+
 def _common_shape(operands: list[Dims]) -> tuple[int, ...]:
     """The shape of dims that broadcast, aligned at the last one."""
     rank = max(map(len, operands), default=0)
@@ -168,6 +179,7 @@ def contract_as(
             arguments[weight],
             [a for k, a in own.items() if k in result],
             [a for k, a in own.items() if k not in result],
+            *_other(arguments, operands, weight, result),
         )
     head, _, tail = result.partition("...") if at >= 0 else (result, "", "")
     return [*(bound[k] for k in head), *(spread if at >= 0 else []), *(bound[k] for k in tail)]
