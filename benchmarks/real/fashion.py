@@ -1,0 +1,125 @@
+"""Fashion-MNIST (60 000 training and 10 000 test images of clothes) and the nets trained on it."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import fetch, nets
+
+EPOCHS = {"resnet20": 7, "mobilenet": 6, "vgg": 7}
+MEAN, DEVIATION = 0.2860, 0.3530
+PADDING = 2
+
+
+@dataclass(frozen=True)
+class Images:
+    """`images` [count, 1, height, width], normalised, and `labels` [count]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, count: int, seed: int) -> Images:
+        """`count` of them, drawn without replacement."""
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return Images(self.images[chosen], self.labels[chosen])
+
+    def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """All of them in their order, as (images, labels)."""
+        return list(zip(self.images.split(size), self.labels.split(size), strict=True))
+
+    def training_epoch(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of them shuffled, mirrored by chance, shifted by up to two pixels; no batch is cut short."""
+        order = torch.randperm(len(self), generator=generator)
+        for chosen in order.split(size):
+            if len(chosen) == size:
+                yield _augmented(self.images[chosen], generator), self.labels[chosen]
+
+
+def load() -> tuple[Images, Images]:
+    """The training and the test images."""
+    folder = fetch.debian("dataset-fashion-mnist") / "usr/share/datasets/fashion-mnist"
+    return _read(folder, "train"), _read(folder, "t10k")
+
+
+def trained(name: str, log: bool = True) -> nn.Module:
+    """The named net, trained once and cached; in eval mode."""
+
+    def make(path: Path) -> None:
+        train_images, test_images = load()
+        net = nets.build(name)
+        train(net, train_images, EPOCHS[name], rate=0.1, seed=0, log=name if log else None)
+        if log:
+            print(f"{name}: test accuracy {accuracy(net, test_images):.4f}", flush=True)
+        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+
+    net = nets.build(name)
+    net.load_state_dict(load_file(fetch.cached(f"trained/fashion-{name}.safetensors", make)))
+    return net.eval()
+
+
+def train(net: nn.Module, data: Images, epochs: int, rate: float, seed: int, log: str | None = None) -> None:
+    """SGD with Nesterov momentum, weight decay 5e-4, batches of 128, a rate that rises for a fifth and then falls."""
+    generator = torch.Generator().manual_seed(seed)
+    net.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = epochs * (len(data) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout
+        for epoch in range(epochs):
+            started, total = time.process_time(), 0.0
+            for images, labels in data.training_epoch(128, generator):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), labels)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+            if log:
+                mean = total * 128 / len(data)
+                seconds = time.process_time() - started
+                print(f"{log}: epoch {epoch + 1}, loss {mean:.4f}, {seconds:.0f} s of processor time", flush=True)
+    net.eval().to(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Images) -> float:
+    """The share of images whose class comes first."""
+    net.eval()
+    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in data.batches(500))
+    return right / len(data)
+
+
+def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    padded = F.pad(images, (PADDING,) * 4, value=-MEAN / DEVIATION)
+    down, right = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.arange(width)
+    columns = torch.where(mirrored, width - 1 - columns, columns) + right
+    rows = torch.arange(height) + down
+    return padded[torch.arange(count)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+
+
+def _read(folder: Path, part: str) -> Images:
+    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    images = torch.from_numpy(pixels.astype(np.float32)).div_(255).sub_(MEAN).div_(DEVIATION)
+    return Images(images, torch.from_numpy(labels.astype(np.int64)))
