@@ -40,12 +40,14 @@ class Images:
         """All of them in their order, as (images, labels)."""
         return list(zip(self.images.split(size), self.labels.split(size), strict=True))
 
-    def training_epoch(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of them shuffled, mirrored by chance, shifted by up to two pixels; no batch is cut short."""
+    def training_epoch(
+        self, size: int, generator: torch.Generator, mirror: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of them shuffled, shifted by up to two pixels, mirrored by chance; no batch is cut short."""
         order = torch.randperm(len(self), generator=generator)
         for chosen in order.split(size):
             if len(chosen) == size:
-                yield _augmented(self.images[chosen], generator), self.labels[chosen]
+                yield _augmented(self.images[chosen], generator, mirror), self.labels[chosen]
 
 
 def load() -> tuple[Images, Images]:
@@ -70,7 +72,15 @@ def trained(name: str, log: bool = True) -> nn.Module:
     return net.eval()
 
 
-def train(net: nn.Module, data: Images, epochs: int, rate: float, seed: int, log: str | None = None) -> None:
+def train(
+    net: nn.Module,
+    data: Images,
+    epochs: int,
+    rate: float,
+    seed: int,
+    mirror: bool = True,
+    log: str | None = None,
+) -> None:
     """SGD with Nesterov momentum, weight decay 5e-4, batches of 128, a rate that rises for a fifth and then falls."""
     generator = torch.Generator().manual_seed(seed)
     net.train().to(memory_format=torch.channels_last)
@@ -83,7 +93,7 @@ def train(net: nn.Module, data: Images, epochs: int, rate: float, seed: int, log
         torch.manual_seed(seed)  # dropout
         for epoch in range(epochs):
             started, total = time.process_time(), 0.0
-            for images, labels in data.training_epoch(128, generator):
+            for images, labels in data.training_epoch(128, generator, mirror):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), labels)
                 loss.backward()
@@ -93,7 +103,10 @@ def train(net: nn.Module, data: Images, epochs: int, rate: float, seed: int, log
             if log:
                 mean = total * 128 / len(data)
                 seconds = time.process_time() - started
-                print(f"{log}: epoch {epoch + 1}, loss {mean:.4f}, {seconds:.0f} s of processor time", flush=True)
+                print(
+                    f"{log}: epoch {epoch + 1}, loss {mean:.4f}, {seconds:.0f} s of processor time",
+                    flush=True,
+                )
     net.eval().to(memory_format=torch.contiguous_format)
 
 
@@ -105,11 +118,11 @@ def accuracy(net: nn.Module, data: Images) -> float:
     return right / len(data)
 
 
-def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def _augmented(images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
     count, _, height, width = images.shape
-    padded = F.pad(images, (PADDING,) * 4, value=-MEAN / DEVIATION)
+    padded = F.pad(images, (PADDING,) * 4, value=images.min().item())
     down, right = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    mirrored = torch.rand(count, 1, generator=generator) < (0.5 if mirror else 0)
     columns = torch.arange(width)
     columns = torch.where(mirrored, width - 1 - columns, columns) + right
     rows = torch.arange(height) + down

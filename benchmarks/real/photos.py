@@ -66,7 +66,9 @@ def load() -> tuple[Photos, Photos]:
 def augmented(photos: Tensor, count: int, seed: int) -> Tensor:
     """`count` random crops of random photos (40 % to all of the area, mirrored by chance) [count, 3, 224, 224]."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(photos), generator=generator) for _ in range(-(-count // len(photos)))])
+    order = torch.cat(
+        [torch.randperm(len(photos), generator=generator) for _ in range(-(-count // len(photos)))]
+    )
     return torch.stack([_crop(photos[index], generator) for index in order[:count]])
 
 

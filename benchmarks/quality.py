@@ -1,0 +1,185 @@
+"""What is left of trained models after pruning: depgraph's recipes beside magnitude, random and Torch-Pruning.
+
+    python -m benchmarks.quality --small                                  # digits, a minute, no download
+    python -m benchmarks.quality --out quality.jsonl                      # all cases, hours; goes on where it stopped
+    python -m benchmarks.quality --case resnet20-0.5 --out quality.jsonl
+    python -m benchmarks.quality --out quality.jsonl --only-report --markdown docs/quality.md
+
+Each case keeps every method to the same budget. First each criterion prunes once (seed 0) and is scored as it is. Then
+random, magnitude, the best of depgraph's recipes and the best of Torch-Pruning's criteria prune with all seeds, are
+scored, trained alike for a short while where the case has such training, and scored again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.real import cases, latency, report
+from benchmarks.real.case import Case
+from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, prune, rivals
+from depgraph.cost import count_macs, parameter_count
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Results:
+    """Rows by (case, method, seed, trained), written to a file as they come."""
+
+    path: Path | None
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path and self.path.exists():
+            self.rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+
+    def find(self, case: str, method: str, seed: int, trained: bool) -> Row | None:
+        """The row, where there is one."""
+        key = (case, method, seed, trained)
+        return next((r for r in self.rows if (r["case"], r["method"], r["seed"], r["trained"]) == key), None)
+
+    def add(self, row: Row) -> None:
+        """Keep the row and write it."""
+        self.rows.append(row)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def best(self, case: Case, tool: str) -> str | None:
+        """The method of this tool whose first seed scored best before training; random and plain magnitude apart."""
+        shown = [
+            r for r in self.rows
+            if r["case"] == case.name and r["tool"] == tool and r["seed"] == 0 and not r["trained"]
+            and "score" in r and r["method"] not in {str(RANDOM), str(MAGNITUDE)}
+        ]  # fmt: skip
+        first = max if case.higher else min
+        return first(shown, key=lambda r: next(iter(r["score"].values())))["method"] if shown else None
+
+
+def measure_dense(case: Case, results: Results) -> None:
+    """The row of the dense model."""
+    if results.find(case.name, "dense", 0, False):
+        return
+    model = case.build()
+    row = _row(case, "dense", "dense", {}, 0, False) | _size(case, model) | {"score": case.score(model)}
+    if case.image:
+        row["latency"] = latency.milliseconds({"dense": model}, case.image)["dense"]
+    results.add(row)
+    say(row)
+
+
+def measure(case: Case, method: Method, seed: int, train: bool, results: Results) -> None:
+    """One row: prune, score, and with `train` train and score again; a failure is a row with its error."""
+    if results.find(case.name, str(method), seed, train):
+        return
+    row = _row(case, str(method), method.tool, method.options, seed, train)
+    try:
+        pruned = prune(method, case, seed)
+        row |= _size(case, pruned.model) | {
+            "seconds": round(pruned.seconds, 1),
+            "score": case.score(pruned.model),
+        }
+        if train and case.image and seed == 0:
+            pair = latency.milliseconds({"dense": case.build(), "pruned": pruned.model}, case.image)
+            row |= {"latency": pair["pruned"], "dense_latency": pair["dense"]}
+        if train and case.tune:
+            case.tune(pruned.model, seed)
+            row["tuned"] = case.score(pruned.model)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    results.add(row)
+    say(row)
+
+
+def run_case(case: Case, seeds: int, results: Results, chosen: str | None) -> None:
+    """All rows of a case."""
+    measure_dense(case, results)
+    methods = {str(m): m for m in [RANDOM, MAGNITUDE, *RECIPES, *rivals(case)]}
+    if chosen:
+        methods = {name: m for name, m in methods.items() if chosen in name}
+    for method in methods.values():
+        measure(case, method, 0, False, results)
+    finalists = [str(RANDOM), str(MAGNITUDE), results.best(case, "depgraph"), results.best(case, OTHER)]
+    for seed in range(seeds):
+        for name in finalists:
+            if name in methods:
+                measure(case, methods[name], seed, True, results)
+
+
+def say(row: Row) -> None:
+    """One line about a row."""
+    scores = {**row.get("score", {}), **{f"{k} after training": v for k, v in row.get("tuned", {}).items()}}
+    text = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or row.get("error", "")
+    share = f"{row['share']:.3f}" if "share" in row else "-"
+    print(f"{row['case']} | {row['method']} | seed {row['seed']} | {share} | {text}", flush=True)
+
+
+def _row(case: Case, method: str, tool: str, options: dict[str, Any], seed: int, trained: bool) -> Row:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    row = {
+        "case": case.name,
+        "method": method,
+        "tool": tool,
+        "options": options,
+        "seed": seed,
+        "trained": trained,
+    }
+    return row | {"date": now, "torch": torch.__version__}
+
+
+def _size(case: Case, model: torch.nn.Module) -> Row:
+    dense = case.build()
+    share = case.budget.cost(model, case.example()) / case.budget.cost(dense, case.example())
+    return {"share": share, "macs": count_macs(model, case.example()), "params": parameter_count(model)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="digits alone: a minute, nothing is downloaded")
+    parser.add_argument(
+        "--case", action="append", choices=cases.names(), help="only this case (may be repeated)"
+    )
+    parser.add_argument("--method", help="only methods whose name holds this text")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="file of JSON lines to add to; what it holds is not measured again"
+    )
+    parser.add_argument("--only-report", action="store_true", help="measure nothing, show what --out holds")
+    parser.add_argument("--markdown", type=Path, help="write the page of figures here")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    results = Results(options.out)
+    chosen = (
+        [cases.small()] if options.small else [cases.case(name) for name in options.case or cases.names()]
+    )
+    started = time.perf_counter()
+    if not options.only_report:
+        for case in chosen:
+            run_case(case, 1 if options.small else options.seeds, results, options.method)
+    report.show(chosen, results.rows)
+    if options.markdown:
+        versions = {name: version(name) for name in ("torch", "torch-pruning", "transformers", "timm")}
+        options.markdown.write_text(report.page(chosen, results.rows, versions))
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

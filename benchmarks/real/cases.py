@@ -1,0 +1,223 @@
+"""The cases: three nets on Fashion-MNIST at half and a quarter of their MACs, and three pretrained models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.real import digits, fashion, news, photos
+from benchmarks.real.case import Batches, Budget, Case, Hints, last_linears, shuffled
+
+CALIBRATION_IMAGES = 1024
+CALIBRATION_TEXTS = 64
+CALIBRATION_WINDOWS = 32
+TUNING_IMAGES = 20_000  # a third of an epoch
+
+
+def names() -> list[str]:
+    """All cases, in the order of the table."""
+    return list(_table())
+
+
+def case(name: str) -> Case:
+    """The named case; nothing is fetched or trained before it is used."""
+    return _table()[name]()
+
+
+def small() -> Case:
+    """A case of seconds, on data that scikit-learn has in its wheel."""
+    return Case(
+        name="digits",
+        title="digits, a convolutional net, half the MACs",
+        budget=Budget("macs", 0.5),
+        build=digits.trained,
+        example=lambda: torch.zeros(1, 1, 8, 8),
+        calibration=lambda seed: digits.training().sample(256, seed).batches(64),
+        loss=F.cross_entropy,
+        score=lambda model: {"accuracy": fashion.accuracy(model, digits.held_out())},
+        higher=True,
+        hints=_classifier_hints(10),
+        tune=digits.tune,
+    )
+
+
+def _table() -> dict[str, Callable[[], Case]]:
+    found: dict[str, Callable[[], Case]] = {}
+    for net in ("resnet20", "mobilenet", "vgg"):
+        for share in (0.5, 0.25):
+            found[f"{net}-{share:g}"] = partial(_fashion, net, share)
+    return {**found, "efficientnet": _efficientnet, "minilm": _minilm, "smollm": _smollm}
+
+
+# Fashion-MNIST
+
+
+@cache
+def _images() -> tuple[fashion.Images, fashion.Images]:
+    return fashion.load()
+
+
+def _fashion(net: str, share: float) -> Case:
+    def tune(model: nn.Module, seed: int) -> None:
+        fashion.train(model, _images()[0].sample(TUNING_IMAGES, seed), epochs=1, rate=0.02, seed=seed)
+
+    return Case(
+        name=f"{net}-{share:g}",
+        title=f"Fashion-MNIST, {net}, {share:g} of the MACs",
+        budget=Budget("macs", share),
+        build=lambda: fashion.trained(net),
+        example=lambda: torch.zeros(1, 1, 28, 28),
+        calibration=lambda seed: _images()[0].sample(CALIBRATION_IMAGES, seed).batches(128),
+        loss=F.cross_entropy,
+        score=lambda model: {"accuracy": fashion.accuracy(model, _images()[1])},
+        higher=True,
+        hints=_classifier_hints(10),
+        tune=tune,
+        image=(1, 28, 28),
+    )
+
+
+def _classifier_hints(classes: int) -> Hints:
+    return Hints(lambda model: {"ignored_layers": last_linears(model, classes)})
+
+
+# EfficientNet-Lite0
+
+
+def _efficientnet() -> Case:
+    @cache
+    def dense_answers() -> Tensor:
+        return photos.logits(photos.model(), photos_of()[1].images).argmax(1)
+
+    @cache
+    def photos_of() -> tuple[photos.Photos, photos.Photos]:
+        return photos.load()
+
+    def calibration(seed: int) -> Batches:
+        """Crops of photos that are not evaluated; the target is the class that the dense model gives."""
+        images = photos.augmented(photos_of()[0].images, 256, seed)
+        return list(
+            zip(images.split(16), photos.logits(photos.model(), images).argmax(1).split(16), strict=True)
+        )
+
+    def score(model: nn.Module) -> dict[str, float]:
+        evaluated = photos_of()[1]
+        answers = photos.logits(model, evaluated.images).argmax(1)
+        return {
+            "agreement": (answers == dense_answers()).float().mean().item(),
+            "top-1": (answers == evaluated.labels).float().mean().item(),
+        }
+
+    return Case(
+        name="efficientnet",
+        title="EfficientNet-Lite0, 20 % fewer MACs",
+        budget=Budget("macs", 0.8),
+        build=photos.model,
+        example=lambda: torch.zeros(1, 3, photos.SIDE, photos.SIDE),
+        calibration=calibration,
+        loss=F.cross_entropy,
+        score=score,
+        higher=True,
+        hints=_classifier_hints(1000),
+        image=(3, photos.SIDE, photos.SIDE),
+    )
+
+
+# MiniLM
+
+
+def _minilm() -> Case:
+    @cache
+    def rated() -> tuple[dict[str, Tensor], Tensor]:
+        return news.rated()
+
+    def heads(model: nn.Module) -> dict[str, Any]:
+        layers = _attention(model)
+        count = {
+            getattr(layer, n): layer.num_attention_heads
+            for layer in layers
+            for n in ("query", "key", "value")
+        }
+        return {"num_heads": count, **_whole_heads(), **_untouched(model, "encoder.embeddings")}
+
+    def repair(model: nn.Module, pruner: Any) -> None:
+        for layer in _attention(model):
+            layer.num_attention_heads = pruner.num_heads[layer.query]
+            layer.attention_head_size = layer.query.out_features // layer.num_attention_heads
+            layer.all_head_size = layer.query.out_features
+
+    return Case(
+        name="minilm",
+        title="MiniLM-L6, 30 % fewer encoder parameters",
+        budget=Budget("params", 0.7, ("encoder.embeddings",)),
+        build=news.minilm,
+        example=lambda: news.encoded(news.texts("lee_background")[:2]),
+        calibration=lambda seed: news.text_halves(CALIBRATION_TEXTS, seed),
+        loss=news.contrastive_loss,
+        score=lambda model: {"correlation": news.correlation(model, *rated())},
+        higher=True,
+        hints=Hints(heads, repair),
+    )
+
+
+# SmolLM2
+
+
+def _smollm() -> Case:
+    @cache
+    def windows() -> tuple[Tensor, Tensor]:
+        return news.windows()
+
+    def calibration(seed: int) -> Batches:
+        chosen = shuffled(len(windows()[0]), seed)[:CALIBRATION_WINDOWS]
+        return [(row[None], row[None]) for row in windows()[0][chosen]]
+
+    def heads(model: nn.Module) -> dict[str, Any]:
+        count = {}
+        for layer in _attention(model):
+            count[layer.q_proj] = layer.config.num_attention_heads
+            count[layer.k_proj] = count[layer.v_proj] = layer.config.num_key_value_heads
+        return {"num_heads": count, **_whole_heads(), **_untouched(model, *EMBEDDINGS)}
+
+    def repair(model: nn.Module, pruner: Any) -> None:
+        for layer in _attention(model):
+            layer.num_key_value_groups = layer.q_proj.out_features // layer.k_proj.out_features
+
+    return Case(
+        name="smollm",
+        title="SmolLM2-135M, 20 % fewer non-embedding parameters",
+        budget=Budget("params", 0.8, EMBEDDINGS[:1]),
+        build=news.smollm,
+        example=lambda: windows()[0][:1, :64],
+        calibration=calibration,
+        loss=news.next_token_loss,
+        score=lambda model: {"perplexity": news.perplexity(model, windows()[1])},
+        higher=False,
+        hints=Hints(heads, repair),
+        tune=partial(_distil, windows),
+    )
+
+
+EMBEDDINGS = ("language_model.model.embed_tokens", "language_model.lm_head")
+
+
+def _attention(model: nn.Module) -> list[Any]:
+    """The modules that hold the projections of attention."""
+    return [m for m in model.modules() if hasattr(m, "query") or hasattr(m, "q_proj")]
+
+
+def _whole_heads() -> dict[str, Any]:
+    return {"prune_num_heads": True, "prune_head_dims": False}
+
+
+def _untouched(model: nn.Module, *paths: str) -> dict[str, Any]:
+    return {"ignored_layers": [model.get_submodule(path) for path in paths]}
+
+
+def _distil(windows: Callable[[], tuple[Tensor, Tensor]], model: nn.Module, seed: int) -> None:
+    news.distil(model, windows()[0], seed)

@@ -1,0 +1,50 @@
+"""Seconds of forward passes of several models side by side, so that a busy machine is unkind to all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+BATCHES = (1, 32)
+THREADS = (1, 2)
+ROUNDS = 15
+SHORTEST = 0.02
+"""Seconds that one timing lasts at least: small nets run several times in it."""
+
+
+@torch.no_grad()
+def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dict[str, float]]:
+    """For each model, ``"batch x threads"`` -> milliseconds of a forward pass: the least of 15 timings, taken in turn."""
+    before = torch.get_num_threads()
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
+    try:
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            for batch in BATCHES:
+                inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+                repeats = {name: _repeats(model, inputs) for name, model in models.items()}
+                times: dict[str, list[float]] = {name: [] for name in models}
+                for _ in range(ROUNDS):
+                    for name, model in models.items():
+                        times[name].append(_seconds(model, inputs, repeats[name]) / repeats[name])
+                for name in models:
+                    found[name][f"{batch}x{threads}"] = 1000 * min(times[name])
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _repeats(model: nn.Module, inputs: torch.Tensor) -> int:
+    model.eval()
+    _seconds(model, inputs, 2)
+    return max(1, round(SHORTEST / _seconds(model, inputs, 1)))
+
+
+def _seconds(model: nn.Module, inputs: torch.Tensor, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        model(inputs)
+    return time.perf_counter() - started

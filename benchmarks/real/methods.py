@@ -1,0 +1,189 @@
+"""Ways to prune a case to its budget: depgraph's recipes and Torch-Pruning's criteria, called alike."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import depgraph
+from benchmarks.real.case import Case, run
+
+OTHER = "Torch-Pruning"
+BISECTIONS = 10
+TOLERANCE = 0.01
+"""Torch-Pruning's ratio is bisected until the cost is at most the budget and at most this much below it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to prune.
+
+    Attributes:
+        tool: "depgraph" or "Torch-Pruning".
+        name: of the criterion and what goes with it.
+        options: keyword arguments of ``depgraph.prune``, or of Torch-Pruning's pruner.
+        data: whether it looks at calibration data.
+    """
+
+    tool: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    data: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.tool}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The smaller model and the seconds that making it took."""
+
+    model: nn.Module
+    seconds: float
+
+
+RANDOM = Method("depgraph", "random", {"importance": "random"})
+MAGNITUDE = Method("depgraph", "l1", {"importance": "l1"})
+RECIPES = [
+    Method("depgraph", "l1, recover", {"importance": "l1", "recover": "auto"}, data=True),
+]
+"""Generic recipes: arguments to ``depgraph.prune``, the same for every model."""
+
+
+def rivals(case: Case) -> list[Method]:
+    """Torch-Pruning's criteria in the scopes that its examples use: each layer by itself, all together, isomorphic."""
+    together, isomorphic = {"global_pruning": True}, {"global_pruning": True, "isomorphic": True}
+    magnitude = {"importance": "GroupMagnitudeImportance"}
+    taylor = {"importance": "GroupTaylorImportance"}
+    found = [
+        Method(OTHER, "magnitude L2, local", magnitude),
+        Method(OTHER, "magnitude L2, isomorphic", magnitude | isomorphic),
+        Method(OTHER, "magnitude L1, local", magnitude | {"with": {"p": 1}}),
+        Method(OTHER, "LAMP, global", {"importance": "LAMPImportance"} | together),
+        Method(OTHER, "Taylor, local", taylor, data=True),
+        Method(OTHER, "Taylor, isomorphic", taylor | isomorphic, data=True),
+    ]
+    if case.image:
+        found += [
+            Method(OTHER, "FPGM, local", {"importance": "FPGMImportance"}),
+            Method(OTHER, "batch-norm scale, global", {"importance": "BNScaleImportance"} | together),
+            Method(OTHER, "Taylor, global", taylor | together, data=True),
+            Method(
+                OTHER, "Hessian, isomorphic", {"importance": "GroupHessianImportance"} | isomorphic, data=True
+            ),
+        ]
+    return found
+
+
+def prune(method: Method, case: Case, seed: int) -> Pruned:
+    """The dense model of the case, pruned to its budget; random draws and calibration data follow from the seed."""
+    model = case.build()
+    batches = case.calibration(seed) if method.data else []
+    started = time.perf_counter()
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        small = (_depgraph if method.tool == "depgraph" else _torch_pruning)(method, case, model, batches)
+    return Pruned(small.eval(), time.perf_counter() - started)
+
+
+def _depgraph(method: Method, case: Case, model: nn.Module, batches: list[Any]) -> nn.Module:
+    options = {**case.budget.arguments(model), **method.options}
+    if method.data:
+        options |= {"calibration": batches, "loss": case.loss}
+    return depgraph.prune(model, case.example(), progress=False, **options).model
+
+
+def _torch_pruning(method: Method, case: Case, model: nn.Module, batches: list[Any]) -> nn.Module:
+    """Torch-Pruning at the ratio whose result comes closest to the budget from below."""
+    target = case.budget.share * case.budget.cost(model, case.example())
+    gradients = (
+        _gradients(model, case.loss, batches)
+        if method.options["importance"] == "GroupTaylorImportance"
+        else {}
+    )
+    low, high, best = 0.0, 1.0, None
+    ratio = 1 - case.budget.share if case.budget.what == "params" else 1 - case.budget.share**0.5
+    for _ in range(BISECTIONS):
+        small = _at_ratio(method, case, model, gradients, batches, ratio)
+        cost = case.budget.cost(small, case.example())
+        if cost <= target:
+            best, high = small, ratio
+            if cost >= (1 - TOLERANCE) * target:
+                break
+        else:
+            low = ratio
+        ratio = (low + high) / 2
+    if best is None:
+        raise RuntimeError(f"{method}: no ratio was found that meets the budget")
+    return best
+
+
+def _at_ratio(
+    method: Method,
+    case: Case,
+    model: nn.Module,
+    gradients: dict[str, torch.Tensor],
+    batches: list[Any],
+    ratio: float,
+) -> nn.Module:
+    import torch_pruning as tp
+
+    small = copy.deepcopy(model)
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = gradients[name].clone() if name in gradients else None
+    options = dict(method.options)
+    importance = getattr(tp.importance, options.pop("importance"))(**options.pop("with", {}))
+    if hasattr(importance, "accumulate_grad"):
+        _per_sample(small, case.loss, batches, importance)
+    arguments = {**case.hints.arguments(small), **options}
+    if "num_heads" in arguments:
+        arguments["head_pruning_ratio"] = ratio
+    example = case.example()
+    pruner = tp.pruner.BasePruner(small, example, importance=importance, pruning_ratio=ratio, **arguments)
+    pruner.step()
+    case.hints.repair(small, pruner)
+    for parameter in small.parameters():
+        parameter.grad = None
+    return small
+
+
+def _gradients(
+    model: nn.Module, loss: Callable[[Any, Any], torch.Tensor], batches: list[Any]
+) -> dict[str, torch.Tensor]:
+    """Gradients of the summed loss over the calibration batches, in eval mode, by parameter name."""
+    total: dict[str, torch.Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    for inputs, target in batches:
+        value = loss(run(model, inputs), target)
+        for (name, _), gradient in zip(
+            parameters.items(),
+            torch.autograd.grad(value, list(parameters.values()), allow_unused=True),
+            strict=True,
+        ):
+            if gradient is not None:
+                total[name] = total[name] + gradient if name in total else gradient
+    return total
+
+
+def _per_sample(
+    model: nn.Module, loss: Callable[[Any, Any], torch.Tensor], batches: list[Any], importance: Any
+) -> None:
+    """Squared gradients of single samples of one batch, as the criterion's documentation has users gather them."""
+    importance.zero_grad()
+    inputs, target = batches[0]
+    for index in range(len(target)):
+        model.zero_grad()
+        loss(run(model, inputs[index : index + 1]), target[index : index + 1]).backward()
+        importance.accumulate_grad(model)
+    model.zero_grad()
