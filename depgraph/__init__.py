@@ -29,6 +29,7 @@ from .rules import Site, equation, op_rule
 from .select import choose
 from .surgery import apply
 from .trace import trace
+from .train import Training, distill, finetune
 from .verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "Site",
     "Slimming",
     "TraceError",
+    "Training",
     "UnknownOpError",
     "Verification",
     "VerificationError",
@@ -65,7 +67,9 @@ __all__ = [
     "build_plan",
     "choose",
     "count_macs",
+    "distill",
     "equation",
+    "finetune",
     "measure_latency",
     "op_rule",
     "parameter_count",

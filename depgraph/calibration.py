@@ -85,23 +85,7 @@ class Calibration:
         Raises:
             InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
         """
-        if self.loss is not None:
-            value = self.loss(output, batch.target)
-        else:
-            own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-            if own is None:
-                raise InputError(
-                    "this needs a loss, and the model returns none: give loss=... (a function of output and target, such "
-                    "as torch.nn.functional.cross_entropy) and calibration batches that are pairs (inputs, target)"
-                )
-            value = own
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
-        if not bool(torch.isfinite(value.detach())):
-            raise InputError(
-                f"the loss of a calibration batch is {float(value.detach())}: are weights and data finite?"
-            )
-        return value
+        return loss_value(self.loss, output, batch.target)
 
     def _checked(self, given: Any, position: int) -> Batch:
         inputs, target = self._split(given)
@@ -130,3 +114,26 @@ class Calibration:
                 f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
             )
         return given, None
+
+
+def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
+    """The loss of a model's `output`: ``loss(output, target)``, or without one what the output brings as ``loss``.
+
+    Raises:
+        InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
+    """
+    if loss is not None:
+        value = loss(output, target)
+    else:
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if own is None:
+            raise InputError(
+                "this needs a loss, and the model returns none: give loss=... (a function of output and target, such "
+                "as torch.nn.functional.cross_entropy) and batches that are pairs (inputs, target)"
+            )
+        value = own
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
+    if not bool(torch.isfinite(value.detach())):
+        raise InputError(f"the loss of a batch is {float(value.detach())}: are weights and data finite?")
+    return value
