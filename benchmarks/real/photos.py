@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,6 +100,8 @@ def _classes() -> dict[str, set[int]]:
 
 
 def _captions() -> list[tuple[Path, str]]:
+    from PIL import Image
+
     folder = fetch.debian("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
     found = []
     for path in sorted(folder.rglob("*.png")):
@@ -123,6 +124,8 @@ def _class_of(caption: str, classes: dict[str, set[int]]) -> int | None:
 
 
 def _read(path: Path) -> Tensor:
+    from PIL import Image
+
     with Image.open(path) as file:
         photo = file.convert("RGBA")
     side = round(max(photo.size) * MARGIN)

@@ -1,0 +1,137 @@
+"""The benchmark of trained models: its data handling, its budgets, and its table, held against values by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import quality
+from benchmarks.real import digits, fashion, fetch, methods
+from benchmarks.real.case import Budget, Case, Hints
+
+
+def tiny_case(**changes: object) -> Case:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 11), nn.ReLU(), nn.Linear(11, 13), nn.ReLU(), nn.Linear(13, 3)).eval()
+    inputs = torch.randn(5, 7)
+    settings = {
+        "name": "tiny",
+        "title": "tiny",
+        "budget": Budget("params", 0.6),
+        "build": lambda: model,
+        "example": lambda: inputs,
+        "calibration": lambda seed: [(inputs, torch.arange(5) % 3)],
+        "loss": nn.functional.cross_entropy,
+        "score": lambda small: {"closeness": -(small(inputs) - model(inputs)).norm().item()},
+        "higher": True,
+        "hints": Hints(lambda m: {"ignored_layers": [m[4]]}),
+    }
+    return Case(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_shifts_and_mirrors_match_a_loop_over_pixels():
+    data = fashion.Images(torch.arange(3 * 7 * 5, dtype=torch.float32).view(3, 1, 7, 5) + 1, torch.arange(3))
+    ((images, labels),) = data.training_epoch(3, torch.Generator().manual_seed(4), mirror=True)
+    again = torch.Generator().manual_seed(4)
+    order = torch.randperm(3, generator=again)
+    down, right = torch.randint(0, 5, (2, 3, 1), generator=again).tolist()
+    mirrored = (torch.rand(3, 1, generator=again) < 0.5).tolist()
+    assert labels.tolist() == order.tolist()
+    assert {m[0] for m in mirrored} == {True, False}
+    for k, index in enumerate(order.tolist()):
+        for y in range(7):
+            for x in range(5):
+                column = 4 - x if mirrored[k][0] else x
+                row, column = y + down[k][0] - 2, column + right[k][0] - 2
+                inside = 0 <= row < 7 and 0 <= column < 5
+                expected = data.images[index, 0, row, column].item() if inside else 1.0
+                assert images[k, 0, y, x].item() == expected
+
+
+def test_a_sample_depends_on_its_seed_alone():
+    data = digits.training()
+    first, again, other = data.sample(20, 1), data.sample(20, 1), data.sample(20, 2)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+    assert len(first.images.flatten(1).unique(dim=0)) == 20
+
+
+def test_a_budget_leaves_out_what_is_kept():
+    model = nn.Sequential(nn.Embedding(17, 5), nn.Linear(5, 11), nn.Linear(11, 5))
+    budget = Budget("params", 0.5, ("0",))
+    left = 5 * 11 + 11 + 11 * 5 + 5
+    assert budget.cost(model, torch.zeros(1, 3, dtype=torch.long)) == left
+    assert budget.arguments(model) == {"max_params": 17 * 5 + left // 2, "ignore": ["0.*"]}
+
+
+@pytest.mark.parametrize("what", ["params", "macs"])
+def test_all_methods_keep_to_the_budget(what: str):
+    pytest.importorskip("torch_pruning")
+    case = tiny_case(budget=Budget(what, 0.6))
+    dense = case.budget.cost(case.build(), case.example())
+    for method in [methods.MAGNITUDE, *methods.rivals(case)]:
+        small = methods.prune(method, case, seed=0).model
+        share = case.budget.cost(small, case.example()) / dense
+        assert 0.4 < share <= 0.6, method
+        assert small(case.example()).shape == (5, 3)
+    assert case.budget.cost(case.build(), case.example()) == dense
+
+
+def test_gradients_are_those_of_the_summed_loss():
+    case = tiny_case()
+    model, batches = case.build(), [*case.calibration(0), (torch.ones(2, 7), torch.tensor([2, 0]))]
+    found = methods._gradients(model, case.loss, batches)
+    total = sum(case.loss(model(inputs), target) for inputs, target in batches)
+    for (name, parameter), gradient in zip(
+        model.named_parameters(), torch.autograd.grad(total, list(model.parameters())), strict=True
+    ):
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+        assert parameter.grad is None
+
+
+def test_rows_are_not_measured_twice_and_the_best_is_found(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    results = quality.Results(path)
+    case = tiny_case()
+    for name, score in (("a", 0.5), ("b", 0.75), ("c", 0.25)):
+        row = {"case": "tiny", "method": name, "tool": "depgraph", "seed": 0, "trained": False}
+        results.add(row | {"score": {"closeness": score}})
+    again = quality.Results(path)
+    assert again.rows == results.rows == [json.loads(line) for line in path.read_text().splitlines()]
+    assert again.best(case, "depgraph") == "b"
+    assert again.best(tiny_case(higher=False), "depgraph") == "c"
+    assert again.best(case, "Torch-Pruning") is None
+    quality.measure(case, methods.Method("depgraph", "x", {"importance": "no such"}), 0, False, again)
+    assert "no such" in again.rows[-1]["error"]
+    before = len(again.rows)
+    quality.measure(case, methods.Method("depgraph", "x", {"importance": "no such"}), 0, False, again)
+    assert len(again.rows) == before
+
+
+def test_a_failed_download_says_what_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(fetch.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(fetch.sys, "executable", "/bin/false")
+    with pytest.raises(fetch.FetchError, match=r"PyPI's gguf==0\.19\.0 could not be fetched(.|\n)*network"):
+        fetch.wheel("gguf")
+    assert not list(tmp_path.rglob("gguf*"))
+
+
+def test_what_making_a_file_leaves_behind_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(fetch.CACHE_VARIABLE, str(tmp_path))
+
+    def half(path: Path) -> None:
+        path.write_text("half")
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fetch.cached("folder/file", half)
+    assert not (tmp_path / "folder/file").exists()
+    assert (
+        fetch.cached("folder/file", lambda path: math.nan if path.write_text("whole") else None).read_text()
+        == "whole"
+    )
