@@ -14,6 +14,7 @@ import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,15 +77,20 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
+@cache
+def _constructor(kind: type) -> tuple[inspect.Parameter, ...]:
+    """What `kind` is called with; nothing where Python can't say."""
+    try:
+        return tuple(inspect.signature(kind).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+
+
 def _needed(module: nn.Module) -> dict[str, Any]:
     """The objects and dicts among the constructor's arguments that `module` holds under their names; {} if one is missing."""
     held = vars(module)
     given: dict[str, Any] = {}
-    try:
-        parameters = list(inspect.signature(type(module)).parameters.values())
-    except (TypeError, ValueError):
-        return {}
-    for p in parameters:
+    for p in _constructor(type(module)):  # type: ignore[arg-type]
         if p.name in held and is_plain_object(held[p.name]):
             given[p.name] = held[p.name]
         elif p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):

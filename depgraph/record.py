@@ -100,6 +100,8 @@ PACKED: dict[Any, Any] = {
 }
 
 
+FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
+
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -148,12 +150,23 @@ class Recorder:
         self.paused = 0
         self.function = ""  # the torch function that the user's code is in
         self.training = False
-        self.deadline = math.inf
+        self.patience = math.inf  # seconds of arithmetic, beyond what calls on fake tensors would take
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
         """`tensor` is the result of `node` from now on."""
         self.node_of[id(tensor)] = node
         self.alive.append(tensor)
+
+    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a call, unless arithmetic has become dearer than the same calls on fake tensors are."""
+        if self.patience == math.inf:
+            return func(*args, **kwargs)
+        if self.patience < 0:
+            raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
+        start = time.thread_time()
+        out = func(*args, **kwargs)
+        self.patience -= time.thread_time() - start - FAKE_CALL
+        return out
 
     def all_reads(self) -> set[sizes.Expr]:
         """What was read from objects, and the attributes of modules that numbers in calls and comparisons come from."""
@@ -281,17 +294,15 @@ class AtenMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
-        if time.thread_time() > r.deadline:
-            raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
         if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
-            return func(*args, **kwargs)
+            return r.computed(func, args, kwargs)
         if is_composite(func):  # not taken apart before it came here, as in inference mode
             with self:
                 return func.decompose(*args, **kwargs)
         for leaf in args:  # constants are cloned at first sight: they may be changed in place later
             if isinstance(leaf, torch.Tensor):
                 r.node(leaf)
-        out = func(*args, **kwargs)
+        out = r.computed(func, args, kwargs)
         r.record(func, args, kwargs, out)
         return out
 

@@ -91,11 +91,8 @@ def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], regis
             wrong.append(f"{name!r} has no shape yet: call the model once")
         elif tuple(tensors[name].shape) != shape:
             wrong.append(f"{name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
-    wrong += [
-        f"{name!r} of this model is not in the plan"
-        for name in tensors
-        if name in registered - plan.shapes.keys()
-    ]
+    unknown = registered - plan.shapes.keys()
+    wrong += [f"{name!r} of this model is not in the plan" for name in tensors if name in unknown]
     numbers: dict[tuple[int, Any], Any] = {}
     for repair in plan.repairs:
         where = ".".join(map(str, (*filter(None, [repair.path]), repair.name, *repair.keys)))

@@ -2,14 +2,13 @@
 
 The run happens on a skeleton of the model, a deep copy that shares its parameters, so it can't leave a mark on the
 user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
-every path that depends on data works. What is not done within `PATIENCE` runs on fake tensors instead, which cost no
-arithmetic and no memory.
+every path that depends on data works. Where it becomes dearer than that, the run is begun anew on fake tensors, which
+cost no arithmetic and no memory.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, output_leaves, skeleton, tensor_leaves
 from .wrappers import check_unsharded, eagerly
 
-PATIENCE = 0.5  # seconds of its thread that a run on real tensors may take before fake ones are tried
+PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
 
 @dataclass
@@ -141,7 +140,7 @@ def _run(
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
-    On fake tensors, or on the model's own (buffers and inputs are copied); given up after `seconds`.
+    On fake tensors, or on the model's own (buffers and inputs are copied); given up `seconds` behind what fake ones would take.
     """
     tensors, aliases = named_tensors(model)
     every = all_tensors(model)
@@ -168,7 +167,7 @@ def _run(
             )
             recorder.remember(tensor, node)
         if seconds is not None:
-            recorder.deadline = time.thread_time() + seconds
+            recorder.patience = seconds
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
