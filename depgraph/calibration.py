@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Calibration:
         """Number of batches, where it is known."""
         return len(self._batches) if isinstance(self._batches, Sized) else 0
 
-    def batches(self, text: str = "calibration") -> Iterator[Batch]:
+    def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
         """Each batch, checked, its tensors copied (a model may write into them).
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,10 +12,25 @@ from ..calibration import Calibration
 from ..errors import InputError
 from ..graph import DependencyGraph, Group
 from .criterion import Importance, Prepared, Scores
-from .magnitude import L1, Norms
+from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
+from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
 
 # The names that `importance=` takes.
-CRITERIA: dict[str, Callable[[], Importance]] = {"l1": L1}
+CRITERIA: dict[str, Callable[[], Importance]] = {
+    "l1": L1,
+    "l2": L2,
+    "lamp": Lamp,
+    "fpgm": GeometricMedian,
+    "bn_scale": Scale,
+    "consumer_norm": ConsumerNorm,
+    "random": Random,
+    "taylor": Taylor,
+    "taylor_entries": TaylorEntries,
+    "taylor_squared": TaylorSquared,
+    "taylor_samples": TaylorSamples,
+    "fisher": Fisher,
+    "hessian": Hessian,
+}
 
 
 def criterion_of(
@@ -31,9 +47,14 @@ def criterion_of(
                 f"importance must be a function from a group to scores or one of {', '.join(CRITERIA)}, not {importance!r}"
             )
         importance = CRITERIA[importance.lower()]()
-    if isinstance(importance, Prepared):
-        importance.prepare(graph, calibration)
-    return importance
+    criterion: Any = importance() if isinstance(importance, type) else importance
+    if not callable(criterion):
+        raise InputError(
+            f"importance must be a name, a criterion or a function from a group to scores, not {criterion!r}"
+        )
+    if isinstance(criterion, Prepared):
+        criterion.prepare(graph, calibration)
+    return cast(Importance, criterion)
 
 
 def scores_of(
@@ -46,7 +67,7 @@ def scores_of(
 
     Args:
         graph: the dependency graph.
-        importance: a name in `CRITERIA`, or a function from a `Group` to scores ([units], numpy array or tensor).
+        importance: a name in `CRITERIA`, a criterion, or a function from a `Group` to scores ([units], array or tensor).
         groups: the groups to score, by default all.
         calibration: the data that some criteria need.
 
@@ -57,22 +78,47 @@ def scores_of(
         InputError: an unknown name, missing data, or scores of the wrong shape, or NaN.
     """
     score = criterion_of(importance, graph, calibration)
-    found = {}
-    for group in graph.groups if groups is None else groups:
-        given = score(group)
-        values = (
-            given.detach().double().cpu().numpy()
-            if isinstance(given, torch.Tensor)
-            else np.asarray(given, dtype=float)
+    return {id(g.axis): _checked(score(g), g) for g in (graph.groups if groups is None else groups)}
+
+
+def _checked(given: Any, group: Group) -> Scores:
+    """What a criterion gave for `group`, as [units] float64."""
+    try:
+        values = np.asarray(
+            given.detach().double().cpu().numpy() if isinstance(given, torch.Tensor) else given, dtype=float
         )
-        if values.shape != (group.units,):
-            raise InputError(
-                f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed"
-            )
-        if not np.isfinite(values).all():
-            raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
-        found[id(group.axis)] = values
-    return found
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"importance gave {type(given).__name__} for {group!r}: one number per unit is needed"
+        ) from error
+    if values.shape != (group.units,):
+        raise InputError(
+            f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed"
+        )
+    if not np.isfinite(values).all():
+        raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
+    return values
 
 
-__all__ = ["CRITERIA", "L1", "Importance", "Norms", "Prepared", "Scores", "criterion_of", "scores_of"]
+__all__ = [
+    "CRITERIA",
+    "L1",
+    "L2",
+    "ConsumerNorm",
+    "Fisher",
+    "GeometricMedian",
+    "Hessian",
+    "Importance",
+    "Lamp",
+    "Magnitude",
+    "Prepared",
+    "Random",
+    "Scale",
+    "Scores",
+    "Taylor",
+    "TaylorEntries",
+    "TaylorSamples",
+    "TaylorSquared",
+    "criterion_of",
+    "scores_of",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..calibration import Calibration
-from ..graph import DependencyGraph, Group
+from ..errors import InputError
+from ..graph import DependencyGraph, Group, Member, Role
 
 Scores = npt.NDArray[np.float64]
 Importance = Callable[[Group], Any]  # scores [units]: a numpy array or a tensor
@@ -28,3 +29,78 @@ class Prepared(Protocol):
 
     def __call__(self, group: Group) -> Any:
         """Scores [units]; the lowest go first."""
+
+
+def needed(calibration: Calibration | None, what: str) -> Calibration:
+    """`calibration`, where there is one.
+
+    Raises:
+        InputError: there is none; `what` says what the criterion needs.
+    """
+    if calibration is None:
+        raise InputError(f"this importance looks at {what}: give calibration=[...], a few batches of inputs")
+    return calibration
+
+
+def counted(group: Group, parameters: Container[str], roles: Sequence[str] = ()) -> list[Member]:
+    """The members of `group` that are parameters (buffers do not count), the one that it is named after first.
+
+    Those in `roles` alone, unless there are none.
+    """
+    members = [m for m in group.members if m.name in parameters]
+    members.sort(key=lambda m: f"{m.name}:{m.dim}" != group.name)
+    return [m for m in members if m.role in roles] or members
+
+
+def checked_roles(roles: Sequence[str]) -> tuple[str, ...]:
+    """`roles` as a tuple.
+
+    Raises:
+        InputError: they are no list, or there is no such role.
+    """
+    known = get_args(Role)
+    if isinstance(roles, str) or set(roles) - set(known):
+        raise InputError(f"roles must be a list of {', '.join(map(repr, known))}, not {roles!r}")
+    return tuple(roles)
+
+
+# How the scores of a group's members [members, units] become those of its units.
+REDUCTIONS: dict[str, Callable[[Scores], Any]] = {
+    "sum": lambda s: s.sum(0),
+    "mean": lambda s: s.mean(0),
+    "max": lambda s: s.max(0),
+    # the geometric mean: it orders units as the product does, and neither overflows nor vanishes with many members
+    "product": lambda s: np.exp(np.log(np.maximum(s, 1e-300)).mean(0)),
+    "first": lambda s: s[0],
+}
+
+
+def _lamp(scores: Scores) -> Scores:
+    squares = scores**2
+    order = np.argsort(squares, kind="stable")
+    tail = np.cumsum(squares[order][::-1])[::-1]  # of this and all that are not smaller
+    out = np.empty_like(scores)
+    out[order] = squares[order] / np.maximum(tail, 1e-300)
+    return out
+
+
+# How the scores of one group [units] are made comparable with those of others.
+NORMALISATIONS: dict[str, Callable[[Scores], Any]] = {
+    "none": lambda s: s,
+    "sum": lambda s: s / max(float(np.abs(s).sum()), 1e-300),
+    "mean": lambda s: s / max(float(np.abs(s).mean()), 1e-300),
+    "max": lambda s: s / max(float(np.abs(s).max()), 1e-300),
+    "standard": lambda s: (s - s.mean()) / max(float(s.std()), 1e-300),
+    "lamp": _lamp,
+}
+
+
+def chosen(table: dict[str, Callable[[Scores], Any]], name: str, what: str) -> Callable[[Scores], Any]:
+    """`table[name]`.
+
+    Raises:
+        InputError: the table has no such name.
+    """
+    if name not in table:
+        raise InputError(f"{what} must be one of {', '.join(table)}, not {name!r}")
+    return table[name]

@@ -1,97 +1,254 @@
-"""Magnitude criteria: how large the weights of a unit are."""
+"""Criteria that look at the weights alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import Node
 
 from ..calibration import Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph, Group
-from .criterion import Scores
+from ..graph import DependencyGraph, Group, Member
+from ..propagate import VALUES_KEPT
+from .criterion import NORMALISATIONS, REDUCTIONS, Scores, checked_roles, chosen, counted
+from .sums import MemberSums, absolute, squared, values_of
 
-CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
-
-
-class Norms:
-    """Sums of absolute values along each dim of each tensor, every tensor read once, when first asked for."""
-
-    def __init__(self, graph: DependencyGraph) -> None:
-        """For the tensors of `graph`."""
-        self.graph = graph
-        self._sums: dict[str, list[Scores]] = {}
-        self._blocks: dict[str, Scores] = {}
-
-    def along(self, name: str, dim: int) -> Scores:
-        """[size of `dim`] float64: for each index of the dim, the sum of |entries| of tensor `name` there."""
-        if name not in self._sums:
-            sums = absolute_sums(self.graph.tensors[name].detach())
-            if not all(bool(torch.isfinite(s).all()) for s in sums):
-                raise InputError(f"NaN or infinite values in {name}: nothing was pruned")
-            self._sums[name] = [s.double().numpy() for s in sums]
-        return self._sums[name][dim]
-
-    def in_rows(self, name: str, dim: int, rows: tuple[int, int]) -> Scores:
-        """As `along`, over the entries in `rows` of dim 0 alone."""
-        key = f"{name}:{dim}:{rows}"
-        if key not in self._blocks:
-            part = self.graph.tensors[name].detach()[slice(*rows)]
-            self._blocks[key] = absolute_sums(part)[dim].double().numpy()
-        return self._blocks[key]
+BLOCK = 1 << 24  # distances held at a time
 
 
-def absolute_sums(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """For each dim, the sums of |entries| over all other dims: a list of 1-D tensors, float32 or wider, on the CPU.
+class Magnitude:
+    """(reduction over the group's members of sum |w|^p over the unit's entries)^(1/p), then normalised.
 
-    The tensor is read once, as a matrix of dim 0 by the rest, in blocks of rows that stay in the processor's cache.
+    With the sum over members it is the p-norm of all weights that go with the unit, as one vector. Running statistics
+    and other buffers do not count. Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, for one
+    layer; Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, for groups.
     """
-    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    if tensor.dim() <= 1:
-        return [tensor.abs().to(wide).cpu()] * tensor.dim()
-    matrix = tensor.reshape(tensor.shape[0], -1)
-    rows, columns = matrix.shape
-    step = max(1, min(rows, CHUNK // max(1, columns)))
-    make: dict[str, Any] = {"dtype": wide, "device": tensor.device}
-    buffer = torch.empty(step, columns, **make)
-    per_row, per_column = torch.empty(rows, **make), torch.zeros(columns, **make)
-    ones_across, ones_down = torch.ones(columns, **make), torch.ones(step, **make)
-    for start in range(0, rows, step):
-        block = matrix[start : start + step]
-        n = block.shape[0]
-        absolute = buffer[:n].copy_(block).abs_() if block.dtype != wide else torch.abs(block, out=buffer[:n])
-        torch.mv(absolute, ones_across, out=per_row[start : start + n])
-        per_column.addmv_(absolute.t(), ones_down[:n])
-    rest = per_column.reshape(tensor.shape[1:])
-    sums = [per_row]
-    for d in range(rest.dim()):
-        others = [e for e in range(rest.dim()) if e != d]
-        sums.append(rest.sum(others) if others else rest)
-    return [s.cpu() for s in sums]
 
+    needs = "weights"
 
-class L1:
-    """Group-level L1: score(u) = sum over members m of sum of |w| over the entries of m that go with unit u.
+    def __init__(
+        self, p: int = 1, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()
+    ) -> None:
+        """A norm of the unit's weights.
 
-    Source: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, with p = 1. Running statistics and
-    other buffers do not count.
-    """
+        Args:
+            p: 1 or 2.
+            reduce: "sum", "mean", "max", "product" (the geometric mean, which orders units as the product does) or
+                "first" (the member that the group is named after: the first that produces it).
+            normalise: "none"; "sum", "mean" or "max": the scores of a group are divided by theirs; "standard": they get
+                mean 0 and standard deviation 1; "lamp": see `Lamp`.
+            roles: which members count, of "produces", "consumes" and "scales"; all where a group has none of these.
+
+        Raises:
+            InputError: a value that is none of these.
+        """
+        if p not in (1, 2):
+            raise InputError(f"p must be 1 or 2, not {p!r}")
+        self.p, self.roles = p, checked_roles(roles)
+        self.reduce = chosen(REDUCTIONS, reduce, "reduce")
+        self.normalise = chosen(NORMALISATIONS, normalise, "normalise")
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Look at `graph`; no data is needed."""
-        self.norms = Norms(graph)
+        self.graph, self.sums = graph, MemberSums(graph)
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        members = counted(group, self.sums.blocks.keys(), self.roles)
+        if not members:
+            return np.zeros(group.units)
+        return np.asarray(self.normalise(self.reduce(np.stack(list(map(self._of, members)))) ** (1 / self.p)))
+
+    def _of(self, member: Member) -> Scores:
+        if not self.sums.has(member.name):
+            entry = absolute if self.p == 1 else squared
+            self.sums.add(member.name, entry, values_of(self.graph, member.name))
+        return self.sums.of(member)
+
+
+class L1(Magnitude):
+    """sum |w| over all weights that go with the unit.
+
+    Source: Li et al., ICLR 2017; for groups: Fang et al., CVPR 2023, with p = 1. See `Magnitude`.
+    """
+
+    def __init__(self, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Magnitude`."""
+        super().__init__(1, reduce, normalise, roles)
+
+
+class L2(Magnitude):
+    """sqrt(sum w^2) over all weights that go with the unit.
+
+    Source: Fang et al., "DepGraph", CVPR 2023, with p = 2. See `Magnitude`.
+    """
+
+    def __init__(self, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Magnitude`."""
+        super().__init__(2, reduce, normalise, roles)
+
+
+class Lamp(L2):
+    """s_u^2 / sum of s_v^2 over the units v of the group with s_v >= s_u, where s is the L2 score.
+
+    The share of a unit in what is left of its group when all smaller ones have gone; comparable between groups.
+    Source: Lee et al., "Layer-Adaptive Sparsity for the Magnitude-Based Pruning", ICLR 2021, eq. 4, with units for weights.
+    """
+
+    def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Magnitude`."""
+        super().__init__(reduce, "lamp", roles)
+
+
+class ConsumerNorm(L2):
+    """sqrt(sum w^2) over the input weights of the layers that consume the unit (all weights, where none does).
+
+    Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, where channels are chosen by
+    the layer that reads them.
+    """
+
+    def __init__(self, reduce: str = "sum", normalise: str = "none") -> None:
+        """Arguments as for `Magnitude`."""
+        super().__init__(reduce, normalise, ("consumes",))
+
+
+class Scale:
+    """sum |gamma| over the scales of the unit: those of its batch norms, other norms and layer scales.
+
+    Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. A scale is a
+    parameter that a recorded norm takes as its weight, or that activations are multiplied by, entry by entry.
+    """
+
+    needs = "weights"
+
+    def __init__(self, reduce: str = "sum", normalise: str = "none", otherwise: Any = None) -> None:
+        """Arguments as for `Magnitude`; `otherwise` is the criterion for groups without a scale, by default `L1`."""
+        self.reduce = chosen(REDUCTIONS, reduce, "reduce")
+        self.normalise = chosen(NORMALISATIONS, normalise, "normalise")
+        self.otherwise = L1() if otherwise is None else otherwise
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
+        """Look at `graph` for scales; no data is needed.
+
+        Raises:
+            InputError: no group has one.
+        """
+        self.sums, found = MemberSums(graph), scales(graph)
+        self.names = found & {m.name for g in graph.groups for m in g.members if m.role == "scales"}
+        if not self.names:
+            raise InputError(
+                "no norm with a scale was recorded: rank this model by another importance, such as 'l2'"
+            )
+        for name in self.names:
+            self.sums.add(name, absolute, values_of(graph, name))
+        if hasattr(self.otherwise, "prepare"):
+            self.otherwise.prepare(graph, calibration)
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        members = [m for m in group.members if m.name in self.names and m.role == "scales"]
+        if not members:
+            return np.asarray(self.otherwise(group))
+        return np.asarray(self.normalise(self.reduce(np.stack([self.sums.of(m) for m in members]))))
+
+
+def scales(graph: DependencyGraph) -> set[str]:
+    """Names of the tensors that a norm takes as its weight, or that something is multiplied by, entry by entry."""
+    found = set()
+    for node in graph.trace.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        name = schema.name.removeprefix("aten::")
+        if name in ("mul", "mul_"):
+            given = list(node.args[:2])
+        elif "norm" in name:
+            at = next((i for i, a in enumerate(schema.arguments) if a.name == "weight"), len(node.args))
+            given = [node.args[at] if at < len(node.args) else node.kwargs.get("weight")]
+        else:
+            continue
+        found |= {str(leaf.target) for leaf in map(_moved, given) if leaf is not None}
+    return found
+
+
+def _moved(node: Any) -> Node | None:
+    """The parameter or buffer that `node` is a view or copy of, or None."""
+    while isinstance(node, Node) and node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or schema.name.removeprefix("aten::") not in VALUES_KEPT:
+            return None
+        node = node.args[0]
+    return node if isinstance(node, Node) and node.op == "get_attr" else None
+
+
+class Random:
+    """A random number for each unit: the baseline that any criterion must beat."""
+
+    needs = "nothing"
+
+    def __init__(self, seed: int = 0) -> None:
+        """The same `seed` gives a model the same scores again."""
+        self.seed = seed
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
+        """Number the groups of `graph`."""
+        self.numbers = {id(g.axis): i for i, g in enumerate(graph.groups)}
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64, uniform in 0..1."""
+        return np.random.default_rng([self.seed, self.numbers[id(group.axis)]]).random(group.units)
+
+
+class GeometricMedian:
+    """sum over the other units v of ||w_u - w_v||, where w_u is all weights that go with unit u, as one vector.
+
+    The least go first: what is near the middle of its group can be made up for by others. Source: He et al., "Filter
+    Pruning via Geometric Median for Deep Neural Networks Acceleration" (FPGM), CVPR 2019, eq. 8, there for one layer.
+    """
+
+    needs = "weights"
+
+    def __init__(self, roles: Sequence[str] = (), normalise: str = "none") -> None:
+        """Arguments as for `Magnitude`; ``roles=("produces",)`` is the paper's form."""
+        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
+        """Look at `graph`; no data is needed."""
+        self.graph = graph
         self.parameters = {n for n, _ in graph.model.named_parameters()}
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
+        members = counted(group, self.parameters, self.roles)
         total = np.zeros(group.units)
-        for m in group.members:
-            if m.name in self.parameters:
-                source = (
-                    self.norms.along(m.name, m.dim)
-                    if m.rows is None
-                    else self.norms.in_rows(m.name, m.dim, m.rows)
-                )
-                total += source[m.indices].sum(1)
-        return total
+        step = max(1, BLOCK // max(1, group.units))
+        for start in range(0, group.units, step):  # all units against some
+            some = slice(start, min(start + step, group.units))
+            distances = torch.zeros(group.units, some.stop - some.start, dtype=torch.float64)
+            for m in members:
+                distances += _squared_distances(self._vectors(m), some)
+            total += distances.clamp_(min=0).sqrt_().sum(1).numpy()
+        return np.asarray(self.normalise(total))
+
+    def _vectors(self, member: Member) -> torch.Tensor:
+        """[units, entries] float32 or wider: what goes with each unit."""
+        tensor = values_of(self.graph, member.name)
+        if member.rows is not None:
+            tensor = tensor[slice(*member.rows)]
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        at = torch.from_numpy(member.indices).to(tensor.device)
+        vectors = tensor.movedim(member.dim, 0)[at.reshape(-1)].reshape(len(at), -1)
+        return vectors if vectors.dtype == torch.float64 else vectors.float()
+
+
+def _squared_distances(vectors: torch.Tensor, some: slice) -> torch.Tensor:
+    """[units, some] on the CPU: ||x_u - x_v||^2; about the mean, which costs the least precision."""
+    centred = vectors - vectors.mean(0)
+    norms = centred.square().sum(1)
+    found = torch.addmm(norms[:, None] + norms[some], centred, centred[some].t(), alpha=-2)
+    found[torch.arange(some.start, some.stop), torch.arange(some.stop - some.start)] = 0
+    return found.cpu()

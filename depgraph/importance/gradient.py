@@ -1,0 +1,382 @@
+"""Criteria that look at how a loss depends on the weights: first order (Taylor) and second (Fisher, Hessian).
+
+Gradients are taken in eval mode (running statistics, no dropout), on a copy of the module tree whose parameters are
+aliases of the model's own: no gradient, flag, buffer or hook of the model is touched, and frozen models do as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..calibration import Batch, Calibration
+from ..errors import InputError
+from ..graph import DependencyGraph, Group
+from ..inputs import map_tensors
+from ..tensors import all_tensors, skeleton, tensor_leaves
+from ..wrappers import eagerly
+from .criterion import NORMALISATIONS, Scores, checked_roles, chosen, counted, needed
+from .sums import Entry, MemberSums, values_of
+
+Aliases = dict[str, nn.Parameter]
+Gradients = dict[str, torch.Tensor]
+PER = ("all", "batch", "sample")
+UNRELATED = (
+    "the loss does not depend on any weight that can be removed: it must be computed from what the model returns, by "
+    "differentiable ops"
+)
+
+
+def product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+    """w·g."""
+    out.copy_(weight).mul_(gradient)
+
+
+def absolute_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+    """|w·g|."""
+    out.copy_(weight).mul_(gradient).abs_()
+
+
+def squared_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+    """(w·g)^2."""
+    out.copy_(weight).mul_(gradient).square_()
+
+
+def curvature(out: torch.Tensor, weight: torch.Tensor, estimate: torch.Tensor) -> None:
+    """w^2·h."""
+    out.copy_(weight).square_().mul_(estimate)
+
+
+class Taylor:
+    """|sum w·g|^power over all weights w of the unit, g the gradient of the loss: see the arguments for the variants.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019.
+    """
+
+    needs = "loss"
+
+    def __init__(
+        self,
+        entries: bool = False,
+        power: int = 1,
+        per: str = "all",
+        normalise: str = "none",
+        roles: Sequence[str] = (),
+    ) -> None:
+        """The change of the loss, to first order, when the unit's weights become zero.
+
+        With k the pieces of data that `per` says, and the mean over them outermost:
+
+        ========= ======= ================================
+        `entries` `power` score
+        ========= ======= ================================
+        False     1       mean_k abs(sum w·g_k)
+        False     2       mean_k (sum w·g_k)^2
+        True      1       mean_k sum abs(w·g_k)
+        True      2       mean_k sum (w·g_k)^2
+        ========= ======= ================================
+
+        Args:
+            entries: take the power of each entry before the sum, instead of that of the sum.
+            power: 1 or 2.
+            per: "all": one piece, g the mean of the batches' gradients. "batch": each batch is a piece. "sample": each
+                sample is, so the model runs forward and backward once for each.
+            normalise: as for `Magnitude`.
+            roles: as for `Magnitude`.
+
+        Raises:
+            InputError: a value that is none of these.
+        """
+        if power not in (1, 2) or per not in PER:
+            raise InputError(
+                f"power must be 1 or 2 and per one of {', '.join(PER)}, not {power!r} and {per!r}"
+            )
+        self.entries, self.power, self.per = entries, power, per
+        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
+        """Run the model of `graph` forward and backward on each piece of the data.
+
+        Raises:
+            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or (per sample)
+                the samples of a batch can't be told apart.
+        """
+        data = needed(calibration, "gradients, and takes a loss")
+        self.sums = MemberSums(graph)
+        self.totals: dict[int, Scores] = {id(g.axis): np.zeros(g.units) for g in graph.groups}
+        own = {n: values_of(graph, n) for n in self.sums.names}
+        mean: Gradients = {}
+        entry: Entry = product
+        if self.entries:
+            entry = absolute_product if self.power == 1 else squared_product
+        self.pieces = 0
+
+        def visit(_: Aliases, found: Gradients) -> None:
+            self.pieces += 1
+            if self.per == "all" and self.entries:
+                _accumulate(mean, found)
+                return
+            if self.per != "all" and not self.entries:
+                self.sums.clear()
+            for name, gradient in found.items():
+                self.sums.add(name, entry, own[name], gradient)
+            if self.per != "all" and not self.entries:
+                for group in graph.groups:
+                    self.totals[id(group.axis)] += np.abs(self._sum(group)) ** self.power
+
+        differentiate(graph, data, self.sums.names, visit, samples=self.per == "sample")
+        for name, total in mean.items():
+            self.sums.add(name, entry, own[name], total.div_(self.pieces))
+        if mean:
+            self.pieces = 1
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        if self.entries:
+            score = self._sum(group) / self.pieces
+        elif self.per == "all":
+            score = np.abs(self._sum(group) / self.pieces) ** self.power
+        else:
+            score = self.totals[id(group.axis)] / self.pieces
+        return np.asarray(self.normalise(score))
+
+    def _sum(self, group: Group) -> Scores:
+        return self.sums.over(group, counted(group, self.sums.blocks, self.roles))
+
+
+class TaylorEntries(Taylor):
+    """sum |w·g| over all weights of the unit, g the gradient of the mean loss.
+
+    Holds one copy of the gradients. Source: Molchanov et al., CVPR 2019, eq. 8, with absolute values for squares.
+    """
+
+    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Taylor`."""
+        super().__init__(True, 1, "all", normalise, roles)
+
+
+class TaylorSquared(Taylor):
+    """mean over batches of (sum w·g)^2 over all weights of the unit, g the gradient of the batch's loss.
+
+    Source: Molchanov et al., CVPR 2019, section 3.2, for groups of weights that go together.
+    """
+
+    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Taylor`."""
+        super().__init__(False, 2, "batch", normalise, roles)
+
+
+class TaylorSamples(Taylor):
+    """mean over samples of (sum w·g)^2 over all weights of the unit, g the gradient of the sample's loss.
+
+    The second-order term with the whole Fisher matrix of the unit, w'Fw. Source: Theis et al., "Faster Gaze Prediction With
+    Dense Networks and Fisher Pruning", 2018, eq. 7; for coupled layers: Liu et al., "Group Fisher Pruning", ICML 2021.
+    """
+
+    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Taylor`."""
+        super().__init__(False, 2, "sample", normalise, roles)
+
+
+class Fisher(Taylor):
+    """1/2 sum w^2·F over all weights of the unit, F the mean over samples of g^2: the diagonal of the empirical Fisher matrix.
+
+    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, eq. 5, with the Fisher for the Hessian matrix. By default
+    squares are of the gradients of single samples; ``per="batch"`` is cheaper and takes those of batches, which
+    are closer to zero where samples disagree.
+    """
+
+    def __init__(self, per: str = "sample", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Taylor`."""
+        super().__init__(True, 2, per, normalise, roles)
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        return super().__call__(group) / 2
+
+
+class Hessian:
+    """1/2 |sum w^2·H| over all weights of the unit, H the diagonal of the loss's Hessian matrix.
+
+    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, eq. 5. H is estimated by Hutchinson's products z·(Hz) with random
+    signs z (Yao et al., "PyHessian", 2020), so it is noisy: more data and more `draws` help.
+    """
+
+    needs = "loss"
+
+    def __init__(
+        self, draws: int = 8, seed: int = 0, normalise: str = "none", roles: Sequence[str] = ()
+    ) -> None:
+        """How the diagonal is estimated.
+
+        Args:
+            draws: products taken for each batch; each costs about a backward pass.
+            seed: of the random signs.
+            normalise: as for `Magnitude`.
+            roles: as for `Magnitude`.
+        """
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+            raise InputError(f"draws must be a positive int, not {draws!r}")
+        self.draws, self.seed = draws, seed
+        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
+        """Run the model forward, and backward for each product.
+
+        Raises:
+            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or an op of the model
+                has no second derivative.
+        """
+        data = needed(calibration, "second derivatives, and takes a loss")
+        self.sums, self.pieces = MemberSums(graph), 0
+        own = {n: values_of(graph, n) for n in self.sums.names}
+        makers: dict[torch.device, torch.Generator] = {}
+        for tensor in own.values():
+            if tensor.device not in makers:
+                makers[tensor.device] = torch.Generator(tensor.device).manual_seed(self.seed)
+
+        def visit(aliases: Aliases, first: Gradients) -> None:
+            used = [n for n in first if first[n].requires_grad]
+            for draw in range(self.draws if used else 0):
+                signs = {n: _signs(aliases[n], makers[aliases[n].device]) for n in used}
+                last = draw == self.draws - 1
+                for name, found in _again(aliases, first, signs, last).items():
+                    self.sums.add(name, curvature, own[name], found * signs[name])
+            self.pieces += self.draws
+
+        differentiate(graph, data, self.sums.names, visit, twice=True)
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        members = counted(group, self.sums.blocks, self.roles)
+        return np.asarray(self.normalise(np.abs(self.sums.over(group, members)) / (2 * self.pieces)))
+
+
+def differentiate(
+    graph: DependencyGraph,
+    calibration: Calibration,
+    names: Sequence[str],
+    visit: Callable[[Aliases, Gradients], None],
+    *,
+    samples: bool = False,
+    twice: bool = False,
+) -> None:
+    """Hand `visit` the gradients of the loss on each batch, or each sample, by parameter.
+
+    Those that the loss does not depend on are left out. The model is run in eval mode and left as it is.
+
+    Args:
+        graph: of the model.
+        calibration: the batches, and the loss.
+        names: the parameters.
+        visit: takes the aliases that the run uses for the parameters, and the gradients.
+        samples: run sample by sample.
+        twice: the gradients can be differentiated again.
+
+    Raises:
+        InputError: the loss is NaN or does not depend on the parameters, or the samples of a batch can't be told apart.
+    """
+    with ExitStack() as stack:
+        twin, aliases = stack.enter_context(_twin(graph, names))
+        if twice:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones have no second derivative
+        for batch in stack.enter_context(closing(calibration.batches("gradients"))):
+            for piece in _samples(batch) if samples else [batch]:
+                loss = calibration.loss_of(twin(*piece.args, **piece.kwargs), piece)
+                if not loss.requires_grad:
+                    raise InputError(UNRELATED)
+                given = torch.autograd.grad(loss, [*aliases.values()], allow_unused=True, create_graph=twice)
+                found = {n: g for n, g in zip(aliases, given, strict=True) if g is not None}
+                if not found:
+                    raise InputError(UNRELATED)
+                visit(aliases, {n: g.to_dense() if g.is_sparse else g for n, g in found.items()})
+
+
+def _again(aliases: Aliases, first: Gradients, signs: Gradients, last: bool) -> Gradients:
+    """The gradients of sum over the parameters in `signs` of signs·first."""
+    try:
+        found = torch.autograd.grad(
+            [first[n] for n in signs],
+            [aliases[n] for n in signs],
+            [*signs.values()],
+            retain_graph=not last,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        if "deriv" in str(error) or "differentia" in str(error):
+            raise InputError(
+                f"an op of this model has no second derivative ({error}): use importance='fisher'"
+            ) from error
+        raise
+    return {n: g.detach() for n, g in zip(signs, found, strict=True) if g is not None}
+
+
+@contextmanager
+def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Module, Aliases]]:
+    """A copy of the model in eval mode, whose parameters in `names` want gradients, and these by name.
+
+    Parameters share the memory of the model's own, buffers are copies.
+    """
+    parameters = {id(p) for p in graph.model.parameters()}
+    devices = sorted({t.device.index or 0 for t in graph.tensors.values() if t.is_cuda})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(
+            torch.backends.cudnn.flags(enabled=False)
+        )  # its RNNs have no backward in eval mode
+        stack.enter_context(eagerly())
+        stand_in: dict[int, torch.Tensor] = {}
+        aliases: Aliases = {}
+        for name, tensor in all_tensors(graph.model).items():
+            if id(tensor) in parameters:
+                shared = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+                alias = nn.Parameter(shared, requires_grad=name in names)
+                if name in names:
+                    aliases[name] = alias
+                stand_in[id(tensor)] = alias
+            else:
+                stand_in[id(tensor)] = tensor.detach().clone()
+        yield skeleton(graph.model, stand_in).eval(), aliases
+
+
+def _samples(batch: Batch) -> list[Batch]:
+    """The samples of a batch, each a batch of one.
+
+    Raises:
+        InputError: its tensors do not agree in their first dim.
+    """
+    whole = (batch.args, batch.kwargs, batch.target)
+    counts = {t.shape[0] for t in tensor_leaves(whole) if t.dim()}
+    if len(counts) != 1:
+        raise InputError(
+            f"the samples of a calibration batch can't be told apart: first dims of {sorted(counts)}\n"
+            "  fix: give batches of one sample, or an importance that takes whole batches, such as 'taylor_squared'"
+        )
+
+    def at(i: int) -> Batch:
+        return Batch(*map_tensors(whole, lambda t: t[i : i + 1] if t.dim() else t))
+
+    return [at(i) for i in range(next(iter(counts)))]
+
+
+def _accumulate(total: Gradients, found: Gradients) -> None:
+    for name, gradient in found.items():
+        wide = gradient if gradient.dtype in (torch.float64, torch.complex128) else None
+        if wide is None:
+            wide = gradient.to(torch.complex64 if gradient.is_complex() else torch.float32)
+        if name in total:
+            total[name] += wide
+        else:
+            total[name] = wide.clone()
+
+
+def _signs(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    signs = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
+    return (2 * signs - 1).to(like.dtype)

@@ -1,0 +1,139 @@
+"""Sums of a function of the entries of a tensor along each of its dims: what most criteria are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..graph import DependencyGraph, Group, Member
+from .criterion import Scores
+
+CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
+Rows = tuple[int, int] | None
+Entry = Callable[..., object]  # entry(out, *blocks): writes the values of the entries of `blocks` into `out`
+
+
+def absolute(out: torch.Tensor, weight: torch.Tensor) -> None:
+    """|w|."""
+    if weight.dtype == out.dtype:
+        torch.abs(weight, out=out)
+    else:
+        out.copy_(weight).abs_()
+
+
+def squared(out: torch.Tensor, weight: torch.Tensor) -> None:
+    """w^2."""
+    if weight.dtype == out.dtype:
+        torch.mul(weight, weight, out=out)
+    else:
+        out.copy_(weight).square_()
+
+
+def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """For each dim, the sums of the values of all entries at each index: 1-D tensors, float32 or wider, on the CPU.
+
+    The tensors are read once, as matrices of dim 0 by the rest, in blocks of rows that stay in the processor's cache.
+
+    Args:
+        entry: what is summed, such as `absolute`.
+        tensors: what it is a function of, all of one shape.
+    """
+    if tensors[0].is_complex():  # re and im as a last dim, over which is summed, too
+        return sums_along(entry, *(torch.view_as_real(t.resolve_conj()) for t in tensors))[:-1]
+    shape, device = tensors[0].shape, tensors[0].device
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    if len(shape) <= 1:
+        out = torch.empty(shape, dtype=wide, device=device)
+        entry(out, *tensors)
+        return [out.cpu()] * len(shape)
+    matrices = [t.reshape(shape[0], -1) for t in tensors]
+    rows, columns = matrices[0].shape
+    step = max(1, min(rows, CHUNK // max(1, columns)))
+    buffer = torch.empty(step, columns, dtype=wide, device=device)
+    per_row = torch.empty(rows, dtype=wide, device=device)
+    per_column = torch.zeros(columns, dtype=wide, device=device)
+    across, down = (torch.ones(n, dtype=wide, device=device) for n in (columns, step))
+    for start in range(0, rows, step):
+        blocks = [m[start : start + step] for m in matrices]
+        n = blocks[0].shape[0]
+        entry(buffer[:n], *blocks)
+        torch.mv(buffer[:n], across, out=per_row[start : start + n])
+        per_column.addmv_(buffer[:n].t(), down[:n])
+    rest = per_column.reshape(shape[1:])
+    sums = [per_row]
+    for d in range(rest.dim()):
+        others = [e for e in range(rest.dim()) if e != d]
+        sums.append(rest.sum(others) if others else rest)
+    return [s.cpu() for s in sums]
+
+
+def values_of(graph: DependencyGraph, name: str) -> torch.Tensor:
+    """The parameter or buffer `name`, detached.
+
+    Raises:
+        InputError: it is on the meta device.
+    """
+    tensor = graph.tensors[name].detach()
+    if tensor.is_meta:
+        raise InputError(f"{name} is on the meta device: it has no values to score")
+    return tensor
+
+
+class MemberSums:
+    """Sums over the entries of each unit in each parameter of a graph's groups; a tensor is read once for all of them."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        """Nothing is summed yet; buffers and plain tensors never are."""
+        self.graph = graph
+        self.blocks: dict[str, set[Rows]] = {n: set() for n, _ in graph.model.named_parameters()}
+        for group in graph.groups:
+            for m in group.members:
+                if m.name in self.blocks:
+                    self.blocks[m.name].add(m.rows)
+        self._sums: dict[tuple[str, Rows], list[Scores]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that some group has a part of."""
+        return [n for n, blocks in self.blocks.items() if blocks]
+
+    def add(self, name: str, entry: Entry, *tensors: torch.Tensor) -> None:
+        """Add the sums of `entry` over `tensors`, which have the shape of parameter `name`.
+
+        Raises:
+            InputError: one of them is NaN or infinite.
+        """
+        for rows in self.blocks[name]:
+            parts = tensors if rows is None else tuple(t[slice(*rows)] for t in tensors)
+            found = [s.double().numpy() for s in sums_along(entry, *parts)]
+            if not all(np.isfinite(s).all() for s in found):
+                raise InputError(f"NaN or infinite values in {name}, or in what is computed from it")
+            known = self._sums.get((name, rows))
+            self._sums[name, rows] = (
+                found if known is None else [a + b for a, b in zip(known, found, strict=True)]
+            )
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._sums.clear()
+
+    def has(self, name: str) -> bool:
+        """Whether something was added for parameter `name`."""
+        return any((name, rows) in self._sums for rows in self.blocks[name])
+
+    def of(self, member: Member) -> Scores:
+        """[units] float64: for each unit, the sum over its entries in `member`; 0 where nothing was added."""
+        sums = self._sums.get((member.name, member.rows))
+        if sums is None:
+            return np.zeros(len(member.indices))
+        return np.asarray(sums[member.dim][member.indices].sum(1))
+
+    def over(self, group: Group, members: Iterable[Member]) -> Scores:
+        """[units] float64: the sum over `members` of a group."""
+        total = np.zeros(group.units)
+        for m in members:
+            total += self.of(m)
+        return total
