@@ -111,7 +111,8 @@ def prune(
             where no budget is given.
         max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int).
         max_macs: at most so many multiply-accumulates of one forward pass, likewise.
-        importance: ``"l1"``, or a function from a `Group` to one score per unit; the lowest go first.
+        importance: a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a
+            function from a `Group` to one score per unit; the lowest go first.
         ignore: module paths, parameter names, or globs of them, to leave alone.
         round_to: every parameter dim that shrinks keeps a multiple of this.
         verify: compare the result with the masked original before it is returned.

@@ -11,6 +11,7 @@ import torch
 from ..calibration import Calibration
 from ..errors import InputError
 from ..graph import DependencyGraph, Group
+from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
 from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
@@ -30,6 +31,10 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "taylor_samples": TaylorSamples,
     "fisher": Fisher,
     "hessian": Hessian,
+    "activation_mean": ActivationMean,
+    "activation_variance": ActivationVariance,
+    "wanda": Wanda,
+    "flap": Flap,
 }
 
 
@@ -104,11 +109,15 @@ __all__ = [
     "CRITERIA",
     "L1",
     "L2",
+    "ActivationMean",
+    "ActivationVariance",
     "ConsumerNorm",
     "Fisher",
+    "Flap",
     "GeometricMedian",
     "Hessian",
     "Importance",
+    "InputStatistic",
     "Lamp",
     "Magnitude",
     "Prepared",
@@ -119,6 +128,7 @@ __all__ = [
     "TaylorEntries",
     "TaylorSamples",
     "TaylorSquared",
+    "Wanda",
     "criterion_of",
     "scores_of",
 ]

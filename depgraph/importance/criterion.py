@@ -31,6 +31,11 @@ class Prepared(Protocol):
         """Scores [units]; the lowest go first."""
 
 
+def normalisation(importance: Importance) -> str:
+    """How scores of different groups are best made comparable (`select/normalise.py`): what the criterion says, or "mean"."""
+    return str(getattr(importance, "normalise", "mean"))
+
+
 def needed(calibration: Calibration | None, what: str) -> Calibration:
     """`calibration`, where there is one.
 
@@ -72,26 +77,6 @@ REDUCTIONS: dict[str, Callable[[Scores], Any]] = {
     # the geometric mean: it orders units as the product does, and neither overflows nor vanishes with many members
     "product": lambda s: np.exp(np.log(np.maximum(s, 1e-300)).mean(0)),
     "first": lambda s: s[0],
-}
-
-
-def _lamp(scores: Scores) -> Scores:
-    squares = scores**2
-    order = np.argsort(squares, kind="stable")
-    tail = np.cumsum(squares[order][::-1])[::-1]  # of this and all that are not smaller
-    out = np.empty_like(scores)
-    out[order] = squares[order] / np.maximum(tail, 1e-300)
-    return out
-
-
-# How the scores of one group [units] are made comparable with those of others.
-NORMALISATIONS: dict[str, Callable[[Scores], Any]] = {
-    "none": lambda s: s,
-    "sum": lambda s: s / max(float(np.abs(s).sum()), 1e-300),
-    "mean": lambda s: s / max(float(np.abs(s).mean()), 1e-300),
-    "max": lambda s: s / max(float(np.abs(s).max()), 1e-300),
-    "standard": lambda s: (s - s.mean()) / max(float(s.std()), 1e-300),
-    "lamp": _lamp,
 }
 
 

@@ -20,7 +20,7 @@ from ..graph import DependencyGraph, Group
 from ..inputs import map_tensors
 from ..tensors import all_tensors, skeleton, tensor_leaves
 from ..wrappers import eagerly
-from .criterion import NORMALISATIONS, Scores, checked_roles, chosen, counted, needed
+from .criterion import Scores, checked_roles, counted, needed
 from .sums import Entry, MemberSums, values_of
 
 Aliases = dict[str, nn.Parameter]
@@ -59,13 +59,13 @@ class Taylor:
     """
 
     needs = "loss"
+    normalise = "none"
 
     def __init__(
         self,
         entries: bool = False,
         power: int = 1,
         per: str = "all",
-        normalise: str = "none",
         roles: Sequence[str] = (),
     ) -> None:
         """The change of the loss, to first order, when the unit's weights become zero.
@@ -86,7 +86,6 @@ class Taylor:
             power: 1 or 2.
             per: "all": one piece, g the mean of the batches' gradients. "batch": each batch is a piece. "sample": each
                 sample is, so the model runs forward and backward once for each.
-            normalise: as for `Magnitude`.
             roles: as for `Magnitude`.
 
         Raises:
@@ -97,7 +96,7 @@ class Taylor:
                 f"power must be 1 or 2 and per one of {', '.join(PER)}, not {power!r} and {per!r}"
             )
         self.entries, self.power, self.per = entries, power, per
-        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+        self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
         """Run the model of `graph` forward and backward on each piece of the data.
@@ -143,7 +142,7 @@ class Taylor:
             score = np.abs(self._sum(group) / self.pieces) ** self.power
         else:
             score = self.totals[id(group.axis)] / self.pieces
-        return np.asarray(self.normalise(score))
+        return np.asarray(score)
 
     def _sum(self, group: Group) -> Scores:
         return self.sums.over(group, counted(group, self.sums.blocks, self.roles))
@@ -155,9 +154,9 @@ class TaylorEntries(Taylor):
     Holds one copy of the gradients. Source: Molchanov et al., CVPR 2019, eq. 8, with absolute values for squares.
     """
 
-    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, roles: Sequence[str] = ()) -> None:
         """Arguments as for `Taylor`."""
-        super().__init__(True, 1, "all", normalise, roles)
+        super().__init__(True, 1, "all", roles)
 
 
 class TaylorSquared(Taylor):
@@ -166,9 +165,9 @@ class TaylorSquared(Taylor):
     Source: Molchanov et al., CVPR 2019, section 3.2, for groups of weights that go together.
     """
 
-    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, roles: Sequence[str] = ()) -> None:
         """Arguments as for `Taylor`."""
-        super().__init__(False, 2, "batch", normalise, roles)
+        super().__init__(False, 2, "batch", roles)
 
 
 class TaylorSamples(Taylor):
@@ -178,9 +177,9 @@ class TaylorSamples(Taylor):
     Dense Networks and Fisher Pruning", 2018, eq. 7; for coupled layers: Liu et al., "Group Fisher Pruning", ICML 2021.
     """
 
-    def __init__(self, normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, roles: Sequence[str] = ()) -> None:
         """Arguments as for `Taylor`."""
-        super().__init__(False, 2, "sample", normalise, roles)
+        super().__init__(False, 2, "sample", roles)
 
 
 class Fisher(Taylor):
@@ -191,9 +190,9 @@ class Fisher(Taylor):
     are closer to zero where samples disagree.
     """
 
-    def __init__(self, per: str = "sample", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, per: str = "sample", roles: Sequence[str] = ()) -> None:
         """Arguments as for `Taylor`."""
-        super().__init__(True, 2, per, normalise, roles)
+        super().__init__(True, 2, per, roles)
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
@@ -208,22 +207,20 @@ class Hessian:
     """
 
     needs = "loss"
+    normalise = "none"
 
-    def __init__(
-        self, draws: int = 8, seed: int = 0, normalise: str = "none", roles: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, draws: int = 8, seed: int = 0, roles: Sequence[str] = ()) -> None:
         """How the diagonal is estimated.
 
         Args:
             draws: products taken for each batch; each costs about a backward pass.
             seed: of the random signs.
-            normalise: as for `Magnitude`.
             roles: as for `Magnitude`.
         """
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
             raise InputError(f"draws must be a positive int, not {draws!r}")
         self.draws, self.seed = draws, seed
-        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+        self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
         """Run the model forward, and backward for each product.
@@ -254,7 +251,7 @@ class Hessian:
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
         members = counted(group, self.sums.blocks, self.roles)
-        return np.asarray(self.normalise(np.abs(self.sums.over(group, members)) / (2 * self.pieces)))
+        return np.abs(self.sums.over(group, members)) / (2 * self.pieces)
 
 
 def differentiate(

@@ -13,14 +13,14 @@ from ..calibration import Calibration
 from ..errors import InputError
 from ..graph import DependencyGraph, Group, Member
 from ..propagate import VALUES_KEPT
-from .criterion import NORMALISATIONS, REDUCTIONS, Scores, checked_roles, chosen, counted
+from .criterion import REDUCTIONS, Scores, checked_roles, chosen, counted
 from .sums import MemberSums, absolute, squared, values_of
 
 BLOCK = 1 << 24  # distances held at a time
 
 
 class Magnitude:
-    """(reduction over the group's members of sum |w|^p over the unit's entries)^(1/p), then normalised.
+    """(reduction over the group's members of sum |w|^p over the unit's entries)^(1/p).
 
     With the sum over members it is the p-norm of all weights that go with the unit, as one vector. Running statistics
     and other buffers do not count. Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, for one
@@ -28,18 +28,15 @@ class Magnitude:
     """
 
     needs = "weights"
+    normalise = "mean"
 
-    def __init__(
-        self, p: int = 1, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, p: int = 1, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
         """A norm of the unit's weights.
 
         Args:
             p: 1 or 2.
             reduce: "sum", "mean", "max", "product" (the geometric mean, which orders units as the product does) or
                 "first" (the member that the group is named after: the first that produces it).
-            normalise: "none"; "sum", "mean" or "max": the scores of a group are divided by theirs; "standard": they get
-                mean 0 and standard deviation 1; "lamp": see `Lamp`.
             roles: which members count, of "produces", "consumes" and "scales"; all where a group has none of these.
 
         Raises:
@@ -49,7 +46,6 @@ class Magnitude:
             raise InputError(f"p must be 1 or 2, not {p!r}")
         self.p, self.roles = p, checked_roles(roles)
         self.reduce = chosen(REDUCTIONS, reduce, "reduce")
-        self.normalise = chosen(NORMALISATIONS, normalise, "normalise")
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Look at `graph`; no data is needed."""
@@ -60,7 +56,7 @@ class Magnitude:
         members = counted(group, self.sums.blocks.keys(), self.roles)
         if not members:
             return np.zeros(group.units)
-        return np.asarray(self.normalise(self.reduce(np.stack(list(map(self._of, members)))) ** (1 / self.p)))
+        return np.asarray(self.reduce(np.stack(list(map(self._of, members)))) ** (1 / self.p))
 
     def _of(self, member: Member) -> Scores:
         if not self.sums.has(member.name):
@@ -75,9 +71,9 @@ class L1(Magnitude):
     Source: Li et al., ICLR 2017; for groups: Fang et al., CVPR 2023, with p = 1. See `Magnitude`.
     """
 
-    def __init__(self, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
         """Arguments as for `Magnitude`."""
-        super().__init__(1, reduce, normalise, roles)
+        super().__init__(1, reduce, roles)
 
 
 class L2(Magnitude):
@@ -86,9 +82,9 @@ class L2(Magnitude):
     Source: Fang et al., "DepGraph", CVPR 2023, with p = 2. See `Magnitude`.
     """
 
-    def __init__(self, reduce: str = "sum", normalise: str = "none", roles: Sequence[str] = ()) -> None:
+    def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
         """Arguments as for `Magnitude`."""
-        super().__init__(2, reduce, normalise, roles)
+        super().__init__(2, reduce, roles)
 
 
 class Lamp(L2):
@@ -98,9 +94,20 @@ class Lamp(L2):
     Source: Lee et al., "Layer-Adaptive Sparsity for the Magnitude-Based Pruning", ICLR 2021, eq. 4, with units for weights.
     """
 
+    normalise = "none"
+
     def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
         """Arguments as for `Magnitude`."""
-        super().__init__(reduce, "lamp", roles)
+        super().__init__(reduce, roles)
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        squares = super().__call__(group) ** 2
+        order = np.argsort(squares, kind="stable")
+        left = np.cumsum(squares[order][::-1])[::-1]  # of this one and all that are not smaller
+        out = np.empty_like(squares)
+        out[order] = squares[order] / np.maximum(left, 1e-300)
+        return out
 
 
 class ConsumerNorm(L2):
@@ -110,9 +117,9 @@ class ConsumerNorm(L2):
     the layer that reads them.
     """
 
-    def __init__(self, reduce: str = "sum", normalise: str = "none") -> None:
+    def __init__(self, reduce: str = "sum") -> None:
         """Arguments as for `Magnitude`."""
-        super().__init__(reduce, normalise, ("consumes",))
+        super().__init__(reduce, ("consumes",))
 
 
 class Scale:
@@ -123,11 +130,11 @@ class Scale:
     """
 
     needs = "weights"
+    normalise = "mean"
 
-    def __init__(self, reduce: str = "sum", normalise: str = "none", otherwise: Any = None) -> None:
+    def __init__(self, reduce: str = "sum", otherwise: Any = None) -> None:
         """Arguments as for `Magnitude`; `otherwise` is the criterion for groups without a scale, by default `L1`."""
         self.reduce = chosen(REDUCTIONS, reduce, "reduce")
-        self.normalise = chosen(NORMALISATIONS, normalise, "normalise")
         self.otherwise = L1() if otherwise is None else otherwise
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
@@ -152,7 +159,7 @@ class Scale:
         members = [m for m in group.members if m.name in self.names and m.role == "scales"]
         if not members:
             return np.asarray(self.otherwise(group))
-        return np.asarray(self.normalise(self.reduce(np.stack([self.sums.of(m) for m in members]))))
+        return np.asarray(self.reduce(np.stack([self.sums.of(m) for m in members])))
 
 
 def scales(graph: DependencyGraph) -> set[str]:
@@ -188,6 +195,7 @@ class Random:
     """A random number for each unit: the baseline that any criterion must beat."""
 
     needs = "nothing"
+    normalise = "none"
 
     def __init__(self, seed: int = 0) -> None:
         """The same `seed` gives a model the same scores again."""
@@ -210,10 +218,11 @@ class GeometricMedian:
     """
 
     needs = "weights"
+    normalise = "mean"
 
-    def __init__(self, roles: Sequence[str] = (), normalise: str = "none") -> None:
+    def __init__(self, roles: Sequence[str] = ()) -> None:
         """Arguments as for `Magnitude`; ``roles=("produces",)`` is the paper's form."""
-        self.roles, self.normalise = checked_roles(roles), chosen(NORMALISATIONS, normalise, "normalise")
+        self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Look at `graph`; no data is needed."""
@@ -231,7 +240,7 @@ class GeometricMedian:
             for m in members:
                 distances += _squared_distances(self._vectors(m), some)
             total += distances.clamp_(min=0).sqrt_().sum(1).numpy()
-        return np.asarray(self.normalise(total))
+        return total
 
     def _vectors(self, member: Member) -> torch.Tensor:
         """[units, entries] float32 or wider: what goes with each unit."""

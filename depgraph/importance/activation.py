@@ -1,0 +1,175 @@
+"""Criteria that look at what is given to the weights that consume a unit.
+
+With x_j the values of column j of a consumer's inputs over all samples (of a convolution: over all positions of
+channel j), and W_j the weights that meet them. A unit scores the sum over its columns and over its consumers. Groups whose
+consumers can't be observed (queries meet keys, and no weight; recurrent states) are scored by another criterion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calibration import Calibration
+from ..graph import DependencyGraph, Group
+from ..observe import Call, Consumer
+from .criterion import Importance, Prepared, Scores, needed
+from .magnitude import L2
+from .readers import matrices, readers, run
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Columns:
+    """Statistics of the inputs of one consumer, one entry for each column.
+
+    Attributes:
+        weight: sum |w|, and sum w^2, over the weights that meet a column, for each of the stacked matrices.
+        count: samples that each of the stacked matrices was given.
+        mean: their mean.
+        spread: sum (x - mean)^2.
+        absolute: sum |x|.
+    """
+
+    weight: tuple[Tensor, Tensor]
+    count: dict[int, int] = field(default_factory=dict)
+    mean: dict[int, Tensor] = field(default_factory=dict)
+    spread: dict[int, Tensor] = field(default_factory=dict)
+    absolute: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, stack: int, x: Tensor) -> None:
+        """`x` [samples, width] for matrix `stack`: merged with what was there, without loss of precision."""
+        if not len(x):
+            return
+        x = x if x.dtype == torch.float64 else x.float()
+        n, mean = len(x), x.mean(0)
+        spread, absolute = (x - mean).square_().sum(0).double(), x.abs().sum(0).double()
+        mean = mean.double()
+        if stack not in self.count:
+            self.count[stack], self.mean[stack] = n, mean
+            self.spread[stack], self.absolute[stack] = spread, absolute
+            return
+        before, total = self.count[stack], self.count[stack] + n
+        step = mean - self.mean[stack]
+        self.spread[stack] += spread + step.square() * (before * n / total)
+        self.mean[stack] += step * (n / total)
+        self.absolute[stack] += absolute
+        self.count[stack] = total
+
+    def variance(self, stack: int) -> Tensor:
+        """[width] float64."""
+        return self.spread[stack] / max(self.count[stack] - 1, 1)
+
+    def square(self, stack: int) -> Tensor:
+        """[width] float64: the mean of x^2."""
+        return self.spread[stack] / self.count[stack] + self.mean[stack].square()
+
+
+class InputStatistic:
+    """A criterion that adds up a score for each column of the inputs of a unit's consumers."""
+
+    needs = "inputs"
+    normalise = "mean"
+
+    def __init__(self, otherwise: Importance | None = None) -> None:
+        """`otherwise` scores the groups whose consumers can't be observed, by default `L2`."""
+        self.otherwise: Any = L2() if otherwise is None else otherwise
+
+    def of(self, columns: Columns, stack: int) -> Tensor:
+        """[width]: the score of each column for one of the stacked matrices."""
+        raise NotImplementedError
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
+        """Run the model of `graph` on the data, once.
+
+        Raises:
+            InputError: no data was given, or the model can't be run on it.
+        """
+        data = needed(calibration, "what layers are given")
+        self.readers = readers(graph)
+        if isinstance(self.otherwise, Prepared):
+            self.otherwise.prepare(graph, calibration)
+        seen: dict[Consumer, Columns] = {}
+
+        def see(call: Call) -> None:
+            if call.consumer not in seen:
+                seen[call.consumer] = Columns(_column_sums(call))
+            for stack, x in call.inputs(windows=False):
+                seen[call.consumer].add(stack, x)
+
+        run(graph, {r.consumer for rs in self.readers.values() for r in rs}, data, see)
+        self.scores: dict[Consumer, Scores] = {}
+        for consumer, columns in seen.items():
+            if columns.count:
+                found = torch.stack([self.of(columns, stack) for stack in columns.count])
+                self.scores[consumer] = found.double().sum(0).cpu().numpy()
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        own = [r for r in self.readers[id(group.axis)] if r.consumer in self.scores]
+        if not own:
+            return np.asarray(self.otherwise(group))
+        return np.asarray(sum(self.scores[r.consumer][r.columns].sum(1) for r in own))
+
+
+def _column_sums(call: Call) -> tuple[Tensor, Tensor]:
+    """[stacks, width]: for each column, the sums of |w| and of w^2 over the weights that meet it."""
+    weight = matrices(call)
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    sums = wide.abs().sum((1, 3)), wide.square().sum((1, 3))
+    if weight.shape[0] * weight.shape[2] == call.consumer.width:  # blocks have columns of their own
+        return sums[0].reshape(1, -1), sums[1].reshape(1, -1)
+    return sums
+
+
+class ActivationMean(InputStatistic):
+    """mean |x_j|.
+
+    Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017 (mean
+    activation), with absolute values, as not every activation is positive.
+    """
+
+    def of(self, columns: Columns, stack: int) -> Tensor:
+        """[width]."""
+        return columns.absolute[stack] / columns.count[stack]
+
+
+class ActivationVariance(InputStatistic):
+    """var x_j.
+
+    Source: Polyak and Wolf, "Channel-Level Acceleration of Deep Face Representations", IEEE Access 2015 (inbound pruning).
+    """
+
+    def of(self, columns: Columns, stack: int) -> Tensor:
+        """[width]."""
+        return columns.variance(stack)
+
+
+class Wanda(InputStatistic):
+    """sum |W_j| * sqrt(mean x_j^2), the sum over the outputs.
+
+    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), ICLR 2024, eq. 1, summed
+    over a column as An et al., AAAI 2024, do for comparison (Wanda-sp).
+    """
+
+    def of(self, columns: Columns, stack: int) -> Tensor:
+        """[width]."""
+        return columns.weight[0][stack] * columns.square(stack).sqrt()
+
+
+class Flap(InputStatistic):
+    """var x_j * sum W_j^2: what is lost when the column is replaced by its mean.
+
+    Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (FLAP), AAAI 2024, eq. 5; the
+    standardisation that makes layers comparable there is ``normalise="standard"``, which this criterion asks for.
+    """
+
+    normalise = "standard"
+
+    def of(self, columns: Columns, stack: int) -> Tensor:
+        """[width]."""
+        return columns.weight[1][stack] * columns.variance(stack)

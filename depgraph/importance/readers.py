@@ -1,0 +1,86 @@
+"""Who reads the units of a group: the weights that consume them, and what these are given on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import axes
+from ..calibration import Calibration
+from ..graph import DependencyGraph, Indices
+from ..observe import Call, Consumer, Watch, arrange, consumers
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A consumer, and the columns of its inputs that go with each unit of a group ([units, k])."""
+
+    consumer: Consumer
+    columns: Indices
+
+
+def readers(graph: DependencyGraph) -> dict[int, list[Reader]]:
+    """Axis id of each group -> its consumers that can be observed.
+
+    A grouped convolution does not read units that take whole groups of it (depthwise): its outputs go with them.
+    """
+    found: dict[int, list[Reader]] = {id(g.axis): [] for g in graph.groups}
+    for consumer in consumers(graph):
+        if consumer.reason or consumer.axis is None:
+            continue
+        for atom in dict.fromkeys(axes.atoms(consumer.axis)):
+            if id(atom) in found:
+                columns = axes.positions(consumer.axis, atom)
+                if columns.shape[1] and not _takes_blocks(consumer, columns):
+                    found[id(atom)].append(Reader(consumer, columns))
+    return found
+
+
+def run(
+    graph: DependencyGraph, wanted: Iterable[Consumer], data: Calibration, see: Callable[[Call], None]
+) -> None:
+    """Run the model of `graph` on the batches of `data` and show `see` each call of the consumers in `wanted`."""
+    watch = Watch(graph.model, wanted, see)
+    with closing(data.batches("observing inputs")) as batches:
+        for batch in batches:
+            watch.run(batch)
+
+
+def is_convolution(consumer: Consumer) -> bool:
+    """Whether its first call is a convolution."""
+    return "convolution" in consumer.node.target._schema.name  # type: ignore[union-attr]
+
+
+def blocks(consumer: Consumer) -> int:
+    """Groups of a grouped convolution, else 1."""
+    count: Any = consumer.node.args[8] if is_convolution(consumer) else 1
+    return int(count)
+
+
+def _takes_blocks(consumer: Consumer, columns: Indices) -> bool:
+    if (count := blocks(consumer)) == 1:
+        return False
+    size = consumer.width // count
+    _, taken = np.unique(columns[0] // size, return_counts=True)
+    return bool((taken == size).all())
+
+
+def matrices(call: Call) -> torch.Tensor:
+    """The weight of a call as [blocks, rows, columns of the block, kernel positions].
+
+    The blocks are the groups of a convolution, which have columns of their own, or stacked matrices, which share them.
+    """
+    weight, name = call.weight.detach(), call.product.node.target._schema.name  # type: ignore[union-attr]
+    if "convolution" in name:
+        groups, transposed = int(call.args[8]), bool(call.args[6])
+        split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return split.transpose(1, 2) if transposed else split
+    if name == "aten::_grouped_mm":
+        return weight.transpose(1, 2)[..., None]
+    assert call.product.letters is not None  # noqa: S101  else the consumer had a reason
+    return arrange(call.x, weight, call.product.letters).matrices(weight)[..., None]
