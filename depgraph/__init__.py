@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import pictures
 from .build import build_plan
 from .calibration import Batch, Calibration
 from .cost import CostModel, count_macs, measure_latency, parameter_count
@@ -27,7 +28,9 @@ from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
 from .rules import Site, equation, op_rule
 from .select import choose
+from .sensitivity import Sensitivity, sensitivity
 from .surgery import apply
+from .sweep import Row, Sweep, sweep
 from .trace import trace
 from .train import Training, distill, finetune
 from .verify import Verification, verify
@@ -54,8 +57,11 @@ __all__ = [
     "PlanError",
     "PruneResult",
     "Report",
+    "Row",
+    "Sensitivity",
     "Site",
     "Slimming",
+    "Sweep",
     "TraceError",
     "Training",
     "UnknownOpError",
@@ -73,9 +79,12 @@ __all__ = [
     "measure_latency",
     "op_rule",
     "parameter_count",
+    "pictures",
     "propagate",
     "prune",
     "scores_of",
+    "sensitivity",
+    "sweep",
     "trace",
     "verify",
     "write_html",

@@ -115,6 +115,19 @@ class DependencyGraph:
         return self._dims.get(self.trace.aliases.get(name, name), [])
 
     @cached_property
+    def _roles(self) -> dict[tuple[int, Node], Role]:
+        return _roles(self.state)
+
+    def output_dim(self, name: str) -> int:
+        """The dim of parameter `name` that it produces: its layer's width. 0 for one that only scales."""
+        node = self.trace.tensors.get(self.trace.aliases.get(name, name))
+        for d, axis in enumerate(self.dims(name)):
+            leaves = axes.atoms(axis) if axis is not None else []
+            if node is not None and any(self._roles.get((id(a), node)) == "produces" for a in leaves):
+                return d
+        return 0
+
+    @cached_property
     def origins(self) -> Origins:
         """What the numbers in the model were computed from, where it keeps what it was built from."""
         return origins(self.model)
@@ -300,7 +313,7 @@ class DependencyGraph:
     def _find_groups(self) -> list[Group]:
         groups: dict[int, Group] = {}
         places: dict[int, list[tuple[Axis, Indices]]] = {}  # many tensors share an axis
-        roles = _roles(self.state)
+        roles = self._roles
         for name, dims in self._dims.items():
             node = self.trace.tensors[name]
             for d, axis in enumerate(dims):

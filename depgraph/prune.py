@@ -240,15 +240,20 @@ def _settle(
     raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
 
 
+def flipped(graph: DependencyGraph, masks: Masks) -> list[tuple[set[int], str]]:
+    """The comparisons of sizes in forward that `masks` would change: ids of the axes in each, and how it comes out."""
+    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+    return graph.sizes.flipped(counts)
+
+
 def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> bool:
     """Freeze the axes of comparisons in forward that `masks` would change; whether there were any."""
-    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
-    flipped = graph.sizes.flipped(counts)
-    for atoms, text in flipped:
+    found = flipped(graph, masks)
+    for atoms, text in found:
         reason = Reason(f"enters a comparison in forward that would change ({text})")
         graph.freeze([graph.sizes.free[a] for a in atoms], reason)
         notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
-    return bool(flipped)
+    return bool(found)
 
 
 def _freeze_wrong(

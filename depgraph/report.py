@@ -41,6 +41,30 @@ def reachable(graph: DependencyGraph) -> dict[str, float]:
     return {"params": free / total if total else 0.0, "macs": free_work / work if work else 0.0}
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What a module with parameters of its own lost.
+
+    Attributes:
+        module: its path; "" for the model itself.
+        params: entries of its own parameters before and after; a tied one counts where it comes first.
+        width: how many units it puts out before and after: the size of the dim that its largest parameter produces.
+    """
+
+    module: str
+    params: tuple[int, int]
+    width: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; `sparsity` is the share that was removed."""
+
+        def figures(counts: tuple[int, int]) -> dict[str, Any]:
+            before, after = counts
+            return {"before": before, "after": after, "sparsity": 1 - after / before if before else 0.0}
+
+        return {"module": self.module, "params": figures(self.params), "units": figures(self.width)}
+
+
 @dataclass
 class Report:
     """Before and after of one pruning; prints as tables.
@@ -81,6 +105,34 @@ class Report:
         return [(n, c.shape, c.new_shape) for n, c in self.plan.cuts.items() if n in names]
 
     @cached_property
+    def layers(self) -> list[Layer]:
+        """Every module with parameters of its own, in the order of the model."""
+        owners: dict[str, list[str]] = {}
+        for name, _ in self.graph.model.named_parameters():
+            owner = name.split("parametrizations.")[0].rpartition(".")[0]
+            owners.setdefault(owner, []).append(name)
+        found = []
+        for owner, names in owners.items():
+            shapes = {n: (self.plan.shapes[n], self.plan.new_shape(n)) for n in names}
+            params = sum(prod(a) for a, _ in shapes.values()), sum(prod(b) for _, b in shapes.values())
+            largest = max(names, key=lambda n: prod(shapes[n][0]))
+            d = self.graph.output_dim(largest)
+            before, after = ((s[d] if s else 1) for s in shapes[largest])
+            found.append(Layer(owner, params, (before, after)))
+        return found
+
+    @property
+    def ratios(self) -> dict[str, float | None]:
+        """How many times smaller and faster the model became; None for what was not measured or is 0 afterwards."""
+        pairs = {
+            "params": self.parameters,
+            "macs": self.macs,
+            "bytes": self.byte_counts,
+            "latency": self.latency,
+        }
+        return {k: p[0] / p[1] if p is not None and p[1] else None for k, p in pairs.items()}
+
+    @cached_property
     def locked(self) -> list[tuple[str, str]]:
         """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
         if not self.graph.groups:
@@ -112,11 +164,13 @@ class Report:
             "latency": None
             if self.latency is None
             else {"before": self.latency[0], "after": self.latency[1]},
+            "ratios": self.ratios,
             "score": None if self.score is None else {"before": self.score[0], "after": self.score[1]},
             "reachable": reachable(self.graph),
             "groups": len(self.graph.groups),
             "units": sum(g.units for g in self.graph.groups),
             "widths": [{"name": n, "before": list(a), "after": list(b)} for n, a, b in self.widths],
+            "layers": [layer.to_dict() for layer in self.layers],
             "locks": [
                 {"reason": r.text, "module": r.module, "source": r.source, "params": n} for r, n in self.locks
             ],
@@ -172,25 +226,33 @@ class Report:
 
     def _print(self, console: Console) -> None:
         totals = Table(title="depgraph", title_justify="left", header_style="bold")
-        for heading in ("", "before", "after", "left"):
+        for heading in ("", "before", "after", "left", "before / after"):
             totals.add_column(heading, justify="left" if not heading else "right")
-        rows = [("parameters", self.parameters), ("MACs", self.macs), ("bytes", self.byte_counts)]
-        for label, (a, b) in rows:
-            totals.add_row(label, f"{a:,}", f"{b:,}", f"{b / a:.1%}" if a else "-")
+        ratios = {k: "-" if r is None else f"{r:.2f}x" for k, r in self.ratios.items()}
+        rows = [
+            ("parameters", self.parameters, ratios["params"]),
+            ("MACs", self.macs, ratios["macs"]),
+            ("bytes", self.byte_counts, ratios["bytes"]),
+        ]
+        for label, (a, b), ratio in rows:
+            totals.add_row(label, f"{a:,}", f"{b:,}", f"{b / a:.1%}" if a else "-", ratio)
         if self.latency is not None:
             slow, fast = self.latency
-            totals.add_row("latency [ms]", f"{slow * 1e3:.2f}", f"{fast * 1e3:.2f}", f"{fast / slow:.1%}")
+            cells = f"{slow * 1e3:.2f}", f"{fast * 1e3:.2f}", f"{fast / slow:.1%}", ratios["latency"]
+            totals.add_row("latency [ms]", *cells)
         if self.score is not None:
-            totals.add_row("score", *(f"{s:.4g}" for s in self.score), "")
+            good, now = self.score
+            totals.add_row("score", f"{good:.4g}", f"{now:.4g}", f"{now - good:+.3g}", "")
         console.print(totals)
         widths = Table(header_style="bold", title="what shrank", title_justify="left")
-        for heading in ("parameter", "before", "after"):
+        for heading in ("parameter", "before", "after", "removed"):
             widths.add_column(heading, justify="left" if heading == "parameter" else "right")
-        for name, old, new in self.widths[:40]:
-            if len(old) > 1:
-                widths.add_row(name, " x ".join(map(str, old)), " x ".join(map(str, new)))
-        if len(self.widths) > 40:
-            widths.add_row(f"... and {len(self.widths) - 40} more", "", "")
+        matrices = [w for w in self.widths if len(w[1]) > 1]
+        for name, old, new in matrices[:40]:
+            shapes = (" x ".join(map(str, shape)) for shape in (old, new))
+            widths.add_row(name, *shapes, f"{1 - prod(new) / prod(old):.1%}")
+        if len(matrices) > 40:
+            widths.add_row(f"... and {len(matrices) - 40} more", "", "", "")
         console.print(widths)
         reach = reachable(self.graph)
         console.print(
