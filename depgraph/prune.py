@@ -100,7 +100,7 @@ def prune(
     importance: str | Importance = "l1", scope: Any = None, ignore: Sequence[str] = (), round_to: int = 1,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False,
+    strict: bool = False, latency: bool = False, earlier: Plan | None = None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -131,6 +131,8 @@ def prune(
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
+        earlier: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
+            then count from the original's sizes (`GradualPruner` gives it).
 
     Returns:
         the smaller model, the plan, and a report.
@@ -168,7 +170,7 @@ def prune(
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     scored = None if score is None else score_of(score, model)
-    budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to}
+    budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to, "earlier": earlier}
     if max_params is not None:
         budgets["max_params"] = _budget(max_params, cost.parameter_count(model), "max_params")
     if max_macs is not None:

@@ -1,7 +1,7 @@
 """Scores, scopes, budgets and constraints -> which units of which groups go.
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
-(groups that are chosen together, and the order of their units), `normalise.py` (scores made comparable), `scope.py` (who
+(groups that are chosen together, and the order of their units), `earlier.py` (what went before), `normalise.py` (scores made comparable), `scope.py` (who
 competes with whom), `budget.py` (how far), `uniform.py` (equal widths), `selection.py` (all of it in a row).
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from ..cost import byte_cost, mac_cost, parameter_cost
 from ..graph import DependencyGraph
 from ..importance import Scores
+from ..plan import Plan
 from .budget import Budget, lock_lines, nothing_text
 from .factors import choose_factors
 from .request import Request
@@ -26,6 +27,7 @@ def choose(
     max_params: int | None = None, max_macs: int | None = None, max_bytes: int | None = None,
     budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
     normalise: str = "mean", per_cost: bool = False, round_to: int = 1, uniform: bool = False,
+    earlier: Plan | None = None,
 ) -> Masks:  # fmt: skip
     """Which units of which groups stay.
 
@@ -45,6 +47,7 @@ def choose(
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this.
         uniform: equal widths in repeated blocks, and in all that one field of the model's config says.
+        earlier: the plan that made the model of its original: ratios, caps and floors then count from that one's sizes.
 
     Returns:
         axis id -> bool array, True where a unit stays; axes that lose nothing are absent.
@@ -56,7 +59,7 @@ def choose(
     """
     given = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes}
     own = [Budget(name, COSTS[name](graph), limit) for name, limit in given.items() if limit is not None]
-    request = Request(pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform)
+    request = Request(pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier)
     return request.masks(graph, scores, [*own, *budgets])
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from ..errors import BudgetError, InputError, NothingToPruneError
 from ..graph import DependencyGraph
 from ..importance import Scores
+from ..plan import Plan
 from .budget import Budget, nothing_text
+from .earlier import lost_units
 from .normalise import NORMALISATIONS
 from .scope import MOST, Scope, check_scope
 from .selection import Masks, Selection
@@ -27,6 +29,7 @@ class Request:
     per_cost: bool = False
     round_to: int = 1
     uniform: bool = False
+    earlier: Plan | None = None
 
     def check(self, budgets: Sequence[str] = ()) -> None:
         """Refuse what is out of range or contradicts itself; `budgets`: the names of those that are given.
@@ -60,7 +63,7 @@ class Request:
         """The blocks of `graph`, under `max_ratio` instead of the request's own."""
         return Selection(
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
-            normalise=self.normalise, ties=ties(graph) if self.uniform else (),
+            normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=lost_units(graph, self.earlier),
         )  # fmt: skip
 
     def masks(

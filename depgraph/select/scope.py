@@ -133,8 +133,9 @@ def _check_share(value: Any, what: str, low_included: bool = False, high_include
 
 
 def rules_of(
-    graph: DependencyGraph, groups: Sequence[Group], scope: Any, ratio: Any, max_ratio: float | None
-) -> Rules:
+    graph: DependencyGraph, groups: Sequence[Group], scope: Any, ratio: Any, max_ratio: float | None,
+    lost: Mapping[int, int],
+) -> Rules:  # fmt: skip
     """What is asked of each of `groups`.
 
     Args:
@@ -143,6 +144,7 @@ def rules_of(
         scope: as in `choose`, checked.
         ratio: `pruning_ratio` there.
         max_ratio: the largest share of any group that may go.
+        lost: pool id -> units that an earlier plan took: shares count them, too.
 
     Raises:
         InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
@@ -151,7 +153,7 @@ def rules_of(
     rules = Rules()
     pools: dict[int, int] = {}
     for g in groups:
-        pools[id(g.axis.pool)] = pools.get(id(g.axis.pool), 0) + g.units
+        pools[id(g.axis.pool)] = pools.get(id(g.axis.pool), lost.get(id(g.axis.pool), 0)) + g.units
     if max_ratio is not None:
         rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
     if isinstance(ratio, Mapping):
@@ -166,6 +168,7 @@ def rules_of(
             if one.ratio is not None:
                 rules.owner[a] = i
             _cap(rules, one, g, pools[id(g.axis.pool)])
+    rules.caps = {p: max(0, n - lost.get(p, 0)) for p, n in rules.caps.items()}
     return rules
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Selection:
     def __init__(
         self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
+        lost: Mapping[int, int] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """Order the moves of every block by `scores` (axis id -> score per unit).
 
@@ -48,8 +50,10 @@ class Selection:
             max_ratio: the largest share of any group that may go.
             normalise: as there.
             ties: further constraints on counts.
+            lost: pool id -> units that an earlier plan took: ratios, caps and floors count them, too.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
+        self.lost = lost
         groups, relations, self.locked = choose_groups(graph, ties)
         self.axis = {id(g.axis): g.axis for g in groups}
         relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
@@ -64,7 +68,7 @@ class Selection:
         self.blocks = [b for b, _ in found]
         floors = Floors(graph, self.axis)
         floors.spread({id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups})
-        self.rules = rules_of(graph, groups, scope, ratio, max_ratio)
+        self.rules = rules_of(graph, groups, scope, ratio, max_ratio, lost)
         self._sequencer = Sequencer(self.axis, {a: ranked[a][o] for a, o in self.order.items()}, floors)
         self._sums = self._dim_sums()
         for block, rules in found:
@@ -171,7 +175,10 @@ class Selection:
         if len(field.blocks) == 1:
             (i,) = field.blocks
             block = self.blocks[i]
-            caps = {p: int(ratio * sum(g.units for g in gs) + 1e-9) for p, gs in block.pools.items()}
+            caps = {
+                p: self._to_go(ratio, sum(g.units for g in gs), self.lost.get(p, 0))
+                for p, gs in block.pools.items()
+            }
             self._arrange(block, caps)
             steps[i] = block.allowed[-1]
             return
@@ -179,11 +186,16 @@ class Selection:
         owner = np.repeat(np.array(field.blocks), [len(b.scores) for b in blocks])
         order = np.argsort(np.concatenate([b.scores for b in blocks]), kind="stable")
         taken = np.cumsum(np.concatenate([b.taken for b in blocks])[order])
-        wanted = int(ratio * sum(b.units for b in blocks) + 1e-9)
+        gone = sum(self.lost.get(p, 0) for b in blocks for p in b.pools)
+        wanted = self._to_go(ratio, sum(b.units for b in blocks), gone)
         n = int(np.searchsorted(taken, wanted, side="right"))
         reached = np.bincount(owner[order[:n]], minlength=len(steps))
         for i, b in zip(field.blocks, blocks, strict=True):
             steps[i] = b.at_most(int(reached[i]))
+
+    def _to_go(self, ratio: float, units: int, lost: int) -> int:
+        """How many of `units` go, where `lost` went before, for `ratio` of all to be gone."""
+        return max(0, int(ratio * (units + lost) + 1e-9) - lost)
 
     def masks(self, steps: Integers) -> Masks:
         """axis id -> bool array of the kept units, for the axes that lose some."""
