@@ -13,45 +13,40 @@ from zoo import ZOO
 import depgraph
 from depgraph.calibration import Calibration
 from depgraph.errors import InputError
-from depgraph.observe import Call, Watch, arrange, consumers, observe
+from depgraph.observe import consumers, observe
+from depgraph.watch import Call, Watch
 
 RECURRENT = ("lstm", "gru", "rnn")
 
 
-def rows_of(call: Call) -> list[Tensor]:
-    """The weight of a call as a matrix [rows, columns] for each stack, by the op's own layout."""
-    op, weight = str(call.product.node.target), call.weight
-    if "convolution" in op:
-        groups, transposed = call.args[8], call.args[6]
-        if transposed:  # [(g i) o ...] -> [(g o), i ...]
-            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        return [weight.flatten(1)]
-    if "_grouped_mm" in op:
-        return list(weight.transpose(1, 2))
-    return list(arrange(call.x, weight, call.product.letters).matrices(weight))
-
-
 def computed(call: Call) -> Tensor:
-    """Every value of X @ W.T, sorted."""
-    weights = rows_of(call)
+    """Every value of X @ W.T, sorted; and each stands where the result has it."""
+    layout = call.layout
+    weights = layout.matrices(call.weight)
+    rest = without(call)
     values = []
-    for stack, inputs in call.inputs():
-        w = weights[stack]
-        if inputs.dim() == 3:
-            groups = call.args[8]
-            x = inputs.unflatten(1, (groups, -1)).flatten(2)  # [samples, groups, i * positions]
-            values.append(torch.einsum("sgc,goc->sgo", x, w.unflatten(0, (groups, -1))).flatten())
-        else:
-            values.append((inputs @ w.T).flatten())
+    for stacks, samples, x in layout.inputs(call.args, call.x, slice(None)):
+        product = x @ weights[stacks].mT
+        values.append(product.flatten())
+        if "addbmm" not in str(call.product.node.target):
+            torch.testing.assert_close(
+                product, layout.outputs(call.args, rest, stacks, samples), **close(rest)
+            )
     return in_order(torch.cat(values))
+
+
+def close(values: Tensor) -> dict[str, float]:
+    wide = values.dtype in (torch.float64, torch.complex128)
+    scale = float(values.abs().max()) if values.numel() else 1.0
+    return {"rtol": 0, "atol": (1e-9 if wide else 1e-2) * scale}
 
 
 def in_order(values: Tensor) -> Tensor:
     return torch.view_as_real(values).flatten().sort().values if values.is_complex() else values.sort().values
 
 
-def wanted(call: Call) -> Tensor:
-    """The same from the op: its result without what it adds to the product."""
+def without(call: Call) -> Tensor:
+    """The result of the op without what it adds to the product."""
     op, args = call.product.node.target, list(call.args)
 
     def replaced(value: Any) -> Any:
@@ -59,7 +54,7 @@ def wanted(call: Call) -> Tensor:
             return torch.zeros_like(value)
         return type(value)(map(replaced, value)) if isinstance(value, (list, tuple)) else value
 
-    return in_order((op(*args) - op(*replaced(args))).flatten())
+    return op(*args) - op(*replaced(args))
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -74,17 +69,15 @@ def test_inputs_times_weight_is_what_the_op_computes(name: str):
     def see(call: Call) -> None:
         calls.append(call)
         op = str(call.product.node.target).split(".")[1]
-        assert all(x.shape[1] == call.consumer.width for _, x in call.inputs())
+        assert all(x.shape[1] == call.consumer.width for x in call.inputs())
         if op.startswith(RECURRENT):
-            _, x = next(call.inputs())
-            assert torch.equal(x, call.x.reshape(-1, call.x.shape[-1]))
+            assert torch.equal(next(call.inputs()), call.x.reshape(-1, call.x.shape[-1]))
             return
-        got, exact = computed(call), wanted(call)
+        got, exact = computed(call), in_order(without(call).flatten())
         if got.numel() != exact.numel():  # the op adds up the products of its stacks
             assert "addbmm" in op, op
             return
-        scale = exact.abs().max() if exact.numel() else 1
-        assert torch.allclose(got, exact, atol=(1e-9 if got.dtype == torch.float64 else 1e-2) * float(scale))
+        torch.testing.assert_close(got, exact, **close(exact))
 
     watch = Watch(model, found, see)
     for batch in Calibration([example], example).batches():

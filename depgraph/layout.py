@@ -1,0 +1,205 @@
+"""A weight's product as plain matrices: ``y[s] = x[s] @ w[s].T`` for each of some stacks, whatever the op is.
+
+Stacks are what has matrices of its own and shares nothing: the groups of a convolution, the matrices of ``bmm``, experts.
+A layout says how the arguments of one call, its weight and its result are brought into that form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import torch
+
+from .patches import patches
+
+Tensor = torch.Tensor
+Piece = tuple[slice, slice, Tensor]  # which stacks, which samples, x [stacks, samples, columns]
+
+
+class Layout(Protocol):
+    """How one call is a matrix product for each stack."""
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """The weight operand as [stacks, rows, columns]."""
+
+    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+        """The activation of some stacks in pieces."""
+
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+        """The part of the result that belongs to a piece: [stacks, samples, rows]."""
+
+
+def tokens(letters: str, rank: int) -> list[str]:
+    """A name for each dim of an einsum's operand; leading dims that broadcast are numbered from the last one."""
+    head, dots, tail = letters.partition("...")
+    middle = rank - len(head) - len(tail) if dots else 0
+    return [*head, *(f".{i}" for i in range(middle, 0, -1)), *tail]
+
+
+def is_convolution(op: Any) -> bool:
+    """Whether the op is a convolution of any kind."""
+    return "convolution" in op._schema.name
+
+
+def is_grouped(op: Any) -> bool:
+    """Whether the op multiplies runs of rows by a matrix each."""
+    return bool(op._schema.name == "aten::_grouped_mm")
+
+
+def layout_of(
+    op: Any, args: Any, shape: Sequence[int], weight: Tensor, letters: tuple[str, str, str] | None
+) -> Layout:
+    """The layout of a call.
+
+    Args:
+        op: the ATen op.
+        args: its arguments; of a recorded call, too.
+        shape: that of the activation.
+        weight: the weight operand, or any tensor of its shape and strides.
+        letters: einsum of (activation, weight, result), where the op is one.
+    """
+    if is_convolution(op):
+        return Convolved(int(args[8]), bool(args[6]), weight.dim() - 2)
+    if is_grouped(op):
+        return Runs()
+    assert letters is not None  # noqa: S101  a consumer without has a reason
+    return einsum_layout(shape, weight, letters)
+
+
+@dataclass(frozen=True)
+class Einsum:
+    """Dims by what becomes of them.
+
+    Attributes:
+        stacked: (dim of the activation, dim of the weight, dim of the result) that both operands have.
+        samples: (dim of the activation, dim of the result) that the activation alone has.
+        rows: (dim of the weight, dim of the result) that the weight alone has.
+        columns: (dim of the activation, dim of the weight) that are summed over.
+        summed: dims of the activation that are summed over by themselves.
+        spread: (dim of the activation, size): of size 1, where the weight's is larger and summed over.
+        repeated: dims of the weight along which all entries are the same.
+    """
+
+    stacked: tuple[tuple[int, int, int], ...]
+    samples: tuple[tuple[int, int], ...]
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[tuple[int, int], ...]
+    summed: tuple[int, ...]
+    spread: tuple[tuple[int, int], ...]
+    repeated: tuple[int, ...]
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """See `Layout`."""
+        for d in self.repeated:
+            weight = weight.narrow(d, 0, 1)
+        parts = [[w for _, w, _ in self.stacked], [w for w, _ in self.rows], [w for _, w in self.columns]]
+        sizes = [prod(weight.shape[d] for d in dims) for dims in parts]
+        return weight.permute(*parts[0], *parts[1], *parts[2], *self.repeated).reshape(sizes)
+
+    def arranged(self, x: Tensor) -> Tensor:
+        """The activation as [stacks, samples, columns]."""
+        if self.summed:
+            x = x.sum(self.summed, keepdim=True)
+        for d, size in self.spread:
+            sizes = [-1] * x.dim()
+            sizes[d] = size
+            x = x.expand(sizes)
+        parts = [[d for d, *_ in part] for part in (self.stacked, self.samples, self.columns)]
+        sizes = [prod(x.shape[d] for d in dims) for dims in parts]
+        rest = [d for d in range(x.dim()) if not any(d in part for part in parts)]
+        return x.permute(*parts[0], *parts[1], *parts[2], *rest).reshape(sizes)
+
+    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+        """See `Layout`."""
+        whole = self.arranged(x)
+        yield stacks, slice(0, whole.shape[1]), whole[stacks]
+
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+        """See `Layout`."""
+        parts = [[d for *_, d in part] for part in (self.stacked, self.samples, self.rows)]
+        sizes = [prod(out.shape[d] for d in dims) for dims in parts]
+        rest = [d for d in range(out.dim()) if not any(d in part for part in parts)]
+        return out.permute(*parts[0], *parts[1], *parts[2], *rest).reshape(sizes)[stacks, samples]
+
+
+def einsum_layout(shape: Sequence[int], weight: Tensor, letters: tuple[str, str, str]) -> Einsum:
+    """The layout of the einsum `letters` of an activation of `shape` and a weight."""
+    in_x, in_w = tokens(letters[0], len(shape)), tokens(letters[1], weight.dim())
+    dots = max((sum("." in t for t in part) for part in (in_x, in_w)), default=0)
+    plain = letters[2].replace("...", "")
+    result = tokens(letters[2], len(plain) + (dots if "..." in letters[2] else 0))
+    size_x, size_w = dict(zip(in_x, shape, strict=True)), dict(zip(in_w, weight.shape, strict=True))
+    same = {t for t, n, step in zip(in_w, weight.shape, weight.stride(), strict=True) if n == 1 or step == 0}
+    at_x, at_w, at_out = ({t: i for i, t in enumerate(part)} for part in (in_x, in_w, result))
+    columns = [t for t in in_w if t not in at_out]
+    both = [t for t in in_w if t in at_x and t in at_out]
+    stacked = [t for t in both if t not in same and size_x[t] == size_w[t]]
+    rows = [t for t in in_w if t in at_out and t not in same and t not in stacked]
+    samples = [t for t in in_x if t in at_out and t not in stacked and t not in rows]
+    used = {*columns, *stacked, *rows}
+    return Einsum(
+        tuple((at_x[t], at_w[t], at_out[t]) for t in stacked),
+        tuple((at_x[t], at_out[t]) for t in samples),
+        tuple((at_w[t], at_out[t]) for t in rows),
+        tuple((at_x[t], at_w[t]) for t in columns),
+        tuple(at_x[t] for t in in_x if t not in at_out and t not in at_w),
+        tuple((at_x[t], size_w[t]) for t in columns if size_x[t] != size_w[t]),
+        tuple(at_w[t] for t in in_w if t not in used),
+    )
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """A convolution: its groups are the stacks, its windows the samples."""
+
+    groups: int
+    transposed: bool
+    spatial: int
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """See `Layout`."""
+        apart = weight.unflatten(0, (self.groups, -1))
+        return (apart.transpose(1, 2) if self.transposed else apart).flatten(2)
+
+    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+        """See `Layout`."""
+        done = 0
+        for piece in patches(args):
+            count = piece.shape[0]
+            blocks = piece.unflatten(1, (self.groups, -1))[:, stacks].flatten(2).transpose(0, 1)
+            yield stacks, slice(done, done + count), blocks
+            done += count
+
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+        """See `Layout`."""
+        out = out if out.dim() > self.spatial + 1 else out[None]
+        blocks = out.unflatten(1, (self.groups, -1))[:, stacks]
+        return blocks.movedim((1, 2), (0, -1)).flatten(1, -2)[:, samples]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A grouped product: each run of rows meets its own matrix."""
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """See `Layout`."""
+        return weight.transpose(1, 2)
+
+    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+        """See `Layout`."""
+        ends = [0, *args[2].tolist()]
+        for e in range(*stacks.indices(len(ends) - 1)):
+            yield slice(e, e + 1), slice(ends[e], ends[e + 1]), x[None, ends[e] : ends[e + 1]]
+
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+        """See `Layout`."""
+        return out[None, samples]
+
+
+def slices(count: int, entries: int, limit: int) -> Iterable[slice]:
+    """Ranges of `count` stacks of so many `entries` each, of at most `limit` entries where one alone is not more."""
+    step = max(1, limit // max(entries, 1))
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
