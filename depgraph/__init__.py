@@ -12,6 +12,7 @@ from .errors import (
     InputError,
     NothingToPruneError,
     PlanError,
+    StoreError,
     TraceError,
     UnknownOpError,
     VerificationError,
@@ -29,6 +30,7 @@ from .report import Report
 from .rules import Site, equation, op_rule
 from .select import choose
 from .sensitivity import Sensitivity, sensitivity
+from .store import load, load_plans, save
 from .surgery import apply
 from .sweep import Row, Sweep, sweep
 from .trace import trace
@@ -61,6 +63,7 @@ __all__ = [
     "Sensitivity",
     "Site",
     "Slimming",
+    "StoreError",
     "Sweep",
     "TraceError",
     "Training",
@@ -76,12 +79,15 @@ __all__ = [
     "distill",
     "equation",
     "finetune",
+    "load",
+    "load_plans",
     "measure_latency",
     "op_rule",
     "parameter_count",
     "pictures",
     "propagate",
     "prune",
+    "save",
     "scores_of",
     "sensitivity",
     "sweep",

@@ -72,7 +72,7 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that keep what they were built from, and that are in no other such module."""
     inside: list[str] = []
     for path, module in model.named_modules():
-        if not any(path.startswith(p) for p in inside) and _needed(module):
+        if not any(path.startswith(p) for p in inside) and built_from(module):
             inside.append(f"{path}." if path else "")
             yield path, module
 
@@ -86,7 +86,7 @@ def _constructor(kind: type) -> tuple[inspect.Parameter, ...]:
         return ()
 
 
-def _needed(module: nn.Module) -> dict[str, Any]:
+def built_from(module: nn.Module) -> dict[str, Any]:
     """The objects and dicts among the constructor's arguments that `module` holds under their names; {} if one is missing."""
     held = vars(module)
     given: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def _arguments(module: nn.Module, path: str) -> dict[str, Any] | None:
     try:
         return {
             name: track_inside(copy.deepcopy(value), (path, name), set())
-            for name, value in _needed(module).items()
+            for name, value in built_from(module).items()
         }
     except Exception:  # noqa: BLE001  what can't be copied can't be used
         return None
@@ -211,7 +211,7 @@ def undescribed(small: nn.Module, found: Origins) -> list[str]:
         inside = f"{path}." if path else ""
         if not any(name.startswith(inside) for name in found.shapes):
             continue  # the original was not made by its class alone
-        twin, _ = _build(type(module), {n: copy.deepcopy(v) for n, v in _needed(module).items()})
+        twin, _ = _build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
         have, says = (
             {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
         )

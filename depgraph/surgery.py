@@ -55,15 +55,15 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
     _check(model, plan, tensors, tensors.keys() - held.keys())
     if inplace and plan.rewrites:  # what fails must fail before anything changes
-        apply(skeleton(model, {id(t): t.detach().to("meta") for t in tensors.values()}), plan)
+        apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
         check_changeable(model)
         small = model
-        _assign(model, tensors, new)
+        assign(model, tensors, new)
         for name in new.keys() & held.keys():
             for path, keys in held[name].places:
-                _put(vars(model.get_submodule(path)), list(keys), new[name])
+                put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
     for repair in plan.repairs:
@@ -75,7 +75,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
             replace_inner(small.get_submodule(parent), name, module)
         else:
             small = module
-    _recompute(small)
+    recompute(small)
     _repair_standard(small)
     small = wrapped(small)
     note(model, small, plan)
@@ -144,6 +144,11 @@ def _rewritten(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
         ) from error
 
 
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach().to("meta")
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
 def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     with torch.no_grad():
         data = cut.slice(tensor.detach())
@@ -154,7 +159,7 @@ def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     return data.requires_grad_(tensor.requires_grad)
 
 
-def _assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+def assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
     """Put `new` tensors in place of the old ones, wherever a module registers or lists them."""
     swap = {id(tensors[name]): tensor for name, tensor in new.items()}
     for module in model.modules():
@@ -175,27 +180,27 @@ def _repair(model: nn.Module, repair: Repair) -> None:
     """Set one number; a tuple on the way is rebuilt."""
     holder: Any = vars(model.get_submodule(repair.path))
     steps = [repair.name, *repair.keys]
-    _put(holder, steps, repair.value)
+    put(holder, steps, repair.value)
 
 
-def _put(holder: Any, steps: list[Any], value: Any) -> Any:
+def put(holder: Any, steps: list[Any], value: Any) -> Any:
     """`holder` with the entry at `steps` set to `value`: changed in place, or a new one for a tuple."""
     if not steps:
         return value
     if isinstance(holder, tuple):
         items = list(holder)
-        items[steps[0]] = _put(items[steps[0]], steps[1:], value)
+        items[steps[0]] = put(items[steps[0]], steps[1:], value)
         return type(holder)(items)
     tables = holders(holder, steps[0])
     old = tables[0][steps[0]]
-    new = _put(old, steps[1:], value)
+    new = put(old, steps[1:], value)
     for table in tables:  # a config may repeat its fields as items
         if table[steps[0]] is old or (not isinstance(old, torch.Tensor) and table[steps[0]] == old):
             table[steps[0]] = new
     return holder
 
 
-def _recompute(model: nn.Module) -> None:
+def recompute(model: nn.Module) -> None:
     """Make the weights anew that hooks of ``torch.nn.utils`` (weight_norm, prune ...) keep as plain attributes.
 
     Without a history, so that the model can be copied; in eval mode, so that no power iteration runs.

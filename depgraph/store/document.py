@@ -1,0 +1,217 @@
+"""plan.json: what made the model, and what its tensors are. It is written here and read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlanError, StoreError, listed
+from ..plan import Plan
+from ..plan_json import LARGEST, as_data, is_whole, parse, read
+from .folders import checked
+from .weights import DTYPES, FILE, NAMES, Entry, differences, is_dense
+
+FILE_NAME = "plan.json"
+FORMAT = 1
+MOST_BYTES = 1 << 28  # of plan.json
+FIELDS = {"format", "provenance", "plans", "tensors", "ties", "views", "held", "frozen", "training",
+          "extra_state", "config"}  # fmt: skip
+
+
+@dataclass
+class Document:
+    """What plan.json says.
+
+    Attributes:
+        plans: what made the model, in the order in which it is applied.
+        tensors: name -> `Entry`, for parameters, buffers and held tensors; tied ones once.
+        ties: further name of a tied tensor -> its name in `tensors`.
+        views: name of a tensor that is an object of its own with the memory of another one -> the name of that.
+        held: name of a tensor that is a plain attribute -> (module path, keys from its attributes on), the places.
+        frozen: parameters that do not require grad.
+        training: module paths that are in train mode where the model is in eval mode, or the other way round; the
+            model itself is "".
+        extra_state: module path -> what its `get_extra_state` returns.
+        config: what the model was built from, where that can say itself, as it was before anything was removed.
+        provenance: who made it, when and of what; for the reader only.
+    """
+
+    plans: list[Plan] = field(default_factory=list)
+    tensors: dict[str, Entry] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
+    held: dict[str, list[tuple[str, tuple[int | str, ...]]]] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+    training: list[str] = field(default_factory=list)
+    extra_state: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def files(self) -> list[str]:
+        """The weight files, each once."""
+        return list(dict.fromkeys(entry.file for entry in self.tensors.values()))
+
+    def to_text(self) -> str:
+        """The text of plan.json; its first line has the checksum of the others."""
+        data = {
+            "format": FORMAT,
+            "provenance": self.provenance,
+            "config": self.config,
+            "plans": [as_data(plan) for plan in self.plans],
+            "tensors": {name: _row(entry) for name, entry in self.tensors.items()},
+            "ties": self.ties,
+            "views": self.views,
+            "held": {name: [[p, list(keys)] for p, keys in places] for name, places in self.held.items()},
+            "frozen": self.frozen,
+            "training": self.training,
+            "extra_state": self.extra_state,
+        }
+        rest = json.dumps(data, allow_nan=False)[1:]
+        return f"{_first_line(rest)}\n{rest}\n"
+
+
+def _first_line(rest: str) -> str:
+    return f'{{"sha256": "{hashlib.sha256(rest.strip().encode()).hexdigest()}",'
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "dtype": NAMES[entry.dtype],
+        "shape": list(entry.shape),
+        "file": entry.file,
+        "crc32": entry.crc32,
+    }
+    return row if entry.stride is None else {**row, "stride": list(entry.stride)}
+
+
+def open_folder(folder: Path) -> Document:
+    """What the folder says of itself, held against the files in it; no weights are read.
+
+    Raises:
+        StoreError: it can't be what `save` wrote; everything that is wrong is listed.
+    """
+    title = f"{folder} can't be loaded:"
+    try:
+        path = checked(folder, FILE_NAME)
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{FILE_NAME} has {path.stat().st_size:,} bytes, more than any plan")
+        text = path.read_bytes().decode("utf-8")
+        first, _, rest = text.partition("\n")
+        data = parse(text)
+    except (OSError, ValueError, PlanError) as error:
+        raise StoreError(listed(title, [str(error)])) from error
+    problems: list[str] = []
+    if first != _first_line(rest):
+        problems.append(f"{FILE_NAME} has changed since it was written: its checksum is another")
+    document = _document(data, problems)
+    problems += differences(folder, document.tensors, document.files())
+    if problems:
+        raise StoreError(listed(title, problems))
+    return document
+
+
+def _document(data: Any, problems: list[str]) -> Document:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else None
+        problems.append(f"{FILE_NAME} has format {found!r:.40}, this version reads {FORMAT}")
+        return Document()
+    problems.extend(f"{FILE_NAME} has an unknown field {n!r:.60}" for n in data.keys() - FIELDS - {"sha256"})
+    fields = _Fields(data, problems)
+    document = Document(
+        plans=[read(plan, problems) for plan in fields.get("plans", list)],
+        ties=fields.names("ties"),
+        views=fields.names("views"),
+        frozen=fields.strings("frozen"),
+        training=fields.strings("training"),
+        extra_state=fields.get("extra_state", dict),
+        config=None if data.get("config") is None else fields.get("config", dict),
+        provenance=fields.get("provenance", dict),
+    )
+    for name, row in fields.get("tensors", dict).items():
+        entry = _entry(row)
+        if entry is None:
+            problems.append(f"{FILE_NAME}: {name!r:.60} is described by {row!r:.80}, which is no tensor")
+        else:
+            document.tensors[name] = entry
+    for name, places in fields.get("held", dict).items():
+        if name in document.tensors and _are_places(places):
+            document.held[name] = [(path, tuple(keys)) for path, keys in places]
+        else:
+            problems.append(f"{FILE_NAME}: {name!r:.60} can't be held at {places!r:.80}")
+    for what, table in (("tied to", document.ties), ("a view of", document.views)):
+        problems += [
+            f"{FILE_NAME}: {name!r:.60} can't be {what} {first!r:.60}"
+            for name, first in table.items()
+            if first not in document.tensors or name in document.tensors
+        ]
+    return document
+
+
+class _Fields:
+    def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
+        self.data, self.problems = data, problems
+
+    def get(self, name: str, kind: type) -> Any:
+        found = self.data.get(name)
+        if isinstance(found, kind):
+            return found
+        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a {kind.__name__}")
+        return kind()
+
+    def strings(self, name: str) -> list[str]:
+        found = self.get(name, list)
+        if all(isinstance(v, str) for v in found):
+            return list(found)
+        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a list of names")
+        return []
+
+    def names(self, name: str) -> dict[str, str]:
+        found = self.get(name, dict)
+        if all(isinstance(v, str) for v in found.values()):
+            return dict(found)
+        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a table of names")
+        return {}
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_whole, value)) and math.prod(value) <= LARGEST
+
+
+def _are_places(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(v, list)
+        and len(v) == 2
+        and isinstance(v[0], str)
+        and isinstance(v[1], list)
+        and v[1]
+        and isinstance(v[1][0], str)
+        and all(isinstance(k, str) or is_whole(k) for k in v[1])
+        for v in value
+    )
+
+
+def _entry(row: Any) -> Entry | None:
+    if (
+        not isinstance(row, dict)
+        or row.keys() - {"stride"} != {"dtype", "shape", "file", "crc32"}
+        or not isinstance(row["dtype"], str)
+        or row["dtype"] not in DTYPES
+        or not _are_sizes(row["shape"])
+        or not isinstance(row["file"], str)
+        or not FILE.fullmatch(row["file"])
+        or not is_whole(row["crc32"])
+    ):
+        return None
+    stride = row.get("stride")
+    shape = tuple(row["shape"])
+    if stride is not None and not (
+        _are_sizes(stride) and len(stride) == len(shape) and is_dense(shape, tuple(stride))
+    ):
+        return None
+    return Entry(
+        DTYPES[row["dtype"]], shape, row["file"], row["crc32"], None if stride is None else tuple(stride)
+    )

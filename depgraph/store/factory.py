@@ -1,0 +1,158 @@
+"""The original model, from its owner's own code: on the meta device first, where weights take no memory and no time."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, StoreError
+
+Factory = Callable[..., nn.Module]
+_building = threading.RLock()
+
+
+def resolved(factory: Any) -> Factory:
+    """The function that `factory` is or names (``"package.module:function"``).
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(factory, nn.Module):
+        raise InputError(
+            "factory is a model: pass a function that builds the original, or use apply(model, plan) on this one"
+        )
+    if isinstance(factory, str):
+        module, colon, name = factory.partition(":")
+        if not (module and colon and name):
+            raise InputError(f"factory {factory!r} is not written as 'package.module:function'")
+        try:
+            found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"factory {factory!r} can't be found: {error}") from error
+        factory = found
+    if not callable(factory):
+        raise InputError(f"factory must be a function that builds the original model, not {factory!r:.80}")
+    made: Factory = factory
+    return made
+
+
+def takes_config(factory: Factory) -> bool:
+    """Whether a factory must be given one argument: the config that was saved beside the model."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in positional for p in parameters) == 1
+
+
+def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, bool]:
+    """What `factory` builds on `device`, and whether nobody else can have hold of it, so that it may be changed.
+
+    The random state is left as it was.
+
+    Raises:
+        StoreError: the factory fails, or returns something else than a module.
+    """
+    meta = device == "meta"
+    try:
+        with torch.random.fork_rng(devices=[]), _without_work() if meta else nullcontext(None) as made:
+            model = factory()
+    except Exception as error:
+        raise StoreError(f"the factory failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise StoreError(f"the factory returned no module but {model!r:.80}")
+    return model, made is not None and all(m in made for m in model.modules())
+
+
+@contextmanager
+def _without_work() -> Iterator[weakref.WeakSet[nn.Module]]:
+    """New tensors are on the meta device, and nothing is drawn to fill them; yields the modules that are made."""
+    made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    start = nn.Module.__init__
+
+    def noted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        made.add(self)
+        start(self, *args, **kwargs)
+
+    def filling(name: str) -> Any:
+        fill = getattr(nn.init, name)
+
+        @functools.wraps(fill)
+        def filled(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
+
+        return fill, filled
+
+    with _building, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copy into a meta tensor does nothing, and says so
+        fills = {n: filling(n) for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")}
+        try:
+            nn.Module.__init__ = noted  # type: ignore[method-assign]
+            for name, (_, filled) in fills.items():
+                setattr(nn.init, name, filled)
+            with torch.device("meta"):
+                yield made
+        finally:
+            nn.Module.__init__ = start  # type: ignore[method-assign]
+            for name, (fill, _) in fills.items():
+                setattr(nn.init, name, fill)
+
+
+def left_on_meta(model: nn.Module) -> list[str]:
+    """Where a model still has a tensor without values, or remembers the meta device: also in objects and closures."""
+    found: list[str] = []
+    seen: set[int] = set()
+    ahead: list[tuple[str, Any]] = [("", model)]
+    while ahead:
+        name, value = ahead.pop()
+        if type(value) in _PLAIN or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.is_meta:
+                found.append(name)
+        elif isinstance(value, torch.device):
+            if value.type == "meta":
+                found.append(name)
+        else:
+            ahead.extend((f"{name}.{key}".lstrip("."), inner) for key, inner in _inside(value))
+    return found
+
+
+_PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size)
+
+
+def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What an object holds: items, attributes, what a function has closed over."""
+    if isinstance(value, (type, types.ModuleType)):
+        return
+    if isinstance(value, types.MethodType):
+        yield "self", value.__self__
+    if isinstance(value, types.FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
+        yield from enumerate(value.__defaults__ or ())
+    if isinstance(value, functools.partial):
+        yield from enumerate((value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, dict):
+        yield from dict.items(value)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from enumerate(value)
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                yield slot, getattr(value, slot)

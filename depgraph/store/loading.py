@@ -1,0 +1,228 @@
+"""Folder -> model: the original from its owner's code, the plans, the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import DepgraphError, StoreError, listed
+from ..plan import Plan
+from ..sizes import holders, is_plain_object
+from ..surgery import INTERNALS, apply, assign, put, recompute
+from ..tensors import named_tensors
+from .document import Document, open_folder
+from .factory import build, left_on_meta, resolved, takes_config
+from .weights import Entry, read
+
+Tensor = torch.Tensor
+
+
+def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:
+    """The model that `save` wrote into `folder`.
+
+    The original is built by `factory` on the meta device, where that gives the same model; what was removed is removed
+    from it, and the saved weights take the place of its own. Nothing in the folder is executed, imported or unpickled.
+
+    Args:
+        factory: builds the original, as it was before anything was removed; its weights may be anything. A function
+            without arguments; one with a single argument is given the config that was saved beside the model, as a
+            dict. ``"package.module:function"`` is imported.
+        folder: what `save` wrote.
+
+    Returns:
+        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it. It can be
+        pruned and saved again.
+
+    Raises:
+        StoreError: the folder is damaged, or not what `save` wrote; or the factory fails, or builds another model.
+            Everything that is wrong is listed.
+        InputError: `factory` is no function.
+    """
+    make, path = resolved(factory), Path(folder)
+    document = open_folder(path)
+    if takes_config(make):
+        if document.config is None:
+            raise StoreError(f"the factory wants a config, and none was saved in {path}")
+        config, inner = document.config, make
+
+        def make() -> nn.Module:
+            return inner(_copied(config))
+
+    loader = _Loader(make, path, document)
+    try:
+        small = loader.attempt("meta")
+    except DepgraphError:
+        small = None  # what the real build says counts: code that builds a model may need its values
+    if small is None:
+        small = loader.attempt("cpu")
+    if small is None:
+        raise StoreError(
+            listed(f"{path} can't be loaded: the factory's model has no values for", loader.left)
+            + "\n  fix: build these outside torch.device('meta')"
+        )
+    return small
+
+
+def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
+    """The plans in a folder that `save` wrote, in the order in which they are applied.
+
+    They replay on any model of the original's shapes: a fresh one, or the initial weights.
+
+    Raises:
+        StoreError: the folder is damaged, or not what `save` wrote.
+    """
+    return open_folder(Path(folder)).plans
+
+
+def _copied(value: Any) -> Any:
+    """A copy of what JSON can hold."""
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if isinstance(value, list) else value
+
+
+class _Loader:
+    def __init__(self, make: Callable[[], nn.Module], folder: Path, document: Document) -> None:
+        self.make, self.folder, self.document = make, folder, document
+        self.tensors: dict[str, Tensor] = {}
+        self.left: list[str] = []
+
+    def attempt(self, device: str) -> nn.Module | None:
+        """The model, built on `device`; None where something in it has no values then."""
+        model, ours = build(self.make, device)
+        try:
+            for plan in self.document.plans:
+                model, ours = apply(model, plan, inplace=ours), True
+        except DepgraphError as error:
+            raise StoreError(f"{self.folder} is not of the model that the factory builds\n{error}") from error
+        self.fill(model)
+        self.left = left_on_meta(model)
+        return None if self.left else model
+
+    def fill(self, model: nn.Module) -> None:
+        """Give the model its tensors, modes and states."""
+        named, ties = named_tensors(model)
+        problems = self.differences(named, ties) + self.misplaced(model)
+        problems += [f"module {path!r:.60} is not in the model" for path in self.missing(model)]
+        if problems:
+            raise StoreError(listed(f"{self.folder} is not of the model that the factory builds:", problems))
+        tensors = self.values()
+        frozen = set(self.document.frozen)
+        assign(model, named, {n: _like(named[n], tensors[n], n not in frozen) for n in named})
+        for name, places in self.document.held.items():
+            for place, keys in places:
+                if (setter := _setter(model, place, keys)) is not None:
+                    setter(tensors[name])
+        recompute(model)
+        self.set_states(model)
+
+    def differences(self, named: dict[str, Tensor], ties: dict[str, str]) -> list[str]:
+        """Where the model has other parameters and buffers than the folder."""
+        document = self.document
+        entries = {n: e for n, e in document.tensors.items() if n not in document.held}
+        entries |= {n: document.tensors[first] for n, first in document.views.items()}
+        problems = [f"{n!r:.80} is in the folder, not in the model" for n in entries.keys() - named.keys()]
+        problems += [f"{n!r:.80} is in the model, not in the folder" for n in named.keys() - entries.keys()]
+        for name in named.keys() & entries.keys():
+            problems += _unlike(name, named[name], entries[name])
+        if ties != document.ties:
+            problems.append("other tensors are tied in the model than in the folder")
+        return sorted(problems)
+
+    def misplaced(self, model: nn.Module) -> list[str]:
+        """The held tensors of the folder that the model has no place for."""
+        return [
+            f"{name!r:.80}: the model has no attribute {'.'.join(map(str, (place, *keys))):.80}"
+            for name, places in self.document.held.items()
+            for place, keys in places
+            if _setter(model, place, keys) is None
+        ]
+
+    def missing(self, model: nn.Module) -> set[str]:
+        document, paths = self.document, {path for path, _ in model.named_modules(remove_duplicate=False)}
+        return {*document.training, *document.extra_state} - paths
+
+    def values(self) -> dict[str, Tensor]:
+        """The tensors of the folder, read once."""
+        if not self.tensors:
+            problems: list[str] = []
+            self.tensors = read(self.folder, self.document.tensors, problems)
+            if problems:
+                raise StoreError(listed(f"{self.folder} can't be loaded:", problems))
+            self.tensors |= {n: self.tensors[first] for n, first in self.document.views.items()}
+        return self.tensors
+
+    def set_states(self, model: nn.Module) -> None:
+        training = "" in self.document.training
+        other = {path for path in self.document.training if path}
+        for path, module in model.named_modules():
+            module.training = training != (path in other)
+            if path in self.document.extra_state:
+                module.set_extra_state(_copied(self.document.extra_state[path]))
+
+
+def _unlike(name: str, tensor: Tensor, entry: Entry) -> list[str]:
+    if is_lazy(tensor):
+        return [f"{name!r} has no shape in the model yet: the factory must call it once"]
+    problems = []
+    if tuple(tensor.shape) != entry.shape:
+        problems.append(f"{name!r} has shape {entry.shape} in the folder, {tuple(tensor.shape)} in the model")
+    if tensor.dtype != entry.dtype and _kind(tensor.dtype) != _kind(entry.dtype):
+        problems.append(f"{name!r} is {entry.dtype} in the folder, {tensor.dtype} in the model")
+    return problems
+
+
+def _kind(dtype: torch.dtype) -> Any:
+    """Floats of every width may stand for each other: a model is built in one and saved in another."""
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else dtype
+
+
+def _like(old: Tensor, value: Tensor, trainable: bool) -> Tensor:
+    """`value` as what `old` is: a parameter or a buffer, on its device."""
+    value = value if old.is_meta else value.to(old.device)
+    if not isinstance(old, nn.Parameter):
+        return value
+    new = nn.Parameter(value, requires_grad=trainable and (value.is_floating_point() or value.is_complex()))
+    vars(new).update(vars(old))
+    return new
+
+
+def _setter(model: nn.Module, path: str, keys: tuple[Any, ...]) -> Callable[[Tensor], Any] | None:
+    """What puts a tensor at `keys` from the attributes of a module on; None where there is no place for it.
+
+    The attribute must be there; lists may grow by one, and dicts, as caches do.
+    """
+    try:
+        own = vars(model.get_submodule(path))
+    except AttributeError:
+        return None
+    if keys[0] in INTERNALS or keys[0] not in own:
+        return None
+    value: Any = own
+    for key in keys[:-1]:
+        try:
+            value = value[key] if isinstance(value, tuple) else holders(value, key)[0][key]
+        except (LookupError, TypeError):
+            return None
+    last = keys[-1]
+    if isinstance(value, tuple):
+        return (lambda t: put(own, list(keys), t)) if last in range(len(value)) else None
+    if type(value) is list:
+        return (
+            (lambda t: value.__setitem__(slice(last, last + 1), [t]))
+            if last in range(len(value) + 1)
+            else None
+        )
+    if type(value) is dict:
+        return lambda t: value.__setitem__(last, t)
+    return (
+        (lambda t: vars(value).__setitem__(last, t))
+        if is_plain_object(value) and last in vars(value)
+        else None
+    )

@@ -1,0 +1,251 @@
+"""Model -> folder: everything is looked at before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ..errors import InputError, StoreError, listed
+from ..lineage import plans_of
+from ..origin import built_from
+from ..plan import Plan
+from ..prune import PruneResult
+from ..sizes import holders
+from ..surgery import put
+from ..tensors import held_tensors, named_tensors
+from ..wrappers import inner_name
+from .document import FILE_NAME, Document
+from .folders import replacing
+from .weights import MODEL, NAMES, OTHER, write
+
+Tensor = torch.Tensor
+SHARD_BYTES = 5_000_000_000
+
+
+def save(
+    model_or_result: nn.Module | PruneResult,
+    folder: str | os.PathLike[str],
+    *,
+    plans: Sequence[Plan] | Plan | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a smaller model into a folder: ``plan.json`` and safetensors, no pickle.
+
+    ``model.safetensors`` has what the model's ``state_dict`` has, each tied tensor once; ``other.safetensors`` the buffers
+    and tables that a ``state_dict`` leaves out. A folder that was saved before is replaced as a whole at the end.
+
+    Args:
+        model_or_result: what `prune`, `apply` or `load` returned; trained further, cast or moved as you like.
+        folder: where to write; made if it is missing. Files of others in a saved folder are kept.
+        plans: what made the model of the original, in order, where it is a copy that depgraph has not seen.
+        max_shard_bytes: weights that are larger are written into several files with an index.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: no plan is known of this model.
+        StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
+            everything that is wrong is listed. What was in the folder is still there.
+    """
+    model, made_by = _model_and_plans(model_or_result, plans)
+    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
+        raise InputError(f"max_shard_bytes must be a positive int, not {max_shard_bytes!r}")
+    path = Path(os.path.abspath(folder))
+    document, persistent, others = described(model, made_by)
+    try:
+        with replacing(path, FILE_NAME) as new:
+            document.tensors = write(persistent, new, MODEL, max_shard_bytes)
+            document.tensors |= write(others, new, OTHER, max_shard_bytes)
+            (new / FILE_NAME).write_text(document.to_text(), encoding="utf-8")
+    except SafetensorError as error:
+        raise StoreError(f"{path} can't be written: {error}") from error
+    return path
+
+
+def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[nn.Module, tuple[Plan, ...]]:
+    model = given.model if isinstance(given, PruneResult) else given
+    if not isinstance(model, nn.Module):
+        raise InputError(f"save takes a model or what prune returned, not {type(model).__name__}")
+    if plans is not None:
+        return model, (plans,) if isinstance(plans, Plan) else tuple(plans)
+    inner: nn.Module | None = model
+    while inner is not None:
+        if plans_of(inner):
+            return inner, plans_of(inner)
+        name = inner_name(inner)
+        inner = inner.get_submodule(name) if name else None
+    if isinstance(given, PruneResult):
+        return model, (*given.before, given.plan)
+    raise InputError(
+        "no plan is known of this model: it is no result of prune, apply or load, or a copy of one\n"
+        "  fix: save the PruneResult, or pass plans=[result.plan]"
+    )
+
+
+def described(
+    model: nn.Module, plans: Sequence[Plan]
+) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
+    """What plan.json will say, but for its tensors; those that a state_dict has, and the others.
+
+    Raises:
+        StoreError: something of the model can't be stored; everything is listed.
+    """
+    named, ties = named_tensors(model)
+    problems = _differences(named, ties, plans)
+    views = _views(named)
+    held = {
+        name: found
+        for name, found in held_tensors(model).items()
+        if all(isinstance(k, (str, int)) for _, keys in found.places for k in keys)
+    }
+    tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
+    problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
+    document = Document(
+        plans=list(plans),
+        ties=ties,
+        views=views,
+        held={name: found.places for name, found in held.items()},
+        frozen=[n for n, p in model.named_parameters() if not p.requires_grad],
+        training=([""] if model.training else [])
+        + [p for p, m in model.named_modules() if p and m.training != model.training],
+        extra_state=_extra_state(model, problems),
+        config=_config(model, plans),
+        provenance=_provenance(model),
+    )
+    if problems:
+        raise StoreError(listed("this model can't be saved:", problems))
+    left_out = _not_persistent(model) | held.keys()
+    return (
+        document,
+        {n: t for n, t in tensors.items() if n not in left_out},
+        {n: t for n, t in tensors.items() if n in left_out},
+    )
+
+
+def _differences(named: Mapping[str, Tensor], ties: dict[str, str], plans: Sequence[Plan]) -> list[str]:
+    """Where the model is not what its last plan makes."""
+    if not plans:
+        return []
+    last = plans[-1]
+    problems = [f"{n!r} is not in its plan" for n in named.keys() - last.shapes.keys()]
+    problems += [
+        f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() if n not in last.cuts
+    ]
+    problems += [
+        f"{n!r} has shape {tuple(t.shape)}, its plan makes {last.new_shape(n)}"
+        for n, t in named.items()
+        if n in last.shapes and tuple(t.shape) != last.new_shape(n)
+    ]
+    return sorted(problems) + (["other tensors are tied than in its plan"] if ties != last.aliases else [])
+
+
+def _views(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors that have the very memory of another one, and are objects of their own."""
+    first: dict[Any, str] = {}
+    found: dict[str, str] = {}
+    for name, t in named.items():
+        if t.layout is torch.strided and not t.is_meta and t.numel():
+            key = (t.data_ptr(), t.dtype, tuple(t.shape), tuple(t.stride()))
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+    return found
+
+
+def _unfit(name: str, tensor: Tensor) -> list[str]:
+    if tensor.is_meta:
+        return [f"{name!r} is on the meta device: it has no values"]
+    if tensor.layout is not torch.strided:
+        return [f"{name!r} is {tensor.layout}"]
+    if type(tensor) is not Tensor and not isinstance(tensor, (nn.Parameter, nn.Buffer)):
+        return [f"{name!r} is a {type(tensor).__name__}, which may be more than its numbers"]
+    return [] if tensor.dtype in NAMES else [f"{name!r} is {tensor.dtype}"]
+
+
+def _not_persistent(model: nn.Module) -> set[str]:
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+
+
+def _extra_state(model: nn.Module, problems: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if getattr(type(module), "get_extra_state", None) is nn.Module.get_extra_state:
+            continue
+        state = module.get_extra_state()
+        found[path] = _as_json(state)
+        if found[path] is None and state is not None:
+            problems.append(
+                f"the extra state of {path or 'the model'!r} can't be said in JSON: {state!r:.80}"
+            )
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    """`value`, where JSON gives it back as it is; else None."""
+    try:
+        again = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return again if again == value else None
+
+
+def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
+    """What the model was built from, as it was before the plans changed it; None where it keeps no such object."""
+    objects = built_from(model)
+    if len(objects) != 1:
+        return None
+    (name, given), *_ = objects.items()
+    held: dict[str, Any] = {name: copy.deepcopy(given)}
+    for repair in (r for plan in reversed(list(plans)) for r in reversed(plan.repairs)):
+        try:
+            same = vars(model.get_submodule(repair.path)).get(repair.name) is given
+        except AttributeError:
+            continue
+        if same and repair.keys and repair.old is not None and _reaches(held[name], repair.keys):
+            put(held, [name, *repair.keys], repair.old)
+    as_dict = getattr(held[name], "to_dict", None)
+    if as_dict is not None:
+        said = as_dict()
+    elif dataclasses.is_dataclass(held[name]):
+        said = dataclasses.asdict(held[name])
+    else:
+        return None
+    found = _as_json(said)
+    return found if isinstance(found, dict) else None
+
+
+def _reaches(value: Any, keys: Sequence[Any]) -> bool:
+    for key in keys:
+        try:
+            value = value[key] if isinstance(value, tuple) else holders(value, key)[0][key]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def _provenance(model: nn.Module) -> dict[str, Any]:
+    from .. import __version__  # noqa: PLC0415  the package is complete only when this is called
+
+    kind = type(model)
+    return {
+        "depgraph": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "saved": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
