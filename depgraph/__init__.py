@@ -28,7 +28,7 @@ from .prune import PruneResult, analyze, prune
 from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
 from .rules import Site, equation, op_rule
-from .select import choose
+from .select import Budget, Scope, choose
 from .sensitivity import Sensitivity, sensitivity
 from .store import load, load_plans, save
 from .surgery import apply
@@ -41,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "Batch",
+    "Budget",
     "BudgetError",
     "Calibration",
     "CostModel",
@@ -60,6 +61,7 @@ __all__ = [
     "PruneResult",
     "Report",
     "Row",
+    "Scope",
     "Sensitivity",
     "Site",
     "Slimming",

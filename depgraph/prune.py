@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,18 +12,20 @@ from torch.nn.parameter import is_lazy
 
 from . import cost
 from .axes import Reason
+from .budgets import Targets, check_budgets, read_budgets
 from .build import build_plan, freeze_unwritable_literals
 from .calibration import Calibration, Loss
 from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
 from .graph import DependencyGraph
-from .importance import Importance, Scores, scores_of
+from .importance import CRITERIA, Importance, Scores, scores_of
+from .importance.criterion import normalisation
 from .inputs import each_example
 from .lineage import plans_of
 from .plan import Plan
 from .propagate import propagate
 from .report import Report
 from .score import Score, score_of
-from .select import Masks, Selection, choose, nothing_text
+from .select import Block, Masks, Request, Scope, nothing_text
 from .surgery import apply
 from .tensors import named_tensors, tensor_leaves
 from .trace import trace
@@ -36,11 +38,16 @@ ASKED = (
     "pruning_ratio",
     "max_params",
     "max_macs",
+    "max_bytes",
     "max_latency",
     "max_memory",
     "importance",
     "scope",
+    "max_ratio",
+    "normalise",
+    "per_cost",
     "round_to",
+    "uniform",
 )
 
 
@@ -95,9 +102,11 @@ def as_module(model: Any) -> Any:
 
 
 def prune(
-    model: nn.Module, example_inputs: Any, *, pruning_ratio: float | None = None, max_params: float | None = None,
-    max_macs: float | None = None, max_latency: float | None = None, max_memory: float | None = None,
-    importance: str | Importance = "l1", scope: Any = None, ignore: Sequence[str] = (), round_to: int = 1,
+    model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
+    max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
+    max_latency: float | str | None = None, max_memory: float | str | None = None,
+    importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
+    normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, earlier: Plan | None = None,
@@ -107,19 +116,32 @@ def prune(
     Args:
         model: any module. It stays as it is, unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
-        pruning_ratio: share of the indices of each prunable dim to remove, within each group. The default is 0.5
-            where no budget is given.
-        max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int).
+        pruning_ratio: share of the indices of each prunable dim to remove, within each group (or, with a `scope`, of all
+            that compete). The default is 0.5 where no budget is given. Or a share for each module path, parameter name
+            or glob of them, later ones first: what is not named stays whole, or is what budgets decide about.
+        max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int). All
+            budgets that are given hold together.
         max_macs: at most so many multiply-accumulates of one forward pass, likewise.
+        max_bytes: at most so many bytes of parameters and buffers, likewise, or "3MB".
+        max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `latency.py`).
+        max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
+            `memory.py`).
         importance: a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a
             function from a `Group` to one score per unit; the lowest go first.
+        scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as
+            budgets do by default), "isomorphic" (groups of like structure), or a list of `Scope`, each with a ratio,
+            floors and caps of its own (see `select/scope.py`).
+        max_ratio: no group loses a larger share. By default 0.9 where units of several groups compete, or more where
+            that is asked for or budgets need it.
+        normalise: how scores are made comparable between groups: "mean", "none", "sum", "max" or "standard" (see
+            `select/normalise.py`). By default what the criterion says of itself, or "mean".
+        per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
         ignore: module paths, parameter names, or globs of them, to leave alone.
         round_to: every parameter dim that shrinks keeps a multiple of this.
+        uniform: equal widths in all repeated blocks, and in all that one field of the model's config says, so that the
+            config describes the result.
         verify: compare the result with the masked original before it is returned.
         inplace: change `model` itself, at the very last.
-        max_latency: not supported yet; refused unless None.
-        max_memory: not supported yet; refused unless None.
-        scope: not supported yet; refused unless None.
         calibration: batches for criteria that look at data: each in the form of `example_inputs`, or a pair of that
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
@@ -145,16 +167,14 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
     asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
-    _check_arguments(pruning_ratio, max_params, max_macs, round_to)
-    later = {
-        "max_latency": max_latency,
-        "max_memory": max_memory,
-        "scope": scope,
-        "recover": recover,
-    }
-    for name, value in later.items():
-        if value is not None:
-            raise InputError(f"{name} is not supported in this version")
+    criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
+    normalise = normalise or normalisation(cast(Importance, criterion))
+    request = Request(pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier)
+    limits = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_memory": max_memory,
+              "max_latency": max_latency}  # fmt: skip
+    check_budgets(request, limits)
+    if recover is not None:
+        raise InputError("recover is not supported in this version")
     model = as_module(model)
     if isinstance(model, nn.Module):
         _check_has_values(model)
@@ -170,25 +190,11 @@ def prune(
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     scored = None if score is None else score_of(score, model)
-    budgets: dict[str, Any] = {"pruning_ratio": pruning_ratio, "round_to": round_to, "earlier": earlier}
-    if max_params is not None:
-        budgets["max_params"] = _budget(max_params, cost.parameter_count(model), "max_params")
-    if max_macs is not None:
-        whole = cost.count_macs(model, example_inputs)
-        budgets["max_macs"] = _budget(max_macs, whole, "max_macs")
-        budgets["max_macs"], measured = (
-            _in_model_terms(graph, budgets["max_macs"], whole),
-            budgets["max_macs"],
-        )
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    small, plan, proof = _settle(graph, example_inputs, scores, budgets, verify, notes)
-    while max_macs is not None and (got := cost.count_macs(small, example_inputs)) > measured:
-        budgets["max_macs"] = int(
-            budgets["max_macs"] * measured / got * 0.998
-        )  # the counter sees work that rules do not
-        small, plan, proof = _settle(graph, example_inputs, scores, budgets, verify, notes)
+    targets = read_budgets(graph, example_inputs, request, limits)
+    small, plan, proof = _settle(graph, example_inputs, scores, request, targets, verify, notes)
     parameters = cost.parameter_count(model), cost.parameter_count(small)
     byte_counts = cost.byte_count(model), cost.byte_count(small)
     seconds = (
@@ -216,7 +222,8 @@ def _settle(
     graph: DependencyGraph,
     example_inputs: Any,
     scores: Mapping[int, Scores],
-    budgets: dict[str, Any],
+    request: Request,
+    targets: Targets,
     verify: bool,
     notes: list[str],
 ) -> tuple[nn.Module, Plan, Verification]:
@@ -224,21 +231,29 @@ def _settle(
 
     Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
     with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
-    fails only together with others by bisection.
+    fails only together with others by bisection. Plans under budgets that are measured are made until one is settled on.
     """
-    for _ in range(20):
-        masks = choose(graph, scores, **budgets)
+    failed = 0
+    while failed < 20:
+        masks = targets.masks(graph, request, scores)
         if _freeze_flipped(graph, masks, notes):
+            targets.restart()
+            failed += 1
             continue
         plan = build_plan(graph, masks)
         small = apply(graph.model, plan)
+        if not targets.settled(graph, masks, small):
+            continue
         if not verify:
             return small, plan, Verification("skipped", detail="verify=False")
         try:
             return small, plan, verify_values(graph.model, small, plan, example_inputs)
         except VerificationError as error:
-            if not _freeze_wrong(graph, masks, scores, example_inputs, notes):
+            blocks = [b for b in request.selection(graph, scores).blocks if any(a in masks for a in b.gone)]
+            if not _freeze_wrong(graph, masks, blocks, example_inputs, notes):
                 raise VerificationError(f"{error}\n  nothing was changed or returned") from error
+            targets.restart()
+            failed += 1
     raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
 
 
@@ -259,12 +274,11 @@ def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> b
 
 
 def _freeze_wrong(
-    graph: DependencyGraph, masks: Masks, scores: Mapping[int, Scores], example_inputs: Any, notes: list[str]
+    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, notes: list[str]
 ) -> bool:
     """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
-    blocks = [b for b in Selection(graph, scores).blocks if any(a in masks for a in b.gone)]
 
-    def problem(cut: list[Any]) -> str:
+    def problem(cut: Sequence[Block]) -> str:
         plan = build_plan(graph, {a: masks[a] for block in cut for a in block.gone if a in masks})
         try:
             if plan.cuts:
@@ -273,7 +287,7 @@ def _freeze_wrong(
             return str(error)
         return ""
 
-    def freeze(block: Any, why: str) -> None:
+    def freeze(block: Block, why: str) -> None:
         names = ", ".join(g.name for g in block.groups[:3])
         graph.freeze([g.axis for g in block.groups], Reason(why))
         notes.append(f"{names} stay whole: the result would not have equalled the masked original")
@@ -289,44 +303,6 @@ def _freeze_wrong(
         alone = [(blocks[wrong - 1], problem(blocks[:wrong]))]
         freeze(alone[0][0], f"did not verify when cut with others ({alone[0][1]})")
     return bool(alone)
-
-
-def _in_model_terms(graph: DependencyGraph, budget: int, whole: int) -> int:
-    """A budget in MACs by torch's counter, of `whole` for the original, in MACs as the rules state them."""
-    full = {a: axis.size for a, axis in graph.free.items()}
-    return int(budget * cost.CostModel(graph).macs(full) / max(whole, 1))
-
-
-def _budget(given: float, whole: int, name: str) -> int:
-    """A budget as a number: a float up to 1 is a fraction of `whole`."""
-    if isinstance(given, bool) or given <= 0:
-        raise InputError(f"{name} must be a fraction up to 1 or a positive number, not {given!r}")
-    if not isinstance(given, int):
-        if given > 1:
-            raise InputError(f"{name}={given} is a float above 1: pass a fraction, or a number as an int")
-        return int(given * whole)
-    if given > whole:
-        raise InputError(f"{name}={given:,} is above what the model has, {whole:,}")
-    return int(given)
-
-
-def _check_arguments(
-    ratio: float | None, max_params: float | None, max_macs: float | None, round_to: int
-) -> None:
-    if ratio is not None and (max_params is not None or max_macs is not None):
-        raise InputError(
-            "pruning_ratio and a budget (max_params, max_macs) contradict each other: give one of them"
-        )
-    for name, number in (("pruning_ratio", ratio), ("max_params", max_params), ("max_macs", max_macs)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
-            raise InputError(f"{name} must be a number, not {number!r}")
-    if ratio is not None and not 0 < ratio < 1:
-        raise InputError(f"pruning_ratio must lie between 0 and 1, not {ratio!r}")
-    for name, value in (("max_params", max_params), ("max_macs", max_macs)):
-        if value is not None:
-            _budget(value, 1 << 62, name)
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to must be a positive int, not {round_to!r}")
 
 
 def _check_has_values(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from ..cost import byte_cost, mac_cost, parameter_cost
 from ..graph import DependencyGraph
 from ..importance import Scores
 from ..plan import Plan
+from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
 from .factors import choose_factors
 from .request import Request
@@ -64,6 +65,7 @@ def choose(
 
 
 __all__ = [
+    "Block",
     "Budget",
     "Masks",
     "Request",
