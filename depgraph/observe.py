@@ -48,7 +48,7 @@ def observe(
     wanted = consumers(what) if isinstance(what, DependencyGraph) else list(what)
 
     def each(call: Call) -> None:
-        for inputs in call.inputs(windows):
+        for _, inputs in call.inputs(windows):
             visit(call.consumer, inputs)
 
     watch = Watch(model, wanted, each)

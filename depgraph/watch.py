@@ -67,18 +67,21 @@ class Call:
         letters = self.product.letters
         return layout_of(self.product.node.target, self.args, self.x.shape, self.weight, letters)
 
-    def inputs(self, windows: bool = True) -> Iterator[Tensor]:
-        """The inputs in pieces: [samples, width], or [samples, width, positions]."""
+    def inputs(self, windows: bool = True) -> Iterator[tuple[int, Tensor]]:
+        """The inputs in pieces, each with the stack it belongs to: [samples, width], or [samples, width, positions].
+
+        The groups of a convolution are side by side in one piece of stack 0.
+        """
         if is_convolution(self.product.node.target):
             if windows:
-                yield from patches(self.args)
+                yield from ((0, piece) for piece in patches(self.args))
             else:
                 spatial = self.weight.dim() - 2
                 x = self.x if self.x.dim() > spatial + 1 else self.x[None]
-                yield x.transpose(0, 1).flatten(1).T
+                yield 0, x.transpose(0, 1).flatten(1).T
         else:
-            for *_, x in self.layout.inputs(self.args, self.x, slice(None)):
-                yield x.flatten(0, 1)
+            for stacks, _, x in self.layout.inputs(self.args, self.x, slice(None)):
+                yield from enumerate(x, stacks.start or 0)
 
 
 class Enough(BaseException):

@@ -69,9 +69,9 @@ def test_inputs_times_weight_is_what_the_op_computes(name: str):
     def see(call: Call) -> None:
         calls.append(call)
         op = str(call.product.node.target).split(".")[1]
-        assert all(x.shape[1] == call.consumer.width for x in call.inputs())
+        assert all(x.shape[1] == call.consumer.width for _, x in call.inputs())
         if op.startswith(RECURRENT):
-            assert torch.equal(next(call.inputs()), call.x.reshape(-1, call.x.shape[-1]))
+            assert torch.equal(next(call.inputs())[1], call.x.reshape(-1, call.x.shape[-1]))
             return
         got, exact = computed(call), in_order(without(call).flatten())
         if got.numel() != exact.numel():  # the op adds up the products of its stacks

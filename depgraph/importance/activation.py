@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ..calibration import Calibration
+from ..consumers import Consumer
 from ..graph import DependencyGraph, Group
-from ..observe import Call, Consumer
+from ..watch import Call
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
 from .readers import matrices, readers, run

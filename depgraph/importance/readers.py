@@ -12,8 +12,9 @@ import torch
 
 from .. import axes
 from ..calibration import Calibration
+from ..consumers import Consumer, consumers
 from ..graph import DependencyGraph, Indices
-from ..observe import Call, Consumer, Watch, arrange, consumers
+from ..watch import Call, Watch
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,7 @@ def matrices(call: Call) -> torch.Tensor:
 
     The blocks are the groups of a convolution, which have columns of their own, or stacked matrices, which share them.
     """
-    weight, name = call.weight.detach(), call.product.node.target._schema.name  # type: ignore[union-attr]
-    if "convolution" in name:
-        groups, transposed = int(call.args[8]), bool(call.args[6])
-        split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        return split.transpose(1, 2) if transposed else split
-    if name == "aten::_grouped_mm":
-        return weight.transpose(1, 2)[..., None]
-    assert call.product.letters is not None  # noqa: S101  else the consumer had a reason
-    return arrange(call.x, weight, call.product.letters).matrices(weight)[..., None]
+    weight = call.weight.detach()
+    found = call.layout.matrices(weight)
+    positions = weight[0, 0].numel() if is_convolution(call.consumer) else 1
+    return found.unflatten(2, (-1, positions))
