@@ -29,6 +29,7 @@ from .score import Score, score_of
 from .select import Masks, Selection, choose, nothing_text
 from .select.blocks import Block
 from .surgery import apply
+from .sweep import ScoredOnce
 from .verify import verify as verify_values
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -170,9 +171,11 @@ def sensitivity(
         known["dense", 0] = score_of(score, model)
         records.add({"group": "dense", "ratio": 0, "score": known["dense", 0], "error": None})
 
-    units = scores_of(graph, importance, calibration=data)
-    blocks = _blocks(Selection(graph, units, round_to), groups)
-    chosen = {r: choose(graph, units, pruning_ratio=r, round_to=round_to) for r in ratios}
+    criterion = ScoredOnce(importance)
+    units = scores_of(graph, criterion, calibration=data)
+    how: dict[str, Any] = {"round_to": round_to, "normalise": criterion.normalise}
+    blocks = _blocks(Selection(graph, units, **how), groups)
+    chosen = {r: choose(graph, units, pruning_ratio=r, **how) for r in ratios}
     errors: dict[Cell, str] = {}
     unchecked = set(blocks) if verify else set()
     for name, ratio in track([(b, r) for b in blocks for r in ratios], "sensitivity", progress):
@@ -182,7 +185,8 @@ def sensitivity(
         value, error = known["dense", 0] if not masks else None, None
         if masks:
             value, error = _score_of_one(graph, masks, score, example_inputs if name in unchecked else None)
-            unchecked.discard(name)
+            if error is None:
+                unchecked.discard(name)
         records.add({"group": name, "ratio": ratio, "score": value, "error": error})
         if value is not None:
             known[name, ratio] = value

@@ -18,7 +18,8 @@ from . import cost, pictures
 from .calibration import Calibration
 from .errors import DepgraphError, InputError
 from .graph import DependencyGraph, Group
-from .importance import Importance, Scores, scores_of
+from .importance import CRITERIA, Importance, Scores, scores_of
+from .importance.criterion import normalisation
 from .progress import track
 from .prune import analyze, as_module, prune
 from .records import Records, name_of
@@ -131,11 +132,17 @@ class Sweep:
 
 
 class ScoredOnce:
-    """A criterion that scores the groups of one graph once, however often they are asked for."""
+    """A criterion that scores the groups of one graph once, however often they are asked for.
+
+    Attributes:
+        normalise: how the scores of different groups compare, as the criterion says.
+    """
 
     def __init__(self, importance: str | Importance) -> None:
         """`importance`: as for `prune`."""
         self.importance = importance
+        named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
+        self.normalise = normalisation(named)  # type: ignore[arg-type]
         self.graph: DependencyGraph | None = None
         self.scores: dict[int, Scores] = {}
 
