@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from . import cost, pictures
+from .budgets import check_budgets
 from .calibration import Calibration
 from .errors import DepgraphError, InputError
 from .graph import DependencyGraph, Group
@@ -24,8 +25,11 @@ from .progress import track
 from .prune import analyze, as_module, prune
 from .records import Records, name_of
 from .score import Score, score_of
+from .select import Request
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BUDGETS = ("max_macs", "max_params", "max_bytes", "max_memory", "max_latency")
+Key = tuple[str, float | str]
 OWN = ("pruning_ratio", "score", "graph", "inplace", "latency", "progress")  # not to be handed on to `prune`
 
 
@@ -34,8 +38,8 @@ class Row:
     """One model of a sweep.
 
     Attributes:
-        argument, value: what `prune` was asked: ``"pruning_ratio", 0.3`` or ``"max_macs", 0.5``; ``"dense", 0`` is the
-            model as given.
+        argument, value: what `prune` was asked: ``"pruning_ratio", 0.3`` or ``"max_latency", "12ms"``; ``"dense", 0`` is
+            the model as given.
         params, macs, bytes: of the model; MACs are those of one forward pass.
         latency: median seconds of one forward pass on this machine; None where it was not measured.
         score: what the score function gave.
@@ -43,7 +47,7 @@ class Row:
     """
 
     argument: str
-    value: float
+    value: float | str
     params: int | None = None
     macs: int | None = None
     bytes: int | None = None
@@ -54,7 +58,8 @@ class Row:
     @property
     def name(self) -> str:
         """``pruning_ratio=0.3``."""
-        return "dense" if self.argument == "dense" else f"{self.argument}={self.value:g}"
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return "dense" if self.argument == "dense" else f"{self.argument}={value}"
 
 
 @dataclass
@@ -162,7 +167,7 @@ def sweep(
     example_inputs: Any,
     ratios: Sequence[float] | None = None,
     *,
-    budgets: Mapping[str, Sequence[float]] | None = None,
+    budgets: Mapping[str, Sequence[float | str]] | None = None,
     score: Score,
     file: str | os.PathLike[str] | None = None,
     latency: bool = True,
@@ -226,7 +231,7 @@ class _Run:
         rest = {k: v for k, v in self.arguments.items() if k not in ("ignore", "strict")}
         return {**rest, "importance": ScoredOnce(rest.get("importance", "l1")), "progress": False}
 
-    def row(self, argument: str, value: float) -> Row:
+    def row(self, argument: str, value: float | str) -> Row:
         """One row; what fails is said in it, but for bad arguments and a dense model that has no score."""
         if argument == "dense":
             return self._measured(argument, value, self.model, score_of(self.score, self.model))
@@ -245,7 +250,12 @@ class _Run:
             return self._measured(argument, value, small, None, f"{type(error).__name__}: {error}")
 
     def _measured(
-        self, argument: str, value: float, model: nn.Module, score: float | None, error: str | None = None
+        self,
+        argument: str,
+        value: float | str,
+        model: nn.Module,
+        score: float | None,
+        error: str | None = None,
     ) -> Row:
         return Row(
             argument,
@@ -261,31 +271,32 @@ class _Run:
 
 def _asked(
     ratios: Sequence[float] | None,
-    budgets: Mapping[str, Sequence[float]] | None,
+    budgets: Mapping[str, Sequence[float | str]] | None,
     arguments: Mapping[str, Any],
-) -> list[tuple[str, float]]:
+) -> list[Key]:
     """(argument, value) of each row, checked."""
     if ratios is None:
         ratios = () if budgets else RATIOS
-    asked = [("pruning_ratio", r) for r in ratios] + [
-        (name, v) for name, vs in (budgets or {}).items() for v in vs
-    ]
-    if not asked:
-        raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
     names = inspect.signature(prune).parameters
-    for name in (*arguments, *(name for name, _ in asked)):
+    for name in arguments:
         if name not in names:
             raise InputError(f"prune takes no argument {name!r}")
-    for name in arguments:
         if name in OWN:
             raise InputError(f"sweep has its own use of {name!r}: it can't be handed on to prune")
+    for name in budgets or ():
+        if name not in BUDGETS:
+            raise InputError(f"budgets can't hold {name!r}: give some of {', '.join(BUDGETS)}")
+    asked: list[Key] = [("pruning_ratio", r) for r in ratios]
+    asked += [(name, value) for name, values in (budgets or {}).items() for value in values]
+    if not asked:
+        raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
     for name, value in asked:
-        if not name.startswith("max_") and name != "pruning_ratio":
-            raise InputError(f"budgets can't hold {name!r}: give budgets of prune, such as max_macs")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise InputError(f"{name} must be a positive number, not {value!r}")
-        if name == "pruning_ratio" and value >= 1:
-            raise InputError(f"ratios must lie between 0 and 1, not {value!r}")
+        if name in BUDGETS:
+            check_budgets(Request(), {name: value})
+        elif isinstance(value, (int, float)):
+            Request(value).check()
+        else:
+            raise InputError(f"ratios must be numbers between 0 and 1, not {value!r}")
     return list(dict.fromkeys(asked))
 
 

@@ -153,9 +153,7 @@ def test_a_repair_that_is_set_twice_is_held_against_its_first_number() -> None:
         depgraph.apply(Counted(7), first.then(second))
 
 
-@pytest.mark.parametrize(
-    "name", ["VisionTransformer", "InplaceOnViews", "BatchedExperts"]
-)
+@pytest.mark.parametrize("name", ["VisionTransformer", "InplaceOnViews", "BatchedExperts"])
 def test_rewrites_in_place(name: str) -> None:
     """What can't be rewritten is found before anything changes; what can be, is."""
     entry = ZOO[name]

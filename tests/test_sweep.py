@@ -167,7 +167,9 @@ def test_ratios_of_before_and_after(net: nn.Module, x: Tensor) -> None:
 FIGURES = ("params", "macs", "bytes")
 
 
-def expected(net: nn.Module, x: Tensor, score: Agreement, **asked: float) -> tuple[int, int, int, float]:
+def expected(
+    net: nn.Module, x: Tensor, score: Agreement, **asked: float | str
+) -> tuple[int, int, int, float]:
     """Parameters, MACs, bytes and score of a direct call."""
     result = depgraph.prune(net, x, **asked)  # type: ignore[arg-type]
     found = result.report.to_dict()
@@ -181,11 +183,11 @@ def figures(row: depgraph.Row) -> tuple[int | None, int | None, int | None, floa
 def test_a_sweep_has_the_figures_of_direct_calls(net: nn.Module, x: Tensor) -> None:
     score, before = Agreement(net, x), snapshot(net)
     found = depgraph.sweep(
-        net, x, (0.3, 0.7), budgets={"max_macs": (0.6,), "max_params": (0.5,)}, score=score
+        net, x, (0.3, 0.7), budgets={"max_macs": (0.6,), "max_bytes": ("3kB",)}, score=score
     )
     assert_untouched(net, before)
     assert score.calls == 5
-    asked = [{"pruning_ratio": 0.3}, {"pruning_ratio": 0.7}, {"max_macs": 0.6}, {"max_params": 0.5}]
+    asked = [{"pruning_ratio": 0.3}, {"pruning_ratio": 0.7}, {"max_macs": 0.6}, {"max_bytes": "3kB"}]
     assert [{r.argument: r.value} for r in found.rows] == asked
     assert [figures(r) for r in found.rows] == [expected(net, x, score, **a) for a in asked]
     assert len({figures(r) for r in found.rows}) == 4
@@ -275,8 +277,11 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(net: nn.Module, x: Tenso
     [
         ({"ratios": ()}, "nothing to sweep over"),
         ({"ratios": (0.5, 1.0)}, "between 0 and 1"),
-        ({"ratios": (float("nan"),)}, "positive number"),
-        ({"budgets": {"max_rows": (0.5,)}}, "no argument 'max_rows'"),
+        ({"ratios": ({"up": 0.5},)}, "ratios must be numbers"),
+        ({"ratios": (float("nan"),)}, "pruning_ratio must lie between 0 and 1"),
+        ({"budgets": {"max_macs": (0.5, 0.0)}}, "max_macs"),
+        ({"budgets": {"max_bytes": ("3 yards",)}}, "max_bytes"),
+        ({"budgets": {"max_rows": (0.5,)}}, "can't hold 'max_rows'"),
         ({"budgets": {"round_to": (4,)}}, "can't hold 'round_to'"),
         ({"colour": "red"}, "no argument 'colour'"),
         ({"inplace": True}, "own use of 'inplace'"),
