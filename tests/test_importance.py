@@ -20,11 +20,14 @@ from depgraph.importance import (
     L1,
     L2,
     ConsumerNorm,
+    Correlation,
     Fisher,
     GeometricMedian,
     Hessian,
     Magnitude,
+    Obs,
     Random,
+    Redundancy,
     Scale,
     Taylor,
 )
@@ -69,7 +72,7 @@ class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.heads = 7
-        self.qkv, self.out, self.last = nn.Linear(3, 3 * 7 * 5), nn.Linear(35, 11), nn.Linear(11, 5)
+        self.qkv, self.out, self.last = nn.Linear(11, 3 * 7 * 5), nn.Linear(35, 11), nn.Linear(11, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -86,6 +89,14 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("ech,enh->nc", self.fall, torch.tanh(torch.einsum("ehc,nc->enh", self.rise, x)))
+
+
+class Stacked(Experts):
+    """The same, and what each expert says stays apart: three matrices that have their columns' units in common."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(torch.einsum("ehc,nc->enh", self.rise, x))
+        return torch.einsum("ech,enh->nec", self.fall, hidden).sum(1)
 
 
 class Tied(nn.Module):
@@ -210,8 +221,9 @@ CASES = {
     "branch": Case(Residual, ("rise.weight", 0, 0, 11), _branch, pictures),
     "inputs of a block": Case(Grouped, ("enter.weight", 0, 3, 3), _inputs_of_block, pictures),
     "outputs of a block": Case(Grouped, ("grouped.weight", 0, 5, 5), _outputs_of_block, pictures),
-    "heads": Case(Heads, ("out.weight", 1, 0, 7), _heads, lambda n: torch.randn(n, 4, 3, dtype=torch.float64)),
+    "heads": Case(Heads, ("out.weight", 1, 0, 7), _heads, lambda n: torch.randn(n, 4, 11, dtype=torch.float64)),
     "experts": Case(Experts, ("rise", 1, 0, 11), _experts, lambda n: torch.randn(n, 7, dtype=torch.float64)),
+    "stacked": Case(Stacked, ("rise", 1, 0, 11), _experts, lambda n: torch.randn(n, 7, dtype=torch.float64)),
     "tied": Case(Tied, ("embed.weight", 1, 0, 7), _tied, lambda n: torch.randint(0, 13, (n, 6))),
 }  # fmt: skip
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -469,6 +481,347 @@ def test_scores_of_narrow_models_are_summed_wide(dtype: torch.dtype) -> None:
     close(found, entries, 1e-4)
 
 
+# -------------------------------------------------------------------------------------------- what consumers are given
+
+
+@dataclass
+class Read:
+    """What one consumer of a unit is given, found by hand.
+
+    Attributes:
+        plain: [samples, width] inputs; of a convolution, of every position of the image.
+        windows: [samples, width * positions] what meets the weights.
+        weight: [rows, width, positions].
+        columns: unit -> its columns.
+    """
+
+    plain: Tensor
+    windows: Tensor
+    weight: Tensor
+    columns: Callable[[int], list[int]]
+
+    def entries(self, u: int) -> list[int]:
+        positions = self.weight.shape[2]
+        return [j * positions + i for j in self.columns(u) for i in range(positions)]
+
+
+def given_to(p: Problem, name: str) -> Tensor:
+    """The inputs of a module, of all batches."""
+    found: list[Tensor] = []
+    twin = copy.deepcopy(p.model).eval()
+    twin.get_submodule(name).register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+    for x, _ in p.batches:
+        twin(x)
+    return torch.cat(found)
+
+
+def read(p: Problem, name: str, columns: Callable[[int], list[int]] = lambda u: [u]) -> Read:
+    module = p.model.get_submodule(name)
+    x, weight = given_to(p, name), module.weight.detach()
+    if weight.dim() == 2:
+        return Read(x.flatten(0, -2), x.flatten(0, -2), weight[:, :, None], columns)
+    windows = nn.functional.unfold(x, weight.shape[2:]).transpose(1, 2).flatten(0, 1)
+    return Read(x.movedim(1, -1).flatten(0, -2), windows, weight.flatten(2), columns)
+
+
+def _second_block(p: Problem) -> list[Read]:
+    whole = read(p, "grouped")
+    part = Read(whole.plain[:, 3:], whole.windows[:, 27:], whole.weight[5:], lambda u: [u])
+    return [part]
+
+
+def _all_experts(p: Problem) -> list[Read]:
+    """The sum is over experts, too: one matrix of 3 x 11 columns."""
+    x = torch.cat([x for x, _ in p.batches])
+    hidden = torch.tanh(torch.stack([x @ p.model.rise[e].T for e in range(3)], 1)).detach().flatten(1)
+    weight = torch.cat(list(p.model.fall.detach()), 1)[:, :, None]
+    return [Read(hidden, hidden, weight, lambda u: [u, 11 + u, 22 + u])]
+
+
+def _each_expert(p: Problem) -> list[Read]:
+    x = torch.cat([x for x, _ in p.batches])
+    hidden = [torch.tanh(x @ p.model.rise[e].T).detach() for e in range(3)]
+    return [Read(h, h, p.model.fall[e].detach()[:, :, None], lambda u: [u]) for e, h in enumerate(hidden)]
+
+
+READS: dict[str, Callable[[Problem], list[Read]]] = {
+    "stream": lambda p: [read(p, "rise"), read(p, "square"), read(p, "head")],
+    "branch": lambda p: [read(p, "fall")],
+    "inputs of a block": _second_block,
+    "outputs of a block": lambda p: [read(p, "leave", lambda u: [5 + u])],
+    "heads": lambda p: [read(p, "out", lambda u: [5 * u + i for i in range(5)])],
+    "experts": _all_experts,
+    "stacked": _each_expert,
+    "tied": lambda p: [read(p, "inner"), read(p, "read")],
+}
+each_read = pytest.mark.parametrize("name", READS)
+
+
+@each_read
+def test_statistics_of_what_consumers_are_given(name: str) -> None:
+    p = CASES[name]()
+    found = READS[name](p)
+    units = range(p.group.units)
+
+    def added(score: Callable[[Read, int], float]) -> list[float]:
+        return [sum(score(r, j) for r in found for j in r.columns(u)) for u in units]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    def variance(values: list[float]) -> float:
+        return sum((v - mean(values)) ** 2 for v in values) / (len(values) - 1)
+
+    def inputs(r: Read, j: int) -> list[float]:
+        return r.plain[:, j].tolist()
+
+    def weights(r: Read, j: int) -> list[float]:
+        return r.weight[:, j].flatten().tolist()
+
+    close(p.scores("activation_mean"), added(lambda r, j: mean([abs(v) for v in inputs(r, j)])))
+    close(p.scores("activation_variance"), added(lambda r, j: variance(inputs(r, j))))
+    close(p.scores("wanda"), added(lambda r, j: sum(map(abs, weights(r, j))) * math.sqrt(mean([v * v for v in inputs(r, j)]))))  # fmt: skip
+    close(p.scores("flap"), added(lambda r, j: sum(w * w for w in weights(r, j)) * variance(inputs(r, j))))
+
+
+def least_error(x: Tensor, y: Tensor, without: list[int]) -> float:
+    """Mean squared distance of y from the nearest linear function of the columns of x that are left."""
+    rest = [j for j in range(x.shape[1]) if j not in without]
+    fitted = x[:, rest] @ torch.linalg.lstsq(x[:, rest], y, driver="gelsd").solution if rest else 0 * y
+    return float((y - fitted).square().sum()) / len(x)
+
+
+@each_read
+def test_obs_is_the_error_after_the_best_update(name: str) -> None:
+    p = CASES[name](20)
+    found = READS[name](p)
+
+    def errors(centred: bool) -> list[float]:
+        totals = [0.0] * p.group.units
+        for r in found:
+            x = r.windows - r.windows.mean(0) * centred
+            for u in range(p.group.units):
+                totals[u] += least_error(x, x @ r.weight.flatten(1).T, r.entries(u))
+        return totals
+
+    close(p.scores(Obs(damping=0)), errors(False), rtol=1e-6)
+    close(p.scores(Obs(damping=0, bias=True)), errors(True), rtol=1e-6)
+
+
+def test_damping_is_ridge_regression() -> None:
+    p = CASES["branch"](20)
+    (r,) = READS["branch"](p)
+    x, w, n = r.windows, r.weight.flatten(1), len(r.windows)
+    ridge = 0.3 * float((x.T @ x / n).diagonal().mean())
+    expected = []
+    for u in range(11):
+        rest = [j for j in range(11) if j != u]
+        # || x (w - v) ||^2 / n + ridge |w - v|^2, the column of u in v zero: more rows of the same problem
+        big = torch.cat([x, math.sqrt(ridge * n) * torch.eye(11, dtype=x.dtype)])
+        v = torch.linalg.lstsq(big[:, rest], big @ w.T).solution
+        expected.append(float((big @ w.T - big[:, rest] @ v).square().sum()) / n)
+    close(p.scores(Obs(damping=0.3)), expected)
+
+
+def test_consumers_of_one_input_are_solved_once_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(3, 7)
+            self.q, self.k, self.v = nn.Linear(7, 5), nn.Linear(7, 5), nn.Linear(7, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.enter(x))
+            return torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)
+
+    net, data = Attention().double(), [torch.randn(5, 11, 3).double() for _ in range(3)]
+    graph = depgraph.analyze(net, data[0])
+    group = next(g for g in graph.groups if g.units == 7)
+    solved: list[int] = []
+    inverse = Obs.inverse
+
+    def counting(self: Obs, moments: Tensor) -> Tensor:
+        solved.append(len(moments))
+        return inverse(self, moments)
+
+    monkeypatch.setattr(Obs, "inverse", counting)
+    found = depgraph.scores_of(graph, Obs(0), calibration=Calibration(data, data[0], None, False))
+    x = torch.tanh(net.enter(torch.cat(data))).detach().flatten(0, 1)
+    readers = [net.q, net.k, net.v]
+    close(
+        found[id(group.axis)],
+        [sum(least_error(x, x @ r.weight.detach().T, [u]) for r in readers) for u in range(7)],
+        1e-6,
+    )
+    assert solved == [7]  # what reads the values is the model's output
+
+
+@each_read
+def test_redundancy_is_what_others_do_not_predict(name: str) -> None:
+    p = CASES[name](20)
+    shares = []
+    for r in READS[name](p):
+        x = r.plain - r.plain.mean(0)
+        columns = [r.columns(u) for u in range(p.group.units)]
+        shares.append(
+            [least_error(x, x[:, js], js) / float(x[:, js].square().sum(1).mean()) for js in columns]
+        )
+    close(p.scores(Redundancy(damping=0)), mean(shares), rtol=1e-6)
+
+
+@each_read
+def test_correlation_is_that_with_the_most_parallel_unit(name: str) -> None:
+    p = CASES[name]()
+    scores = []
+    for r in READS[name](p):
+        x = r.plain - r.plain.mean(0)
+        units = [x[:, r.columns(u)].flatten() for u in range(p.group.units)]
+        scores.append(
+            [
+                1 - max(abs(float(a @ b / (a.norm() * b.norm()))) for j, b in enumerate(units) if i != j)
+                for i, a in enumerate(units)
+            ]
+        )
+    close(p.scores("correlation"), mean(scores), rtol=1e-7)
+
+
+def test_copies_of_a_unit_are_found() -> None:
+    p = CASES["branch"](20)
+    with torch.no_grad():
+        p.model.rise.weight[4] = p.model.rise.weight[9]
+        for vector in (
+            p.model.inner.weight,
+            p.model.inner.bias,
+            p.model.inner.running_mean,
+            p.model.inner.running_var,
+        ):
+            vector[4] = vector[9]  # fmt: skip
+    for criterion in (Redundancy(), Correlation(), Obs(damping=1e-5)):
+        scores = p.scores(criterion)
+        assert set(scores.argsort()[:2]) == {4, 9}, criterion
+        assert scores[[4, 9]].max() < 0.05 * np.sort(scores)[2:].min(), criterion
+
+
+class Counted(list):  # type: ignore[type-arg]
+    """Batches that count how often they are gone through."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize("criterion", [Obs, Redundancy, Correlation])
+def test_memory_is_bounded_by_more_passes(criterion: Any) -> None:
+    p = CASES["stream"](20)
+    batches = Counted(p.batches)
+    p.batches = batches
+    close(p.scores(criterion(memory=1)), p.scores(criterion()))
+    batches.passes = 0
+    p.scores(criterion())
+    assert batches.passes == 1
+    p.scores(criterion(memory=1))
+    assert batches.passes == 1 + 4  # rise, square and head for the stream, fall for the branch
+    p.scores(criterion(memory=8 * (7 * 7 + 7 * 7)))
+    assert batches.passes == 5 + 3
+
+
+def test_wide_consumers_are_taken_apart() -> None:
+    p = CASES["heads"](20)
+    (r,) = READS["heads"](p)
+    expected = []
+    for heads in ([0, 1, 2], [3, 4, 5], [6]):  # at most 17 columns: three heads of 5
+        columns = [j for h in heads for j in r.columns(h)]
+        x = r.plain[:, columns]
+        y = x @ r.weight[:, columns, 0].T
+        expected += [least_error(x, y, list(range(5 * i, 5 * i + 5))) for i in range(len(heads))]
+    close(p.scores(Obs(damping=0, widest=17)), expected, rtol=1e-6)
+
+
+def test_a_depthwise_convolution_reads_nothing_that_stays() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 7, 1), nn.Conv2d(7, 7, 3, groups=7), nn.Conv2d(7, 5, 1), nn.Flatten(2)
+    ).double()
+    x = torch.randn(11, 3, 5, 5).double()
+    graph = depgraph.analyze(net, x)
+    group = next(g for g in graph.groups if g.units == 7)
+    data = Calibration([x], x, None, False)
+    inputs = net[:2](x).detach().movedim(1, -1).flatten(0, -2)
+    weight = net[2].weight.detach().flatten(1)
+    expected = (inputs.var(0) * weight.square().sum(0)).tolist()
+    close(depgraph.scores_of(graph, "flap", calibration=data)[id(group.axis)], expected)
+    least = [least_error(inputs, inputs @ weight.T, [u]) for u in range(7)]
+    close(depgraph.scores_of(graph, Obs(0), calibration=data)[id(group.axis)], least, 1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CRITERIA.items() if getattr(c, "needs", "") == "inputs"])
+def test_groups_that_no_weight_reads_are_scored_otherwise(name: str) -> None:
+    class Similarity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 7), nn.Linear(3, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.left(x) @ self.right(x).T
+
+    x = torch.randn(5, 3)
+    graph = depgraph.analyze(Similarity(), x)
+    data = Calibration([x], x, None, False)
+    (group,) = graph.groups
+    key = id(group.axis)
+    assert (
+        depgraph.scores_of(graph, name, calibration=data)[key].tolist()
+        == depgraph.scores_of(graph, "l2")[key].tolist()
+    )
+    mine: Any = CRITERIA[name]
+    other = depgraph.scores_of(graph, mine(otherwise=Random(7)), calibration=data)[key]
+    assert other.tolist() == depgraph.scores_of(graph, Random(7))[key].tolist()
+
+
+def test_too_little_data_for_an_inverse_is_said() -> None:
+    p = CASES["heads"](1)
+    with pytest.raises(InputError, match="more calibration data, or damping"):
+        p.scores(Obs(damping=0))
+    assert np.isfinite(p.scores("obs")).all()
+
+
+def test_dead_units_score_nothing() -> None:
+    p = CASES["branch"](20)
+    with torch.no_grad():
+        p.model.inner.weight[3] = p.model.inner.bias[3] = 0
+        p.model.fall.weight[:, 3] = 0
+    for name in ("wanda", "flap", "obs"):
+        assert p.scores(name)[3] == 0, name
+        assert p.scores(name).argmin() == 3, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", [n for n, c in CRITERIA.items() if getattr(c, "needs", "") in ("inputs", "loss")]
+)
+def test_narrow_models_are_run_as_they_are(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5))
+    data = [(torch.randn(31, 3), torch.randint(0, 5, (31,))) for _ in range(2)]
+    seen: set[torch.dtype] = set()
+    exact = depgraph.scores_of(
+        depgraph.analyze(net, data[0][0]),
+        name,
+        calibration=Calibration(data, data[0][0], nn.functional.cross_entropy),
+    )
+    narrow = copy.deepcopy(net).to(dtype)
+    narrow[2].register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    short = [(x.to(dtype), t) for x, t in data]
+    graph = depgraph.analyze(narrow, short[0][0])
+    found = depgraph.scores_of(
+        graph, name, calibration=Calibration(short, short[0][0], nn.functional.cross_entropy)
+    )
+    a, b = next(iter(exact.values())), next(iter(found.values()))
+    np.testing.assert_allclose(a, b, atol=0.1 * np.abs(a).max())
+    assert seen == {dtype}
+
+
 # -------------------------------------------------------------------------------------------- nothing left behind
 
 
@@ -601,7 +954,7 @@ def test_losses_that_can_not_be_used_are_refused(marked: nn.Module) -> None:
     def scored(loss: Any, name: str = "taylor", batch: Any = (x, target)) -> None:
         depgraph.scores_of(graph, name, calibration=Calibration([batch], x, loss, False))
 
-    with pytest.raises(InputError, match="loss of a calibration batch is nan"):
+    with pytest.raises(InputError, match="loss of a batch is nan"):
         scored(lambda out, target: out.sum() * math.nan)
     with pytest.raises(InputError, match="does not depend on any weight"):
         scored(lambda out, target: out.detach().sum())
@@ -639,7 +992,7 @@ def test_weights_without_values_are_refused(name: str) -> None:
 def test_weights_that_are_nan_are_refused(name: str) -> None:
     p = CASES["branch"]()
     p.model.rise.weight.data[3, 1] = math.nan
-    with pytest.raises(InputError, match=r"NaN|loss of a calibration batch is nan"):
+    with pytest.raises(InputError, match=r"NaN|loss of a batch is nan"):
         p.scores(name)
 
 

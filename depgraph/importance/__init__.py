@@ -15,6 +15,7 @@ from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
 from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
+from .second_order import Correlation, Obs, Redundancy, SecondMoments
 
 # The names that `importance=` takes.
 CRITERIA: dict[str, Callable[[], Importance]] = {
@@ -35,6 +36,9 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "activation_variance": ActivationVariance,
     "wanda": Wanda,
     "flap": Flap,
+    "correlation": Correlation,
+    "redundancy": Redundancy,
+    "obs": Obs,
 }
 
 
@@ -112,6 +116,7 @@ __all__ = [
     "ActivationMean",
     "ActivationVariance",
     "ConsumerNorm",
+    "Correlation",
     "Fisher",
     "Flap",
     "GeometricMedian",
@@ -120,10 +125,13 @@ __all__ = [
     "InputStatistic",
     "Lamp",
     "Magnitude",
+    "Obs",
     "Prepared",
     "Random",
+    "Redundancy",
     "Scale",
     "Scores",
+    "SecondMoments",
     "Taylor",
     "TaylorEntries",
     "TaylorSamples",

@@ -1,8 +1,8 @@
 """Criteria that look at what is given to the weights that consume a unit.
 
 With x_j the values of column j of a consumer's inputs over all samples (of a convolution: over all positions of
-channel j), and W_j the weights that meet them. A unit scores the sum over its columns and over its consumers. Groups whose
-consumers can't be observed (queries meet keys, and no weight; recurrent states) are scored by another criterion.
+channel j), and W_j the weights that meet them. A unit scores the sum over its columns and over its consumers; of stacked
+matrices (experts), each counts by its share of the samples. Groups whose consumers can't be observed (queries meet keys, and no weight; recurrent states) are scored by another criterion.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Columns:
         self.absolute[stack] += absolute
         self.count[stack] = total
 
+    def share(self, stack: int) -> float:
+        """How many samples one of the stacked matrices was given, relative to the one that was given most."""
+        return self.count[stack] / max(self.count.values())
+
     def variance(self, stack: int) -> Tensor:
         """[width] float64."""
         return self.spread[stack] / max(self.count[stack] - 1, 1)
@@ -106,7 +110,7 @@ class InputStatistic:
         self.scores: dict[Consumer, Scores] = {}
         for consumer, columns in seen.items():
             if columns.count:
-                found = torch.stack([self.of(columns, stack) for stack in columns.count])
+                found = torch.stack([self.of(columns, s) * columns.share(s) for s in columns.count])
                 self.scores[consumer] = found.double().sum(0).cpu().numpy()
 
     def __call__(self, group: Group) -> Scores:
@@ -153,7 +157,7 @@ class ActivationVariance(InputStatistic):
 class Wanda(InputStatistic):
     """sum |W_j| * sqrt(mean x_j^2), the sum over the outputs.
 
-    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), ICLR 2024, eq. 1, summed
+    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), ICLR 2024, summed
     over a column as An et al., AAAI 2024, do for comparison (Wanda-sp).
     """
 
@@ -165,7 +169,7 @@ class Wanda(InputStatistic):
 class Flap(InputStatistic):
     """var x_j * sum W_j^2: what is lost when the column is replaced by its mean.
 
-    Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (FLAP), AAAI 2024, eq. 5; the
+    Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (FLAP), AAAI 2024; the
     standardisation that makes layers comparable there is ``normalise="standard"``, which this criterion asks for.
     """
 

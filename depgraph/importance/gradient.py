@@ -151,7 +151,7 @@ class Taylor:
 class TaylorEntries(Taylor):
     """sum |w·g| over all weights of the unit, g the gradient of the mean loss.
 
-    Holds one copy of the gradients. Source: Molchanov et al., CVPR 2019, eq. 8, with absolute values for squares.
+    Holds one copy of the gradients. Source: Molchanov et al., CVPR 2019, with absolute values for squares.
     """
 
     def __init__(self, roles: Sequence[str] = ()) -> None:
@@ -162,7 +162,7 @@ class TaylorEntries(Taylor):
 class TaylorSquared(Taylor):
     """mean over batches of (sum w·g)^2 over all weights of the unit, g the gradient of the batch's loss.
 
-    Source: Molchanov et al., CVPR 2019, section 3.2, for groups of weights that go together.
+    Source: Molchanov et al., CVPR 2019, for groups of weights that go together.
     """
 
     def __init__(self, roles: Sequence[str] = ()) -> None:
@@ -174,7 +174,7 @@ class TaylorSamples(Taylor):
     """mean over samples of (sum w·g)^2 over all weights of the unit, g the gradient of the sample's loss.
 
     The second-order term with the whole Fisher matrix of the unit, w'Fw. Source: Theis et al., "Faster Gaze Prediction With
-    Dense Networks and Fisher Pruning", 2018, eq. 7; for coupled layers: Liu et al., "Group Fisher Pruning", ICML 2021.
+    Dense Networks and Fisher Pruning", 2018; for coupled layers: Liu et al., "Group Fisher Pruning", ICML 2021.
     """
 
     def __init__(self, roles: Sequence[str] = ()) -> None:
@@ -185,7 +185,7 @@ class TaylorSamples(Taylor):
 class Fisher(Taylor):
     """1/2 sum w^2·F over all weights of the unit, F the mean over samples of g^2: the diagonal of the empirical Fisher matrix.
 
-    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, eq. 5, with the Fisher for the Hessian matrix. By default
+    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, with the Fisher for the Hessian matrix. By default
     squares are of the gradients of single samples; ``per="batch"`` is cheaper and takes those of batches, which
     are closer to zero where samples disagree.
     """
@@ -202,7 +202,7 @@ class Fisher(Taylor):
 class Hessian:
     """1/2 |sum w^2·H| over all weights of the unit, H the diagonal of the loss's Hessian matrix.
 
-    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, eq. 5. H is estimated by Hutchinson's products z·(Hz) with random
+    Source: LeCun et al., "Optimal Brain Damage", NIPS 1989. H is estimated by Hutchinson's products z·(Hz) with random
     signs z (Yao et al., "PyHessian", 2020), so it is noisy: more data and more `draws` help.
     """
 

@@ -91,7 +91,7 @@ class Lamp(L2):
     """s_u^2 / sum of s_v^2 over the units v of the group with s_v >= s_u, where s is the L2 score.
 
     The share of a unit in what is left of its group when all smaller ones have gone; comparable between groups.
-    Source: Lee et al., "Layer-Adaptive Sparsity for the Magnitude-Based Pruning", ICLR 2021, eq. 4, with units for weights.
+    Source: Lee et al., "Layer-Adaptive Sparsity for the Magnitude-Based Pruning", ICLR 2021, with units for weights.
     """
 
     normalise = "none"
@@ -214,7 +214,7 @@ class GeometricMedian:
     """sum over the other units v of ||w_u - w_v||, where w_u is all weights that go with unit u, as one vector.
 
     The least go first: what is near the middle of its group can be made up for by others. Source: He et al., "Filter
-    Pruning via Geometric Median for Deep Neural Networks Acceleration" (FPGM), CVPR 2019, eq. 8, there for one layer.
+    Pruning via Geometric Median for Deep Neural Networks Acceleration" (FPGM), CVPR 2019, there for one layer.
     """
 
     needs = "weights"

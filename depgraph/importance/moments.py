@@ -1,0 +1,224 @@
+"""Second moments of what consumers are given, X'X, at bounded memory: a few consumers at a time, wide ones in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calibration import Calibration
+from ..graph import DependencyGraph, Indices
+from ..observe import Call, Consumer
+from .readers import Reader, blocks, is_convolution, matrices, run
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Use:
+    """Units of a group, and their columns ([units, k], numbered as in the `Moments` that it is a use of)."""
+
+    consumer: Consumer
+    axis: int
+    units: Indices
+    columns: Indices
+
+
+@dataclass(eq=False)
+class Moments:
+    """Second moments of (some columns of) the inputs of consumers that are given the same.
+
+    Attributes:
+        consumers: they; the first stands for all.
+        columns: which columns; None for all.
+        uses: what is to be scored by them.
+        positions: kernel positions of a convolution whose windows are taken, else 1.
+        blocks: groups of a grouped convolution, which sees each alone, else 1.
+        count: samples by stacked matrix.
+        total: sum of x by stacked matrix, [blocks, m] float64, m the columns of a block times the positions.
+        product: sum of x x' by stacked matrix, [blocks, m, m] float64.
+        weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
+    """
+
+    consumers: list[Consumer]
+    columns: Indices | None
+    uses: list[Use] = field(default_factory=list)
+    positions: int = 1
+    blocks: int = 1
+    count: dict[int, int] = field(default_factory=dict)
+    total: dict[int, Tensor] = field(default_factory=dict)
+    product: dict[int, Tensor] = field(default_factory=dict)
+    weight: dict[Consumer, Tensor] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Columns of a block times kernel positions."""
+        columns = self.consumers[0].width if self.columns is None else len(self.columns)
+        return columns // self.blocks * self.positions
+
+    @property
+    def bytes(self) -> int:
+        """What the matrices take."""
+        return 8 * self.width**2 * self.blocks * _stacks(self.consumers[0])
+
+    def add(self, stack: int, x: Tensor) -> None:
+        """Inputs [samples, width] or [samples, width, positions] of one of the stacked matrices."""
+        if not len(x):
+            return
+        if self.columns is not None:
+            x = x[:, torch.from_numpy(self.columns).to(x.device)]
+        x = x if x.dtype == torch.float64 else x.float()
+        x = x.reshape(len(x), self.blocks, self.width).transpose(0, 1)  # [blocks, samples, m]
+        total, product = x.sum(1).double(), (x.transpose(1, 2) @ x).double()
+        if stack in self.count:
+            self.count[stack] += x.shape[1]
+            self.total[stack] += total
+            self.product[stack] += product
+        else:
+            self.count[stack], self.total[stack], self.product[stack] = x.shape[1], total, product
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """How many samples each of the stacked matrices was given, relative to the one that was given most."""
+        return {stack: n / max(self.count.values()) for stack, n in self.count.items()}
+
+    def means(self, centred: bool) -> Iterator[tuple[int, int, Tensor]]:
+        """(stacked matrix, block, mean of x x' [m, m]); `centred`: of x - mean x."""
+        for stack, count in self.count.items():
+            for block in range(self.blocks):
+                found = self.product[stack][block] / count
+                if centred:
+                    mean = self.total[stack][block] / count
+                    found = found.addr_(mean, mean, alpha=-1)
+                yield stack, block, found
+
+    def matrix(self, consumer: Consumer, stack: int, block: int) -> Tensor:
+        """[rows, m] float64: the weights of `consumer` that meet these columns."""
+        weight = self.weight[consumer][max(stack, block)]  # there are blocks or stacks, not both
+        if self.columns is not None:
+            weight = weight[:, torch.from_numpy(self.columns).to(weight.device)]
+        return weight.double().flatten(1)
+
+    def entries(self, use: Use, block: int) -> Iterator[tuple[Indices, Indices]]:
+        """Pairs (units [n], their entries in a block [n, k * positions]), of units with equally many there."""
+        size = self.width // self.positions
+        here = use.columns // size == block if self.blocks > 1 else np.ones(use.columns.shape, dtype=bool)
+        counts = here.sum(1)
+        for k in np.unique(counts[counts > 0]):
+            rows = np.flatnonzero(counts == k)
+            local = use.columns[rows][here[rows]].reshape(len(rows), k) % size
+            spread = local[:, :, None] * self.positions + np.arange(self.positions)
+            yield use.units[rows], spread.reshape(len(rows), -1)
+
+
+def observed(
+    graph: DependencyGraph,
+    readers: Mapping[int, list[Reader]],
+    data: Calibration,
+    *,
+    windows: bool,
+    widest: int,
+    memory: int,
+) -> Iterator[Moments]:
+    """The moments for every use of every consumer in `readers`, those first whose data came first.
+
+    The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix is wider than
+    `widest`: a wider consumer is taken apart into runs of whole units, which are scored without looking at the others.
+
+    Args:
+        graph: whose model is run.
+        readers: axis id -> the readers of a group.
+        data: the batches.
+        windows: of convolutions take every kernel position as a column of its own.
+        widest: columns of one matrix.
+        memory: bytes.
+    """
+    for lot in _lots(_plan(readers, windows, widest), memory):
+        by_consumer: dict[Consumer, list[Moments]] = {}
+        for moments in lot:
+            for consumer in moments.consumers:
+                by_consumer.setdefault(consumer, []).append(moments)
+
+        def see(call: Call, table: dict[Consumer, list[Moments]] = by_consumer) -> None:
+            mine = table[call.consumer]
+            for moments in mine:
+                if call.consumer not in moments.weight:
+                    moments.weight[call.consumer] = matrices(call)
+            first = [m for m in mine if m.consumers[0] is call.consumer]
+            for stack, x in call.inputs(windows) if first else ():
+                for moments in first:
+                    moments.add(stack, x)
+
+        run(graph, by_consumer, data, see)
+        while lot:
+            yield lot.pop(0)  # so that what was used can go
+        by_consumer.clear()
+
+
+def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> list[Moments]:
+    """What is to be observed, consumers with one input together."""
+    together: dict[Any, Moments] = {}
+    parts: list[Moments] = []
+    for axis, own in readers.items():
+        for reader in own:
+            consumer = reader.consumer
+            positions = _positions(consumer) if windows else 1
+            split = blocks(consumer)
+            if consumer.width // split * positions <= widest:
+                found = together.setdefault(
+                    _source(consumer), Moments([], None, positions=positions, blocks=split)
+                )
+                if consumer not in found.consumers:
+                    found.consumers.append(consumer)
+                units = np.arange(len(reader.columns))
+                found.uses.append(Use(consumer, axis, units, reader.columns))
+                continue
+            step = max(1, widest // (reader.columns.shape[1] * positions))
+            for start in range(0, len(reader.columns), step):
+                taken = reader.columns[start : start + step]
+                columns = np.unique(taken)
+                units = np.arange(start, start + len(taken))
+                use = Use(consumer, axis, units, np.searchsorted(columns, taken))
+                parts.append(Moments([consumer], columns, [use], positions))
+    return [*together.values(), *parts]
+
+
+def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:
+    lot: list[Moments] = []
+    for moments in every:
+        if lot and sum(m.bytes for m in lot) + moments.bytes > memory:
+            yield lot
+            lot = []
+        lot.append(moments)
+    if lot:
+        yield lot
+
+
+def _source(consumer: Consumer) -> Any:
+    """The same for consumers that are given the same tensors in the same way."""
+    letters = {c.letters for c in consumer.calls}
+    if is_convolution(consumer) or None in letters or _stacks(consumer) > 1:
+        return consumer
+    return tuple((c.activation, c.letters, consumer.axis.find()) for c in consumer.calls if consumer.axis)
+
+
+def _stacks(consumer: Consumer) -> int:
+    """How many stacked matrices share the columns of a consumer."""
+    call = consumer.calls[0]
+    shape = call.weight.meta["shapes"][0]
+    if is_convolution(consumer):
+        return 1
+    if call.letters is None:
+        return int(shape[0])
+    x, w, result = call.letters
+    tail = w.partition("...")[2] if "..." in w else w
+    return prod(n for t, n in zip(tail, shape[-len(tail) :], strict=True) if t in x and t in result)
+
+
+def _positions(consumer: Consumer) -> int:
+    shape = consumer.calls[0].weight.meta["shapes"][0]
+    return prod(shape[2:]) if is_convolution(consumer) else 1
