@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from ..calibration import Calibration
+from ..consumers import Consumer
 from ..graph import DependencyGraph, Indices
-from ..observe import Call, Consumer
+from ..watch import Call
 from .readers import Reader, blocks, is_convolution, matrices, run
 
 Tensor = torch.Tensor
