@@ -685,7 +685,7 @@ def test_correlation_is_that_with_the_most_parallel_unit(name: str) -> None:
     close(p.scores("correlation"), mean(scores), rtol=1e-7)
 
 
-@pytest.mark.parametrize("criterion", [Redundancy(), Correlation(), Obs(damping=1e-5)])
+@pytest.mark.parametrize("criterion", [Redundancy(1e-9), Correlation(), Obs(1e-9)])
 def test_copies_of_a_unit_are_found(criterion: Any) -> None:
     p = CASES["branch"](20)
     before = p.scores(criterion)[[4, 9]]
