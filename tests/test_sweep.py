@@ -183,11 +183,11 @@ def figures(row: depgraph.Row) -> tuple[int | None, int | None, int | None, floa
 def test_a_sweep_has_the_figures_of_direct_calls(net: nn.Module, x: Tensor) -> None:
     score, before = Agreement(net, x), snapshot(net)
     found = depgraph.sweep(
-        net, x, (0.3, 0.7), budgets={"max_macs": (0.6,), "max_bytes": ("3kB",)}, score=score
+        net, x, (0.3, 0.7), budgets={"max_macs": (0.6,), "max_bytes": ("7KB",)}, score=score
     )
     assert_untouched(net, before)
     assert score.calls == 5
-    asked = [{"pruning_ratio": 0.3}, {"pruning_ratio": 0.7}, {"max_macs": 0.6}, {"max_bytes": "3kB"}]
+    asked = [{"pruning_ratio": 0.3}, {"pruning_ratio": 0.7}, {"max_macs": 0.6}, {"max_bytes": "7KB"}]
     assert [{r.argument: r.value} for r in found.rows] == asked
     assert [figures(r) for r in found.rows] == [expected(net, x, score, **a) for a in asked]
     assert len({figures(r) for r in found.rows}) == 4
