@@ -27,7 +27,9 @@ from .propagate import propagate
 from .prune import PruneResult, analyze, prune
 from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
+from .rewind import rewind
 from .rules import Site, equation, op_rule
+from .schedule import GradualPruner, GradualResult, prune_gradually
 from .select import Budget, Scope, choose
 from .sensitivity import Sensitivity, sensitivity
 from .store import load, load_plans, save
@@ -50,6 +52,8 @@ __all__ = [
     "DepgraphError",
     "Examples",
     "Frozen",
+    "GradualPruner",
+    "GradualResult",
     "Group",
     "GroupLasso",
     "GrowingRegularisation",
@@ -89,6 +93,8 @@ __all__ = [
     "pictures",
     "propagate",
     "prune",
+    "prune_gradually",
+    "rewind",
     "save",
     "scores_of",
     "sensitivity",
