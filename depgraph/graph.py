@@ -19,8 +19,9 @@ from . import axes
 from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
 from .constraints import SizeSystem
 from .errors import InputError
+from .layout import is_convolution, is_grouped, tokens
 from .origin import Origins, origins
-from .propagate import Dims, Propagation, leaves_of
+from .propagate import Dims, Product, Propagation, leaves_of
 from .siblings import follow_siblings
 from .trace import Node, Trace
 
@@ -115,7 +116,7 @@ class DependencyGraph:
         return self._dims.get(self.trace.aliases.get(name, name), [])
 
     @cached_property
-    def _roles(self) -> dict[tuple[int, Node], Role]:
+    def _roles(self) -> dict[tuple[int, Node, int], Role]:
         return _roles(self.state)
 
     def output_dim(self, name: str) -> int:
@@ -123,7 +124,7 @@ class DependencyGraph:
         node = self.trace.tensors.get(self.trace.aliases.get(name, name))
         for d, axis in enumerate(self.dims(name)):
             leaves = axes.atoms(axis) if axis is not None else []
-            if node is not None and any(self._roles.get((id(a), node)) == "produces" for a in leaves):
+            if node is not None and any(self._roles.get((id(a), node, d)) == "produces" for a in leaves):
                 return d
         return 0
 
@@ -331,7 +332,7 @@ class DependencyGraph:
                         if atom.frozen is not None:
                             continue
                         group = groups.setdefault(id(atom), Group(atom))
-                        role = roles.get((id(atom), node), "scales")
+                        role = roles.get((id(atom), node, d), "scales")
                         bounds = (b * rows, (b + 1) * rows) if whole else None
                         group.members.append(Member(name, d, indices, role, bounds))
         return list(groups.values())
@@ -352,18 +353,40 @@ def _places(axis: Axis) -> list[tuple[Axis, Indices]]:
     return [(a, axes.positions(axis, a)) for a in dict.fromkeys(axes.atoms(axis))]
 
 
-def _roles(state: Propagation) -> dict[tuple[int, Node], Role]:
-    """(atom id, get_attr node) -> role, from the contractions that each tensor takes part in."""
-    roles: dict[tuple[int, Node], Role] = {}
+def _roles(state: Propagation) -> dict[tuple[int, Node, int], Role]:
+    """(atom id, get_attr node, dim) -> role, from the contractions that each tensor takes part in."""
+    roles: dict[tuple[int, Node, int], Role] = {}
+    dims = {
+        node: [{id(a) for a in axes.atoms(axis)} if axis is not None else set() for axis in results[0]]
+        for node, results in state.dims.items()
+        if node.op == "get_attr"
+    }
     for operand, produced, consumed in state.weights:
         for leaf in leaves_of(operand):
-            dims = {id(a) for axis in state.dims[leaf][0] if axis is not None for a in axes.atoms(axis)}
             for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
-                for axis in axis_list:
-                    for atom in axes.atoms(axis) if axis is not None else ():
-                        if id(atom) in dims:
-                            roles[id(atom), leaf] = role  # type: ignore[assignment]
+                found = {id(a) for axis in axis_list if axis is not None for a in axes.atoms(axis)}
+                for d, own in enumerate(dims[leaf]):
+                    roles.update(dict.fromkeys([(a, leaf, d) for a in found & own], role))  # type: ignore[arg-type]
+    for product in state.products:  # a square weight on a stream has one axis on both sides
+        for d in _consumed_dims(product) if product.weight in dims else ():
+            others = set().union(*(own for e, own in enumerate(dims[product.weight]) if e != d))
+            for a in dims[product.weight][d] & others:
+                roles[a, product.weight, d] = "consumes"
     return roles
+
+
+def _consumed_dims(product: Product) -> list[int]:
+    """Which dims of the weight operand are summed over."""
+    op, rank = product.node.target, len(product.weight.meta["shapes"][0])
+    if is_convolution(op):
+        return [0 if product.node.args[6] else 1]
+    if product.letters is None:
+        return [1] if is_grouped(op) else []
+    return [
+        d
+        for d, t in enumerate(tokens(product.letters[1], rank))
+        if t not in product.letters[2] and "." not in t
+    ]
 
 
 def _mark_channels(state: Propagation) -> None:

@@ -291,6 +291,32 @@ def test_roles_choose_the_members_that_count() -> None:
     close(p.scores(L2(roles=["consumes"])), reading)
 
 
+def test_a_square_weight_produces_one_side_and_consumes_the_other() -> None:
+    p = CASES["stream"]()
+    units = p.weights()  # stem, norm, fall, square: weight and bias of each; then what reads the stream
+    close(p.scores(L1(roles=["produces"])), [sum(map(abs, flat([u[0], u[4], u[6]]))) for u in units])
+    close(p.scores("consumer_norm"), [math.sqrt(sum(x * x for x in flat(u[8:]))) for u in units])
+
+    class Turned(nn.Module):
+        """The weights' first dim is the one that is consumed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.up = nn.Conv2d(3, 7, 1), nn.ConvTranspose2d(7, 7, 1)
+            self.mix = nn.Parameter(torch.randn(7, 7))
+            self.leave = nn.Linear(7, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            x = (x + self.up(x)).mean((2, 3))
+            return self.leave(x + x @ self.mix)
+
+    (group,) = depgraph.analyze(Turned(), torch.randn(2, 3, 5, 5)).groups
+    roles = {(m.name, m.dim): m.role for m in group.members}
+    assert roles["up.weight", 0] == roles["mix", 0] == roles["leave.weight", 1] == "consumes"
+    assert roles["up.weight", 1] == roles["mix", 1] == roles["enter.weight", 0] == "produces"
+
+
 def test_a_group_that_no_weight_consumes_counts_all_its_members() -> None:
     class Similarity(nn.Module):
         def __init__(self) -> None:
