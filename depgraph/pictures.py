@@ -31,7 +31,7 @@ WIDTH = 10.0
 BEFORE, AFTER, LINES = (
     "#c9d3df",
     "#1f6f8b",
-    ("#1f6f8b", "#d1495b", "#66a182", "#edae49", "#6d597a", "#8d6b4f"),
+    ("#1f6f8b", "#d1495b", "#66a182", "#edae49", "#6d597a", "#8d6b4f", "#222222", "#d38fb0"),
 )
 FAINT = "#999999"
 ROLES = {"produces": "#1f6f8b", "consumes": "#d1495b", "scales": "#4f8a4c"}
@@ -133,37 +133,52 @@ def _has_matrix(report: Report, layer: Layer) -> bool:
 # -------------------------------------------------------------------------------------------- score against cost
 
 
-def trade_off(sweep: Sweep, path: Path_ = None) -> Any:
+def trade_off(sweep: Sweep | Mapping[str, Sweep], path: Path_ = None) -> Any:
     """Score against what is left of MACs, parameters and (where it was measured) latency, a line for each argument.
 
     Args:
-        sweep: what `depgraph.sweep` returned. Rows that failed are left out; the picture says how many.
+        sweep: what `depgraph.sweep` returned, or several of one model to compare (criteria, with and without recovery), by
+            the name that each has in the picture. Rows that failed are left out; the picture says how many.
         path: where to write it.
     """
-    costs = [("macs", "MACs"), ("params", "parameters"), ("latency", "latency")]
-    costs = [(key, label) for key, label in costs if getattr(sweep.dense, key)]
+    sweeps = sweep if isinstance(sweep, Mapping) else {"": sweep}
+    lines = {}
+    for name, one in sweeps.items():
+        arguments = list(dict.fromkeys(r.argument for r in one.rows))
+        for argument in arguments:
+            label = ": ".join(filter(None, (name, argument if not name or len(arguments) > 1 else "")))
+            lines[label] = one.dense, [r for r in one.rows if r.argument == argument and r.score is not None]
+    costs = {"macs": "MACs", "params": "parameters", "latency": "latency"}
+    costs = {k: v for k, v in costs.items() if all(getattr(s.dense, k) for s in sweeps.values())}
     figure = _figure(3.7)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    fine = [r for r in sweep.rows if r.score is not None]
-    for axes, (key, label) in zip(panels, costs, strict=True):
-        whole = getattr(sweep.dense, key)
-        for i, argument in enumerate(dict.fromkeys(r.argument for r in fine)):
-            line = sorted((100 * getattr(r, key) / whole, r.score) for r in fine if r.argument == argument)
-            xs, ys = zip(*line, strict=True)
-            axes.plot(xs, ys, marker="o", markersize=4, color=LINES[i % len(LINES)], label=argument)
-        axes.axhline(sweep.dense.score, color="#999999", linewidth=0.9, linestyle="--")
-        axes.plot(
-            [100], [sweep.dense.score], marker="*", markersize=11, color="black", linestyle="", label="dense"
-        )
-        axes.set_xlabel(f"{label} left [% of {_amount(whole, key)}]")
+    for axes, (key, text) in zip(panels, costs.items(), strict=True):
+        for i, (label, (dense, rows)) in enumerate(lines.items()):
+            whole = getattr(dense, key)
+            found = sorted((100 * getattr(r, key) / whole, r.score) for r in rows)
+            xs, ys = [f[0] for f in found], [f[1] for f in found]
+            axes.plot(xs, ys, marker="o", markersize=4, color=LINES[i % len(LINES)], label=label)
+        _dense(axes, [s.dense.score for s in sweeps.values()])
+        wholes = dict.fromkeys(_amount(getattr(s.dense, key), key) for s in sweeps.values())
+        axes.set_xlabel(f"{text} left [% of {', '.join(wholes)}]")
         axes.set_xlim(0, max(104, axes.get_xlim()[1]))
         _plain(axes, "both")
     panels[0].set_ylabel("score")
     panels[0].legend(fontsize=8, frameon=False, loc="lower right")
-    failed = len(sweep.rows) - len(fine)
-    note = f" ({failed} of {len(sweep.rows)} rows failed)" if failed else ""
+    count = sum(len(s.rows) for s in sweeps.values())
+    failed = count - sum(len(rows) for _, rows in lines.values())
+    note = f" ({failed} of {count} rows failed)" if failed else ""
     figure.suptitle(f"Score against cost{note}", x=0.01, ha="left", fontsize=11)
     return _saved(figure, path)
+
+
+def _dense(axes: Any, scores: Sequence[float | None]) -> None:
+    """The models as they were given, at 100 %."""
+    style = {"marker": "*", "markersize": 11, "color": "black", "linestyle": "", "label": "dense"}
+    unique = list(dict.fromkeys(scores))
+    for score in unique:
+        axes.axhline(score, color="#999999", linewidth=0.9, linestyle="--")
+    axes.plot([100] * len(unique), unique, **style)
 
 
 def _amount(value: float, key: str) -> str:

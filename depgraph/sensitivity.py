@@ -94,7 +94,7 @@ class Sensitivity:
         return pictures.sensitivity(self, path)
 
     def __str__(self) -> str:
-        title = f"score when one group alone is cut; {self.dense:.4g} dense"
+        title = f"one group cut (dense: {self.dense:.4g})"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column("group")
         for ratio in self.ratios:

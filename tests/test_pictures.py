@@ -163,6 +163,19 @@ def test_the_curve_has_each_row_at_its_place(tmp_path: Path) -> None:
     assert "1 of 4 rows failed" in figure.get_suptitle()
 
 
+def test_several_sweeps_in_one_picture() -> None:
+    one = depgraph.Sweep(row("dense", 0, 10, 9, None, 0.9), [row("max_macs", 0.1, 8, 8, None, 0.5)])
+    both = [row("max_macs", 0.1, 7, 8, None, 0.4), row("max_params", 0.1, 6, 8, None, 0.3)]
+    two = depgraph.Sweep(row("dense", 0, 10, 9, 0.1, 0.95), both)
+    axes = pictures.trade_off({"l1": one, "taylor": two}).axes
+    found = {line.get_label(): line.get_xydata().tolist() for line in axes[0].lines}
+    assert len(axes) == 2
+    assert found["l1"] == [[80, 0.5]]
+    assert found["taylor: max_macs"] == [[70, 0.4]]
+    assert found["taylor: max_params"] == [[60, 0.3]]
+    assert found["dense"] == [[100, 0.9], [100, 0.95]]
+
+
 def test_no_panel_for_a_latency_that_was_not_measured() -> None:
     sweep = depgraph.Sweep(row("dense", 0, 9, 9, None, 0.9), [row("pruning_ratio", 0.1, 8, 8, None, 0.5)])
     assert len(sweep.plot().axes) == 2

@@ -126,11 +126,8 @@ def test_what_is_suggested_is_what_prune_takes(net: nn.Module, x: Tensor) -> Non
     assert found.suggest(0.4) == {"stem.weight": 0.6, "up.weight": 0.6, "wide.weight": 0.2}
     with pytest.raises(depgraph.InputError, match="drop"):
         found.suggest(float("nan"))
-    graph = depgraph.analyze(net, x)
-    masks = depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=found.suggest(0.02))
-    plan = depgraph.build_plan(graph, masks)
-    widths = [plan.new_shape(n)[0] for n in ("stem.weight", "up.weight", "wide.weight")]
-    assert widths == [11, 19 - 7, 29 - 5]
+    small = depgraph.prune(net, x, pruning_ratio=found.suggest(0.02)).model
+    assert [m.out_channels for m in (small.stem, small.up, small.wide)] == [11, 19 - 7, 29 - 5]
 
 
 class Packed(nn.Module):
@@ -151,8 +148,8 @@ def test_groups_that_one_tensor_produces() -> None:
     assert len(set(found.groups)) == len(found.groups) == len(found.tensors)
     suggested = found.suggest(float(found.losses().max()))
     assert suggested == dict.fromkeys(found.tensors, 0.6)
-    graph = depgraph.analyze(net, x)
-    assert depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=suggested)
+    small = depgraph.prune(net, x, pruning_ratio=suggested).model
+    assert small.qkv.out_features == 2 * (11 - 6) + (11 - 6)
 
 
 def test_ctrl_c_leaves_the_model_and_the_scan_goes_on(net: nn.Module, x: Tensor, tmp_path: Path) -> None:
