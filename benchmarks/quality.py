@@ -13,6 +13,7 @@ scored, trained alike for a short while where the case has such training, and sc
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ import torch
 
 from benchmarks.real import cases, latency, report
 from benchmarks.real.case import Case
-from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, prune, rivals
+from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, prune, renorm, rivals
 from depgraph.cost import count_macs, parameter_count
 
 Row = dict[str, Any]
@@ -60,14 +61,23 @@ class Results:
                 file.write(json.dumps(row) + "\n")
 
     def best(self, case: Case, tool: str) -> str | None:
-        """The method of this tool whose first seed scored best before training; random and plain magnitude apart."""
+        """The method of this tool whose first seed scored best before training, random and plain magnitude apart.
+
+        With batch norms re-estimated, where the row has that: without, most criteria score like guessing.
+        """
         shown = [
             r for r in self.rows
             if r["case"] == case.name and r["tool"] == tool and r["seed"] == 0 and not r["trained"]
             and "score" in r and r["method"] not in {str(RANDOM), str(MAGNITUDE)}
         ]  # fmt: skip
         first = max if case.higher else min
-        return first(shown, key=lambda r: next(iter(r["score"].values())))["method"] if shown else None
+        return first(shown, key=lambda r: first_figure(r, "renormed", "score"))["method"] if shown else None
+
+
+def first_figure(row: Row, *kinds: str) -> float:
+    """The figure that methods are compared by, of the first of these kinds that the row has."""
+    scores: dict[str, float] = next(row[kind] for kind in kinds if row.get(kind))
+    return next(iter(scores.values()))
 
 
 def measure_dense(case: Case, results: Results) -> None:
@@ -96,6 +106,10 @@ def measure(case: Case, method: Method, seed: int, train: bool, results: Results
         if train and case.image and seed == 0:
             pair = latency.milliseconds({"dense": case.build(), "pruned": pruned.model}, case.image)
             row |= {"latency": pair["pruned"], "dense_latency": pair["dense"]}
+        if "recover" not in method.options:
+            again = copy.deepcopy(pruned.model)
+            if renorm(again, case.calibration(seed)):
+                row["renormed"] = case.score(again)
         if train and case.tune:
             case.tune(pruned.model, seed)
             row["tuned"] = case.score(pruned.model)
@@ -123,7 +137,9 @@ def run_case(case: Case, seeds: int, results: Results, chosen: str | None) -> No
 
 def say(row: Row) -> None:
     """One line about a row."""
-    scores = {**row.get("score", {}), **{f"{k} after training": v for k, v in row.get("tuned", {}).items()}}
+    scores = dict(row.get("score", {}))
+    for kind, text in (("renormed", "with batch norms re-estimated"), ("tuned", "after training")):
+        scores |= {f"{name} {text}": value for name, value in row.get(kind, {}).items()}
     text = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or row.get("error", "")
     share = f"{row['share']:.3f}" if "share" in row else "-"
     print(f"{row['case']} | {row['method']} | seed {row['seed']} | {share} | {text}", flush=True)

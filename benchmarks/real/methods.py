@@ -186,4 +186,17 @@ def _per_sample(
         model.zero_grad()
         loss(run(model, inputs[index : index + 1]), target[index : index + 1]).backward()
         importance.accumulate_grad(model)
-    model.zero_grad()
+
+
+@torch.no_grad()
+def renorm(model: nn.Module, batches: list[Any]) -> bool:
+    """Give each batch norm the statistics of calibration data, as anybody may after pruning; whether there are any."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    for inputs, _ in batches if norms else []:
+        run(model, inputs)
+    model.eval()
+    return bool(norms)

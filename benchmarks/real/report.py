@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.real.case import Case
 
 Row = dict[str, Any]
-HEADINGS = ("method", "left", "as pruned", "after training", "seconds")
+HEADINGS = ("method", "left", "as pruned", "batch norm re-estimated", "after training", "seconds")
 
 
 def show(cases: Sequence[Case], rows: list[Row]) -> None:
@@ -56,7 +56,7 @@ def lines(case: Case, rows: list[Row]) -> list[list[str]]:
             found.setdefault(row["method"], []).append(row)
 
     def rank(name: str) -> tuple[bool, float]:
-        values = _values(found[name], "score")
+        values = _values(found[name], "renormed") or _values(found[name], "score")
         middle = mean(values) if values else float("nan")
         return name != "dense", (-middle if case.higher else middle) if values else float("inf")
 
@@ -66,11 +66,12 @@ def lines(case: Case, rows: list[Row]) -> list[list[str]]:
 def _line(name: str, rows: list[Row]) -> list[str]:
     errors = [r["error"] for r in rows if "error" in r]
     if errors and not _values(rows, "score"):
-        return [name, "-", errors[0][:80].replace("|", "/"), "", ""]
+        return [name, "-", errors[0][:80].replace("|", "/"), "", "", ""]
     share = mean(r["share"] for r in rows if "share" in r)
     seconds = [r["seconds"] for r in rows if "seconds" in r]
     spent = f"{mean(seconds):.0f}" if seconds else ""
-    return [name, f"{share:.3f}", _spread(_values(rows, "score")), _spread(_values(rows, "tuned")), spent]
+    figures = [_spread(_values(rows, kind)) for kind in ("score", "renormed", "tuned")]
+    return [name, f"{share:.3f}", *figures, spent]
 
 
 def _values(rows: list[Row], key: str) -> list[float]:
