@@ -201,7 +201,7 @@ def field_repairs(
 
 
 def undescribed(small: nn.Module, found: Origins) -> list[str]:
-    """The parameters of the smaller model that its class, called with the repaired object, does not make as they are.
+    """The parameters and numbers of the smaller model that its class, called with the repaired object, makes otherwise.
 
     Forward computes a size in its own way, or layers that were built from one field came out different: then no value
     of the field is right for all, though the model itself is.
@@ -216,6 +216,11 @@ def undescribed(small: nn.Module, found: Origins) -> list[str]:
             {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
         )
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
+        for key in found.attributes if twin is not None else ():
+            if key[1] == path or key[1].startswith(inside):
+                steps = (key[1][len(inside) :] if key[1] != path else "", *key[2:])
+                if _held(twin, steps) != _held(small, key[1:]):
+                    wrong.append(".".join(map(str, filter(None, key[1:]))))
     return wrong
 
 
@@ -289,4 +294,6 @@ def _solve(expr: Expr, value: int, known: dict[Key, int]) -> tuple[Key, int] | N
         return _solve(rest, value // factor, known) if factor and value % factor == 0 else None
     if name == "floordiv" and a is None and b is not None:
         return _solve(left, value * b, known)
+    if name == "floordiv" and a is not None and value and a % value == 0:
+        return _solve(right, a // value, known)
     return None

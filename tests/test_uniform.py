@@ -1,0 +1,143 @@
+"""`uniform=True`: what one number of a config, or a loop, says stays one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from oracle import assert_equal_to_masked
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+
+
+@dataclass
+class Config:
+    """Sizes of a small transformer; `heads` of `hidden // heads`, and `grow` times `hidden` inside."""
+
+    hidden: int = 24
+    heads: int = 6
+    inner: int = 34
+    grow: int = 2
+    layers: int = 2
+    classes: int = 3
+
+
+class Layer(nn.Module):
+    """Attention, and two gated layers after it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.hidden
+        self.head = width // config.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, config.inner), nn.Linear(config.inner, width)
+        self.wide, self.narrow = nn.Linear(width, config.grow * width), nn.Linear(config.grow * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(t: Tensor) -> Tensor:
+            return t.view(*t.shape[:2], -1, self.head).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(x)), split(self.v(x)))
+        x = x + self.o(mixed.transpose(1, 2).flatten(2))
+        x = x + self.down(self.up(x).relu())
+        return self.norm(x + self.narrow(self.wide(x).relu()))
+
+
+class Encoder(nn.Module):
+    """Returns the hidden state: no config can say fewer heads without a narrower state."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.first = nn.Linear(5, config.hidden)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Classifier(Encoder):
+    """The same with a head."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.last = nn.Linear(config.hidden, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x).mean(1))
+
+
+class Residual(nn.Module):
+    """Blocks in a row without a config, one of whose inner widths matters less than the other's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(7, 22), nn.ReLU(), nn.Linear(22, 7)) for _ in range(3)
+        )
+        with torch.no_grad():
+            for n, block in enumerate(self.blocks):
+                block[0].weight[: 5 * n] *= 0.01
+                block[2].weight[:, : 5 * n] *= 0.01
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [Encoder, Classifier])
+@pytest.mark.parametrize("how", [{"pruning_ratio": 0.5}, {"max_params": 0.6}, {"max_macs": 0.8}])
+def test_the_class_builds_the_result_from_its_config(kind: type[Encoder], how: dict) -> None:
+    """The class called with the changed config makes the shapes of the result, and takes its weights."""
+    if kind is Encoder and how == {"max_params": 0.6}:
+        pytest.skip("no plan with the outputs kept gets so far")
+    torch.manual_seed(0)
+    model, x = kind(Config()).double().eval(), torch.randn(2, 11, 5).double()
+    result = depgraph.prune(model, x, uniform=True, **how)
+    config = result.model.config
+    again = kind(config).double()
+    assert shapes(again) == shapes(result.model)
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again.eval()(x), result.model(x))
+    assert not result.report.undescribed
+    assert config != Config()
+    assert config.inner == 17 or "pruning_ratio" not in how
+    assert config.hidden == 24 if kind is Encoder else config.hidden < 24
+    assert_equal_to_masked(model, result, x)
+
+
+def test_without_it_a_kept_state_loses_heads_alone() -> None:
+    """The default removes more, and says that no config describes it."""
+    torch.manual_seed(0)
+    result = depgraph.prune(Encoder(Config()).eval(), torch.randn(2, 11, 5), pruning_ratio=0.5)
+    assert result.model.layers[0].q.out_features == 12
+    assert result.report.undescribed
+
+
+def test_repeated_blocks_get_one_width_and_keep_their_own_best() -> None:
+    """A global budget takes as much from each block, though not the same units."""
+    torch.manual_seed(0)
+    model, x = Residual().double().eval(), torch.randn(2, 5).double()
+    own = depgraph.prune(model, x, max_params=0.75)
+    assert len({block[0].out_features for block in own.model.blocks}) > 1
+    even = depgraph.prune(model, x, max_params=0.75, uniform=True)
+    (width,) = {block[0].out_features for block in even.model.blocks}
+    assert width < 22
+    assert_equal_to_masked(model, even, x)
+    kept = [even.plan.mask(f"blocks.{n}.0.bias") for n in range(3)]
+    assert not kept[2][:10].any() or int(kept[2].sum()) > 12  # the weak ones of the last block go first
+    assert (kept[0] != kept[2]).any()
