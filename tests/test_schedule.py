@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from checks import as_float64, in_float64
+from oracle import assert_equal_to_masked, assert_state_matches_plan
 from torch import Tensor, nn
+from zoo import ZOO
 
 import depgraph
 from depgraph import GradualPruner, prune_gradually, rewind
@@ -378,3 +382,31 @@ def test_other_weights_than_the_plans_are_refused() -> None:
         rewind(result.plan, depgraph.prune(model, INPUTS, pruning_ratio=0.5).model, result.model)
     with pytest.raises(PlanError, match="the plan makes"):
         rewind(result.plan, model, model)
+
+
+# -------------------------------------------------------------------------------------------- all kinds of networks
+
+
+@pytest.mark.parametrize(
+    "name", ["PermutationCycles", "LiteralView", "GroupedQueryExpand", "GroupedConvolution"]
+)
+def test_two_steps_take_no_more_than_one(name: str) -> None:
+    entry = ZOO[name]
+    model, x = entry.model(), entry.example()
+    result = prune_gradually(model, x, steps=2, ramp="linear", pruning_ratio=0.5)
+    assert widths(result.model) == widths(depgraph.prune(model, x, pruning_ratio=0.5).model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", ZOO)
+def test_the_composed_plan_makes_what_the_steps_made(name: str) -> None:
+    """Without training in between: the same tensors, equal to the masked original, and no wider than after one step."""
+    entry = ZOO[name]
+    model, x = entry.model(), entry.example()
+    result = prune_gradually(model, x, steps=2, ramp="linear", pruning_ratio=0.5, verify=False)
+    replayed = depgraph.apply(model, result.plan)
+    for small in (result.model, replayed):
+        assert_state_matches_plan(model, small, result.plan)
+        wide = SimpleNamespace(model=in_float64(small), plan=result.plan)
+        assert_equal_to_masked(in_float64(model), wide, as_float64(x), 1e-9)

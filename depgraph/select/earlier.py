@@ -46,5 +46,5 @@ def _lost(graph: DependencyGraph, earlier: Plan, groups: list[Group]) -> int:
     for (name, dim), entries in covered.items():
         now, before = graph.tensors[name].shape[dim], earlier.shapes[name][dim]
         if parts[name, dim] == len(groups):
-            found.append((now - entries, (before - now) * units // entries))
+            found.append((now - entries, -(-(before - now) * units // entries)))  # rather more than less
     return min(found, default=(0, 0))[1]
