@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from .plan import Rewrite
 from .tensors import named_tensors, skeleton
@@ -44,6 +46,81 @@ for _operator in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"):
     setattr(_Proxy, f"__{_operator}__", _in_place(_operator))
 
 
+class Rewritten(fx.GraphModule):
+    """A module with a recorded forward in which literals were rewritten, and with all else that it had.
+
+    A plain GraphModule keeps, in copies and pickles, only what forward reads, and pickles its code to record it once
+    more, in-place operations as others. Here both keep every child, attribute and hook, and the graph as it is.
+    """
+
+    @classmethod
+    def made_of(cls, state: dict[str, Any], graph: fx.Graph, name: str) -> Rewritten:
+        """A module with the attributes `state`, and a forward that runs `graph`."""
+        made = _empty(name)
+        made._fill(state, graph)
+        return made
+
+    def _fill(self, state: dict[str, Any], graph: fx.Graph) -> None:
+        vars(self).update(state)
+        self.graph = graph  # generates the code of forward
+
+    def _state(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_graph"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
+        made = memo[id(self)] = _empty(type(self).__name__)
+        made._fill(copy.deepcopy(self._state(), memo), copy.deepcopy(self.graph))
+        return made
+
+    def __copy__(self) -> Rewritten:
+        return self.made_of(self._state(), copy.deepcopy(self.graph), type(self).__name__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).__name__,), (self._state(), _to_rows(self.graph), self.graph._codegen)
+
+    def __setstate__(self, saved: tuple[dict[str, Any], list[_Row], Any]) -> None:
+        state, rows, codegen = saved
+        self._fill(state, _from_rows(rows, codegen))
+
+
+def _empty(name: str) -> Rewritten:
+    return Rewritten({}, fx.Graph(), class_name=name)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Stands for the node of that name in the arguments of another."""
+
+    name: str
+
+
+_Row = tuple[str, str, Any, Any, Any, Any]  # name, op, target, args, kwargs, type
+
+
+def _to_rows(graph: fx.Graph) -> list[_Row]:
+    """The nodes of a graph as data; pickled as they are, a chain of nodes would be a recursion as deep as it is long."""
+
+    def named(arguments: Any) -> Any:
+        def stand_in(a: Any) -> Any:
+            return _Result(a.name) if isinstance(a, fx.Node) else a
+
+        return map_aggregate(arguments, stand_in)
+
+    return [(n.name, n.op, n.target, named(n.args), named(n.kwargs), n.type) for n in graph.nodes]
+
+
+def _from_rows(rows: list[_Row], codegen: Any) -> fx.Graph:
+    graph, nodes = fx.Graph(), dict[str, fx.Node]()
+
+    def found(arguments: Any) -> Any:
+        return map_aggregate(arguments, lambda a: nodes[a.name] if isinstance(a, _Result) else a)
+
+    for name, op, target, args, kwargs, kind in rows:
+        nodes[name] = graph.create_node(op, target, found(args), found(kwargs), name, kind)
+    graph.set_codegen(codegen)
+    return graph
+
+
 class _Shallow(fx.Tracer):
     """Records one module: whatever it calls stays a call."""
 
@@ -62,8 +139,37 @@ def record(module: nn.Module) -> fx.Graph:
     """
     if isinstance(module, fx.GraphModule):
         return copy.deepcopy(module.graph)
+    try:
+        graph = _traced(module, None)
+    except fx.proxy.TraceError:  # a branch on the training flag is fine where both sides record alike
+        graph = _traced(module, True)
+        if str(graph) != str(_traced(module, False)):
+            raise
+    made = [
+        n.target for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")
+    ]
+    if made and not hasattr(module, str(made[0])):
+        raise ValueError("forward makes a tensor that would be the same one in every call, on one device")
+    return graph
+
+
+def _traced(module: nn.Module, training: bool | None) -> fx.Graph:
+    """The graph of forward with the training flag fixed, or read in each call (None)."""
     tensors, _ = named_tensors(module)
-    return _Shallow().trace(skeleton(module, {id(t): t for t in tensors.values()}))
+    twin, tracer = skeleton(module, {id(t): t for t in tensors.values()}), _Shallow()
+    if training is None:
+        for path, part in twin.named_modules():
+            if not isinstance(part, torch.jit.ScriptModule):
+                part.__class__ = type(type(part).__name__, (type(part),), {"training": _flag(tracer, path)})
+    else:
+        twin.train(training)
+    return tracer.trace(twin)
+
+
+def _flag(tracer: fx.Tracer, path: str) -> property:
+    """The training flag of the module at `path`, as a node that reads it."""
+    name = f"{path}.training" if path else "training"
+    return property(lambda module: tracer.create_proxy("get_attr", name, (), {}))
 
 
 def find_call(graph: fx.Graph, edit: Rewrite) -> fx.Node | None:
@@ -150,10 +256,5 @@ def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
             node.args = tuple(args)
     if not changed:
         return module
-    rewritten = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    own = vars(rewritten)
-    for name, value in vars(module).items():
-        if name in ("_modules", "_parameters", "_buffers") or "hooks" in name or name not in own:
-            own[name] = value
-    rewritten.train(module.training)
-    return rewritten
+    state = {name: value for name, value in vars(module).items() if name != "_graph"}
+    return Rewritten.made_of(state, graph, type(module).__name__)
