@@ -48,6 +48,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
+	$(PY) -m benchmarks.exports $(SMALL)
 
 bench: SMALL :=
 bench: bench-small  ## the benchmarks in full, hours

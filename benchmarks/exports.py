@@ -1,0 +1,230 @@
+"""What becomes of pruned models on the ways out of eager torch: exported, compiled, traced, quantised, copied.
+
+    python -m benchmarks.exports --small                  # five models, not compiled to C++: two minutes
+    python -m benchmarks.exports --markdown exports.md
+
+Each model is pruned to half, sent each way, and what comes out is compared with the pruned model in eager torch, on the
+example inputs and on a batch of another size. The exit status is 1 when a way fails or a value is further off than that
+way's arithmetic explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+from benchmarks.export_ways import WAYS, Sent
+from benchmarks.outputs import deviation, shapes
+from benchmarks.randomise import randomise
+from benchmarks.suites import Case, Inputs, suite
+from benchmarks.suites.case import noise, seeded
+
+# Kind of model -> (suite, name).
+KINDS = {
+    "convolutional: torchvision resnet18": ("torchvision", "resnet18"),
+    "ViT: timm test_vit": ("timm", "test_vit"),
+    "ViT: transformers": ("transformers", "vit"),
+    "BERT: transformers": ("transformers", "bert"),
+    "Llama: transformers": ("transformers", "llama"),
+    "literals in forward": ("", ""),
+    "convolutional: torchvision mobilenet_v3_small": ("torchvision", "mobilenet_v3_small"),
+    "convolutional: torchvision shufflenet_v2_x0_5": ("torchvision", "shufflenet_v2_x0_5"),
+    "LSTM": ("", "lstm"),
+    "mixture of experts: transformers mixtral": ("transformers", "mixtral"),
+}
+SMALL = tuple(KINDS)[:2] + tuple(KINDS)[3:6]
+
+
+class Literals(nn.Module):
+    """Sizes written as numbers: pruning makes a GraphModule of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 22, 3), nn.BatchNorm2d(22)
+        self.inner = Inner()
+        self.last = nn.Linear(22 * 9, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.norm(self.conv(x)).relu(), 3)
+        return self.last(self.inner(x).reshape(-1, 198))
+
+
+class Inner(nn.Module):
+    """Halves by literal, an in-place sum, a child, and a child that forward never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.spare = nn.Conv2d(22, 26, 1), nn.Conv2d(13, 22, 1), nn.Linear(5, 3)
+        self.scale = nn.Parameter(torch.full((13, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        y = y[:, :13] * torch.sigmoid(y[:, 13:])
+        y += self.scale
+        return x + self.two(y)
+
+
+def case(kind: str) -> Case:
+    """The model of a kind, and its inputs."""
+    suite_name, name = KINDS[kind]
+    if suite_name:
+        return suite(suite_name)[name]
+    if name == "lstm":
+        return Case(kind, lambda: seeded(Recurrent), lambda: (noise(2, 6, 5),))
+    return Case(kind, lambda: seeded(Literals), lambda: (noise(2, 3, 13, 11),))
+
+
+class Recurrent(nn.Module):
+    """Two layers, both directions, and a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(5, 14, 2, batch_first=True, bidirectional=True), nn.Linear(28, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.lstm(x)[0].mean(1))
+
+
+def other_batch(inputs: Inputs) -> Inputs:
+    """Inputs for a batch of three: the last example once more, its tokens or pixels in another order."""
+
+    def more(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.cat([value, value[-1:].roll(1, -1)])
+
+    if isinstance(inputs, dict):
+        return {key: more(value) for key, value in inputs.items()}
+    return tuple(more(v) for v in inputs) if isinstance(inputs, tuple) else more(inputs)
+
+
+def pruned(kind: str) -> tuple[depgraph.PruneResult, nn.Module, Inputs]:
+    """A model of `kind` with random values pruned to half, the original, and inputs."""
+    made = case(kind)
+    inputs = made.inputs()
+    model = randomise(made.build(), 0, inputs).eval()
+    if hasattr(model, "config"):
+        model.config.use_cache = False
+    return depgraph.prune(model, inputs, pruning_ratio=0.5), model, inputs
+
+
+def judge(kind: str, way: str, sent: Sent) -> dict[str, Any]:
+    """One row: the largest deviation, relative to the largest entry, and whether that is fine."""
+    row: dict[str, Any] = {
+        "kind": kind,
+        "way": way,
+        "deviation": None,
+        "ok": False,
+        "alike": False,
+        "why": "",
+    }
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            pairs = WAYS[way].send(sent)
+        found = [deviation(expected, output) for expected, output in pairs]
+        same = all(shapes(expected) == shapes(output) for expected, output in pairs)
+        worst = max((float("nan") if f is None else f for f in found), default=float("nan"))
+        row.update(deviation=worst, ok=same and worst <= WAYS[way].tolerance)
+        row["why"] = "" if row["ok"] else "values" if same else "shapes"
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())[:300]
+        row["why"] = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
+        row["ok"] = row["alike"] = _fails(way, replace(sent, model=sent.original), type(error))
+    row["seconds"] = time.perf_counter() - start
+    return row
+
+
+def _fails(way: str, sent: Sent, kind: type[Exception]) -> bool:
+    """Whether `way` fails in this kind of error."""
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            WAYS[way].send(sent)
+    except kind:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def run(kinds: Sequence[str], ways: Sequence[str], console: Console) -> list[dict[str, Any]]:
+    """Every kind on every way."""
+    rows = []
+    for kind in kinds:
+        result, original, inputs = pruned(kind)
+        for way in ways:
+            sent = Sent(result.model, original, result.plan, inputs, other_batch(inputs))
+            rows.append(judge(kind, way, sent))
+            torch.compiler.reset()
+            row = rows[-1]
+            verdict = f"{row['deviation']:.1e}" if row["deviation"] is not None else "failed"
+            console.print(f"{kind} | {way} | {verdict} {row['why']} | {row['seconds']:.1f} s", markup=False)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A header and a line for each way: the deviation for each kind."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    cells = {(row["kind"], row["way"]): row for row in rows}
+    lines = [["way out", *kinds]]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        line = [way]
+        for kind in kinds:
+            row = cells[kind, way]
+            if row["alike"]:
+                line.append("the dense model fails alike")
+            else:
+                line.append(f"{row['deviation']:.0e}" if row["ok"] else f"no: {row['why'][:60]}")
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Send pruned models every way out of eager torch.")
+    parser.add_argument("--small", action="store_true", help="five models, and no compiling to C++")
+    parser.add_argument("--kinds", help="parts of the names of kinds, separated by commas")
+    parser.add_argument("--ways", help="parts of the names of ways, separated by commas")
+    parser.add_argument("--markdown", type=Path, help="file to write the table to")
+    options = parser.parse_args()
+
+    def chosen(names: Sequence[str], parts: str | None) -> list[str]:
+        return [n for n in names if parts is None or any(p.lower() in n.lower() for p in parts.split(","))]
+
+    torch.set_num_threads(1)
+    console = Console(width=200)
+    kinds = chosen(SMALL if options.small else tuple(KINDS), options.kinds)
+    ways = [
+        w for w in WAYS if not options.small or not w.endswith("inductor")
+    ]  # a minute of compiling a model
+    rows = run(kinds, chosen(ways, options.ways), console)
+    lines = table(rows)
+    shown = Table(*lines[0])
+    for line in lines[1:]:
+        shown.add_row(*line)
+    console.print(shown)
+    if options.markdown:
+        text = ["| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:])]
+        options.markdown.write_text("\n".join(text) + "\n")
+    sys.exit(any(not row["ok"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
