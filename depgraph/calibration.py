@@ -24,6 +24,11 @@ class Batch:
     kwargs: dict[str, Any]
     target: Any = None
 
+    def copy(self) -> Batch:
+        """The same with tensors of its own: a model may write into what it is given."""
+        args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)
+        return Batch(args, kwargs, self.target)
+
 
 class Calibration:
     """Batches of inputs, or of (inputs, target) pairs, that can be gone through any number of times.

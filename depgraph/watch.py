@@ -122,9 +122,7 @@ class Watch:
                     paths.append(place[2])
         self.keys = keys.known
         self.makers = {form[0] for form in self.keys if isinstance(form, tuple)}
-        every, parameters = all_tensors(model), {id(p) for p in model.parameters()}
-        self.tensors = {n: t if id(t) in parameters else t.clone() for n, t in every.items()}
-        self.twin = skeleton(model, {id(t): self.tensors[n] for n, t in every.items()}).eval()
+        self.twin, self.tensors = twin(model)
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
@@ -229,6 +227,13 @@ class Watch:
             item = self.keys.get(("item", number, i))
             if item is not None:
                 self.made[id(tensor)] = weakref.ref(tensor), item
+
+
+def twin(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of `model` in eval mode with its own parameters and copies of all else, and these tensors by name."""
+    every, parameters = all_tensors(model), {id(p) for p in model.parameters()}
+    tensors = {n: t if id(t) in parameters else t.clone() for n, t in every.items()}
+    return skeleton(model, {id(t): tensors[n] for n, t in every.items()}).eval(), tensors
 
 
 @contextmanager

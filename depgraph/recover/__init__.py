@@ -1,0 +1,207 @@
+"""Recovery without training: what calibration data alone can win back of a pruned model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..calibration import Batch, Calibration
+from ..errors import InputError
+from ..graph import DependencyGraph
+from ..inputs import each_example
+from ..plan import Plan
+from ..propagate import propagate
+from ..tensors import output_leaves
+from ..trace import trace
+from ..watch import prepared, twin
+from .changes import Changes
+from .compensation import compensate
+from .pairs import Pair, pairs
+from .reconstruction import Reconstruction
+from .result import LayerRecovery, Recovery
+from .sequence import held_out, reconstruct
+from .statistics import estimate
+
+METHODS = ("reconstruction", "compensation", "statistics")
+How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
+
+
+def recover(
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    graph: DependencyGraph,
+    calibration: Calibration | Iterable[Any] | None,
+    how: How = "auto",
+    *,
+    example_inputs: Any = None,
+    progress: bool | None = None,
+) -> Recovery:
+    """Win back what `small` lost against `model`, from calibration data, without training. `small` is changed.
+
+    Each method is kept only if it brings the outputs of `small` closer to those of `model` on the batches that are held
+    out (the last fifth; with a single batch, on that one), and each layer's change only if it lowers that layer's error.
+
+    Args:
+        model: the original; it is not touched.
+        small: what ``apply(model, plan)`` returned.
+        plan: what was removed.
+        graph: the original's, from `analyze`.
+        calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once.
+        how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
+            or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these;
+            a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
+        example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
+        progress: as for `prune`.
+
+    Returns:
+        what was done where, with each layer's error before and after.
+
+    Raises:
+        InputError: no data, bad data, or an unknown method. After this or any other exception `small` is as it was.
+    """
+    if callable(how) and not isinstance(how, Reconstruction):
+        how(model, small, plan, graph, calibration)
+        return Recovery(notes=["recovered by a function of the user's"])
+    steps = _steps(how)
+    if calibration is None:
+        raise InputError(
+            f"recover={how!r} needs calibration data: give calibration=, an iterable of batches of inputs"
+        )
+    data = (
+        calibration
+        if isinstance(calibration, Calibration)
+        else _calibration(calibration, example_inputs, progress)
+    )
+    batches = list(data.batches("reading calibration data"))
+    runs = 1 if example_inputs is None else len(each_example(example_inputs))
+    told, changes = Recovery(), Changes(small)
+    try:
+        _run(model, plan, graph, batches, steps, how == "auto", runs, changes, told, progress)
+    except BaseException:
+        changes.undo()
+        raise
+    return told
+
+
+def _steps(how: Any) -> list[Any]:
+    given = list(how) if isinstance(how, (list, tuple)) else [how]
+    steps: list[Any] = []
+    for step in given:
+        if step == "auto":
+            steps += METHODS
+        elif isinstance(step, Reconstruction) or step in METHODS:
+            steps.append(step)
+        else:
+            raise InputError(
+                f"recover must be 'auto', {', '.join(map(repr, METHODS))}, a list of these, a Reconstruction or a function, "
+                f"not {step!r}"
+            )
+    if not steps:
+        raise InputError("recover is an empty list: give at least one method, or None")
+    return steps
+
+
+def _calibration(batches: Any, example_inputs: Any, progress: bool | None) -> Calibration:
+    if example_inputs is None:
+        batches = (
+            list(batches)
+            if isinstance(batches, Iterable) and not isinstance(batches, torch.Tensor)
+            else batches
+        )
+        example_inputs = batches[0] if isinstance(batches, list) and batches else torch.zeros(1)
+    return Calibration(batches, example_inputs, progress=progress)
+
+
+def _run(
+    model: nn.Module,
+    plan: Plan,
+    graph: DependencyGraph,
+    batches: list[Batch],
+    steps: list[Any],
+    auto: bool,
+    runs: int,
+    changes: Changes,
+    told: Recovery,
+    progress: bool | None,
+) -> None:
+    several = [b for b, held in zip(batches, held_out(len(batches)), strict=True) if held]
+    judges = several or batches
+    wanted = [_outputs(model, b) for b in judges]
+    error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
+    found: list[Pair] = []
+    if any(step != "statistics" for step in steps):
+        recorded = trace(changes.model, _example(batches[0]))
+        found, told.skipped = pairs(graph.state, propagate(recorded), plan)
+    for step in steps:
+        done = len(told.layers)
+        changes.begin()
+        if step == "statistics":
+            estimate(batches, changes, told, progress)
+        elif step == "compensation":
+            solved = {r.name for r in told.layers if r.kept and r.method == "reconstruction"}
+            compensate(
+                model,
+                [p for p in found if not auto or p.name not in solved],
+                batches,
+                changes,
+                told,
+                progress,
+            )
+        else:
+            settings = step if isinstance(step, Reconstruction) else Reconstruction()
+            reconstruct(model, found, batches, changes, settings, told, runs, progress)
+        new = _error(wanted, [_outputs(changes.model, b) for b in judges])
+        if error is not None and new is not None and not new <= error:
+            changes.take_back()
+            name = step if isinstance(step, str) else "reconstruction"
+            told.notes.append(
+                f"{name} was undone: the error of the outputs rose from {error:.3g} to {new:.3g}"
+            )
+            told.layers[done:] = [_undone(layer) for layer in told.layers[done:]]
+        else:
+            error = new
+    told.output = None if first is None or error is None else (first, error)
+
+
+def _undone(layer: LayerRecovery) -> LayerRecovery:
+    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "undone with its method")
+
+
+def _example(batch: Batch) -> Any:
+    """A batch as example inputs."""
+    return batch.args if not batch.kwargs else batch.kwargs
+
+
+def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """The floating-point outputs of a model in eval mode."""
+    copy, _ = twin(model)
+    own = batch.copy()
+    with prepared(), torch.no_grad():
+        try:
+            out = copy(*own.args, **own.kwargs)
+        except Exception as error:
+            raise InputError(
+                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
+            ) from error
+    return [t.detach() for t in output_leaves(out) if t.is_floating_point()]
+
+
+def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> float | None:
+    """Squares of the difference over squares of what is wanted; None where shapes differ or nothing is finite."""
+    missing = whole = 0.0
+    for one, other in zip(wanted, got, strict=True):
+        if [t.shape for t in one] != [t.shape for t in other]:
+            return None
+        for a, b in zip(one, other, strict=True):
+            fine = torch.isfinite(a) & torch.isfinite(b)
+            a, b = a[fine].double(), b[fine].double()
+            missing += float((a - b).square().sum())
+            whole += float(a.square().sum())
+    return missing / whole if whole else None
+
+
+__all__ = ["METHODS", "LayerRecovery", "Reconstruction", "Recovery", "recover"]

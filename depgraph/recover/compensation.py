@@ -1,0 +1,102 @@
+"""Mean compensation: what the removed inputs added on average goes into the consumer's bias.
+
+For a consumer with weight W, of whose inputs x the set R is removed:  b' = b + sum_{j in R} W[:, j] E[x_j].
+
+Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024 (arXiv 2312.11983),
+baseline bias compensation. A layer without a bias gets none, as a bias that its class does not make is no longer loaded
+by a model built from the same config; where a batch norm follows, its running mean takes the constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..calibration import Batch
+from ..progress import track
+from ..watch import Call, Watch
+from .changes import Changes
+from .pairs import Pair
+from .result import LayerRecovery, Recovery
+from .sequence import held_out, without_removed
+from .solve import wide
+
+NO_PLACE = "has no bias, and none is made: a model built from the same config could not load it"
+
+
+def compensate(
+    model: nn.Module,
+    found: Iterable[Pair],
+    batches: list[Batch],
+    changes: Changes,
+    told: Recovery,
+    progress: bool | None = None,
+) -> None:
+    """Add to the biases of the smaller model what the removed inputs gave on average.
+
+    Args:
+        model: the original.
+        found: pairs of consumers; those that lost no inputs are left alone.
+        batches: calibration.
+        changes: of the smaller model.
+        told: what was done is added here.
+        progress: as for `track`.
+    """
+    wanted = [p for p in found if p.loses]
+    told.skipped += [(p.name, NO_PLACE) for p in wanted if p.shift is None]
+    by_consumer = {p.dense: p for p in wanted if p.shift is not None}
+    sums = {p: _Sums(p) for p in by_consumer.values()}
+    held_now = False
+
+    def see(call: Call) -> None:
+        pair = by_consumer[call.consumer]
+        for where, _, missing in without_removed(call, pair):
+            sums[pair].add(where, missing.to(wide(missing.device)), held_now)
+        sums[pair].whole += float(call.out.double().square().sum()) if held_now or len(batches) == 1 else 0.0
+
+    watch = Watch(model, list(by_consumer), see)
+    for batch, held_now in track(  # noqa: B007  `see` reads it
+        list(zip(batches, held_out(len(batches)), strict=True)), "means of removed inputs", progress
+    ):
+        watch.run(batch.copy())
+    for pair, found_sums in sums.items():
+        if not float(found_sums.count.sum()):
+            told.skipped.append((pair.name, "no calibration batch reached it"))
+            continue
+        before, after = found_sums.errors()
+        kept = after < before
+        told.layers.append(LayerRecovery(pair.name, "compensation", before, after, kept))
+        if kept:
+            changes.add_constant(pair, found_sums.mean())
+
+
+class _Sums:
+    """Of what the removed inputs of a pair added: sums and squares, of fitted and of held-out samples."""
+
+    def __init__(self, pair: Pair) -> None:
+        stacks, rows, _ = pair.at.shape
+        self.sum = torch.zeros(2, stacks, rows, dtype=torch.float64)
+        self.squares = torch.zeros(2, stacks, dtype=torch.float64)
+        self.count = torch.zeros(2, stacks, dtype=torch.float64)
+        self.whole = 0.0
+
+    def add(self, where: slice, missing: torch.Tensor, held: bool) -> None:
+        """Samples [stacks, n, rows] of the stacks `where`."""
+        self.sum[int(held), where] += missing.sum(1).double().cpu()
+        self.squares[int(held), where] += missing.square().sum((1, 2)).double().cpu()
+        self.count[int(held), where] += missing.shape[1]
+
+    def mean(self) -> torch.Tensor:
+        """[stacks, rows] over all samples."""
+        return self.sum.sum(0) / self.count.sum(0).clamp(min=1)[:, None]
+
+    def errors(self) -> tuple[float, float]:
+        """Relative error on held-out samples without a constant, and with the mean of the fitted ones."""
+        which = 1 if float(self.count[1].sum()) and float(self.count[0].sum()) else 0
+        fitted = self.sum[0] / self.count[0].clamp(min=1)[:, None]
+        before = float(self.squares[which].sum())
+        change = self.count[which][:, None] * fitted.square() - 2 * fitted * self.sum[which]
+        scale = max(self.whole, 1e-300)
+        return before / scale, (before + float(change.sum())) / scale

@@ -1,0 +1,306 @@
+"""The consumers of the original and of the smaller model side by side: which rows and columns are left of each.
+
+A weight operand is a parameter, or is moved out of one (views, slices, casts). Carrying the positions of entries through
+the same moves says where each entry of the operand lies in its parameter, in both models; the plan says which position of
+the original became which of the smaller one. Nothing else is assumed, so a pair is right or is no pair.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..consumers import Consumer, consumers
+from ..layout import Layout, is_convolution, layout_of
+from ..plan import Plan
+from ..propagate import Product, Propagation, leaves_of
+from ..trace import Node
+
+Tensor = torch.Tensor
+LARGEST = 1 << 29  # entries of a parameter whose positions are carried along
+MOVES = {"view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose", "permute", "numpy_T", "mT",
+         "select", "slice", "narrow", "unsqueeze", "squeeze", "split", "split_with_sizes", "chunk", "unbind", "movedim",
+         "flatten", "unflatten"}  # fmt: skip
+COPIES = {"_to_copy", "clone", "contiguous", "detach", "alias", "lift_fresh"}
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Where a constant can be added to the rows of a product: a tensor of the smaller model.
+
+    Attributes:
+        name: a bias, or the running mean of a batch norm that follows.
+        at: its positions for [stacks, rows].
+        sign: -1 for a running mean.
+        argument: which argument of the call it is; None where it comes behind.
+    """
+
+    name: str
+    at: Tensor
+    sign: int
+    argument: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A consumer of the original and what is left of it.
+
+    Attributes:
+        dense, small: the consumers.
+        shape: (stacks, rows, columns) of the original.
+        stacks: [stacks] which of the original's are left; rows, columns: [stacks, n] likewise, of each.
+        at: [stacks, rows, columns] positions in the smaller parameter.
+        operand: the same in the shape of the smaller operand.
+        shift: where a constant can be added to the result, if anywhere.
+    """
+
+    dense: Consumer
+    small: Consumer
+    shape: tuple[int, int, int]
+    stacks: Tensor
+    rows: Tensor
+    columns: Tensor
+    at: Tensor
+    operand: Tensor
+    shift: Shift | None
+
+    @property
+    def name(self) -> str:
+        """Name of the weight."""
+        return self.dense.name
+
+    @property
+    def loses(self) -> bool:
+        """Whether some of its inputs were removed."""
+        return self.columns.shape[1] < self.shape[2]
+
+    @property
+    def gone(self) -> Tensor:
+        """[stacks, n]: the columns that were removed."""
+        stays = torch.zeros(len(self.stacks), self.shape[2], dtype=torch.bool)
+        stays.scatter_(1, self.columns, True)
+        return (~stays).nonzero()[:, 1].view(len(self.stacks), -1)
+
+
+def pairs(dense: Propagation, small: Propagation, plan: Plan) -> tuple[list[Pair], list[tuple[str, str]]]:
+    """Pair the consumers of both models.
+
+    Args:
+        dense: what was recorded of the original.
+        small: of the smaller model.
+        plan: what made one of the other.
+
+    Returns:
+        the pairs in the order of execution; the weights that are in none, each with the reason.
+    """
+    skipped: list[tuple[str, str]] = []
+    others: dict[str, list[Consumer]] = {}
+    for consumer in consumers(small):
+        others.setdefault(consumer.name, []).append(consumer)
+    found: list[Pair] = []
+    for consumer in consumers(dense):
+        reason = consumer.reason or _shared(dense, consumer) or _scaled(consumer)
+        if not reason:
+            made = [p for o in others.get(consumer.name, []) if (p := _pair(consumer, o, dense, small, plan))]
+            if made:
+                found.append(made[0])
+                continue
+            reason = "its operand is computed, not moved, from the parameter, or differs in the smaller model"
+        if consumer.name not in plan.shapes or not consumer.reason or _cut(plan, consumer):
+            skipped.append((consumer.name, reason))
+    return _apart(found, skipped), list(dict.fromkeys(skipped))
+
+
+def _cut(plan: Plan, consumer: Consumer) -> bool:
+    cut = plan.cuts.get(consumer.name)
+    return cut is not None and (
+        consumer.dim is None or cut.blocks is not None or cut.keep[consumer.dim] is not None
+    )
+
+
+def _apart(found: list[Pair], skipped: list[tuple[str, str]]) -> list[Pair]:
+    """Without those that share entries of one parameter: no two solutions can be written there."""
+    count = Counter(p.name for p in found)
+    for name in [n for n, k in count.items() if k > 1]:
+        entries = torch.cat([p.at.flatten() for p in found if p.name == name])
+        if entries.unique().numel() < entries.numel():
+            count[name] = 0
+            skipped.append((name, "is used in several ways"))
+    return [p for p in found if count[p.name]]
+
+
+def _shared(state: Propagation, consumer: Consumer) -> str:
+    """What else uses the parameter of a consumer, which a change of it would change, too."""
+    leaves = leaves_of(consumer.calls[0].weight)
+    if len(leaves) != 1:
+        return "its operand is made of several parameters"
+    products = {(p.node, p.weight) for p in state.products if leaves[0] in leaves_of(p.weight)}
+    seen, ahead = {leaves[0]}, [leaves[0]]
+    while ahead:
+        node = ahead.pop()
+        for user in node.users:
+            if user.op == "output":
+                return "is returned by the model"
+            if (user, node) in products:
+                continue
+            if not _moves(user):
+                return f"is also used by {user.target}"
+            if user not in seen:
+                seen.add(user)
+                ahead.append(user)
+    return ""
+
+
+def _scaled(consumer: Consumer) -> str:
+    options = consumer.node.kwargs
+    return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
+
+
+def _op_name(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name).removeprefix("aten::")
+
+
+def _moves(node: Node) -> bool:
+    return node.target is operator.getitem or _op_name(node) in MOVES | COPIES
+
+
+def moved(node: Node, positions: Tensor) -> Tensor | None:
+    """`positions` of the entries of a parameter, carried to `node`; None where that is not just moved out of one."""
+    if node.op == "get_attr":
+        return positions
+    if not _moves(node) or not node.args or not isinstance(node.args[0], Node):
+        return None
+    before = moved(node.args[0], positions)
+    if before is None or any(isinstance(a, Node) for a in (*node.args[1:], *node.kwargs.values())):
+        return None
+    if node.target is operator.getitem:
+        return before[node.args[1]]  # type: ignore[index]
+    if _op_name(node) in COPIES:
+        return before
+    found: Any = node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return found
+
+
+def _layout(product: Product, operand: Tensor) -> Layout:
+    activation = product.activation
+    assert activation is not None  # noqa: S101  else there was a reason
+    shape = activation.meta["shapes"][0]
+    return layout_of(product.node.target, product.node.args, shape, operand, product.letters)
+
+
+def _matrices(product: Product, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Positions as the operand has them, and as [stacks, rows, columns]."""
+    operand = moved(product.weight, positions)
+    return None if operand is None else (operand, _layout(product, operand).matrices(operand))
+
+
+def _pair(
+    consumer: Consumer, other: Consumer, dense: Propagation, small: Propagation, plan: Plan
+) -> Pair | None:
+    product, rest = consumer.calls[0], other.calls[0]
+    name = consumer.name
+    shape, smaller = plan.shapes[name], plan.new_shape(name)
+    count = torch.Size(shape).numel()
+    same = product.node.target is rest.node.target and product.letters == rest.letters
+    if other.reason or count > LARGEST or not same:
+        return None
+    kind = torch.int32 if count < 1 << 31 else torch.int64
+    before = torch.arange(count, dtype=kind).view(shape)
+    after = torch.arange(torch.Size(smaller).numel(), dtype=kind).view(smaller)
+    cut = plan.cuts.get(name)
+    whole, part = _matrices(product, before), _matrices(rest, before if cut is None else cut.slice(before))
+    places = _matrices(rest, after)
+    if whole is None or part is None or places is None or not part[1].numel():
+        return None
+    inverse = torch.full((count,), -1, dtype=kind)
+    inverse[whole[1].flatten().long()] = torch.arange(whole[1].numel(), dtype=kind)
+    at = inverse[part[1].long()].long()
+    _, rows, columns = whole[1].shape
+    stack, row, column = at[:, 0, 0] // (rows * columns), at[:, :, 0] // columns % rows, at[:, 0, :] % columns
+    wanted = (stack[:, None, None] * rows + row[:, :, None]) * columns + column[:, None, :]
+    if bool((at < 0).any()) or not torch.equal(wanted, at):
+        return None
+    sizes = (whole[1].shape[0], rows, columns)
+    return Pair(
+        consumer,
+        other,
+        sizes,
+        stack,
+        row,
+        column,
+        places[1].long(),
+        places[0].long(),
+        _shift(small, rest, places[1]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ adding a constant
+
+
+def _shift(state: Propagation, product: Product, matrices: Tensor) -> Shift | None:
+    """Where a constant can be added to what a product gives: its own bias, one added behind it, a norm's running mean."""
+    node = product.node
+    for candidate, sign, spread, argument in (*_own_bias(node), *_behind(node)):
+        leaves = leaves_of(candidate)
+        if len(leaves) != 1 or not _only_for(leaves[0], node):
+            continue
+        shape = leaves[0].meta["shapes"][0]
+        ids = moved(candidate, torch.arange(torch.Size(shape).numel()).view(shape))
+        if ids is None:
+            continue
+        operand = moved(product.weight, torch.zeros(product_shape(product), dtype=torch.int8))
+        if operand is None:
+            continue
+        if ids.dim() != 1:
+            continue
+        full = ids.view(-1, *[1] * spread).expand(node.meta["shapes"][0])
+        rows = _layout(product, operand).outputs(node.args, full, slice(None), slice(None))
+        at = rows[:, 0]
+        if at.shape == matrices.shape[:2] and torch.equal(rows, at[:, None].expand_as(rows)):
+            if at.unique().numel() == at.numel():
+                return Shift(str(leaves[0].target), at.contiguous(), sign, argument)
+    return None
+
+
+def product_shape(product: Product) -> tuple[int, ...]:
+    """Shape of the parameter that the weight is moved out of."""
+    (leaf,) = leaves_of(product.weight)
+    return tuple(leaf.meta["shapes"][0])
+
+
+def _own_bias(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
+    """(bias, sign, dims of the result behind its last one, which argument) among the arguments of a call."""
+    name = _op_name(node)
+    if name == "linear" and len(node.args) > 2 and isinstance(node.args[2], Node):
+        yield node.args[2], 1, 0, 2
+    elif is_convolution(node.target) and isinstance(node.args[2], Node):
+        yield node.args[2], 1, len(node.args[1].meta["shapes"][0]) - 2, 2  # type: ignore[union-attr]
+    elif name in ("addmm", "baddbmm", "addmv") and isinstance(node.args[0], Node):
+        yield node.args[0], 1, 0, 0
+
+
+def _behind(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
+    """The same behind the call, where its result goes into nothing else."""
+    if len(node.users) != 1:
+        return
+    (user,) = node.users
+    rank = len(node.meta["shapes"][0])
+    if _op_name(user) == "batch_norm" and user.args[0] is node and isinstance(user.args[3], Node):
+        if not user.args[5]:
+            yield user.args[3], -1, rank - 2, None
+    elif _op_name(user) in ("add", "add_") and user.kwargs.get("alpha", 1) == 1:
+        other = user.args[1] if user.args[0] is node else user.args[0]
+        if isinstance(other, Node) and len(other.meta["shapes"][0]) == 1:
+            yield other, 1, 0, None
+
+
+def _only_for(leaf: Node, node: Node) -> bool:
+    """Whether a vector is used for the result of `node` alone."""
+    after = set(node.users) | {node}
+    return all(user in after or (_moves(user) and set(user.users) <= after) for user in leaf.users)

@@ -1,0 +1,265 @@
+"""Least-squares reconstruction: each consumer's weight anew, so that its result is the original's as far as it can be.
+
+For a consumer with weight W and bias b, inputs X and result Y of the original, and inputs X' of the smaller model (whose
+earlier layers are recovered already), over the rows that are kept:
+
+    D, d = argmin |Y - (X' (W' + D)^T + b' + d)|^2 + l |D|^2,    l = damping * mean(diag(X'^T X'))
+
+which is ridge regression of what is missing, Y - X' W'^T - b', on X': it shrinks towards the weights as they were cut. The
+damping is chosen on batches that are held out, and the change is kept only if it lowers the error there.
+
+Sources: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (eq. 4, section 3.2: whole
+model pruned in sequence); Hassibi & Stork, NIPS 1992 (optimal brain surgeon: the same update for fixed inputs).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..layout import Runs, slices
+from ..watch import Call
+from .pairs import Pair
+from .result import LayerRecovery
+from .solve import Sums, wide
+
+Tensor = torch.Tensor
+DAMPINGS = (1e-2, 1e-3, 1e-5, 1e-10)  # tried one after another while the held-out error falls; else 1e-1, 1
+STRONGER = (1e-1, 1.0)
+COLUMNS = 4096  # solved for at once: their Gram matrix is the largest thing held, 128 MiB in float64
+ENTRIES = 1 << 24  # of Gram matrices of several stacks held at once
+SAMPLES = 1 << 14  # of one layer, or four for each column where that is more
+NEGLIGIBLE = 1e-12  # relative error up to which a layer is as it was
+
+
+@dataclass
+class Member:
+    """One batch at one layer: the call in the original (after it) and in the smaller model (before it)."""
+
+    dense: Call
+    small: Call
+    held: bool
+    out: Any = None
+
+    def result(self) -> Tensor:
+        """What the smaller model's call gives with the weight as it is."""
+        if self.out is None:
+            with torch.no_grad():
+                self.out = self.small.product.node.target(*self.small.args)  # type: ignore[operator]
+        return self.out
+
+    def matches(self) -> bool:
+        """Whether the same samples stand at the same places in both."""
+        return self.dense.choices == self.small.choices and self.dense.x.shape[:-1].numel() > 0
+
+
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """``x[s, :, index[s]]`` for x [stacks, n, m] and index [stacks, k]."""
+    if index.shape[1] == x.shape[2]:
+        return x
+    index = index.to(x.device)
+    if bool((index == index[:1]).all()):
+        return x.index_select(2, index[0])
+    return x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
+
+
+class Chosen:
+    """The same random samples of a batch for every layer that has as many."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def of(self, count: int, seed: int, device: torch.device) -> Tensor | None:
+        """Which of `count` samples are taken; None for all."""
+        if self.share >= 1:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        wanted = max(1, round(count * self.share))
+        return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
+
+
+@dataclass
+class Reconstruction:
+    """Solves consumers for their weights.
+
+    Attributes:
+        damping: relative to the mean of the Gram matrix' diagonal; None: chosen on held-out batches.
+        everywhere: also where nothing of a layer's inputs was removed, but they changed.
+        samples: how many samples of one layer are used at most, or four for each column where that is more.
+    """
+
+    damping: float | None = None
+    everywhere: bool = True
+    samples: int = SAMPLES
+
+    def solve(
+        self, pair: Pair, members: list[Member], grams: Grams
+    ) -> tuple[Change | None, LayerRecovery | None]:
+        """The change of a pair's weight that the held-out batches confirm, and what to report; None where nothing is missing."""
+        before, whole, count = _errors(pair, members)
+        if not (before > NEGLIGIBLE * whole):
+            return None, None
+        share = max(self.samples, 4 * pair.columns.shape[1]) / max(count, 1)
+        work = _Work(pair, members, share, grams)
+        change, found = work.start(), False
+        totals = [0.0, 0.0]
+        blocks = list(slices(pair.columns.shape[1], 1, COLUMNS))
+        for stacks in slices(len(pair.stacks), blocks[0].stop ** 2, ENTRIES):
+            errors: list[float] = []
+            for block in blocks:
+                fit, held = work.sums(stacks, block, change)
+                step = choose(fit, held, pair.shift is not None, self.damping)
+                errors += [step.before, step.after]
+                if step.change is not None:
+                    found = True
+                    change.weight[stacks, :, block] += step.change.weight
+                    change.constant[stacks] += step.change.constant
+                    change.damping = max(change.damping, step.change.damping)
+            totals[0] += errors[0]
+            totals[1] += errors[-1]
+        error = before / whole if whole else 0.0
+        ratio = totals[1] / totals[0] if totals[0] else 1.0
+        detail = f"damping {change.damping:g}, {count} samples" if found else ""
+        told = LayerRecovery(pair.name, "reconstruction", error, error * min(ratio, 1.0), found, detail)
+        return (change if found else None), told
+
+
+@dataclass
+class Change:
+    """What is added to a weight [stacks, rows, columns] and to its constant [stacks, rows]."""
+
+    weight: Tensor
+    constant: Tensor
+    damping: float = 0.0
+
+
+@dataclass
+class Step:
+    """A change, or None, and the held-out error without and with it."""
+
+    change: Change | None
+    before: float
+    after: float
+
+
+def choose(fit: Sums, held: Sums, affine: bool, damping: float | None) -> Step:
+    """The change with the damping that lowers the held-out error most; solved anew with all samples."""
+    before = least = float(held.rr.sum())
+    best = None
+    for strengths in ((damping,),) if damping is not None else (DAMPINGS, STRONGER):
+        if best is not None and best != DAMPINGS[0]:
+            break
+        for strength in strengths:
+            error = held.error(*fit.solve(strength, affine))
+            if not error < least:
+                break
+            least, best = error, strength
+    if best is None:
+        return Step(None, before, before)
+    return Step(Change(*fit.plus(held).solve(best, affine), best), before, least)
+
+
+def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
+    """Squares of what is missing and of the original's result, on held-out batches where there are; samples of all."""
+    missing = whole = 0.0
+    count = 0
+    several = any(m.held for m in members)
+    for member in members:
+        every = slice(None)
+        given = member.small.layout.outputs(member.small.args, member.result(), every, every)
+        wanted = _wanted(pair, member, every, every)
+        count += given.shape[1]
+        if member.held or not several:
+            missing += float((wanted - given).double().square().sum())
+            whole += float(wanted.double().square().sum())
+    return missing, whole, count
+
+
+def _wanted(pair: Pair, member: Member, stacks: slice, samples: slice) -> Tensor:
+    """The original's result in the rows that are kept: [stacks, samples, rows]."""
+    call, layout = member.dense, member.dense.layout
+    if isinstance(layout, Runs):
+        found = layout.outputs(call.args, call.out, stacks, samples)
+        return taken(found, pair.rows[stacks][: found.shape[0]])
+    found = layout.outputs(call.args, call.out, slice(None), samples)
+    return taken(found[pair.stacks[stacks].to(found.device)], pair.rows[stacks])
+
+
+class Grams:
+    """The Gram matrices of the last inputs seen: several layers may be given one and the same tensors."""
+
+    def __init__(self) -> None:
+        self.of: list[tuple[weakref.ref[Tensor], int]] = []
+        self.sums: list[Sums] = []
+
+    def known(self, inputs: list[Tensor]) -> list[Sums]:
+        """The sums of these very tensors, if they are the last ones seen, else []."""
+        same = len(inputs) == len(self.of) and all(
+            ref() is x and version == x._version for x, (ref, version) in zip(inputs, self.of, strict=True)
+        )
+        return self.sums if same else []
+
+    def keep(self, inputs: list[Tensor], sums: list[Sums]) -> None:
+        """Remember sums of `inputs`."""
+        self.of = [(weakref.ref(x), x._version) for x in inputs]
+        self.sums = sums
+
+
+class _Work:
+    """One layer's samples, as often as they are needed."""
+
+    def __init__(self, pair: Pair, members: list[Member], share: float, grams: Grams) -> None:
+        self.pair, self.members, self.grams = pair, members, grams
+        self.chosen = Chosen(share)
+        self.alone = not any(m.held for m in members)  # one batch: every fifth sample is held out
+        self.device = members[0].small.x.device
+
+    def start(self) -> Change:
+        """No change."""
+        sizes, kind = self.pair.at.shape, wide(self.device)
+        weight = torch.zeros(sizes, dtype=kind, device=self.device)
+        return Change(weight, weight.new_zeros(sizes[:2]))
+
+    def samples(self, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+        """(stacks, x [stacks, n, columns], what is missing [stacks, n, rows], held out) in pieces."""
+        kind = wide(self.device)
+        for i, member in enumerate(self.members):
+            call, layout = member.small, member.small.layout
+            for part, samples, x in layout.inputs(call.args, call.x, stacks):
+                given = layout.outputs(call.args, member.result(), part, samples)
+                missing = _wanted(self.pair, member, part, samples) - given
+                some = self.chosen.of(x.shape[1], i * 100_003 + samples.start, x.device)
+                if some is not None:
+                    x, missing = x[:, some], missing[:, some]
+                x, missing = x.to(kind), missing.to(kind)
+                if self.alone:
+                    held = torch.arange(x.shape[1], device=x.device) % 5 == 4
+                    yield part, x[:, ~held], missing[:, ~held], False
+                    yield part, x[:, held], missing[:, held], True
+                else:
+                    yield part, x, missing, member.held
+
+    def sums(self, stacks: slice, block: slice, change: Change) -> list[Sums]:
+        """Sums of the fitted and of the held-out samples, for some columns."""
+        count, width = stacks.stop - stacks.start, block.stop - block.start
+        whole = count == len(self.pair.stacks) and width == self.pair.columns.shape[1]
+        inputs = [m.small.x for m in self.members]
+        known = self.grams.known(inputs) if whole else []
+        known = [k for k in known if k.xx.shape == (count, width, width)]
+        rows = change.weight.shape[1]
+        made = [Sums.zero(count, width, rows, self.device) for _ in range(2)]
+        for mine, old in zip(made, known, strict=False):
+            mine.xx, mine.x, mine.count = old.xx, old.x, old.count
+        changed = bool(change.damping)
+        for part, x, missing, held in self.samples(stacks):
+            if changed:
+                missing = missing - x @ change.weight[part].mT - change.constant[part][:, None]
+            own = slice(part.start - stacks.start, part.stop - stacks.start)
+            made[held].add(own, x[:, :, block], missing, gram=not known)
+        if whole:
+            self.grams.keep(inputs, made)
+        return made

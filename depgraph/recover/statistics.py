@@ -1,0 +1,73 @@
+"""Running statistics of batch norms, estimated anew on the smaller model.
+
+Each norm takes the mean and (unbiased) variance of the very batch, as in train mode, so that later norms see what earlier
+ones then give; everything else stays in eval mode. The running statistics become the average over all batches, as torch
+makes it with ``momentum=None``.
+
+Source: Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", ECCV 2020 (adaptive batch
+normalisation, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..calibration import Batch
+from ..progress import track
+from ..watch import prepared, twin
+from .changes import Changes
+from .result import LayerRecovery, Recovery
+
+Tensor = torch.Tensor
+
+
+class _OfTheBatch(TorchFunctionMode):
+    """Batch norms with running statistics take those of the batch, and add them up under the names of their buffers."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.sums: dict[tuple[str, str], tuple[Any, Any, int]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.batch_norm or kwargs or args[5] or not isinstance(args[3], Tensor):
+            return func(*args, **(kwargs or {}))
+        key = self.names.get(id(args[3]), ""), self.names.get(id(args[4]), "")
+        x = args[0]
+        if "" in key or x.numel() <= x.shape[1]:  # one value has no variance
+            return func(*args)
+        mean, variance = (torch.zeros_like(t) for t in args[3:5])
+        given = (*args[:3], mean, variance, True, 1.0, *args[7:])
+        out = func(*given)
+        first, second, count = self.sums.get(key, (0.0, 0.0, 0))
+        self.sums[key] = first + mean.double(), second + variance.double(), count + 1
+        return out
+
+
+def estimate(
+    batches: Iterable[Batch], changes: Changes, told: Recovery, progress: bool | None = None
+) -> None:
+    """Estimate the running statistics of every batch norm of the smaller model anew.
+
+    Args:
+        batches: calibration.
+        changes: of the smaller model.
+        told: what was done is added here.
+        progress: as for `track`.
+    """
+    model, tensors = twin(changes.model)
+    mode = _OfTheBatch({id(t): name for name, t in tensors.items()})
+    with prepared():
+        for batch in track(batches, "batch-norm statistics", progress):
+            own = batch.copy()
+            with torch.no_grad(), mode:
+                model(*own.args, **own.kwargs)
+    for (mean, variance), (first, second, count) in mode.sums.items():
+        changes.set(mean, first / count)
+        changes.set(variance, second / count)
+        nan = float("nan")
+        told.layers.append(LayerRecovery(mean, "statistics", nan, nan, True, f"{count} batches"))
