@@ -25,6 +25,7 @@ from .optimizer import apply_to_optimizer
 from .plan import Cut, Plan
 from .propagate import propagate
 from .prune import PruneResult, analyze, prune
+from .recover import Reconstruction, Recovery, recover
 from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
 from .rewind import rewind
@@ -63,6 +64,8 @@ __all__ = [
     "Plan",
     "PlanError",
     "PruneResult",
+    "Reconstruction",
+    "Recovery",
     "Report",
     "Row",
     "Scope",
@@ -94,6 +97,7 @@ __all__ = [
     "propagate",
     "prune",
     "prune_gradually",
+    "recover",
     "rewind",
     "save",
     "scores_of",

@@ -23,11 +23,13 @@ from .inputs import each_example
 from .lineage import plans_of
 from .plan import Plan
 from .propagate import propagate
+from .recover import check as check_recovery
+from .recover import recover as win_back
 from .report import Report
 from .score import Score, score_of
 from .select import Block, Masks, Request, Scope, nothing_text
 from .surgery import apply
-from .tensors import named_tensors, tensor_leaves
+from .tensors import named_tensors, take_values, tensor_leaves
 from .trace import trace
 from .verify import Verification
 from .verify import verify as verify_values
@@ -145,7 +147,8 @@ def prune(
         calibration: batches for criteria that look at data: each in the form of `example_inputs`, or a pair of that
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
-        recover: not supported yet; refused unless None.
+        recover: what wins back accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
+            ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`).
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
@@ -174,7 +177,7 @@ def prune(
               "max_latency": max_latency}  # fmt: skip
     check_budgets(request, limits)
     if recover is not None:
-        raise InputError("recover is not supported in this version")
+        check_recovery(recover, calibration)
     model = as_module(model)
     if isinstance(model, nn.Module):
         _check_has_values(model)
@@ -195,6 +198,11 @@ def prune(
     notes: list[str] = []
     targets = read_budgets(graph, example_inputs, request, limits)
     small, plan, proof = _settle(graph, example_inputs, scores, request, targets, verify, notes)
+    won = None
+    if recover is not None:
+        won = win_back(
+            model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
+        )
     parameters = cost.parameter_count(model), cost.parameter_count(small)
     byte_counts = cost.byte_count(model), cost.byte_count(small)
     seconds = (
@@ -206,6 +214,7 @@ def prune(
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
     )
+    report.recovery = won
     if score is not None and scored is not None:
         report.score = scored, score_of(score, small)
     if inplace:
@@ -214,7 +223,9 @@ def prune(
                 "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
             )
         _ = report.macs  # of the model as it still is
-        small = apply(model, plan, inplace=True)
+        recovered, small = small, apply(model, plan, inplace=True)
+        if won is not None:
+            take_values(small, recovered)
     return PruneResult(small, plan, report, before)
 
 

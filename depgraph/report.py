@@ -19,6 +19,7 @@ from .axes import Reason
 from .graph import DependencyGraph
 from .origin import undescribed
 from .plan import Plan
+from .recover.result import Recovery
 from .select import Selection
 from .verify import Verification
 
@@ -77,6 +78,7 @@ class Report:
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
         score: before and after, where a function for it was given.
+        recovery: what was won back from calibration data, where that was asked for; ``print`` it for each layer.
     """
 
     graph: DependencyGraph
@@ -89,6 +91,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     latency: tuple[float, float] | None = None
     score: tuple[float, float] | None = None
+    recovery: Recovery | None = None
 
     @cached_property
     def macs(self) -> tuple[int, int]:
@@ -165,6 +168,7 @@ class Report:
             if self.latency is None
             else {"before": self.latency[0], "after": self.latency[1]},
             "ratios": self.ratios,
+            "recovery": None if self.recovery is None else self.recovery.to_dict(),
             "score": None if self.score is None else {"before": self.score[0], "after": self.score[1]},
             "reachable": reachable(self.graph),
             "groups": len(self.graph.groups),
@@ -265,7 +269,8 @@ class Report:
                 console.print(f"  {n:>12,}  {reason}")
         for name, why in self.locked[:6]:
             console.print(f"  constrained: {name} {why}")
-        for note in [*self.notes, *self._about_the_rest()]:
+        won = self.recovery.summary() if self.recovery is not None else []
+        for note in [*self.notes, *won, *self._about_the_rest()]:
             console.print(f"note: {note}")
         if self.rewritten:
             console.print(

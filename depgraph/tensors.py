@@ -125,3 +125,11 @@ def output_leaves(value: Any) -> list[torch.Tensor]:
     if isinstance(value, Mapping):
         return [t for v in value.values() for t in output_leaves(v)]
     return [t for v in vars(value).values() for t in tensor_leaves(v)] if sizes.is_plain_object(value) else []
+
+
+def take_values(model: nn.Module, other: nn.Module) -> None:
+    """Parameters and buffers of `model` take the values of those of `other`, a model of the same shapes."""
+    given = named_tensors(other)[0]
+    with torch.no_grad():
+        for name, tensor in named_tensors(model)[0].items():
+            tensor.data.copy_(given[name])

@@ -66,11 +66,8 @@ def recover(
     if callable(how) and not isinstance(how, Reconstruction):
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
+    check(how, calibration)
     steps = _steps(how)
-    if calibration is None:
-        raise InputError(
-            f"recover={how!r} needs calibration data: give calibration=, an iterable of batches of inputs"
-        )
     data = (
         calibration
         if isinstance(calibration, Calibration)
@@ -85,6 +82,21 @@ def recover(
         changes.undo()
         raise
     return told
+
+
+def check(how: Any, calibration: Any) -> None:
+    """Refuse an unknown method, or one that needs data where there is none, before anything is done.
+
+    Raises:
+        InputError: as for `recover`.
+    """
+    if callable(how) and not isinstance(how, Reconstruction):
+        return
+    _steps(how)
+    if calibration is None:
+        raise InputError(
+            f"recover={how!r} needs calibration data: give calibration=, an iterable of batches of inputs"
+        )
 
 
 def _steps(how: Any) -> list[Any]:
@@ -204,4 +216,4 @@ def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> f
     return missing / whole if whole else None
 
 
-__all__ = ["METHODS", "LayerRecovery", "Reconstruction", "Recovery", "recover"]
+__all__ = ["METHODS", "LayerRecovery", "Reconstruction", "Recovery", "check", "recover"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,15 +14,15 @@ class LayerRecovery:
         name: its weight, or for batch norms its running mean.
         method: ``"reconstruction"``, ``"compensation"`` or ``"statistics"``.
         before, after: squared error of the layer's result against the original's, relative to the original's own
-            squares, on batches that were held out where there are several; NaN where none is measured.
+            squares, on batches that were held out where there are several; None where none is measured.
         kept: whether the change was kept: only what lowers the error is.
         detail: a few words (the damping, the number of samples).
     """
 
     name: str
     method: str
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     kept: bool
     detail: str = ""
 
@@ -43,6 +44,24 @@ class Recovery:
     output: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
 
+    def summary(self) -> list[str]:
+        """A few sentences."""
+        lines = []
+        for method in dict.fromkeys(layer.method for layer in self.layers):
+            own = [layer for layer in self.layers if layer.method == method]
+            lines.append(f"{method} changed {sum(layer.kept for layer in own)} of {len(own)} layers")
+        if self.output is not None:
+            lines.append(
+                f"recovery took the error of the outputs from {self.output[0]:.3g} to {self.output[1]:.3g}"
+            )
+        return [*lines, *self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        layers = [asdict(layer) for layer in self.layers]
+        output = None if self.output is None else {"before": self.output[0], "after": self.output[1]}
+        return {"layers": layers, "skipped": self.skipped, "output": output, "notes": self.notes}
+
     def __str__(self) -> str:
         lines = []
         for method in dict.fromkeys(layer.method for layer in self.layers):
@@ -53,7 +72,7 @@ class Recovery:
                 f"  {layer.name}: error {layer.before:.3g} -> {layer.after:.3g}"
                 f"{'' if layer.kept else ' (not kept)'}{f', {layer.detail}' if layer.detail else ''}"
                 for layer in own
-                if layer.before == layer.before
+                if layer.before is not None
             ]
         lines += [f"left as it is: {name} ({reason})" for name, reason in self.skipped]
         if self.output is not None:

@@ -69,5 +69,4 @@ def estimate(
     for (mean, variance), (first, second, count) in mode.sums.items():
         changes.set(mean, first / count)
         changes.set(variance, second / count)
-        nan = float("nan")
-        told.layers.append(LayerRecovery(mean, "statistics", nan, nan, True, f"{count} batches"))
+        told.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))

@@ -1,0 +1,757 @@
+"""Recovery without training: against closed forms, and where the removed inputs are exactly what the kept ones say."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+from depgraph.errors import DepgraphError, InputError
+from depgraph.recover import Reconstruction, recover
+from depgraph.recover import reconstruction as module_of_reconstruction
+
+EXACT = 1e-6
+
+
+def normal(*sizes: int, seed: int = 0) -> Tensor:
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 and eval mode with random parameters, biases and statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.data.copy_(values.abs() + 0.5 if name.endswith("running_var") else 0.5 * values)
+    return model
+
+
+def cut(model: nn.Module, example: Any, kept: dict[str, list[int]]) -> tuple[Any, depgraph.Plan]:
+    """The graph, and a plan that keeps the units `kept` of the groups of these tensors' dim 0 (``name:dim:units``)."""
+    graph = depgraph.analyze(model, example)
+    masks = {}
+    for place, units in kept.items():
+        name, dim, count = (*place.split(":"), "0", "0")[:3]
+        (group,) = (
+            g
+            for g in graph.groups
+            if any(m.name == name and m.dim == int(dim) for m in g.members)
+            if g.units == int(count) or (count == "0" and g.units > len(units))
+        )
+        mask = torch.zeros(group.units, dtype=torch.bool)
+        mask[units] = True
+        masks[id(group.axis)] = mask.numpy()
+    return graph, depgraph.build_plan(graph, masks)
+
+
+def recovered(
+    model: nn.Module, example: Any, kept: dict[str, list[int]], batches: list[Any], how: Any
+) -> tuple[nn.Module, Any]:
+    graph, plan = cut(model, example, kept)
+    small = depgraph.apply(model, plan)
+    told = recover(model, small, plan, graph, batches, how, example_inputs=example)
+    return small, told
+
+
+def error(small: nn.Module, model: nn.Module, batch: Any) -> float:
+    args = batch if isinstance(batch, tuple) else (batch,)
+    with torch.no_grad():
+        a, b = small(*args), model(*args)
+    return float((a - b).abs().max() / b.abs().max())
+
+
+class Mlp(nn.Module):
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 11), nn.Linear(11, 7, bias=bias), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).tanh())
+
+
+# ------------------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_reconstruction_is_least_squares(bias: bool):
+    model = randomised(Mlp(bias))
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    keep, rows = [0, 2, 3, 6, 8, 9], [0, 1, 3, 4, 6]
+    small, told = recovered(
+        model, batches[0], {"a.weight": keep, "b.weight": rows}, batches, Reconstruction(damping=1e-12)
+    )
+    x = torch.cat(batches)
+    with torch.no_grad():
+        whole = model.a(x).relu()
+        inputs, target = whole[:, keep], model.b(whole)[:, rows]
+        if bias:
+            inputs = torch.cat([inputs, torch.ones(len(x), 1).double()], 1)
+        solution = torch.linalg.lstsq(inputs, target).solution.T
+    torch.testing.assert_close(small.b.weight.data, solution[:, : len(keep)], rtol=1e-6, atol=1e-8)
+    if bias:
+        torch.testing.assert_close(small.b.bias.data, solution[:, -1], rtol=1e-6, atol=1e-8)
+    assert [r.name for r in told.layers if r.kept] == ["b.weight", "c.weight"]
+
+
+def test_damping_shrinks_towards_the_weights_as_they_were_cut():
+    model = randomised(Mlp())
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    keep = [0, 2, 3, 6, 8, 9]
+    small, _ = recovered(model, batches[0], {"a.weight": keep}, batches, Reconstruction(damping=0.3))
+    with torch.no_grad():
+        whole = model.a(torch.cat(batches)).relu()
+        missing = whole @ model.b.weight.T - whole[:, keep] @ model.b.weight[:, keep].T
+        x = whole[:, keep] - whole[:, keep].mean(0)
+        gram = x.T @ x
+        load = 0.3 * gram.diagonal().mean() * torch.eye(len(keep))
+        change = torch.linalg.solve(gram + load, x.T @ (missing - missing.mean(0))).T
+    torch.testing.assert_close(small.b.weight.data, model.b.weight[:, keep] + change)
+    constant = model.b.bias + missing.mean(0) - change @ whole[:, keep].mean(0)
+    torch.testing.assert_close(small.b.bias.data, constant)
+
+
+def test_later_layers_are_fitted_to_what_earlier_ones_give():
+    """The last layer's inputs are those of the smaller model, recovered so far; its target is the original's result."""
+    model = randomised(Mlp())
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    small, _ = recovered(
+        model,
+        batches[0],
+        {"a.weight": [0, 2, 3, 6], "b.weight": [0, 1, 3, 4, 6]},
+        batches,
+        Reconstruction(damping=1e-12),
+    )
+    x = torch.cat(batches)
+    with torch.no_grad():
+        inputs = small.b(small.a(x).relu()).tanh()
+        target = model(x)
+        apart = model.b(model.a(x).relu()).tanh()[:, [0, 1, 3, 4, 6]]
+        ones = torch.ones(len(x), 1).double()
+        right = torch.linalg.lstsq(torch.cat([inputs, ones], 1), target).solution.T
+        wrong = torch.linalg.lstsq(torch.cat([apart, ones], 1), target).solution.T
+    torch.testing.assert_close(small.c.weight.data, right[:, :5], rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(wrong[:, :5], right[:, :5], atol=1e-3)
+
+
+def test_columns_are_solved_in_blocks_where_there_are_many(monkeypatch: pytest.MonkeyPatch):
+    model = randomised(nn.Sequential(nn.Linear(13, 40), nn.ReLU(), nn.Linear(40, 3)))
+    batches = [normal(60, 13, seed=s) for s in range(5)]
+    kept = {"0.weight": list(range(0, 40, 2))}
+    _, one = recovered(model, batches[0], kept, batches, "reconstruction")
+    monkeypatch.setattr(module_of_reconstruction, "COLUMNS", 7)
+    blocks, several = recovered(model, batches[0], kept, batches, "reconstruction")
+    ends = [t.layers[0] for t in (one, several)]
+    assert ends[0].before == pytest.approx(ends[1].before)
+    assert ends[1].after < 0.5 * ends[1].before
+    assert ends[0].after <= ends[1].after
+    x = normal(500, 13, seed=9)
+    assert error(blocks, model, x) < error(depgraph.apply(model, cut(model, x, kept)[1]), model, x)
+
+
+def test_compensation_is_the_mean_of_what_was_removed():
+    model = randomised(Mlp())
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    keep, gone = [0, 2, 3, 6, 8, 9], [1, 4, 5, 7, 10]
+    small, told = recovered(model, batches[0], {"a.weight": keep}, batches, "compensation")
+    mean = model.a(torch.cat(batches)).relu().mean(0)
+    torch.testing.assert_close(small.b.bias.data, (model.b.bias + model.b.weight[:, gone] @ mean[gone]).data)
+    assert torch.equal(small.b.weight, model.b.weight[:, keep])
+    assert [r.name for r in told.layers if r.kept] == ["b.weight"]
+
+
+def test_statistics_are_the_average_over_batches():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.b = nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.Conv2d(7, 5, 3)
+            self.m, self.drop, self.c = nn.BatchNorm2d(5, momentum=0.3), nn.Dropout(0.9), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.n(self.a(x)).relu()
+            return self.c(self.drop(self.m(self.b(x))).relu().mean((2, 3)))
+
+    model = randomised(Net())
+    batches = [normal(6, 3, 9, 7, seed=s) for s in range(3)]
+    with torch.no_grad():
+        for i, norm in ((0, model.n), (1, model.m)):  # right for the original: the outputs can be judged
+            x = torch.cat(batches)
+            y = model.a(x) if i == 0 else model.b(model.n(model.a(x)).relu())
+            norm.running_mean.copy_(y.mean((0, 2, 3)))
+            norm.running_var.copy_(y.var((0, 2, 3)))
+    small, told = recovered(model, batches[0], {"a.weight": [0, 2, 5]}, batches, "statistics")
+    assert told.layers, told.notes
+    assert all(r.kept for r in told.layers), told.notes
+    first, second = [], []
+    with torch.no_grad():
+        for x in batches:
+            y = small.a(x)
+            first.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))
+            z = F.batch_norm(y, None, None, small.n.weight, small.n.bias, True).relu()
+            z = small.b(z)
+            second.append((z.mean((0, 2, 3)), z.var((0, 2, 3))))
+    for norm, found in ((small.n, first), (small.m, second)):
+        mean, variance = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
+        torch.testing.assert_close(norm.running_mean, mean)
+        torch.testing.assert_close(norm.running_var, variance)
+    assert int(small.n.num_batches_tracked) == int(model.n.num_batches_tracked)
+    assert small.m.momentum == 0.3
+
+
+# ------------------------------------------------------------------- exact where kept inputs say all of the removed ones
+
+
+def repeat(weight: Tensor, kept: list[int], dim: int = 0, block: int = 1) -> None:
+    """Make the entries of `dim` that are not kept copies of kept ones (in blocks), times 2."""
+    count = weight.shape[dim] // block
+    with torch.no_grad():
+        blocks = weight.unflatten(dim, (count, block))
+        source = [kept[u % len(kept)] for u in range(count) if u not in kept]
+        gone = [u for u in range(count) if u not in kept]
+        index = [slice(None)] * dim
+        blocks[(*index, gone)] = 2 * blocks[(*index, source)]
+
+
+CASES: dict[str, Callable[[], tuple[nn.Module, Any, dict[str, list[int]], list[Any]]]] = {}
+
+
+def case(function: Callable[[], Any]) -> Callable[[], Any]:
+    CASES[function.__name__] = function
+    return function
+
+
+@case
+def linear() -> Any:
+    model = randomised(Mlp())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+def convolutional(between: nn.Module, head: nn.Module, spatial: int = 2) -> Any:
+    first = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial - 1](3, 8, 3, padding=1)
+    model = randomised(nn.Sequential(first, nn.ReLU(), between, nn.Flatten(), head))
+    keep = [0, 1, 2, 5]
+    for tensor in (first.weight, first.bias):
+        with torch.no_grad():
+            tensor[3], tensor[4], tensor[6], tensor[7] = (
+                2 * tensor[0],
+                0.5 * tensor[5],
+                3 * tensor[5],
+                tensor[1],
+            )
+    shape = (5, 7, 4)[:spatial]
+    return model, normal(2, 3, *shape), {"0.weight": keep}, [normal(5, 3, *shape, seed=s) for s in (1, 2, 3)]
+
+
+@case
+def convolution() -> Any:
+    return convolutional(nn.Conv2d(8, 5, (3, 2), (2, 1), (1, 0), (1, 2)), nn.Linear(75, 2))
+
+
+@case
+def convolution_1d() -> Any:
+    return convolutional(nn.Conv1d(8, 5, 3, padding=2), nn.Linear(35, 2), 1)
+
+
+@case
+def convolution_3d() -> Any:
+    return convolutional(nn.Conv3d(8, 3, 3, padding=1), nn.Linear(420, 2), 3)
+
+
+@case
+def transposed_convolution() -> Any:
+    return convolutional(
+        nn.ConvTranspose2d(8, 5, (3, 2), (2, 1), (1, 0), (1, 0), 1, True, 1), nn.Linear(400, 2)
+    )
+
+
+@case
+def grouped_convolution() -> Any:
+    """Each group keeps two of its four inputs: 0, 1 and 5, 6, of which the others are multiples."""
+    model, example, _, batches = convolutional(nn.Conv2d(8, 6, 3, groups=2), nn.Linear(90, 2))
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[2], tensor[3], tensor[4], tensor[7] = (
+                2 * tensor[0],
+                3 * tensor[1],
+                0.5 * tensor[5],
+                tensor[6],
+            )
+    return model, example, {"first": [0, 1], "second": [1, 2]}, batches
+
+
+@case
+def grouped_transposed_convolution() -> Any:
+    model, example, _, batches = convolutional(nn.ConvTranspose2d(8, 6, 3, 2, groups=2), nn.Linear(990, 2))
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[2], tensor[3], tensor[4], tensor[7] = (
+                2 * tensor[0],
+                3 * tensor[1],
+                0.5 * tensor[5],
+                tensor[6],
+            )
+    return model, example, {"first": [0, 1], "second": [1, 2]}, batches
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: three key heads, each for two query heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(5, 6 * 4), nn.Linear(5, 3 * 4), nn.Linear(5, 3 * 7)
+        self.o = nn.Linear(6 * 7, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            p(x).unflatten(-1, (-1, n)).transpose(1, 2) for p, n in ((self.q, 4), (self.k, 4), (self.v, 7))
+        )
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        y = torch.softmax(q @ k.transpose(-2, -1) / 2, -1) @ v
+        return x + self.o(y.transpose(1, 2).flatten(2))
+
+
+@case
+def attention_heads() -> Any:
+    """The last key head and its queries are copies of the first ones."""
+    model = randomised(Attention())
+    with torch.no_grad():
+        for layer, width in ((model.q, 8), (model.k, 4), (model.v, 7)):
+            for tensor in (layer.weight, layer.bias):
+                tensor[2 * width :] = tensor[:width] * (2 if layer is model.v else 1)
+    return model, normal(2, 6, 5), {"k.weight:0:3": [0, 1]}, [normal(3, 6, 5, seed=s) for s in (1, 2, 3)]
+
+
+@case
+def value_width() -> Any:
+    model = randomised(Attention())
+    keep = [0, 1, 3, 6]
+    for head in range(3):
+        for tensor in (model.v.weight, model.v.bias):
+            repeat(tensor[7 * head : 7 * head + 7], keep)
+    return model, normal(2, 6, 5), {"v.weight": keep}, [normal(3, 6, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Experts(nn.Module):
+    """All experts of each token, in stacked tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(5, 3)
+        self.up, self.down = nn.Parameter(torch.zeros(3, 11, 5)), nn.Parameter(torch.zeros(3, 5, 11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("ni,eki->enk", x, self.up).relu()
+        return torch.einsum("ne,eni->ni", self.router(x).softmax(-1), torch.bmm(hidden, self.down.mT))
+
+
+@case
+def stacked_experts() -> Any:
+    model = randomised(Experts())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.up, keep, dim=1)
+    return model, normal(9, 5), {"up:1": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Chosen(nn.Module):
+    """Experts in one tensor, called one by one on the tokens that chose them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(5, 3)
+        self.up, self.down = nn.Parameter(torch.zeros(3, 11, 5)), nn.Parameter(torch.zeros(3, 5, 11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(-1)
+        out = torch.zeros_like(x)
+        for e in range(3):
+            out[chosen == e] = F.linear(F.linear(x[chosen == e], self.up[e]).relu(), self.down[e])
+        return out
+
+
+@case
+def chosen_experts() -> Any:
+    model = randomised(Chosen())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.up, keep, dim=1)
+    return model, normal(40, 5), {"up:1": keep}, [normal(90, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Residual(nn.Module):
+    """One stream, two layers that write it, two that read it, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(5, 11), nn.Linear(11, 7), nn.Linear(7, 11)
+        self.gate, self.head = nn.Linear(11, 7, bias=False), nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(self.up(x).relu() * self.gate(x).sigmoid())
+        return self.head(x)
+
+
+@case
+def residual_stream() -> Any:
+    model = randomised(Residual())
+    keep = [0, 2, 3, 6, 8, 9]
+    for tensor in (model.stem.weight, model.stem.bias, model.down.weight, model.down.bias):
+        repeat(tensor, keep)
+    return model, normal(9, 5), {"stem.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Shared(nn.Module):
+    """A layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 11), nn.Linear(11, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = x + self.b(self.a(x).relu())
+        return x
+
+
+@case
+def shared_layer() -> Any:
+    model = randomised(Shared())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Packed(nn.Module):
+    """Slices of one weight, a transposed one, and a bias added behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 11)
+        self.both, self.bias = nn.Parameter(torch.zeros(2 * 7, 11)), nn.Parameter(torch.zeros(7))
+        self.c = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        left, right = self.both.chunk(2)
+        return self.c((x @ left.T + self.bias).tanh() + torch.einsum("ni,oi->no", x, right))
+
+
+@case
+def packed_weight() -> Any:
+    model = randomised(Packed())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+class Normed(nn.Module):
+    """Convolutions without biases, whose norms take what is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3, bias=False), nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(self.a(x).relu())).relu().mean((2, 3)))
+
+
+@case
+def normed_convolution() -> Any:
+    model = randomised(Normed())
+    with torch.no_grad():
+        for u in (1, 4):  # constant, so that only the running mean can make up for them
+            model.a.weight[u], model.a.bias[u] = 0, 0.5 + u
+        for tensor in (model.a.weight, model.a.bias):
+            tensor[6] = 2 * tensor[0]
+    batches = [normal(5, 3, 7, 9, seed=s) for s in (1, 2, 3)]
+    return model, normal(2, 3, 7, 9), {"a.weight": [0, 2, 3, 5, 7]}, batches
+
+
+def kept_of(model: nn.Module, example: Any, kept: dict[str, list[int]]) -> tuple[Any, depgraph.Plan]:
+    """As `cut`; "first" and "second" are the two groups of inputs of a grouped convolution."""
+    if "first" not in kept:
+        return cut(model, example, kept)
+    graph = depgraph.analyze(model, example)
+    blocks = [g for g in graph.groups if any(m.name == "0.weight" and m.dim == 0 for m in g.members)]
+    assert [g.units for g in blocks] == [4, 4]
+    masks = {}
+    for group, units in zip(blocks, kept.values(), strict=True):
+        mask = torch.zeros(4, dtype=torch.bool)
+        mask[units] = True
+        masks[id(group.axis)] = mask.numpy()
+    return graph, depgraph.build_plan(graph, masks)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reconstruction_is_exact_where_the_kept_inputs_say_all(name: str):
+    model, example, kept, batches = CASES[name]()
+    graph, plan = kept_of(model, example, kept)
+    small = depgraph.apply(model, plan)
+    assert error(small, model, example) > 1e-3, "nothing was lost"
+    told = recover(model, small, plan, graph, batches, "auto", example_inputs=example)
+    assert error(small, model, normal(*example.shape, seed=77)) < EXACT, told
+    assert told.output[1] < EXACT**2 < told.output[0]
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution", "stacked_experts"])
+def test_half_precision_weights_are_solved_in_double(name: str):
+    model, example, kept, batches = CASES[name]()
+    model, example, batches = model.bfloat16(), example.bfloat16(), [b.bfloat16() for b in batches]
+    graph, plan = kept_of(model, example, kept)
+    small = depgraph.apply(model, plan)
+    before = error(small, model, example)
+    told = recover(model, small, plan, graph, batches, "auto", example_inputs=example)
+    assert error(small, model, example) < 0.3 * before, told
+    assert all(p.dtype == torch.bfloat16 for p in small.parameters())
+
+
+def test_compensation_is_exact_where_removed_inputs_are_constant():
+    model, example, _, batches = normed_convolution()
+    small, told = recovered(model, example, {"a.weight": [0, 2, 3, 5, 6, 7]}, batches, "compensation")
+    assert error(small, model, example) < EXACT, told
+    assert torch.equal(small.b.weight, model.b.weight[:, [0, 2, 3, 5, 6, 7]])
+
+
+# ------------------------------------------------------------------------------------------ what must not happen
+
+
+def test_a_layer_without_a_bias_gets_none():
+    model = randomised(Mlp(bias=False))
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    small, told = recovered(model, batches[0], {"a.weight": [0, 2, 3]}, batches, "compensation")
+    assert small.b.bias is None
+    assert small.state_dict().keys() == model.state_dict().keys()
+    assert any(name == "b.weight" and "no bias" in why for name, why in told.skipped)
+
+
+def test_weights_that_others_use_are_left_alone():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.up, self.down = nn.Embedding(13, 6), nn.Linear(6, 11), nn.Linear(11, 6)
+            self.head = nn.Linear(6, 13, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.words(x)
+            return self.head(x + self.down(self.up(x).relu()))
+
+    model = randomised(Tied())
+    batches = [torch.randint(0, 13, (4, 9), generator=torch.Generator().manual_seed(s)) for s in range(4)]
+    small, told = recovered(model, batches[0], {"words.weight:1": [0, 1, 2, 4]}, batches, "auto")
+    assert torch.equal(small.words.weight, model.words.weight[:, [0, 1, 2, 4]])
+    assert small.head.weight is small.words.weight
+    assert any(name == "words.weight" and "embedding" in why for name, why in told.skipped)
+    assert told.output[1] < told.output[0]
+
+
+def test_computed_weights_are_left_alone_with_a_reason():
+    model = randomised(Mlp())
+    nn.utils.parametrizations.weight_norm(model.b)
+    batches = [normal(40, 5, seed=s) for s in range(5)]
+    _, told = recovered(model, batches[0], {"a.weight": [0, 2, 3, 6, 8, 9]}, batches, "reconstruction")
+    assert any("parametrizations.weight" in name for name, _ in told.skipped), told
+    assert [r.name for r in told.layers] == ["c.weight"]
+    assert told.output[1] < told.output[0]
+
+
+def test_what_raises_the_error_is_undone():
+    """Statistics of a batch that says nothing of the others."""
+    model, example, _, batches = normed_convolution()
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = 0, 1e-3
+    graph, plan = cut(model, example, {"a.weight": [0, 2, 3, 4, 5, 6, 7]})
+    small = depgraph.apply(model, plan)
+    before = {n: t.clone() for n, t in small.state_dict().items()}
+    odd = [100 * batches[0], batches[1]]
+    told = recover(model, small, plan, graph, odd, "statistics", example_inputs=example)
+    assert any("undone" in note for note in told.notes)
+    assert told.output[0] == told.output[1]
+    assert all(torch.equal(t, before[n]) for n, t in small.state_dict().items())
+    assert not any(r.kept for r in told.layers)
+
+
+def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
+    """What holds on the fitted batches, that the removed input is the kept one, is wrong on the one that is held out."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.zero_()
+    x = normal(50, 1)
+    same, other = torch.cat([x, x], 1), torch.cat([x, -x], 1)
+    for batches, right in (([same, same, other], False), ([same, same, same], True)):
+        small, told = recovered(model, same, {"0.weight": [0]}, batches, "reconstruction")
+        assert [(r.name, r.kept) for r in told.layers] == [("1.weight", right)]
+        assert torch.equal(small[1].weight, model[1].weight[:, :1]) is not right
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("how", ["auto", "statistics", "compensation", "reconstruction"])
+@pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt, ValueError])
+def test_nothing_is_left_behind_after_an_exception(how: str, stop: type[BaseException]):
+    class Breaks(Normed):
+        countdown = 10**9
+
+        def forward(self, x: Tensor) -> Tensor:
+            Breaks.countdown -= 1
+            if Breaks.countdown < 0:
+                raise stop
+            return super().forward(x)
+
+    model = randomised(Breaks())
+    batches = [normal(5, 3, 7, 9, seed=s) for s in (1, 2, 3)]
+    graph, plan = cut(model, batches[0], {"a.weight": [0, 2, 3, 5, 7]})
+    small = depgraph.apply(model, plan)
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (model, small)]
+    threads, stopped = threading.active_count(), 0
+    for countdown in (0, 2, 5, 9):
+        Breaks.countdown = countdown
+        try:
+            recover(model, small, plan, graph, batches, how, example_inputs=batches[0])
+        except (stop, DepgraphError):
+            stopped += 1
+        else:  # done before the count was down
+            small = depgraph.apply(model, plan)
+        for m, values in zip((model, small), before, strict=True):
+            assert all(torch.equal(t, values[n]) for n, t in m.state_dict().items())
+            assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules())
+            assert all(p.grad is None and p.requires_grad for p in m.parameters())
+    assert threading.active_count() == threads
+    assert stopped >= 3
+    Breaks.countdown = 10**9
+
+
+def test_the_original_and_its_mode_stay_as_they_are():
+    model = randomised(Normed()).train()
+    batches = [normal(5, 3, 7, 9, seed=s) for s in (1, 2, 3)]
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    result = depgraph.prune(model, batches[0], pruning_ratio=0.4, calibration=batches, recover="auto")
+    assert model.training
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert result.report.recovery.output[1] < result.report.recovery.output[0]
+    assert "reconstruction changed" in str(result.report)
+    assert result.report.to_dict()["recovery"]["output"]["after"] < result.report.recovery.output[0]
+
+
+def test_in_place():
+    batches = [normal(5, 3, 7, 9, seed=s) for s in (1, 2, 3)]
+    one, other = randomised(Normed()), randomised(Normed())
+    options = {"pruning_ratio": 0.4, "calibration": batches, "recover": "auto"}
+    small = depgraph.prune(one, batches[0], **options).model
+    same = depgraph.prune(other, batches[0], inplace=True, **options).model
+    assert same is other
+    assert all(torch.equal(t, small.state_dict()[n]) for n, t in other.state_dict().items())
+
+
+def test_bad_input_is_refused_before_anything_is_done():
+    model, x = Mlp(), torch.randn(9, 5)
+    with pytest.raises(InputError, match="'reconstruction'"):
+        depgraph.prune(model, x, recover="magic", calibration=[x])
+    with pytest.raises(InputError, match="needs calibration data"):
+        depgraph.prune(model, x, recover="auto")
+    with pytest.raises(InputError, match="empty list"):
+        depgraph.prune(model, x, recover=[], calibration=[x])
+    with pytest.raises(InputError, match="empty"):
+        depgraph.prune(model, x, recover="auto", calibration=[])
+    with pytest.raises(InputError, match="NaN"):
+        depgraph.prune(model, x, recover="auto", calibration=[x * float("nan")])
+
+
+def test_a_function_of_the_users():
+    model, x = Mlp(), torch.randn(9, 5)
+    seen: list[Any] = []
+
+    def mine(*given: Any) -> None:
+        seen.extend(given)
+        given[1].c.bias.data.fill_(7)
+
+    result = depgraph.prune(model, x, recover=mine)
+    assert seen[0] is model
+    assert seen[1] is result.model
+    assert seen[2] is result.plan
+    assert result.model.c.bias.tolist() == [7, 7, 7]
+
+
+def test_one_batch_is_enough():
+    model = randomised(Mlp())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    small, told = recovered(model, normal(9, 5), {"a.weight": keep}, [normal(60, 5, seed=1)], "auto")
+    assert error(small, model, normal(30, 5, seed=5)) < EXACT, told
+
+
+def test_batches_may_differ_in_size_and_length():
+    model = randomised(Attention())
+    keep = [0, 1, 3, 6]
+    for head in range(3):
+        for tensor in (model.v.weight, model.v.bias):
+            repeat(tensor[7 * head : 7 * head + 7], keep)
+    batches = [normal(n, t, 5, seed=t) for n, t in ((3, 6), (1, 11), (4, 2))]
+    small, told = recovered(model, normal(2, 6, 5), {"v.weight": keep}, batches, "auto")
+    assert error(small, model, normal(2, 7, 5, seed=5)) < EXACT, told
+
+
+def test_a_router_that_decides_otherwise_is_noticed():
+    """Where the two models send tokens elsewhere, their samples must not be taken for the same."""
+
+    class Routed(Chosen):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix = nn.Linear(5, 13), nn.Linear(13, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.mix(self.stem(x).relu()))
+
+    model = randomised(Routed())
+    batches = [normal(90, 5, seed=s) for s in range(4)]
+    keep = {"stem.weight": [0, 1, 4, 5, 7, 11], "up:1": [0, 2, 3, 6, 8, 9]}
+    _, told = recovered(model, batches[0], keep, batches, "reconstruction")
+    own = [r for r in told.layers if r.name == "down"]
+    assert len(own) == 3
+    assert all("original" in r.detail for r in own if r.kept)
+    assert any(r.kept for r in own)
+    assert told.output[1] < told.output[0]
+
+
+def test_memory_is_bounded_for_wide_layers(monkeypatch: pytest.MonkeyPatch):
+    """A Gram matrix of all columns of a wide layer would take 64 MiB; solved in blocks, none is made that large."""
+    made: list[int] = []
+    zero = module_of_reconstruction.Sums.zero.__func__
+
+    def noted(cls: Any, *sizes: Any) -> Any:
+        found = zero(cls, *sizes)
+        made.append(sum(getattr(found, n).numel() * 8 for n in ("xx", "xr", "x", "r")))
+        return found
+
+    monkeypatch.setattr(module_of_reconstruction.Sums, "zero", classmethod(noted))
+    monkeypatch.setattr(module_of_reconstruction, "COLUMNS", 256)
+    width = 2900
+    model = nn.Sequential(nn.Linear(7, 2 * width), nn.ReLU(), nn.Linear(2 * width, 3)).eval()
+    batches = [torch.randn(300, 7) for _ in range(3)]
+    kept = {"0.weight": list(range(width))}
+    graph, plan = cut(model, batches[0], kept)
+    small = depgraph.apply(model, plan)
+    gc.collect()
+    told = recover(model, small, plan, graph, batches, "reconstruction", example_inputs=batches[0])
+    assert told.layers[0].after < 0.1 * told.layers[0].before
+    assert len(made) == 2 * -(-width // 256)
+    assert max(made) <= 8 * (256 * 256 + 256 * 3 + 256 + 3)
