@@ -122,7 +122,9 @@ def _from_rows(rows: list[_Row], codegen: Any) -> fx.Graph:
 
 
 class _Shallow(fx.Tracer):
-    """Records one module: whatever it calls stays a call."""
+    """Records one module: whatever it calls stays a call, and what is computed with its buffers is recorded too."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

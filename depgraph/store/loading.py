@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
 
     loader = _Loader(make, path, document)
     try:
-        small = loader.attempt("meta")
-    except DepgraphError:
-        small = None  # what the real build says counts: code that builds a model may need its values
+        prepared = loader.prepare("meta")
+    except DepgraphError:  # what the real build says counts: code that builds a model may need its values
+        prepared = loader.prepare("cpu")
+    small = loader.filled(prepared)
     if small is None:
-        small = loader.attempt("cpu")
+        small = loader.filled(loader.prepare("cpu"))
     if small is None:
         raise StoreError(
             listed(f"{path} can't be loaded: the factory's model has no values for", loader.left)
@@ -90,37 +92,37 @@ def _copied(value: Any) -> Any:
 class _Loader:
     def __init__(self, make: Callable[[], nn.Module], folder: Path, document: Document) -> None:
         self.make, self.folder, self.document = make, folder, document
-        self.tensors: dict[str, Tensor] = {}
         self.left: list[str] = []
 
-    def attempt(self, device: str) -> nn.Module | None:
-        """The model, built on `device`; None where something in it has no values then."""
+    def prepare(self, device: str) -> nn.Module:
+        """The smaller model without its values, built on `device`; all that the folder has fits into it."""
+        title = f"{self.folder} is not of the model that the factory builds:"
         model, ours = build(self.make, device)
         try:
             for plan in self.document.plans:
                 model, ours = apply(model, plan, inplace=ours), True
         except DepgraphError as error:
-            raise StoreError(f"{self.folder} is not of the model that the factory builds\n{error}") from error
-        self.fill(model)
-        self.left = left_on_meta(model)
-        return None if self.left else model
-
-    def fill(self, model: nn.Module) -> None:
-        """Give the model its tensors, modes and states."""
-        named, ties = named_tensors(model)
-        problems = self.differences(named, ties) + self.misplaced(model)
+            raise StoreError(f"{title}\n{error}") from error
+        problems = self.differences(*named_tensors(model)) + self.misplaced(model)
         problems += [f"module {path!r:.60} is not in the model" for path in self.missing(model)]
         if problems:
-            raise StoreError(listed(f"{self.folder} is not of the model that the factory builds:", problems))
-        tensors = self.values()
-        frozen = set(self.document.frozen)
+            raise StoreError(listed(title, problems))
+        return model
+
+    def filled(self, model: nn.Module) -> nn.Module | None:
+        """The model with its tensors, modes and states; None where something in it has no values even then."""
+        tensors, (named, _), frozen = self.values, named_tensors(model), set(self.document.frozen)
         assign(model, named, {n: _like(named[n], tensors[n], n not in frozen) for n in named})
         for name, places in self.document.held.items():
             for place, keys in places:
                 if (setter := _setter(model, place, keys)) is not None:
                     setter(tensors[name])
+        self.left = left_on_meta(model)
+        if self.left:
+            return None
         recompute(model)
         self.set_states(model)
+        return model
 
     def differences(self, named: dict[str, Tensor], ties: dict[str, str]) -> list[str]:
         """Where the model has other parameters and buffers than the folder."""
@@ -148,15 +150,14 @@ class _Loader:
         document, paths = self.document, {path for path, _ in model.named_modules(remove_duplicate=False)}
         return {*document.training, *document.extra_state} - paths
 
+    @cached_property
     def values(self) -> dict[str, Tensor]:
-        """The tensors of the folder, read once."""
-        if not self.tensors:
-            problems: list[str] = []
-            self.tensors = read(self.folder, self.document.tensors, problems)
-            if problems:
-                raise StoreError(listed(f"{self.folder} can't be loaded:", problems))
-            self.tensors |= {n: self.tensors[first] for n, first in self.document.views.items()}
-        return self.tensors
+        """The tensors of the folder."""
+        problems: list[str] = []
+        tensors = read(self.folder, self.document.tensors, problems)
+        if problems:
+            raise StoreError(listed(f"{self.folder} can't be loaded:", problems))
+        return tensors | {n: tensors[first] for n, first in self.document.views.items()}
 
     def set_states(self, model: nn.Module) -> None:
         training = "" in self.document.training
@@ -164,7 +165,10 @@ class _Loader:
         for path, module in model.named_modules():
             module.training = training != (path in other)
             if path in self.document.extra_state:
-                module.set_extra_state(_copied(self.document.extra_state[path]))
+                try:
+                    module.set_extra_state(_copied(self.document.extra_state[path]))
+                except Exception as error:
+                    raise StoreError(f"{path or 'the model'} refuses its extra state: {error}") from error
 
 
 def _unlike(name: str, tensor: Tensor, entry: Entry) -> list[str]:
