@@ -380,8 +380,14 @@ def alone(work: Callable[[], str]) -> str:
     return said if status == 0 and said else f"WRONG: ended with status {status}"
 
 
-def try_seed(seed: int, original: Path, scratch: Path, wanted: dict[str, Any]) -> tuple[str, str]:
-    """What seed changes in a copy of the folder, and what loading it gives."""
+def try_seed(
+    seed: int,
+    original: Path,
+    scratch: Path,
+    wanted: dict[str, Any],
+    alone: Callable[[Callable[[], str]], str] = alone,
+) -> tuple[str, str]:
+    """What `seed` changes in a copy of the folder, and what loading it gives."""
     dice = random.Random(seed)
     folder = scratch / f"seed{seed}" / "saved"
     shutil.copytree(original, folder)

@@ -77,9 +77,12 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             for name, value in vars(module).items():
-                if name not in internals:
+                if name not in internals and type(value) not in _NUMBERS:
                     look(value, path, (name,))
     return names
+
+
+_NUMBERS = frozenset((int, float, bool, str, type(None)))
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checks import random_importance
+from safetensors.torch import load_file, save_file
 from torch import nn
 from zoo import ZOO
 
 import depgraph
+from benchmarks import mutated_folders
+from depgraph.store import document, folders, saving, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
@@ -62,3 +72,450 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
         got = run(loaded, inputs)
         assert len(got) == len(wanted)
         assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ what a folder has
+
+
+class Small(nn.Module):
+    def __init__(self, width: int = 14) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.last = nn.Conv2d(width, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(x)).relu())
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(2))
+
+
+def pruned(model: nn.Module | None = None, **options: Any) -> depgraph.PruneResult:
+    torch.manual_seed(1)
+    return depgraph.prune(Small().eval() if model is None else model, images(), **options)
+
+
+def test_a_folder_is_json_and_what_the_state_dict_has(tmp_path: Path) -> None:
+    result = pruned(pruning_ratio=0.5)
+    folder = depgraph.save(result, tmp_path / "a" / "b")
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "plan.json"]
+    stored = load_file(folder / "model.safetensors")
+    assert {n: octets(t) for n, t in stored.items()} == {
+        n: octets(t) for n, t in result.model.state_dict().items()
+    }
+    says = json.loads((folder / "plan.json").read_text())
+    assert says["provenance"]["class"] == "test_store.Small"
+    assert says["provenance"]["torch"] == torch.__version__
+    assert (
+        says["plans"][0]["asked"].items() >= {"pruning_ratio": 0.5, "importance": "l1", "round_to": 1}.items()
+    )
+    assert [p.to_json() for p in depgraph.load_plans(folder)] == [result.plan.to_json()]
+
+
+def test_modes_flags_types_and_strides_come_back(tmp_path: Path) -> None:
+    result = pruned()
+    model = result.model.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    model.train().norm.eval()
+    model.first.bias.requires_grad_(False)
+    depgraph.save(model, tmp_path / "saved")
+    loaded = depgraph.load(Small, tmp_path / "saved")
+    assert_same(loaded, model)
+    assert loaded.first.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tensors_with_one_memory_have_one_memory_again(tmp_path: Path) -> None:
+    """Not one object, as ties are, but two parameters on the same memory."""
+
+    class Shared(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(5, 5, 1)
+            self.two = nn.Conv2d(5, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(super().forward(x)))
+
+    result = pruned(Shared().eval(), ignore=["one*", "two*"])
+    result.model.two.weight = nn.Parameter(result.model.one.weight.detach())
+    depgraph.save(result, tmp_path / "saved")
+    loaded = depgraph.load(Shared, tmp_path / "saved")
+    assert_same(loaded, result.model)
+    assert loaded.one.weight.data_ptr() == loaded.two.weight.data_ptr()
+    assert "two.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
+
+
+def test_shards_have_an_index_and_come_back(tmp_path: Path) -> None:
+    result = pruned()
+    folder = depgraph.save(result, tmp_path / "saved", max_shard_bytes=200)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(result.model.state_dict())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(folder / file)[name], result.model.state_dict()[name])
+    assert index["metadata"]["total_size"] == sum(len(octets(t)) for t in result.model.state_dict().values())
+    assert all(
+        sum(len(octets(t)) for t in load_file(s).values()) <= 200 or len(load_file(s)) == 1 for s in shards
+    )
+    assert_same(depgraph.load(Small, folder), result.model)
+
+
+def test_pruned_trained_saved_loaded_and_all_of_it_again(tmp_path: Path) -> None:
+    """Three times; the folder has three plans, the last of a loaded model, and together they are one."""
+    torch.manual_seed(4)
+    original = Small(29).eval()
+    model: nn.Module = original
+    for step in range(3):
+        result = pruned(model, pruning_ratio=0.3)
+        with torch.no_grad():
+            result.model.first.weight.add_(0.01 * (step + 1))
+        depgraph.save(result, tmp_path / "saved")
+        model = depgraph.load(lambda: Small(29), tmp_path / "saved")
+        assert_same(model, result.model)
+    plans = depgraph.load_plans(tmp_path / "saved")
+    assert len(plans) == 3
+    replayed = depgraph.apply(Small(29), plans[0].then(plans[1]).then(plans[2]))
+    assert [t.shape for t in replayed.state_dict().values()] == [t.shape for t in model.state_dict().values()]
+
+
+def test_a_result_knows_its_past_when_its_model_is_a_copy(tmp_path: Path) -> None:
+    second = pruned(pruned().model)
+    second.model = copy.deepcopy(second.model)
+    depgraph.save(second, tmp_path / "saved")
+    assert_same(depgraph.load(Small, tmp_path / "saved"), second.model)
+    with pytest.raises(depgraph.InputError, match=r"pass plans="):
+        depgraph.save(second.model, tmp_path / "other")
+    depgraph.save(second.model, tmp_path / "other", plans=[*second.before, second.plan])
+    assert_same(depgraph.load(Small, tmp_path / "other"), second.model)
+
+
+def test_a_plan_replays_in_place_and_the_model_can_be_saved(tmp_path: Path) -> None:
+    model = Small().eval()
+    depgraph.apply(model, pruned().plan, inplace=True)
+    depgraph.save(model, tmp_path / "saved")
+    assert_same(depgraph.load(Small, tmp_path / "saved"), model)
+
+
+def test_wrapped_models(tmp_path: Path) -> None:
+    """A wrapper that was pruned comes back as one; one that was put around the result is left out."""
+    inside = pruned()
+    depgraph.save(nn.DataParallel(inside.model), tmp_path / "inside")
+    assert_same(depgraph.load(Small, tmp_path / "inside"), inside.model)
+    around = pruned(nn.DataParallel(Small().eval()))
+    depgraph.save(around, tmp_path / "around")
+    assert_same(depgraph.load(lambda: nn.DataParallel(Small()), tmp_path / "around"), around.model)
+
+
+# ------------------------------------------------------------------------------------------------ factories
+
+
+class Asks(Small):
+    """Its code needs values while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = float(torch.linspace(0, 1, 3)[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.strength
+
+
+class Closes(Small):
+    """A table in a closure: no name leads to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = torch.arange(5.0)
+        self.shift = lambda x: x + table[:, None, None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shift(super().forward(x))
+
+
+class Remembers(Small):
+    """It keeps the device that it was built on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = self.first.weight.device
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.ones(5, 1, 1, device=self.device)
+
+
+class Counts(Small):
+    """A table of whole numbers, deep in objects, and a buffer that no state_dict has, both of random values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = {"order": [torch.tensor([4, 2, 0, 1, 3])], "noise": (torch.rand(5),)}
+        self.register_buffer("drawn", torch.rand(14), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.first(x)).relu() * self.drawn[:, None, None]
+        return self.last(hidden)[:, self.tables["order"][0]] + self.tables["noise"][0][:, None, None]
+
+
+@pytest.mark.parametrize("kind", [Small, Asks, Closes, Remembers, Counts])
+def test_factories_whose_models_need_values_while_they_are_built(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
+    result = pruned(kind().eval())
+    assert result.plan.cuts
+    depgraph.save(result, tmp_path / "saved")
+    before = torch.get_rng_state()
+    loaded = depgraph.load(kind, tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), before), "the random state has changed"
+    assert torch.equal(loaded(images()), result.model(images()))
+    assert_same(loaded, result.model)
+
+
+def test_on_the_meta_device_nothing_is_built_twice_and_nothing_stays_patched(tmp_path: Path) -> None:
+    devices = []
+
+    def factory() -> nn.Module:
+        model = Small()
+        devices.append(model.first.weight.device.type)
+        return model
+
+    depgraph.save(pruned(), tmp_path / "saved")
+    before = nn.Module.__init__, nn.init.kaiming_uniform_
+    depgraph.load(factory, tmp_path / "saved")
+    assert devices == ["meta"]
+    assert (nn.Module.__init__, nn.init.kaiming_uniform_) == before
+
+
+def test_a_model_that_somebody_holds_is_not_changed(tmp_path: Path) -> None:
+    depgraph.save(pruned(), tmp_path / "saved")
+    for device in ("cpu", "meta"):
+        held = Small().to(device)
+        shapes = [p.shape for p in held.parameters()]
+        loaded = depgraph.load(lambda held=held: held, tmp_path / "saved")
+        assert loaded is not held
+        assert [p.shape for p in held.parameters()] == shapes
+        assert {p.device.type for p in held.parameters()} == {device}
+        assert torch.isfinite(loaded(images())).all()
+
+
+@dataclasses.dataclass
+class Config:
+    width: int = 14
+
+
+class Configured(Small):
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.width)
+        self.config = config
+
+
+def test_the_config_that_a_model_was_built_from_is_saved_as_it_was(tmp_path: Path) -> None:
+    result = pruned(Configured(Config(22)).eval())
+    assert result.model.config.width == 11
+    depgraph.save(result, tmp_path / "saved")
+    loaded = depgraph.load(lambda config: Configured(Config(**config)), tmp_path / "saved")
+    assert_same(loaded, result.model)
+    assert loaded.config == result.model.config == Config(11)
+    depgraph.save(pruned(), tmp_path / "none")
+    with pytest.raises(depgraph.StoreError, match="none was saved"):
+        depgraph.load(lambda config: Small(), tmp_path / "none")
+
+
+def test_a_factory_by_name_is_what_the_caller_names(tmp_path: Path) -> None:
+    result = pruned()
+    depgraph.save(result, tmp_path / "saved")
+    assert_same(depgraph.load(f"{__name__}:Small", tmp_path / "saved"), result.model)
+    for wrong in ("Small", "no_such_module:Small", f"{__name__}:Nobody", 3, Small()):
+        with pytest.raises(depgraph.InputError, match="factory"):
+            depgraph.load(wrong, tmp_path / "saved")
+
+
+def test_factories_of_other_models_are_refused_with_every_difference(tmp_path: Path) -> None:
+    depgraph.save(pruned(), tmp_path / "saved")
+    with pytest.raises(depgraph.StoreError) as caught:
+        depgraph.load(lambda: Small(15), tmp_path / "saved")
+    for text in (
+        "'first.weight' has shape (15, 3, 3, 3), the plan is for (14, 3, 3, 3)",
+        "'last.weight'",
+        "'norm.bias'",
+    ):
+        assert text in str(caught.value)
+    for factory in (lambda: 3, lambda: 1 / 0, lambda: nn.Linear(2, 3)):
+        with pytest.raises(depgraph.StoreError, match=r"factory"):
+            depgraph.load(factory, tmp_path / "saved")
+
+
+def test_extra_state_comes_back_and_what_json_cannot_say_is_refused(tmp_path: Path) -> None:
+    class Stateful(Small):
+        state: Any = None
+
+        def get_extra_state(self) -> Any:
+            return self.state
+
+        def set_extra_state(self, state: Any) -> None:
+            self.state = state
+
+    result = pruned(Stateful().eval())
+    result.model.state = {"steps": 9, "names": ["a"]}
+    depgraph.save(result, tmp_path / "saved")
+    assert depgraph.load(Stateful, tmp_path / "saved").state == {"steps": 9, "names": ["a"]}
+    result.model.state = {"steps": (1, object())}
+    with pytest.raises(depgraph.StoreError, match="extra state"):
+        depgraph.save(result, tmp_path / "saved")
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_models_that_are_not_what_their_plan_makes_are_refused_with_every_reason(tmp_path: Path) -> None:
+    result = pruned()
+    result.model.extra = nn.Linear(2, 3)
+    result.model.last.weight = nn.Parameter(torch.zeros(5, 3, 1, 1))
+    result.model.first.bias = nn.Parameter(torch.zeros(7, device="meta"))
+    result.model.norm.running_mean = torch.zeros(7).to_sparse()
+    with pytest.raises(depgraph.StoreError) as caught:
+        depgraph.save(result, tmp_path / "saved")
+    for text in (
+        "'extra.weight'",
+        "'extra.bias'",
+        "'last.weight' has shape (5, 3, 1, 1)",
+        "meta device",
+        "sparse",
+    ):
+        assert text in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_not_ours_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in (".", "file", "link"):
+        with pytest.raises(depgraph.StoreError):
+            depgraph.save(pruned(), tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link", "notes.txt"]
+
+
+def test_files_of_others_in_a_saved_folder_are_kept_and_old_weights_are_not(tmp_path: Path) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved", max_shard_bytes=200)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    depgraph.save(pruned(pruning_ratio=0.3), folder)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["model.safetensors", "notes", "plan.json", "tokenizer.json"]
+    assert (folder / "notes" / "a.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("moment", ["weights", "plan", "rename"])
+@pytest.mark.parametrize("kind", ["error", "kill"])
+def test_an_interrupted_save_leaves_what_was_there(moment: str, kind: str, tmp_path: Path) -> None:
+    first = pruned(pruning_ratio=0.3)
+    folder = depgraph.save(first, tmp_path / "saved")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    child = os.fork()
+    if child == 0:  # a process of its own, so that it can die
+
+        def stop(*_: Any, **__: Any) -> Any:
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("no space left")
+
+        place, name = {
+            "weights": (weights, "save_file"),
+            "plan": (saving.Document, "to_text"),
+            "rename": (folders, "_put"),
+        }[moment]
+        setattr(place, name, stop)
+        try:
+            depgraph.save(pruned(), folder)
+        except depgraph.StoreError:
+            os._exit(3)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == (signal.SIGKILL if kind == "kill" else 3 << 8)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert_same(depgraph.load(Small, folder), first.model)
+    if kind == "error":
+        assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+    depgraph.save(pruned(), folder)  # what a killed process left is in nobody's way
+    assert_same(depgraph.load(Small, folder), pruned().model)
+
+
+def test_where_folders_cannot_change_places_two_renames_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = depgraph.save(pruned(pruning_ratio=0.3), tmp_path / "saved")
+    monkeypatch.setattr(folders, "_exchange", lambda a, b: False)
+    second = pruned()
+    depgraph.save(second, folder)
+    assert_same(depgraph.load(Small, folder), second.model)
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+    monkeypatch.setattr(folders, "_flush", lambda path: None)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(depgraph.StoreError, match="no"):
+        depgraph.save(pruned(pruning_ratio=0.3), folder)
+    assert_same(depgraph.load(Small, folder), second.model)
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved", max_shard_bytes=200)
+    one, two, *_ = sorted(folder.glob("model-*.safetensors"))
+    one.unlink()
+    two.write_bytes(two.read_bytes()[:-3])
+    (folder / "plan.json").write_text(
+        (folder / "plan.json").read_text().replace('"frozen": []', '"frozen": [1]')
+    )
+    with pytest.raises(depgraph.StoreError) as caught:
+        depgraph.load(Small, folder)
+    for text in (one.name, two.name, "checksum", "'frozen'"):
+        assert text in str(caught.value)
+
+
+def test_every_damaged_tensor_is_named(tmp_path: Path) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved")
+    stored = load_file(folder / "model.safetensors")
+    for name in ("first.bias", "norm.running_var"):
+        stored[name] = stored[name] + 1
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(depgraph.StoreError) as caught:
+        depgraph.load(Small, folder)
+    assert str(caught.value).count("has changed since it was written") == 2
+    assert "'first.bias'" in str(caught.value)
+    assert "'norm.running_var'" in str(caught.value)
+
+
+def test_nothing_in_a_folder_is_imported_executed_or_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved")
+    (folder / "evil.py").write_text("raise SystemExit('imported')")
+    rest = (folder / "plan.json").read_text().partition("\n")[2].replace("test_store.Small", "evil.Model")
+    (folder / "plan.json").write_text(f"{document._first_line(rest)}\n{rest}")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(pickle, "load", None)
+    monkeypatch.setattr(pickle, "loads", None)
+    depgraph.load(Small, folder)
+    assert "evil" not in sys.modules
+
+
+def test_a_hundred_folders_with_something_wrong(tmp_path: Path) -> None:
+    """Bytes, fields, tensors, headers, files: our error, or the very model that was saved."""
+    original = tmp_path / "original"
+    wanted = mutated_folders.state(mutated_folders.saved(original))
+    found = Counter()
+    for seed in range(5000, 5100):
+        kind, said = mutated_folders.try_seed(seed, original, tmp_path, wanted, alone=lambda work: work())
+        assert not said.startswith("WRONG"), (seed, kind, said)
+        found[said] += 1
+    assert found["refused"] > 80

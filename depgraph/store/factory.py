@@ -9,6 +9,7 @@ import threading
 import types
 import warnings
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -114,45 +115,59 @@ def left_on_meta(model: nn.Module) -> list[str]:
     """Where a model still has a tensor without values, or remembers the meta device: also in objects and closures."""
     found: list[str] = []
     seen: set[int] = set()
-    ahead: list[tuple[str, Any]] = [("", model)]
+    ahead: list[tuple[tuple[Any, ...], Any]] = [((), model)]
     while ahead:
-        name, value = ahead.pop()
-        if type(value) in _PLAIN or id(value) in seen:
+        place, value = ahead.pop()
+        if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
-            if value.is_meta:
-                found.append(name)
-        elif isinstance(value, torch.device):
-            if value.type == "meta":
-                found.append(name)
+            without = value.is_meta
         else:
-            ahead.extend((f"{name}.{key}".lstrip("."), inner) for key, inner in _inside(value))
+            without = type(value) is torch.device and value.type == "meta"
+        if without:
+            found.append(".".join(map(str, place)))
+            continue
+        for key, inner in _inside(value):
+            if type(inner) not in _PLAIN:
+                ahead.append(((*place, key), inner))
     return found
 
 
-_PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size)
+_PLAIN = frozenset((int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size))
 
 
 def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     """What an object holds: items, attributes, what a function has closed over."""
-    if isinstance(value, (type, types.ModuleType)):
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        yield from value.items()
+        return
+    if kind in (list, tuple, set, frozenset, deque):
+        yield from enumerate(value)
+        return
+    if isinstance(value, (type, types.ModuleType, torch.Tensor)):
         return
     if isinstance(value, types.MethodType):
         yield "self", value.__self__
-    if isinstance(value, types.FunctionType):
+    elif isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
         yield from enumerate(value.__defaults__ or ())
-    if isinstance(value, functools.partial):
+    elif isinstance(value, functools.partial):
         yield from enumerate((value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, dict):
+    elif isinstance(value, dict):
         yield from dict.items(value)
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from enumerate(value)
     yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        slots = getattr(kind, "__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
-                yield slot, getattr(value, slot)
+    for slot in _slots(kind):  # type: ignore[arg-type]
+        if hasattr(value, slot):
+            yield slot, getattr(value, slot)
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    given = [getattr(base, "__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in given for name in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))

@@ -163,7 +163,8 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 def _stride(tensor: Tensor) -> tuple[int, ...] | None:
     shape, stride = tuple(tensor.shape), tuple(tensor.stride())
-    return stride if not tensor.is_contiguous() and is_dense(shape, stride) else None
+    usual = torch.empty(shape, device="meta").stride()
+    return stride if stride != usual and is_dense(shape, stride) else None
 
 
 def _plain(tensor: Tensor) -> Tensor:
