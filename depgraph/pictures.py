@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import DepgraphError, InputError
 from .graph import DependencyGraph, Group
-from .report import Layer, Report
+from .report import Report
 
 if TYPE_CHECKING:
     from .prune import PruneResult
@@ -42,12 +42,11 @@ NAME = 40  # characters of a module's name there
 COLUMNS = 125  # characters of its lines
 
 
-def short(name: str, length: int) -> str:
-    """`name` in at most `length` characters: its middle is left out."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
+def short(names: Sequence[str], length: int) -> list[str]:
+    """Each of `names` in at most `length` characters: the end, which says most, and so much of the start as tells them apart."""
+    tails = [(head, length - 1 - head) for head in range(0, length - 1, 3)]
+    found = [[n if len(n) <= length else f"{n[:h]}…{n[len(n) - t :]}" for n in names] for h, t in tails]
+    return max(found, key=lambda shortened: len(set(shortened)))
 
 
 def _figure(height: float) -> Any:
@@ -96,7 +95,8 @@ def widths(result: PruneResult | Report, path: Path_ = None, top: int = TOP) -> 
     Layers that only scale (norms) repeat the width of another one and are left out.
     """
     report = result if isinstance(result, Report) else result.report
-    layers = [x for x in report.layers if _has_matrix(report, x)] or report.layers
+    layers = [x for x in report.layers if len(report.plan.shapes.get(x.largest, (1, 1))) > 1]
+    layers = layers or report.layers
     chosen = sorted(range(len(layers)), key=lambda i: -layers[i].width[0])[:top]
     shown = [layers[i] for i in sorted(chosen)]
     figure = _figure(1.2 + 0.22 * len(shown))
@@ -108,7 +108,7 @@ def widths(result: PruneResult | Report, path: Path_ = None, top: int = TOP) -> 
         before, after = layer.width
         text = f"{before:,}" if before == after else f"{before:,} → {after:,}"
         axes.annotate(text, (before, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(rows, [short(x.module or "(the model)", 42) for x in shown], fontsize=8)
+    axes.set_yticks(rows, short([x.module or "(the model)" for x in shown], 42), fontsize=8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1.14 * max((x.width[0] for x in shown), default=1))
     axes.set_xlabel("units put out")
@@ -118,16 +118,6 @@ def widths(result: PruneResult | Report, path: Path_ = None, top: int = TOP) -> 
     _plain(axes, "x")
     axes.tick_params(axis="y", length=0)
     return _saved(figure, path)
-
-
-def _has_matrix(report: Report, layer: Layer) -> bool:
-    prefix = f"{layer.module}." if layer.module else ""
-    names = [
-        n
-        for n in report.plan.shapes
-        if n.startswith(prefix) and "." not in n[len(prefix) :].split("parametrizations.")[0]
-    ]
-    return any(len(report.plan.shapes[n]) > 1 for n in names)
 
 
 # -------------------------------------------------------------------------------------------- score against cost
@@ -217,6 +207,7 @@ def sensitivity(found: Sensitivity, path: Path_ = None, top: int = TOP) -> Any:
 
 def _sensitivity_lines(figure: Any, found: Sensitivity, shown: Sequence[int], loss: Any) -> None:
     axes = figure.add_subplot()
+    names = short([found.groups[g] for g in shown], 40)
     for i, g in enumerate(shown):
         style = {"color": LINES[i % len(LINES)], "linestyle": "-" if i < len(LINES) else "--"}
         axes.plot(
@@ -224,7 +215,7 @@ def _sensitivity_lines(figure: Any, found: Sensitivity, shown: Sequence[int], lo
             [0, *loss[g]],
             marker="o",
             markersize=4,
-            label=short(found.groups[g], 40),
+            label=names[i],
             **style,
         )
     axes.set_xlabel("pruning ratio of the group")
@@ -241,7 +232,7 @@ def _sensitivity_map(figure: Any, found: Sensitivity, shown: Sequence[int], loss
     image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", cmap="OrRd", vmin=0, vmax=high or 1.0)
     axes.set_facecolor("#dddddd")
     axes.set_xticks(range(len(found.ratios)), [f"{r:g}" for r in found.ratios])
-    axes.set_yticks(range(len(shown)), [short(found.groups[g], 42) for g in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), short([found.groups[g] for g in shown], 42), fontsize=8)
     axes.set_xlabel("pruning ratio of the group")
     for row in range(len(shown)):
         for column in range(len(found.ratios)):
@@ -299,7 +290,7 @@ def group(graph: DependencyGraph, which: Group | str, path: Path_ = None, top: i
     order = {name: i for i, name in enumerate(graph.tensors)}
     lines = _tree(sorted(roles, key=order.__getitem__))
     shown = lines[:top]
-    column = 3 + max(INDENT * x.depth + len(short(x.text, NAME)) for x in shown)
+    column = 3 + max(INDENT * x.depth + min(len(x.text), NAME) for x in shown)
     placed: list[list[Piece]] = []  # a row each; a module whose tensors do not fit has several
     rows = []
     for line in shown:
@@ -319,7 +310,7 @@ def group(graph: DependencyGraph, which: Group | str, path: Path_ = None, top: i
         if line.parent is not None:  # the corner that hangs it on the module above
             xs = [indent - 2.2, indent - 2.2, indent - 0.5]
             axes.plot(xs, [rows[line.parent] + 0.45, row, row], color="#bbbbbb", linewidth=0.9)
-        axes.text(indent, row, short(line.text, NAME), weight="bold", **style)
+        axes.text(indent, row, short([line.text], NAME)[0], weight="bold", **style)
     for row, pieces in enumerate(placed):
         for at, text, color in pieces:
             bold = "bold" if color in ROLES.values() else "normal"
@@ -327,7 +318,7 @@ def group(graph: DependencyGraph, which: Group | str, path: Path_ = None, top: i
     if len(lines) > top:
         axes.text(0, height - 1, f"… and {len(lines) - top} more modules", color="#666666", **style)
     units = f"{found.units:,} units in {len(roles)} tensors"
-    axes.set_title(f"Group {short(found.name, 60)}: {units}", loc="left", fontsize=11)
+    axes.set_title(f"Group {short([found.name], 60)[0]}: {units}", loc="left", fontsize=11)
     for role, color in ROLES.items():
         if any(role in r.values() for r in roles.values()):
             axes.plot([], [], marker="s", linestyle="", color=color, label=role)
@@ -375,7 +366,7 @@ def _pieces(
     name: str, shape: tuple[int, ...], roles: dict[int, str], share: Mapping[tuple[str, int], int]
 ) -> list[tuple[str, str]]:
     """``weight [64 × 3]`` in pieces, each with its colour; ``40 of 64`` where only some indices belong to the group."""
-    parts = [(f"{short(name.rpartition('.')[2], 24)} ", "black"), ("[", FAINT)]
+    parts = [(f"{short([name.rpartition('.')[2]], 24)[0]} ", "black"), ("[", FAINT)]
     for d, size in enumerate(shape):
         parts += [(" × ", FAINT)] if d else []
         mine = share.get((name, d), size)

@@ -50,11 +50,13 @@ class Layer:
         module: its path; "" for the model itself.
         params: entries of its own parameters before and after; a tied one counts where it comes first.
         width: how many units it puts out before and after: the size of the dim that its largest parameter produces.
+        largest: the name of that parameter.
     """
 
     module: str
     params: tuple[int, int]
     width: tuple[int, int]
+    largest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data; `sparsity` is the share that was removed."""
@@ -121,7 +123,7 @@ class Report:
             largest = max(names, key=lambda n: prod(shapes[n][0]))
             d = self.graph.output_dim(largest)
             before, after = ((s[d] if s else 1) for s in shapes[largest])
-            found.append(Layer(owner, params, (before, after)))
+            found.append(Layer(owner, params, (before, after), largest))
         return found
 
     @property

@@ -127,10 +127,16 @@ def test_many_layers_are_the_widest_in_the_order_of_the_model(
     assert "the 50 widest of 300 layers" in axes.get_title(loc="left")
 
 
-def test_short_names() -> None:
-    assert short("abc", 3) == "abc"
-    assert short("abcdefghij", 7) == "abc…hij"
-    assert short("abcdefghij", 6) == "ab…hij"
+def test_short_names_can_be_told_apart() -> None:
+    assert short(["abc", "abcdefghij"], 7) == ["abc", "…efghij"]
+    layers = [f"encoder.layer.{i}.attention.self.query.weight" for i in range(12)]
+    assert short(layers, 33)[3] == "…er.3.attention.self.query.weight"
+    blocks = [f"{side}_blocks.0.transformer.attention.query" for side in ("down", "mid", "up")]
+    assert short(blocks, 20) == ["dow….attention.query", "mid….attention.query", "up_….attention.query"]
+    for names, length in ((layers, 30), (blocks, 20), (layers, 12)):
+        found = short(names, length)
+        assert max(map(len, found)) <= length
+    assert len(set(short(layers, 30))) == 12
 
 
 # ------------------------------------------------------------------------------------------------------ trade-off
