@@ -124,6 +124,9 @@ def test_what_is_suggested_is_what_prune_takes(net: nn.Module, x: Tensor) -> Non
     )  # fmt: skip
     assert found.suggest(0.02) == {"stem.weight": 0.0, "up.weight": 0.4, "wide.weight": 0.2}
     assert found.suggest(0.4) == {"stem.weight": 0.6, "up.weight": 0.6, "wide.weight": 0.2}
+    found.tensors[2] = "up.weight"  # one tensor produces the units of both
+    assert found.suggest(0.02) == {"stem.weight": 0.0, "up.weight": 0.2}
+    found.tensors[2] = "wide.weight"
     with pytest.raises(depgraph.InputError, match="drop"):
         found.suggest(float("nan"))
     small = depgraph.prune(net, x, pruning_ratio=found.suggest(0.02)).model

@@ -329,6 +329,21 @@ def test_the_table_of_a_sweep(net: nn.Module, x: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------- resumed sweeps
 
 
+def test_ctrl_c_while_the_model_itself_is_scored(net: nn.Module, x: Tensor) -> None:
+    score = Agreement(net, x, fails_at=1, error=KeyboardInterrupt())
+    net.train()
+    net.norm.eval()
+    modes, before = [m.training for m in net.modules()], snapshot(net)
+    for call in (
+        lambda: depgraph.sweep(net, x, score=score), lambda: depgraph.prune(net, x, score=score, inplace=True)
+    ):  # fmt: skip
+        score.calls = 0
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        assert [m.training for m in net.modules()] == modes
+        assert_untouched(net, before)
+
+
 def test_ctrl_c_leaves_the_model_and_the_sweep_goes_on(net: nn.Module, x: Tensor, tmp_path: Path) -> None:
     file, ratios = tmp_path / "new folder" / "rows.jsonl", (0.2, 0.4, 0.6)
     net.train()
