@@ -49,6 +49,7 @@ ASKED = (
     "normalise",
     "per_cost",
     "round_to",
+    "threshold",
     "uniform",
 )
 
@@ -111,7 +112,7 @@ def prune(
     normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, earlier: Plan | None = None,
+    strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -158,6 +159,9 @@ def prune(
         latency: measure seconds per forward pass before and after, for the report.
         earlier: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
+        threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
+            are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
+            score itself.
 
     Returns:
         the smaller model, the plan, and a report.
@@ -172,7 +176,9 @@ def prune(
     asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
     normalise = normalise or normalisation(cast(Importance, criterion))
-    request = Request(pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier)
+    request = Request(
+        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
+    )
     limits = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_memory": max_memory,
               "max_latency": max_latency}  # fmt: skip
     check_budgets(request, limits)

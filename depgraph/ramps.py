@@ -97,7 +97,7 @@ class Aims:
     """What `prune` is asked for in the end, and on the way.
 
     Attributes:
-        ratios: arguments that hold shares to remove: ``pruning_ratio``, ``scope``.
+        ratios: arguments that hold shares to remove: ``pruning_ratio``, ``scope``, ``threshold``.
         limits: budget -> (what the original has, what is allowed in the end), in seconds or as a count.
         example_inputs: for budgets that are counted on a run.
     """
@@ -119,17 +119,33 @@ class Aims:
             if given is not None:
                 whole = float(measure(model, example_inputs))
                 limits[name] = whole, amount(given, whole, name)
-        ratios = {n: options.pop(n) for n in ("pruning_ratio", "scope") if options.get(n) is not None}
-        if not limits and "pruning_ratio" not in ratios and not _scoped(ratios.get("scope")):
+        pair = options.get("threshold")
+        if isinstance(pair, tuple) and not (
+            len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+        ):
+            raise InputError(
+                f"threshold must be a number or two (for the beginning and the end), not {pair!r}"
+            )
+        ratios = {
+            n: options.pop(n) for n in ("pruning_ratio", "scope", "threshold") if options.get(n) is not None
+        }
+        if (
+            not limits
+            and not ratios.keys() & {"pruning_ratio", "threshold"}
+            and not _scoped(ratios.get("scope"))
+        ):
             ratios["pruning_ratio"] = 0.5
         return cls(ratios, limits, example_inputs)
 
-    def at(self, removed: Callable[[float], float], model: nn.Module | None = None) -> dict[str, Any]:
+    def at(
+        self, removed: Callable[[float], float], model: nn.Module | None = None, way: float = 1.0
+    ) -> dict[str, Any]:
         """The arguments of `prune` with every share that is to go replaced by ``removed(share)``.
 
         Args:
             removed: from the share that goes in the end to the share that goes now.
             model: what is pruned now: budgets that it keeps already are left out.
+            way: the share of the way: a pair of thresholds is for its beginning and its end.
 
         Returns:
             the arguments; {} where nothing is to be done.
@@ -144,6 +160,8 @@ class Aims:
             asked["pruning_ratio"] = {name: removed(share) for name, share in ratio.items()}
         elif ratio is not None and removed(ratio) > 0:
             asked["pruning_ratio"] = removed(ratio)
+        if "threshold" in self.ratios:
+            asked["threshold"] = self._threshold(removed, way)
         shares = {i: removed(s.ratio) for i, s in enumerate(scope or ()) if getattr(s, "ratio", None)}
         if shares or asked:
             scoped = (
@@ -153,6 +171,14 @@ class Aims:
             )
             asked.update({} if scope is None else {"scope": scoped})
         return asked
+
+    def _threshold(self, removed: Callable[[float], float], way: float) -> float:
+        """A number grows along the ramp; of two the first turns into the second evenly."""
+        given = self.ratios["threshold"]
+        if not isinstance(given, tuple):
+            return float(given * removed(1.0))
+        first, last = given
+        return float(first + (last - first) * way)
 
 
 def _scoped(scope: Any) -> bool:

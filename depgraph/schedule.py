@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,9 @@ class GradualPruner:
             max_drop: how far the score may fall below the dense model's: a number for all steps, or two, for the beginning
                 and the end of the way and linear in between. Without one every step is kept.
             backtracks: how many tries are left after the first model that was given up; each goes half as far.
-            **options: as for `prune`. A ratio or budget is the aim of the last step, and of the original's size.
+            **options: as for `prune`. A ratio, budget or threshold is the aim of the last step, ratios and budgets of the
+                original's size. A threshold that is a pair begins at the first number and ends at the second; one that
+                stays is had with ``ramp="one_shot"``.
 
         Raises:
             InputError: bad arguments.
@@ -113,12 +116,7 @@ class GradualPruner:
         """
         _check(steps, score, max_drop, backtracks, options)
         self._original = model = as_module(model)
-        self.example_inputs, self.steps, self.score, self.backtracks = (
-            example_inputs,
-            steps,
-            score,
-            backtracks,
-        )
+        self.example_inputs, self.steps, self.score = example_inputs, steps, score
         self._removed = ramp_of(ramp)
         self._drop = (max_drop, max_drop) if isinstance(max_drop, (int, float)) else max_drop
         first = {n: options.pop(n) for n in ("ignore", "strict") if n in options}
@@ -133,6 +131,7 @@ class GradualPruner:
         self._saved: _Saved | None = None
         self._dense: float | None = None
         self._bad: float | None = None
+        self._left = backtracks
         self._failed: dict[str, tuple[int, ...]] = {}
         self._seconds = 0.0
         self.history: list[Tried] = []
@@ -163,13 +162,15 @@ class GradualPruner:
         """
         self._judge(as_module(model), optimizer)
         while (way := self._next()) is not None:
-            asked = self._aims.at(lambda share, t=way: self._removed(t, share), self._good.model)  # type: ignore[misc]
+            asked = self._aims.at(partial(self._removed, way), self._good.model, way)
             result = self._cut(asked) if asked else None
-            if result is None or not result.plan.cuts:  # too little for a single unit
-                self._good.way = way
+            if result is None or not (result.plan.cuts or "threshold" in asked):
+                self._good.way = way  # too little for a single unit
                 continue
             plan = self._good.plan.then(result.plan)
-            if self._failed == _sizes(plan):  # no other model than the one that was given up
+            if self._bad is not None and self._failed == _sizes(
+                plan
+            ):  # no other model than the one that was given up
                 self._bad = way
                 continue
             self._trial = _State(result.model, plan, way, None, result.report)
@@ -235,8 +236,6 @@ class GradualPruner:
         if kept:
             self._good = trial
             return
-        if self._bad is None:
-            self._left = self.backtracks
         self._bad, self._failed = trial.way, _sizes(trial.plan)
         if optimizer is not None and self._saved is not None:
             self._saved.restore(optimizer)

@@ -320,6 +320,78 @@ def test_the_aim_is_checked_before_anything_is_trained() -> None:
     assert calls == []
 
 
+# -------------------------------------------------------------------------------------------------- thresholds
+
+
+RANKED: list[nn.Module] = []  # the last one is pruned next
+
+
+def ranked(scale: float = 1.0) -> nn.Module:
+    """Unit u of 10 has a score of u (times `scale`) by `by_rank`; the mean is 4.5."""
+    model = nn.Sequential(nn.Linear(3, 10), nn.ReLU(), nn.Linear(10, 2))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[:, 0] = scale * torch.arange(10.0)
+    RANKED.append(model)
+    return model
+
+
+def by_rank(group: Any) -> Tensor:
+    return RANKED[-1][0].weight.detach()[:, 0]
+
+
+def below(model: nn.Module, **options: Any) -> nn.Module:
+    return depgraph.prune(model, torch.randn(4, 3), importance=by_rank, **options).model
+
+
+def test_a_threshold_takes_what_is_below_it() -> None:
+    assert below(ranked(), threshold=3.0, normalise="none")[0].weight[:, 0].tolist() == list(range(3, 10))
+    assert below(ranked(), threshold=0.9)[0].weight[:, 0].tolist() == list(range(5, 10))  # 0.9 * 4.5 = 4.05
+    assert below(ranked(7.0), threshold=0.9)[0].out_features == 5
+    assert below(ranked(), threshold=-1.0)[0].out_features == 10
+    assert below(ranked(), threshold=99.0)[0].out_features == 1  # at most 0.9 of a group
+    assert below(ranked(), threshold=99.0, max_ratio=0.5)[0].out_features == 5
+    for given in ({"pruning_ratio": 0.5}, {"max_params": 0.5}, {"scope": "global"}):
+        with pytest.raises(InputError, match="give one of them"):
+            below(ranked(), threshold=1.0, **given)
+    with pytest.raises(InputError, match="finite"):
+        below(ranked(), threshold=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "ramp", "limits"),
+    [
+        (4.0, "linear", [1, 2, 3, 4]),
+        (2.0, "one_shot", [2, 2, 2, 2]),
+        ((4.0, 1.0), "cubic", [3.25, 2.5, 1.75, 1]),
+        ((-2.0, 2.0), "linear", [-1, 0, 1, 2]),  # nothing at first, and nothing is passed over
+    ],
+)
+def test_thresholds_that_grow_stay_or_fall(threshold: Any, ramp: str, limits: list[float]) -> None:
+    """Training takes 1 from every score, so that one that stays finds new units below it every time."""
+    seen = []
+
+    def train(model: nn.Module, step: int) -> None:
+        seen.append(model[0].out_features)
+        with torch.no_grad():
+            model[0].weight[:, 0] -= 1
+        RANKED.append(model)
+
+    expected, scores = [], torch.arange(10.0)
+    for limit in limits:
+        scores = scores[scores >= limit]
+        expected.append(len(scores))
+        scores = scores - 1
+    result = prune_gradually(
+        ranked(), torch.randn(4, 3), steps=4, ramp=ramp, threshold=threshold, normalise="none", importance=by_rank,
+        train=train, max_ratio=0.95,
+    )  # fmt: skip
+    assert seen == expected
+    assert result.model[0].out_features == expected[-1]
+    with pytest.raises(InputError, match="or two"):
+        prune_gradually(ranked(), torch.randn(4, 3), threshold=(1, 2, 3))
+
+
 # --------------------------------------------------------------------------------------------------- rewinding
 
 

@@ -28,7 +28,7 @@ def choose(
     max_params: int | None = None, max_macs: int | None = None, max_bytes: int | None = None,
     budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
     normalise: str = "mean", per_cost: bool = False, round_to: int = 1, uniform: bool = False,
-    earlier: Plan | None = None,
+    earlier: Plan | None = None, threshold: float | None = None,
 ) -> Masks:  # fmt: skip
     """Which units of which groups stay.
 
@@ -48,6 +48,7 @@ def choose(
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this.
         uniform: equal widths in repeated blocks, and in all that one field of the model's config says.
+        threshold: instead of a ratio: the units whose normalised score is below this go.
         earlier: the plan that made the model of its original: ratios, caps and floors then count from that one's sizes.
 
     Returns:
@@ -60,7 +61,9 @@ def choose(
     """
     given = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes}
     own = [Budget(name, COSTS[name](graph), limit) for name, limit in given.items() if limit is not None]
-    request = Request(pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier)
+    request = Request(
+        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
+    )
     return request.masks(graph, scores, [*own, *budgets])
 
 

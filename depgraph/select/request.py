@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from ..errors import BudgetError, InputError, NothingToPruneError
@@ -30,6 +31,7 @@ class Request:
     round_to: int = 1
     uniform: bool = False
     earlier: Plan | None = None
+    threshold: float | None = None
 
     def check(self, budgets: Sequence[str] = ()) -> None:
         """Refuse what is out of range or contradicts itself; `budgets`: the names of those that are given.
@@ -45,6 +47,7 @@ class Request:
                 "depgraph.Scope(modules, ratio=...), fixes a part of the model, and budgets decide about the rest"
             )
         check_scope(self.scope, ratio, self.max_ratio)
+        self._check_threshold(budgets)
         if self.normalise not in NORMALISATIONS:
             raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
         if self.per_cost and self.normalise == "standard":
@@ -57,6 +60,22 @@ class Request:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
+    def _check_threshold(self, budgets: Sequence[str]) -> None:
+        given = self.threshold
+        if given is None:
+            return
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not isfinite(given):
+            raise InputError(f"threshold must be a finite number, not {given!r}")
+        shares = (
+            any(s.ratio is not None for s in self.scope)
+            if isinstance(self.scope, (list, tuple))
+            else self.scope
+        )
+        if budgets or self.pruning_ratio is not None or shares:
+            raise InputError(
+                "threshold says how far every group is cut, and so do ratios, scopes and budgets: give one of them"
+            )
+
     def selection(
         self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None
     ) -> Selection:
@@ -64,6 +83,7 @@ class Request:
         return Selection(
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
             normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=lost_units(graph, self.earlier),
+            threshold=self.threshold,
         )  # fmt: skip
 
     def masks(
@@ -94,5 +114,5 @@ class Request:
         )
         ratio = self.pruning_ratio
         asked += list(ratio.values()) if isinstance(ratio, Mapping) else [ratio]
-        together = budgets or self.scope not in (None, "local")
+        together = budgets or self.scope not in (None, "local") or self.threshold is not None
         return together and all(r is None or r <= MOST for r in asked)

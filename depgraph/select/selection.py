@@ -37,7 +37,7 @@ class Selection:
     def __init__(
         self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
-        lost: Mapping[int, int] = MappingProxyType({}),
+        lost: Mapping[int, int] = MappingProxyType({}), threshold: float | None = None,
     ) -> None:  # fmt: skip
         """Order the moves of every block by `scores` (axis id -> score per unit).
 
@@ -50,10 +50,11 @@ class Selection:
             max_ratio: the largest share of any group that may go.
             normalise: as there.
             ties: further constraints on counts.
+            threshold: take the units whose normalised score is below this, instead of a ratio.
             lost: pool id -> units that an earlier plan took: ratios, caps and floors count them, too.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
-        self.lost = lost
+        self.lost, self.threshold = lost, threshold
         groups, relations, self.locked = choose_groups(graph, ties)
         self.axis = {id(g.axis): g.axis for g in groups}
         relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
@@ -160,6 +161,9 @@ class Selection:
         Raises:
             BudgetError: the budgets can't be met.
         """
+        if self.threshold is not None:
+            below = [b.at_most(int(np.searchsorted(b.scores, self.threshold))) for b in self.blocks]
+            return self.masks(np.array(below, dtype=np.int64))
         steps = np.zeros(len(self.blocks), dtype=np.int64)
         fields = fields_of(self.graph, self.blocks, self.scope, self.ratio, self.rules, bool(budgets))
         for field in fields:
