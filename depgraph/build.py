@@ -14,8 +14,12 @@ from .rewrite import can_rewrite
 from .select import Masks
 
 
-def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
-    """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing)."""
+def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:
+    """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing).
+
+    With `bold`, numbers of the config which forward reads without showing what for follow, too: such a plan must be
+    verified.
+    """
     plan = Plan(
         shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},
         aliases=dict(graph.trace.aliases),
@@ -36,7 +40,9 @@ def build_plan(graph: DependencyGraph, masks: Masks) -> Plan:
             path, name, *keys = key[1:]
             plan.repairs.append(Repair(path, name, tuple(keys), int(value), int(graph.sizes.value(key))))
     if plan.cuts:
-        plan.repairs.extend(field_repairs(graph.model, graph.origins, values, plan, graph.trace.reads))
+        plan.repairs.extend(
+            field_repairs(graph.model, graph.origins, values, plan, set() if bold else graph.trace.reads)
+        )
     for literal in graph.sizes.literals:
         value = axes.evaluate(literal.target, counts)
         use = literal.use

@@ -216,10 +216,10 @@ def undescribed(small: nn.Module, found: Origins) -> list[str]:
             {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
         )
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
-        for key in found.attributes if twin is not None else ():
+        for key in found.attributes:
             if key[1] == path or key[1].startswith(inside):
                 steps = (key[1][len(inside) :] if key[1] != path else "", *key[2:])
-                if _held(twin, steps) != _held(small, key[1:]):
+                if twin is not None and _held(twin, steps) != _held(small, key[1:]):
                     wrong.append(".".join(map(str, filter(None, key[1:]))))
     return wrong
 

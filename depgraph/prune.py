@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from . import cost
+from . import axes, cost
 from .axes import Reason
 from .budgets import Targets, check_budgets, read_budgets
 from .build import build_plan, freeze_unwritable_literals
@@ -21,6 +21,7 @@ from .importance import CRITERIA, Importance, Scores, scores_of
 from .importance.criterion import normalisation
 from .inputs import each_example
 from .lineage import plans_of
+from .origin import undescribed
 from .plan import Plan
 from .propagate import propagate
 from .recover import check as check_recovery
@@ -261,10 +262,20 @@ def _settle(
         small = apply(graph.model, plan)
         if not targets.settled(graph, masks, small):
             continue
-        if not verify:
-            return small, plan, Verification("skipped", detail="verify=False")
+        if request.uniform:
+            described = apply(graph.model, build_plan(graph, masks, bold=verify))
+            if _freeze_undescribed(graph, masks, described, notes):
+                targets.restart()
+                failed += 1
+                continue
+        proof = Verification("skipped", detail="verify=False")
         try:
-            return small, plan, verify_values(graph.model, small, plan, example_inputs)
+            if verify:
+                small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
+            if not request.uniform or not _freeze_undescribed(graph, masks, small, notes):
+                return small, plan, proof
+            targets.restart()
+            failed += 1
         except VerificationError as error:
             blocks = [b for b in request.selection(graph, scores).blocks if any(a in masks for a in b.gone)]
             if not _freeze_wrong(graph, masks, blocks, example_inputs, notes):
@@ -272,6 +283,36 @@ def _settle(
             targets.restart()
             failed += 1
     raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
+
+
+def _proved(
+    graph: DependencyGraph, masks: Masks, small: nn.Module, plan: Plan, example_inputs: Any
+) -> tuple[nn.Module, Plan, Verification]:
+    """The smaller model, verified, with as many repairs as verify.
+
+    Numbers of a config that forward reads for purposes that are not seen follow the plan where the outputs allow it.
+    """
+    bold = build_plan(graph, masks, bold=True)
+    if bold.repairs != plan.repairs:
+        try:
+            other = apply(graph.model, bold)
+            return other, bold, verify_values(graph.model, other, bold, example_inputs)
+        except (VerificationError, PlanError):  # forward computes with them: they stay
+            pass
+    return small, plan, verify_values(graph.model, small, plan, example_inputs)
+
+
+def _freeze_undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module, notes: list[str]) -> bool:
+    """Freeze the axes that `masks` cut in parameters which no config can say; whether there were any."""
+    names = [n for n in undescribed(small, graph.origins) if n in graph.trace.tensors]
+    dims = [axis for n in names for axis in graph.dims(n) if axis is not None]
+    cut = {id(a): a for axis in dims for a in axes.atoms(axis) if id(a) in masks}
+    if cut:
+        graph.freeze(cut.values(), Reason("has a size that what the model was built from can't say"))
+        notes.append(
+            f"{', '.join(names[:3])} stay whole: what the model was built from can't say their new sizes"
+        )
+    return bool(cut)
 
 
 def flipped(graph: DependencyGraph, masks: Masks) -> list[tuple[set[int], str]]:

@@ -141,3 +141,37 @@ def test_repeated_blocks_get_one_width_and_keep_their_own_best() -> None:
     kept = [even.plan.mask(f"blocks.{n}.0.bias") for n in range(3)]
     assert not kept[2][:10].any() or int(kept[2].sum()) > 12  # the weak ones of the last block go first
     assert (kept[0] != kept[2]).any()
+
+
+class Copying(Classifier):
+    """Forward reads every number of the config, for nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = {name: getattr(self.config, name) for name in vars(self.config)}
+        return super().forward(x) if numbers else x
+
+
+class Repeating(Classifier):
+    """Forward computes with a number of the config, where no size shows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * sum(1 for _ in range(self.config.inner))
+
+
+def test_numbers_that_forward_reads_follow_where_the_outputs_allow_it() -> None:
+    """Reading is no use; a use is found by verification, and then the width that the number says stays."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 11, 5).double()
+    model = Copying(Config()).double().eval()
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.config.inner == 17
+    assert not result.report.undescribed
+    model = Repeating(Config()).double().eval()
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.config.inner == 34
+    assert result.model.layers[0].up.out_features == 17
+    assert_equal_to_masked(model, result, x)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    assert result.model.config.inner == result.model.layers[0].up.out_features == 34
+    assert not result.report.undescribed
+    assert_equal_to_masked(model, result, x)

@@ -37,7 +37,8 @@ def ties(graph: DependencyGraph) -> list[Tie]:
 def _equations(graph: DependencyGraph) -> list[Equation]:
     """What the fields of the model's config must say: sizes of parameters, and attributes that forward reads.
 
-    A size that the class sets by itself, whatever the config holds, is a number.
+    A size whose origin was lost on the way (rounded, multiplied by 4.0) says nothing here; what the config then can't
+    say shows when the class is called with it.
     """
     free, found = graph.free, graph.origins
     equations: list[Equation] = []
@@ -48,7 +49,7 @@ def _equations(graph: DependencyGraph) -> list[Equation]:
     for key, expr in found.attributes.items():
         if key in graph.sizes.attributes:
             equations.append((expr, graph.sizes.reduce(graph.sizes.attributes[key], free)))
-    return equations
+    return [(expr, count) for expr, count in equations if isinstance(expr, tuple)]
 
 
 def _of_fields(graph: DependencyGraph) -> Iterator[Tie]:
