@@ -86,8 +86,6 @@ def measure_dense(case: Case, results: Results) -> None:
         return
     model = case.build()
     row = _row(case, "dense", "dense", {}, 0, False) | _size(case, model) | {"score": case.score(model)}
-    if case.image:
-        row["latency"] = latency.milliseconds({"dense": model}, case.image)["dense"]
     results.add(row)
     say(row)
 
@@ -106,7 +104,7 @@ def measure(case: Case, method: Method, seed: int, train: bool, results: Results
         if train and case.image and seed == 0:
             pair = latency.milliseconds({"dense": case.build(), "pruned": pruned.model}, case.image)
             row |= {"latency": pair["pruned"], "dense_latency": pair["dense"]}
-        if "recover" not in method.options:
+        if not train and "recover" not in method.options:
             again = copy.deepcopy(pruned.model)
             if renorm(again, case.calibration(seed)):
                 row["renormed"] = case.score(again)

@@ -11,13 +11,15 @@ from torch import nn
 BATCHES = (1, 32)
 THREADS = (1, 2)
 ROUNDS = 15
+LONGEST = 4.0
+"""Seconds after which the rounds of one setting end, once there were three."""
 SHORTEST = 0.02
 """Seconds that one timing lasts at least: small nets run several times in it."""
 
 
 @torch.no_grad()
 def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, dict[str, float]]:
-    """For each model, ``"batch x threads"`` -> milliseconds of a forward pass: the least of 15 timings, taken in turn."""
+    """For each model, ``"batch x threads"`` -> milliseconds of a forward pass: the least of 3 to 15 timings, in turn."""
     before = torch.get_num_threads()
     found: dict[str, dict[str, float]] = {name: {} for name in models}
     try:
@@ -27,7 +29,10 @@ def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[
                 inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
                 repeats = {name: _repeats(model, inputs) for name, model in models.items()}
                 times: dict[str, list[float]] = {name: [] for name in models}
-                for _ in range(ROUNDS):
+                started = time.perf_counter()
+                for done in range(ROUNDS):
+                    if done >= 3 and time.perf_counter() - started > LONGEST:
+                        break
                     for name, model in models.items():
                         times[name].append(_seconds(model, inputs, repeats[name]) / repeats[name])
                 for name in models:

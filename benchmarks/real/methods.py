@@ -65,19 +65,14 @@ def rivals(case: Case) -> list[Method]:
     found = [
         Method(OTHER, "magnitude L2, local", magnitude),
         Method(OTHER, "magnitude L2, isomorphic", magnitude | isomorphic),
-        Method(OTHER, "magnitude L1, local", magnitude | {"with": {"p": 1}}),
-        Method(OTHER, "LAMP, global", {"importance": "LAMPImportance"} | together),
         Method(OTHER, "Taylor, local", taylor, data=True),
         Method(OTHER, "Taylor, isomorphic", taylor | isomorphic, data=True),
     ]
     if case.image:
         found += [
+            Method(OTHER, "LAMP, global", {"importance": "LAMPImportance"} | together),
             Method(OTHER, "FPGM, local", {"importance": "FPGMImportance"}),
             Method(OTHER, "batch-norm scale, global", {"importance": "BNScaleImportance"} | together),
-            Method(OTHER, "Taylor, global", taylor | together, data=True),
-            Method(
-                OTHER, "Hessian, isomorphic", {"importance": "GroupHessianImportance"} | isomorphic, data=True
-            ),
         ]
     return found
 
@@ -112,7 +107,7 @@ def _torch_pruning(method: Method, case: Case, model: nn.Module, batches: list[A
     low, high, best = 0.0, 1.0, None
     ratio = 1 - case.budget.share if case.budget.what == "params" else 1 - case.budget.share**0.5
     for _ in range(BISECTIONS):
-        small = _at_ratio(method, case, model, gradients, batches, ratio)
+        small = _at_ratio(method, case, model, gradients, ratio)
         cost = case.budget.cost(small, case.example())
         if cost <= target:
             best, high = small, ratio
@@ -142,8 +137,6 @@ def _at_ratio(
         parameter.grad = gradients[name].clone() if name in gradients else None
     options = dict(method.options)
     importance = getattr(tp.importance, options.pop("importance"))(**options.pop("with", {}))
-    if hasattr(importance, "accumulate_grad"):
-        _per_sample(small, case.loss, batches, importance)
     arguments = {**case.hints.arguments(small), **options}
     if "num_heads" in arguments:
         arguments["head_pruning_ratio"] = ratio
@@ -174,18 +167,6 @@ def _gradients(
             if gradient is not None:
                 total[name] = total[name] + gradient if name in total else gradient
     return total
-
-
-def _per_sample(
-    model: nn.Module, loss: Callable[[Any, Any], torch.Tensor], batches: list[Any], importance: Any
-) -> None:
-    """Squared gradients of single samples of one batch, as the criterion's documentation has users gather them."""
-    importance.zero_grad()
-    inputs, target = batches[0]
-    for index in range(len(target)):
-        model.zero_grad()
-        loss(run(model, inputs[index : index + 1]), target[index : index + 1]).backward()
-        importance.accumulate_grad(model)
 
 
 @torch.no_grad()
