@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import depgraph
@@ -359,9 +360,10 @@ def test_scales_are_those_of_norms_and_of_products() -> None:
             self.enter, self.norm, self.slope = nn.Linear(3, 7), nn.LayerNorm(7), nn.PReLU(7)
             self.gain, self.shift = nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(7))
             self.leave, self.last = nn.Linear(7, 5), nn.Linear(5, 2)
+            self.register_buffer("fixed", torch.randn(7))  # no parameter: does not count
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.slope(self.norm(self.enter(x))) * self.gain.view(1, -1) + self.shift
+            x = self.slope(self.norm(self.enter(x))) * self.gain.view(1, -1) * self.fixed + self.shift
             return self.last(self.leave(x))
 
     net, x = Net(), torch.randn(2, 3)
@@ -984,6 +986,29 @@ def test_losses_that_can_not_be_used_are_refused(marked: nn.Module) -> None:
         scored(lambda out, target: out.sum(), "taylor_samples", (x, torch.zeros(3)))
     with pytest.raises(InputError, match="one number"):
         scored(lambda out, target: out)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_can_not_be_run_or_differentiated_is_said(marked: nn.Module) -> None:
+    x, target = batches_of(marked, 1)[0]
+    graph = depgraph.analyze(marked, x)
+    wide = Calibration([(torch.randn(4, 5), target)], x, nn.functional.cross_entropy, False)
+    for name in ("taylor", "hessian", "wanda", "obs"):
+        with pytest.raises(InputError, match="could not be run on a calibration batch"):
+            depgraph.scores_of(graph, name, calibration=wide)
+
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.last = nn.Linear(3, 7), nn.Linear(7, 11), nn.Linear(11, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.utils.checkpoint.checkpoint(self.two, self.one(x), use_reentrant=True))
+
+    graph = depgraph.analyze(Saving(), x)
+    data = Calibration([(x, target)], x, nn.functional.cross_entropy, False)
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        depgraph.scores_of(graph, "taylor", calibration=data)
 
 
 def test_an_op_without_second_derivative_is_named(marked: nn.Module) -> None:

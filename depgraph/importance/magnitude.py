@@ -144,7 +144,10 @@ class Scale:
             InputError: no group has one.
         """
         self.sums, found = MemberSums(graph), scales(graph)
-        self.names = found & {m.name for g in graph.groups for m in g.members if m.role == "scales"}
+        known = self.sums.names
+        self.names = found.intersection(
+            m.name for g in graph.groups for m in g.members if m.role == "scales" and m.name in known
+        )
         if not self.names:
             raise InputError(
                 "no norm with a scale was recorded: rank this model by another importance, such as 'l2'"

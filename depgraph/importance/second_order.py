@@ -41,7 +41,7 @@ class SecondMoments:
         """Bounds of what is held at a time.
 
         Args:
-            damping: is added to the diagonal of H, as a share of its mean.
+            damping: is added to the diagonal of H, as a share of its mean; above 0, more where H can't be inverted otherwise.
             otherwise: the criterion for groups whose consumers can't be observed, by default `L2`.
             widest: columns of one matrix; wider consumers are taken apart, and their parts looked at alone.
             memory: bytes of matrices held while the model runs; it runs as often as that asks for.
@@ -101,16 +101,26 @@ class SecondMoments:
         return np.asarray(torch.cat(found).clamp_(min=0).cpu().numpy())
 
     def inverse(self, moments: Tensor) -> Tensor:
-        """The inverse of damped moments."""
-        diagonal = moments.diagonal()
-        damped = moments.clone()
-        damped.diagonal().add_(self.damping * float(diagonal.mean()) or 1e-300)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if bool(failed) or not bool(torch.isfinite(factor).all()):
-            raise InputError(
-                "the second moments of a layer's inputs can't be inverted: give more calibration data, or damping above 0"
-            )
-        return torch.cholesky_inverse(factor)
+        """The inverse of damped moments; where rounding asks for it, of ten times as much damping, and so on.
+
+        Raises:
+            InputError: there is none without damping, or moments are NaN.
+        """
+        diagonal, damping = moments.diagonal(), self.damping
+        if not bool(torch.isfinite(diagonal).all()):
+            raise InputError("what a layer is given on the calibration data is NaN or infinite")
+        while damping <= 1:
+            damped = moments.clone()
+            damped.diagonal().add_(damping * float(diagonal.mean()) or 1e-300)
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            if not bool(failed) and bool(torch.isfinite(factor).all()):
+                return torch.cholesky_inverse(factor)
+            if not damping:
+                break
+            damping *= 10
+        raise InputError(
+            "the second moments of a layer's inputs can't be inverted: give more calibration data, or damping above 0"
+        )
 
 
 class Obs(SecondMoments):
@@ -155,7 +165,7 @@ class Redundancy(SecondMoments):
 
     def __init__(
         self,
-        damping: float = 1e-5,
+        damping: float = 1e-4,
         otherwise: Importance | None = None,
         widest: int = 8192,
         memory: int = 1 << 31,

@@ -1,0 +1,156 @@
+"""Gradients of a loss on calibration data, taken on a copy of the model: nothing of the model's own is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..calibration import Batch, Calibration
+from ..errors import InputError
+from ..graph import DependencyGraph
+from ..inputs import map_tensors
+from ..tensors import all_tensors, skeleton, tensor_leaves
+from ..wrappers import eagerly
+
+Aliases = dict[str, nn.Parameter]
+Gradients = dict[str, torch.Tensor]
+UNRELATED = (
+    "the loss does not depend on any weight that can be removed: it must be computed from what the model returns, by "
+    "differentiable ops"
+)
+
+
+def differentiate(
+    graph: DependencyGraph,
+    calibration: Calibration,
+    names: Sequence[str],
+    visit: Callable[[Aliases, Gradients], None],
+    *,
+    samples: bool = False,
+    twice: bool = False,
+) -> None:
+    """Hand `visit` the gradients of the loss on each batch, or each sample, by parameter.
+
+    Those that the loss does not depend on are left out. The model is run in eval mode and left as it is.
+
+    Args:
+        graph: of the model.
+        calibration: the batches, and the loss.
+        names: the parameters.
+        visit: takes the aliases that the run uses for the parameters, and the gradients.
+        samples: run sample by sample.
+        twice: the gradients can be differentiated again.
+
+    Raises:
+        InputError: the loss is NaN or does not depend on the parameters, or the samples of a batch can't be told apart.
+    """
+    with ExitStack() as stack:
+        twin, aliases = stack.enter_context(_twin(graph, names))
+        if twice:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones have no second derivative
+        for batch in stack.enter_context(closing(calibration.batches("gradients"))):
+            for piece in _samples(batch) if samples else [batch]:
+                loss = calibration.loss_of(_output(twin, piece), piece)
+                found = _gradients(loss, aliases, twice)
+                visit(aliases, {n: g.to_dense() if g.is_sparse else g for n, g in found.items()})
+
+
+def _output(twin: nn.Module, batch: Batch) -> Any:
+    try:
+        return twin(*batch.args, **batch.kwargs)
+    except Exception as error:
+        raise InputError(
+            f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _gradients(loss: torch.Tensor, aliases: Aliases, twice: bool) -> Gradients:
+    if not loss.requires_grad:
+        raise InputError(UNRELATED)
+    try:
+        given = torch.autograd.grad(loss, [*aliases.values()], allow_unused=True, create_graph=twice)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise InputError(
+                "the model uses activation checkpointing with use_reentrant=True, which gives no gradients of chosen "
+                "tensors: build it with use_reentrant=False, or switch checkpointing off"
+            ) from error
+        raise
+    found = {n: g for n, g in zip(aliases, given, strict=True) if g is not None}
+    if not found:
+        raise InputError(UNRELATED)
+    return found
+
+
+def again(aliases: Aliases, first: Gradients, signs: Gradients, last: bool) -> Gradients:
+    """The gradients of sum over the parameters in `signs` of signs·first."""
+    try:
+        found = torch.autograd.grad(
+            [first[n] for n in signs],
+            [aliases[n] for n in signs],
+            [*signs.values()],
+            retain_graph=not last,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        if "deriv" in str(error) or "differentia" in str(error):
+            raise InputError(
+                f"an op of this model has no second derivative ({error}): use importance='fisher'"
+            ) from error
+        raise
+    return {n: g.detach() for n, g in zip(signs, found, strict=True) if g is not None}
+
+
+@contextmanager
+def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Module, Aliases]]:
+    """A copy of the model in eval mode, whose parameters in `names` want gradients, and these by name.
+
+    Parameters share the memory of the model's own, buffers are copies.
+    """
+    parameters = {id(p) for p in graph.model.parameters()}
+    devices = sorted({t.device.index or 0 for t in graph.tensors.values() if t.is_cuda})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(
+            torch.backends.cudnn.flags(enabled=False)
+        )  # its RNNs have no backward in eval mode
+        stack.enter_context(eagerly())
+        stand_in: dict[int, torch.Tensor] = {}
+        aliases: Aliases = {}
+        for name, tensor in all_tensors(graph.model).items():
+            if id(tensor) in parameters:
+                shared = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+                alias = nn.Parameter(shared, requires_grad=name in names)
+                if name in names:
+                    aliases[name] = alias
+                stand_in[id(tensor)] = alias
+            else:
+                stand_in[id(tensor)] = tensor.detach().clone()
+        yield skeleton(graph.model, stand_in).eval(), aliases
+
+
+def _samples(batch: Batch) -> list[Batch]:
+    """The samples of a batch, each a batch of one.
+
+    Raises:
+        InputError: its tensors do not agree in their first dim.
+    """
+    whole = (batch.args, batch.kwargs, batch.target)
+    counts = {t.shape[0] for t in tensor_leaves(whole) if t.dim()}
+    if len(counts) != 1:
+        raise InputError(
+            f"the samples of a calibration batch can't be told apart: first dims of {sorted(counts)}\n"
+            "  fix: give batches of one sample, or an importance that takes whole batches, such as 'taylor_squared'"
+        )
+
+    def at(i: int) -> Batch:
+        return Batch(*map_tensors(whole, lambda t: t[i : i + 1] if t.dim() else t))
+
+    return [at(i) for i in range(next(iter(counts)))]
