@@ -52,7 +52,21 @@ class Pruned:
 RANDOM = Method("depgraph", "random", {"importance": "random"})
 MAGNITUDE = Method("depgraph", "l1", {"importance": "l1"})
 RECIPES = [
-    Method("depgraph", "l1, recover", {"importance": "l1", "recover": "auto"}, data=True),
+    Method(
+        "depgraph",
+        "OBS, local, recover",
+        {"importance": "obs", "scope": "local", "recover": "auto"},
+        data=True,
+    ),
+    Method(
+        "depgraph",
+        "OBS, isomorphic, recover",
+        {"importance": "obs", "scope": "isomorphic", "recover": "auto"},
+        data=True,
+    ),
+    Method(
+        "depgraph", "L2, local, recover", {"importance": "l2", "scope": "local", "recover": "auto"}, data=True
+    ),
 ]
 """Generic recipes: arguments to ``depgraph.prune``, the same for every model."""
 
@@ -126,7 +140,6 @@ def _at_ratio(
     case: Case,
     model: nn.Module,
     gradients: dict[str, torch.Tensor],
-    batches: list[Any],
     ratio: float,
 ) -> nn.Module:
     import torch_pruning as tp
