@@ -70,7 +70,7 @@ class GroupLasso:
         spread.scatter_reduce_(0, units.position, factor[units.unit], "prod")
         for side in units.sides:
             w = units.parameters[side.parameter]
-            w.copy_((w.reshape(side.split) * side.broadcast(spread, w)).reshape(w.shape))
+            w.view(side.split).mul_(side.broadcast(spread, w))  # splits a dim: a view in any layout
 
 
 class Slimming:

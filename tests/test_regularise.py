@@ -151,7 +151,11 @@ def test_the_proximal_step_solves_its_problem() -> None:
     assert torch.equal(model[2].bias, other)
 
 
-def test_the_proximal_step_shrinks_an_entry_by_each_of_its_units(graph: depgraph.DependencyGraph) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_proximal_step_shrinks_an_entry_by_each_of_its_units(
+    graph: depgraph.DependencyGraph, layout: torch.memory_format
+) -> None:
+    graph.model.to(memory_format=layout)
     norms = torch.stack(naive_norms(graph)).detach()
     factor = (1 - 0.05 / norms).clamp_min(0)
     expected = {n: p.detach().clone() for n, p in graph.model.named_parameters()}

@@ -175,6 +175,33 @@ def test_the_plan_makes_the_result_of_the_original() -> None:
     assert [t.kept for t in result.history] == [True] * 4
 
 
+def test_earlier_must_be_the_plan_that_made_the_model() -> None:
+    model = made()
+    first = depgraph.prune(model, INPUTS, pruning_ratio=0.25)
+    other = depgraph.prune(model, INPUTS, pruning_ratio=0.5)
+    with pytest.raises(InputError, match=r"'stem\.weight' has shape \(10, 3, 3, 3\), the plan gives it \(7,"):
+        depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, earlier=other.plan)
+    second = depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, earlier=first.plan)
+    assert widths(second.model) == widths(other.model)
+    graph = depgraph.analyze(first.model, INPUTS)
+    masks = depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=0.5, earlier=first.plan)
+    assert depgraph.build_plan(graph, masks).new_shape("stem.weight")[0] == 7
+
+
+def test_each_step_may_recover_without_training() -> None:
+    """The kept weights are no longer the original's, the shapes are, and the outputs are nearer."""
+    model, batches = made(), [torch.randn(7, 3, 5, 5, dtype=torch.float64) for _ in range(3)]
+    options = {"steps": 2, "ramp": "linear", "pruning_ratio": 0.4}
+    plain = prune_gradually(model, INPUTS, **options)
+    won = prune_gradually(model, INPUTS, recover="reconstruction", calibration=batches, **options)
+    assert widths(won.model) == widths(plain.model) == widths(depgraph.apply(model, won.plan))
+    wanted = model(batches[0])
+    error = {
+        n: (m(batches[0]) - wanted).norm().item() for n, m in (("won", won.model), ("plain", plain.model))
+    }
+    assert error["won"] < 0.7 * error["plain"]
+
+
 def test_without_training_the_kept_weights_are_the_originals() -> None:
     model = made()
     result = prune_gradually(model, INPUTS, steps=3, max_macs=0.3)
