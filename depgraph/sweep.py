@@ -187,7 +187,7 @@ def sweep(
         score: ``score(model)`` -> a number, higher is better, called with each model in eval mode.
         file: rows are appended to it as they come (JSON lines); those that it has already are not computed again, but
             for rows that failed. It belongs to one model (its values), one set of example inputs, one score function
-            (its name) and one set of arguments; more ratios may be asked for later.
+            (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
         latency: measure seconds of a forward pass on `example_inputs`.
         progress: a bar over the rows; None: on a terminal alone.
         prune_arguments: handed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
@@ -244,10 +244,12 @@ class _Run:
             raise
         except DepgraphError as error:
             return Row(argument, value, error=f"{type(error).__name__}: {error}")
+        score, why = None, None
         try:
-            return self._measured(argument, value, small, score_of(self.score, small))
+            score = score_of(self.score, small)
         except Exception as error:  # noqa: BLE001  whatever the user's function raises for this model
-            return self._measured(argument, value, small, None, f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+        return self._measured(argument, value, small, score, why)
 
     def _measured(
         self,

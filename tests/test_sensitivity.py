@@ -55,6 +55,17 @@ def test_each_score_is_that_of_one_group_cut_alone(net: nn.Module, x: Tensor) ->
     assert all(cell in str(found) for cell in (*GROUPS, f"{found.scores[2, 1]:.4g}"))
 
 
+def test_units_go_by_the_criterion_that_is_asked_for(net: nn.Module, x: Tensor) -> None:
+    score, batches = Agreement(net, x), [torch.randn(5, 3, 7, 13)]
+    found = depgraph.sensitivity(
+        net, x, score, (0.4,), importance="activation_variance", calibration=iter(batches), ignore=["up"]
+    )
+    assert found.groups == ["wide.weight:0"]  # the stream is a dim of what is ignored
+    options = {"importance": "activation_variance", "calibration": batches}
+    wanted = depgraph.prune(net, x, pruning_ratio={"wide.weight": 0.4}, **options)
+    assert found.scores[0, 0] == score(wanted.model.eval()) != score(cut_alone(net, x, "wide.weight", 0.4))
+
+
 def test_groups_by_name(net: nn.Module, x: Tensor) -> None:
     def names(*patterns: str) -> list[str]:
         return depgraph.sensitivity(net, x, lambda _: 0.0, (0.5,), groups=patterns).groups

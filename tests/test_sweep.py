@@ -226,6 +226,21 @@ def test_arguments_of_prune_are_handed_on(net: nn.Module, x: Tensor) -> None:
     assert found.rows[0].params != depgraph.prune(net, x, pruning_ratio=0.6).report.parameters[1]
 
 
+def test_rows_that_look_at_data_and_recover(net: nn.Module, x: Tensor) -> None:
+    """An iterator that can be read once serves every row, to rank and to recover."""
+    batches = [torch.randn(5, 3, 7, 13, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    options = {"importance": "activation_variance", "recover": "reconstruction"}
+    score = Agreement(net, x)
+    found = depgraph.sweep(net, x, (0.3, 0.6), score=score, calibration=iter(batches), **options)
+    wanted = [
+        expected(net, x, score, pruning_ratio=r, calibration=batches, **options)  # type: ignore[arg-type]
+        for r in (0.3, 0.6)
+    ]
+    assert [figures(r) for r in found.rows] == wanted
+    plain = depgraph.sweep(net, x, (0.3,), score=score, calibration=batches, importance="activation_variance")
+    assert plain.rows[0].score != found.rows[0].score
+
+
 class Tall(nn.Module):
     """Its forward takes another way once fewer than ten channels are left."""
 
