@@ -137,15 +137,15 @@ def trade_off(sweep: Sweep | Mapping[str, Sweep], path: Path_ = None) -> Any:
         arguments = list(dict.fromkeys(r.argument for r in one.rows))
         for argument in arguments:
             label = ": ".join(filter(None, (name, argument if not name or len(arguments) > 1 else "")))
-            lines[label] = one.dense, [r for r in one.rows if r.argument == argument and r.score is not None]
+            lines[label] = one, [r for r in one.rows if r.argument == argument and r.score is not None]
     costs = {"macs": "MACs", "params": "parameters", "latency": "latency"}
     costs = {k: v for k, v in costs.items() if all(getattr(s.dense, k) for s in sweeps.values())}
     figure = _figure(3.7)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (key, text) in zip(panels, costs.items(), strict=True):
-        for i, (label, (dense, rows)) in enumerate(lines.items()):
-            whole = getattr(dense, key)
-            found = sorted((100 * getattr(r, key) / whole, r.score) for r in rows)
+        for i, (label, (one, rows)) in enumerate(lines.items()):
+            shares = [(one.left(r, key), r.score) for r in rows]
+            found = sorted((100 * left, score) for left, score in shares if left is not None)
             xs, ys = [f[0] for f in found], [f[1] for f in found]
             axes.plot(xs, ys, marker="o", markersize=4, color=LINES[i % len(LINES)], label=label)
         _dense(axes, [s.dense.score for s in sweeps.values()])

@@ -20,6 +20,7 @@ from .graph import DependencyGraph
 from .importance import CRITERIA, Importance, Scores, scores_of
 from .importance.criterion import normalisation
 from .inputs import each_example
+from .latency import latencies
 from .lineage import plans_of
 from .origin import undescribed
 from .plan import Plan
@@ -212,11 +213,10 @@ def prune(
         )
     parameters = cost.parameter_count(model), cost.parameter_count(small)
     byte_counts = cost.byte_count(model), cost.byte_count(small)
-    seconds = (
-        (cost.measure_latency(model, example_inputs), cost.measure_latency(small, example_inputs))
-        if latency
-        else None
-    )
+    seconds = None
+    if latency:
+        slow, fast = latencies([model, small], example_inputs)
+        seconds = slow, fast
     plan.asked, before = asked, plans_of(model)
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds

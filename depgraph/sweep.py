@@ -21,6 +21,7 @@ from .errors import DepgraphError, InputError
 from .graph import DependencyGraph, Group
 from .importance import CRITERIA, Importance, Scores, scores_of
 from .importance.criterion import normalisation
+from .latency import latencies
 from .progress import track
 from .prune import analyze, as_module, prune
 from .records import Records, name_of
@@ -44,6 +45,7 @@ class Row:
         latency: median seconds of one forward pass on this machine; None where it was not measured.
         score: what the score function gave.
         error: why there is no such model, or no score of it; what could not be had is None then.
+        speedup: how many times faster than the dense model, which took turns with it.
     """
 
     argument: str
@@ -54,6 +56,7 @@ class Row:
     latency: float | None = None
     score: float | None = None
     error: str | None = None
+    speedup: float | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +95,13 @@ class Sweep:
         fine = [r for r in self.rows if r.error is None and r.score is not None and r.score >= least]
         return min(fine, key=lambda r: getattr(r, by), default=None)
 
+    def left(self, row: Row, by: str) -> float | None:
+        """The share of the dense model's `by` ("macs", "params", "bytes" or "latency") that `row` has; None: unknown."""
+        if by == "latency":
+            return 1 / row.speedup if row.speedup else None
+        now, whole = getattr(row, by), getattr(self.dense, by)
+        return now / whole if now is not None and whole else None
+
     def to_dict(self) -> dict[str, Any]:
         """All rows as plain data."""
         return {"dense": asdict(self.dense), "rows": [asdict(r) for r in self.rows]}
@@ -126,11 +136,12 @@ class Sweep:
 
     def _cells(self, row: Row, timed: bool) -> list[str]:
         cells = []
-        for now, whole in ((row.params, self.dense.params), (row.macs, self.dense.macs)):
-            cells += ["-", "-"] if now is None or not whole else [f"{now:,}", f"{now / whole:.1%}"]
+        for now, by in ((row.params, "params"), (row.macs, "macs")):
+            left = self.left(row, by)
+            cells += ["-", "-"] if left is None else [f"{now:,}", f"{left:.1%}"]
         if timed:
-            slow, fast = self.dense.latency, row.latency
-            cells += ["-", "-"] if not slow or not fast else [f"{fast * 1e3:.2f}", f"{slow / fast:.2f}x"]
+            seconds, speedup = row.latency, row.speedup
+            cells += ["-", "-"] if not seconds or not speedup else [f"{seconds * 1e3:.2f}", f"{speedup:.2f}x"]
         if row.score is None:
             return [*cells, "failed", ""]
         return [*cells, f"{row.score:.4g}", f"{row.score - (self.dense.score or 0.0):+.3g}"]
@@ -188,7 +199,7 @@ def sweep(
         file: rows are appended to it as they come (JSON lines); those that it has already are not computed again, but
             for rows that failed. It belongs to one model (its values), one set of example inputs, one score function
             (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
-        latency: measure seconds of a forward pass on `example_inputs`.
+        latency: measure seconds of a forward pass on `example_inputs`, each model in turns with the dense one.
         progress: a bar over the rows; None: on a terminal alone.
         prune_arguments: handed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
 
@@ -259,16 +270,13 @@ class _Run:
         score: float | None,
         error: str | None = None,
     ) -> Row:
-        return Row(
-            argument,
-            value,
-            cost.parameter_count(model),
-            cost.count_macs(model, self.example_inputs),
-            cost.byte_count(model),
-            cost.measure_latency(model, self.example_inputs) if self.latency else None,
-            score,
-            error,
-        )
+        seconds = speedup = None
+        if self.latency:
+            slow, seconds = latencies([self.model, model], self.example_inputs)
+            speedup = slow / seconds
+        macs = cost.count_macs(model, self.example_inputs)
+        params, size = cost.parameter_count(model), cost.byte_count(model)
+        return Row(argument, value, params, macs, size, seconds, score, error, speedup)
 
 
 def _asked(

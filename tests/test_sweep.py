@@ -194,8 +194,28 @@ def test_a_sweep_has_the_figures_of_direct_calls(net: nn.Module, x: Tensor) -> N
     assert figures(found.dense) == (
         depgraph.parameter_count(net), depgraph.count_macs(net, x), depgraph.cost.byte_count(net), 0.0,
     )  # fmt: skip
-    assert all(1e-6 < r.latency < 1 for r in (found.dense, *found.rows) if r.latency is not None)
+    assert all(1e-6 < (r.latency or 0) < 1 for r in (found.dense, *found.rows))
     assert found.to_dict()["rows"][1]["params"] == found.rows[1].params
+
+
+def test_each_model_takes_turns_with_the_dense_one(
+    net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = []
+
+    def latencies(models: list[nn.Module], inputs: Tensor) -> list[float]:
+        assert inputs is x
+        pairs.append([depgraph.parameter_count(m) for m in models])
+        return [0.7 / len(pairs), 0.1]
+
+    monkeypatch.setattr(importlib.import_module("depgraph.sweep"), "latencies", latencies)
+    found = depgraph.sweep(net, x, (0.3, 0.6), score=Agreement(net, x))
+    assert pairs == [[found.dense.params, r.params] for r in (found.dense, *found.rows)]
+    assert [r.latency for r in found.rows] == [0.1, 0.1]
+    assert [r.speedup for r in found.rows] == [0.7 / 2 / 0.1, 0.7 / 3 / 0.1]
+    assert found.left(found.rows[0], "latency") == 1 / (0.7 / 2 / 0.1)
+    assert found.left(found.rows[0], "params") == pairs[1][1] / pairs[0][0]
+    assert "3.50x" in str(found)
 
 
 def test_a_sweep_traces_and_scores_units_once(
