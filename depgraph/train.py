@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -21,6 +21,7 @@ from .progress import track
 from .score import Score, in_eval_mode, score_of
 from .tensors import named_tensors, tensor_leaves
 from .verify import masked_outputs
+from .wrappers import eagerly
 
 
 @dataclass
@@ -326,7 +327,10 @@ def _has(model: nn.Module, path: str) -> bool:
 
 @contextmanager
 def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What the modules `names` return meanwhile, call by call: the tensor, or the first of several."""
+    """What the modules `names` return meanwhile, call by call: the tensor, or the first of several.
+
+    Compiled code would not call what is hooked on to modules, so it runs as the Python that it is made of.
+    """
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str) -> Callable[..., None]:
@@ -334,7 +338,8 @@ def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        yield seen
+        with eagerly() if names else nullcontext():
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

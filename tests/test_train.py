@@ -253,6 +253,25 @@ def test_hidden_states_are_compared_at_the_kept_channels() -> None:
     assert not any(m._forward_hooks for m in [*model.modules(), *teacher.modules()])
 
 
+def test_hidden_states_of_compiled_models_are_seen() -> None:
+    torch.manual_seed(5)
+    teacher = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5)).eval()
+    result = depgraph.prune(teacher, torch.randn(2, 3), pruning_ratio=0.5)
+    kept = result.plan.mask("0.weight").any(1)
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        difference = F.mse_loss(result.model[1](result.model[0](x)), teacher[1](teacher[0](x))[:, kept])
+        expected = soft_loss(result.model(x), teacher(x)) + difference
+    models = [torch.compile(m, backend="eager") for m in (result.model, teacher)]
+    for m in models:
+        m(x)
+    compiled = depgraph.Plan.from_json(depgraph.prune(models[1], x, pruning_ratio=0.5).plan.to_json())
+    done = distill(
+        models[0], models[1], [x], plan=compiled, hidden="_orig_mod.1", optimizer=torch.optim.SGD(models[0].parameters(), lr=0.0)
+    )  # fmt: skip
+    assert done.losses == [pytest.approx(expected.item(), rel=1e-5)]
+
+
 def test_distilling_brings_the_model_back_to_its_teacher() -> None:
     torch.manual_seed(6)
     teacher = Tokens().eval()
