@@ -19,9 +19,9 @@ HERE = -100  # AT_FDCWD
 
 @contextmanager
 def replacing(folder: Path, mark: str) -> Iterator[Path]:
-    """An empty folder beside `folder`; what was written into it takes its place at the end, all of it or nothing.
+    """A folder beside `folder`; what was written into it takes its place at the end, all of it or nothing.
 
-    Files of others in `folder` (a tokenizer, a README) are taken along.
+    Files of others in `folder` (a tokenizer, a README) are in it already.
 
     Args:
         folder: where the files are to be; its parent is made if it is missing.
@@ -38,10 +38,9 @@ def replacing(folder: Path, mark: str) -> Iterator[Path]:
     except OSError as error:
         raise StoreError(f"{folder} can't be written: {error}") from error
     try:
-        yield new
         for path in kept:
-            if not (new / path.name).exists():
-                _copy(path, new / path.name)
+            _copy(path, new / path.name)
+        yield new
         for path in new.iterdir():
             _flush(path)
         _flush(new)

@@ -8,7 +8,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def save(
     *,
     plans: Sequence[Plan] | Plan | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    beside: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Write a smaller model into a folder: ``plan.json`` and safetensors, no pickle.
 
@@ -50,6 +51,7 @@ def save(
         folder: where to write; made if it is missing. Files of others in a saved folder are kept.
         plans: what made the model of the original, in order, where it is a copy that depgraph has not seen.
         max_shard_bytes: weights that are larger are written into several files with an index.
+        beside: called with the new folder before it takes its place, to write more into it (a tokenizer, a config).
 
     Returns:
         the folder.
@@ -69,6 +71,8 @@ def save(
             document.tensors = write(persistent, new, MODEL, max_shard_bytes)
             document.tensors |= write(others, new, OTHER, max_shard_bytes)
             (new / FILE_NAME).write_text(document.to_text(), encoding="utf-8")
+            if beside is not None:
+                beside(new)
     except SafetensorError as error:
         raise StoreError(f"{path} can't be written: {error}") from error
     return path
@@ -225,7 +229,12 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
         said = dataclasses.asdict(held[name])
     else:
         return None
-    found = _as_json(said)
+    try:
+        found = json.loads(
+            json.dumps(said, allow_nan=False)
+        )  # keys become text, as they do in any JSON of it
+    except (TypeError, ValueError, RecursionError):
+        return None
     return found if isinstance(found, dict) else None
 
 

@@ -1,0 +1,1 @@
+"""What knows of other libraries. Nothing here is imported by the rest of depgraph."""

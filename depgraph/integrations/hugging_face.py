@@ -1,0 +1,134 @@
+"""Folders of Hugging Face transformers: plain ``from_pretrained`` loads them where the config says all of the model.
+
+A config says one width for all layers, and numbers that are computed from it. A model whose layers came out different, or
+that keeps what its config would compute anew (a scale of the original's head width, rotary frequencies that were cut),
+loads by `load_pretrained`, which builds the original and cuts it. Both are in one folder, and which it is has been
+tried out by loading it before the folder is in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..prune import PruneResult
+from ..store import load, save
+from ..surgery import INTERNALS
+from ..tensors import held_tensors, named_tensors
+
+STOCK = ("config.json", "generation_config.json")
+
+
+def save_pretrained(
+    model_or_result: nn.Module | PruneResult, folder: str | os.PathLike[str], **options: Any
+) -> list[str]:
+    """Write a smaller transformers model into a folder.
+
+    Args:
+        model_or_result: as for `depgraph.save`.
+        folder: where to write. A tokenizer that was saved there stays.
+        options: those of `depgraph.save`.
+
+    Returns:
+        [] where ``AutoModel....from_pretrained(folder)`` gives this model without depgraph. Otherwise what it would get
+        wrong; the folder then has no ``config.json``, so that nobody loads it so by mistake, and `load_pretrained` loads
+        it.
+
+    Raises:
+        InputError: this is no transformers model.
+        StoreError: as for `depgraph.save`.
+    """
+    model: Any = model_or_result.model if isinstance(model_or_result, PruneResult) else model_or_result
+    if not hasattr(type(model), "from_pretrained") or not hasattr(model, "config"):
+        raise InputError(f"{type(model).__name__} is no transformers model: use depgraph.save")
+    wrong: list[str] = []
+
+    def stock(new: Path) -> None:
+        kind: Any = type(model)
+        config: Any = copy.deepcopy(model.config)
+        try:
+            config.architectures = [kind.__name__]
+            config.save_pretrained(new)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(new)
+            wrong.extend(differences(kind.from_pretrained(new, local_files_only=True), model))
+        except Exception as error:  # noqa: BLE001  whatever it raises: it does not load
+            wrong.append(f"it does not load: {' '.join(str(error).split())[:200]}")
+        if wrong:
+            for name in STOCK:
+                (new / name).unlink(missing_ok=True)
+
+    save(model_or_result, folder, beside=stock, **options)
+    return wrong
+
+
+def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Module:
+    """The model that `save_pretrained` wrote, whatever its widths.
+
+    Args:
+        model_class: the class of the model, or one of the ``AutoModel...`` classes. Code that comes with a checkpoint
+            is not run.
+        folder: what `save_pretrained` wrote.
+
+    Raises:
+        StoreError: as for `depgraph.load`.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415  only who uses it needs it
+
+    def build(config: dict[str, Any]) -> nn.Module:
+        config = {k: v for k, v in config.items() if k not in ("auto_map", "_name_or_path")}
+        kind = getattr(model_class, "config_class", None)
+        if kind is not None:
+            made: nn.Module = model_class._from_config(kind.from_dict(config))
+            return made
+        known = AutoConfig.for_model(config.pop("model_type", ""), **config)
+        from_auto: nn.Module = model_class.from_config(known, trust_remote_code=False)
+        return from_auto
+
+    return load(build, folder)
+
+
+def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
+    """Where a loaded model is not the one that was saved: tensors, ties, and the numbers that modules hold."""
+    problems = []
+    (mine, ties), (theirs, other_ties) = named_tensors(got), named_tensors(wanted)
+    mine |= {name: held.tensor for name, held in held_tensors(got).items()}
+    theirs |= {name: held.tensor for name, held in held_tensors(wanted).items()}
+    for name in {**mine, **theirs}:
+        if name not in mine or name not in theirs:
+            problems.append(f"{name!r} is in one of both only")
+        elif mine[name].shape != theirs[name].shape:
+            problems.append(f"{name!r} gets shape {tuple(mine[name].shape)}, not {tuple(theirs[name].shape)}")
+        elif mine[name].dtype != theirs[name].dtype or not torch.equal(
+            mine[name], theirs[name].to(mine[name].device)
+        ):
+            problems.append(f"{name!r} gets other values")
+    if ties != other_ties:
+        problems.append("other tensors are tied")
+    loaded = dict(got.named_modules())
+    for path, module in wanted.named_modules():
+        other = loaded.get(path)
+        if other is None or type(other) is not type(module):
+            problems.append(f"{path or 'the model'!r} is no {type(module).__name__}")
+            continue
+        numbers, others = _numbers(module), _numbers(other)
+        problems += [
+            f"{'.'.join(filter(None, (path, name)))} gets {others.get(name)!r}, not {numbers.get(name)!r}"
+            for name in numbers  # from_pretrained notes some of its own
+            if numbers.get(name) != others.get(name)
+        ]
+    return problems
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in INTERNALS and type(value) in (int, float, bool, tuple)
+    }
