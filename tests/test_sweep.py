@@ -206,11 +206,12 @@ def test_each_model_takes_turns_with_the_dense_one(
     def latencies(models: list[nn.Module], inputs: Tensor) -> list[float]:
         assert inputs is x
         pairs.append([depgraph.parameter_count(m) for m in models])
-        return [0.7 / len(pairs), 0.1]
+        return [0.7 / len(pairs), 0.1][: len(models)]
 
     monkeypatch.setattr(importlib.import_module("depgraph.sweep"), "latencies", latencies)
     found = depgraph.sweep(net, x, (0.3, 0.6), score=Agreement(net, x))
-    assert pairs == [[found.dense.params, r.params] for r in (found.dense, *found.rows)]
+    assert pairs == [[found.dense.params], *([found.dense.params, r.params] for r in found.rows)]
+    assert (found.dense.latency, found.dense.speedup) == (0.7, 1.0)
     assert [r.latency for r in found.rows] == [0.1, 0.1]
     assert [r.speedup for r in found.rows] == [0.7 / 2 / 0.1, 0.7 / 3 / 0.1]
     assert found.left(found.rows[0], "latency") == 1 / (0.7 / 2 / 0.1)
