@@ -143,7 +143,52 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
         "zeroed_deviation": None if broken else _zeroed_deviation(model, result, inputs, output),
         "backward": backward_works(result.model, inputs),
         **_own_check(case, model, result),
+        **_uniform(started, model, inputs, ratio),
     }
+
+
+def _uniform(started: Callable[[], None], model: nn.Module, inputs: Inputs, ratio: float) -> Row:
+    """Where a model keeps its config: what `uniform=True` leaves of it, and whether config and result agree then.
+
+    They agree where the class, called by the benchmark itself with the config that the result has, makes parameters of
+    the result's names and shapes, and computes what the result computes once it has its weights.
+    """
+    import depgraph
+
+    if not hasattr(getattr(model, "config", None), "to_dict"):
+        return {}
+    started()
+    try:
+        result = depgraph.prune(model, inputs, pruning_ratio=ratio, uniform=True)
+    except depgraph.NothingToPruneError:
+        return {"uniform": {"params": 1.0, "verified": "nothing", "agrees": True, "why": ""}}
+    except Exception as error:
+        return {"uniform": {"params": None, "verified": "failed", "agrees": False, "why": str(error)[:200]}}
+    report = result.report
+    why = _disagreement(result.model, inputs)
+    params = report.parameters[1] / report.parameters[0]
+    return {
+        "uniform": {"params": params, "verified": report.verification.status, "agrees": not why, "why": why}
+    }
+
+
+def _disagreement(small: nn.Module, inputs: Inputs) -> str:
+    """How a model differs from what its class makes of its config; nothing where it does not."""
+    try:
+        again = type(small)(copy.deepcopy(small.config)).to(next(small.parameters()).dtype).eval()
+        mine, others = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (small, again))
+        wrong = [n for n in {**mine, **others} if mine.get(n) != others.get(n)]
+        if wrong:
+            return f"{len(wrong)} shapes differ, the first of {wrong[0]}"
+        again.load_state_dict(small.state_dict())
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            expected = call(small, inputs)
+            torch.manual_seed(0)
+            found = deviation(expected, call(again, inputs))
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return "" if found is None or found <= TOLERANCE["float32"] else f"outputs differ by {found:.1e}"
 
 
 def _seconds_to_plan(model: nn.Module, inputs: Inputs, ratio: float) -> float | None:

@@ -130,11 +130,22 @@ def _classes(pruned: Sequence[Row]) -> str:
 def _configs(pruned: Sequence[Row]) -> list[str]:
     """How often the config that a model was built from can say the shapes of the smaller one."""
     torn = [row["name"] for row in pruned if row.get("undescribed")]
+    even = [(row["name"], row["uniform"]) for row in pruned if row.get("uniform")]
+    points = []
+    if even:
+        left = statistics.median(found["params"] for _, found in even if found["params"] is not None)
+        agree = [name for name, found in even if found["agrees"]]
+        points.append(
+            f"with uniform=True, config and weights agree in {len(agree)} of {len(even)} (the class, called with the "
+            f"config, makes the result's shapes and computes its outputs), {left:.2f} of the parameters left (median); "
+            f"not in {', '.join(name for name, found in even if not found['agrees']) or 'any other'}"
+        )
     if not torn:
-        return []
+        return points
     return [
+        *points,
         f"in {len(torn)} of {len(pruned)} no config can say the smaller model's shapes, since layers built from one "
-        f"field have several sizes ({', '.join(torn[:12])}{' ...' if len(torn) > 12 else ''}); in the others it does"
+        f"field have several sizes ({', '.join(torn[:12])}{' ...' if len(torn) > 12 else ''}); in the others it does",
     ]
 
 

@@ -216,12 +216,22 @@ def undescribed(small: nn.Module, found: Origins) -> list[str]:
             {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
         )
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
-        for key in found.attributes:
-            if key[1] == path or key[1].startswith(inside):
-                steps = (key[1][len(inside) :] if key[1] != path else "", *key[2:])
-                if twin is not None and _held(twin, steps) != _held(small, key[1:]):
-                    wrong.append(".".join(map(str, filter(None, key[1:]))))
+        wrong += [] if twin is None else [inside + n for n in _other_numbers(module, twin)]
     return wrong
+
+
+def _other_numbers(module: nn.Module, twin: nn.Module) -> Iterator[str]:
+    """The numbers, kept as attributes, in which two modules of one structure differ."""
+    parts = dict(twin.named_modules())
+    for path, part in module.named_modules():
+        others = vars(parts[path]) if path in parts else {}
+        for name, value in vars(part).items():
+            if (
+                type(value) in (int, float)
+                and type(other := others.get(name)) in (int, float)
+                and value != other
+            ):
+                yield ".".join(filter(None, (path, name)))
 
 
 def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key, int]) -> dict[Key, int]:

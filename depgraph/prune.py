@@ -303,9 +303,14 @@ def _proved(
 
 
 def _freeze_undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module, notes: list[str]) -> bool:
-    """Freeze the axes that `masks` cut in parameters which no config can say; whether there were any."""
-    names = [n for n in undescribed(small, graph.origins) if n in graph.trace.tensors]
-    dims = [axis for n in names for axis in graph.dims(n) if axis is not None]
+    """Freeze the axes that `masks` cut in parameters which no config can say; whether there were any.
+
+    A number that no config can say (a scale, say, computed from a width) stands for the parameters of its module.
+    """
+    names = undescribed(small, graph.origins)
+    owners = tuple(n.rpartition(".")[0] + "." for n in names if n not in graph.tensors)
+    found = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
+    dims = [axis for n in found for axis in graph.dims(n) if axis is not None]
     cut = {id(a): a for axis in dims for a in axes.atoms(axis) if id(a) in masks}
     if cut:
         graph.freeze(cut.values(), Reason("has a size that what the model was built from can't say"))

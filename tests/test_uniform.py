@@ -175,3 +175,70 @@ def test_numbers_that_forward_reads_follow_where_the_outputs_allow_it() -> None:
     assert result.model.config.inner == result.model.layers[0].up.out_features == 34
     assert not result.report.undescribed
     assert_equal_to_masked(model, result, x)
+
+
+class Rounded(nn.Module):
+    """Attention whose head width is rounded, so that its origin is lost, and a table that no state_dict holds."""
+
+    def __init__(self, config: Config, table: bool = False, scaled: bool = False) -> None:
+        super().__init__()
+        self.head = int(config.hidden / config.heads)
+        width = config.heads * self.head
+        self.q, self.k, self.v = (nn.Linear(config.hidden, width) for _ in range(3))
+        self.o = nn.Linear(width, config.hidden)
+        self.scale = float(config.hidden) ** -0.5 if scaled else 1.0
+        self.register_buffer(
+            "table", torch.arange(1.0, self.head + 1) if table else torch.ones(()), persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(t: Tensor) -> Tensor:
+            return t.view(*t.shape[:2], -1, self.head).transpose(1, 2)
+
+        q, k, v = split(self.q(x)) * self.table, split(self.k(x)) * self.table, split(self.v(x))
+        mixed = ((q @ k.mT) * 0.3).softmax(-1) @ v
+        return x + self.scale * self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class Deep(nn.Module):
+    """Two of these between a first and a last layer."""
+
+    def __init__(self, config: Config, table: bool = False, scaled: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.last = nn.Linear(5, config.hidden), nn.Linear(config.hidden, 3)
+        self.layers = nn.ModuleList(Rounded(config, table, scaled) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
+class WithTable(Deep):
+    """The table decides what each position in a head means."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, table=True)
+
+
+class WithScale(Deep):
+    """The scale follows from a width, as a number that no size shows."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, scaled=True)
+
+
+@pytest.mark.parametrize(("kind", "hidden", "heads"), [(Deep, 12, 3), (WithTable, 12, 3), (WithScale, 24, 6)])
+def test_what_the_class_computes_by_itself_stays(kind: type[Deep], hidden: int, heads: int) -> None:
+    """Heads go instead of positions in a head whose number or whose table the class computes; a scale holds its one width."""
+    torch.manual_seed(0)
+    model, x = kind(Config(hidden=24, heads=6)).double().eval(), torch.randn(2, 11, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    config = result.model.config
+    assert (config.hidden, config.heads) == (hidden, heads)
+    again = kind(config).double().eval()
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again(x), result.model(x))
+    assert_equal_to_masked(model, result, x)

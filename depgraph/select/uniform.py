@@ -22,13 +22,14 @@ from .factors import Tie
 
 Equation = tuple[Expr, Polynomial]  # an expression in fields, and the count that it must say
 FIELD = Reason("is one with other sizes in what the model was built from")
+COMPUTED = Reason("is computed anew, at its full size, by the class that the config is given to")
 BLOCK = Reason("is as wide as in the blocks that repeat its own")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def ties(graph: DependencyGraph) -> list[Tie]:
     """Polynomials in counts that must stay zero so that a config, or a loop, still says all widths."""
-    return [*_of_fields(graph), *_of_blocks(graph)]
+    return [*_of_fields(graph), *_of_buffers(graph), *_of_blocks(graph)]
 
 
 # ------------------------------------------------------------------------------------------------------- fields
@@ -57,6 +58,7 @@ def _of_fields(graph: DependencyGraph) -> Iterator[Tie]:
     fields: dict[Expr, Polynomial] = {}
     # Sizes by themselves come first; of several counts for one field, that which most numbers divide.
     rest = sorted(_equations(graph), key=lambda e: (not _is_field(e[0]), -gcd(*e[1].values())))
+    pins: list[Tie] = []
     while rest:
         open_: list[Equation] = []
         for expr, count in rest:
@@ -64,20 +66,23 @@ def _of_fields(graph: DependencyGraph) -> Iterator[Tie]:
             if tie is not None:
                 if tie:
                     yield tie, FIELD
-            elif not _solve(expr, count, fields):
+            elif not _solve(expr, count, fields, pins):
                 open_.append((expr, count))
         if len(open_) == len(rest):
-            _settle(graph, *open_[0], fields)
+            _settle(graph, *open_[0], fields, pins)
         rest = open_
+    yield from pins
 
 
-def _settle(graph: DependencyGraph, expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial]) -> None:
+def _settle(
+    graph: DependencyGraph, expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial], pins: list[Tie]
+) -> None:
     """Decide about an equation of several unknowns: all but one, which then is a whole number, stay as they are."""
     unknown = [f for f in _fields(expr) if f not in fields]
     held: dict[Expr, Polynomial] = {f: {(): read_attribute(graph.model, f[1:])} for f in unknown}
     for free in unknown:
         trial = {**fields, **{f: n for f, n in held.items() if f != free}}
-        if _solve(expr, count, trial):
+        if _solve(expr, count, trial, pins, graph):
             fields.update(trial)
             return
     fields.update(held)
@@ -135,7 +140,13 @@ def _value(expr: Expr, fields: dict[Expr, Polynomial]) -> Polynomial | None:
     return axes.minus(a, b if expr[0] == "sub" else {term: -n for term, n in b.items()})
 
 
-def _solve(expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial]) -> bool:
+def _solve(
+    expr: Expr,
+    count: Polynomial,
+    fields: dict[Expr, Polynomial],
+    pins: list[Tie],
+    graph: DependencyGraph | None = None,
+) -> bool:
     """Give the one unknown field of ``expr == count`` its value; False where there are more, or it can't be said."""
     expr = _cancelled(expr)
     if not isinstance(expr, tuple):
@@ -153,7 +164,7 @@ def _solve(expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial]) -> boo
     if known is None:
         return False
     if expr[0] == "mul":
-        value = axes.divided(count, known)
+        value = _quotient(count, known, pins, graph)
     elif expr[0] == "floordiv":
         value = axes.times(count, known) if a is None else axes.divided(known, count)
     elif expr[0] == "add":
@@ -162,7 +173,37 @@ def _solve(expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial]) -> boo
         value = axes.minus(count, {term: -n for term, n in known.items()})
     else:
         value = axes.minus(known, count)
-    return value is not None and _solve(unknown, value, fields)
+    return value is not None and _solve(unknown, value, fields, pins, graph)
+
+
+def _quotient(
+    count: Polynomial, known: Polynomial, pins: list[Tie], graph: DependencyGraph | None
+) -> Polynomial | None:
+    """``count / known``; by a number that is the size of a factor of `count`, that factor, which then must stay."""
+    exact = axes.divided(count, known)
+    if exact is not None or graph is None or set(known) != {()} or len(count) != 1:
+        return exact
+    ((term, n),) = count.items()
+    free, size = graph.free, known[()]
+    for atom in dict.fromkeys(term):
+        if n == 1 and len(term) > 1 and free[atom].size == size:
+            pins.append(({(atom,): 1, (): -size}, FIELD))
+            rest = list(term)
+            rest.remove(atom)
+            return {tuple(rest): 1}
+    return None
+
+
+def _of_buffers(graph: DependencyGraph) -> Iterator[Tie]:
+    """What a saved model does not hold (tables of rotary angles, for one) is as the class computes it."""
+    if not graph.origins.shapes:
+        return
+    saved, free = set(graph.model.state_dict()), graph.free
+    for name in graph.trace.tensors:
+        if name not in saved and name not in graph.trace.constants:
+            for axis, n in zip(graph.dims(name), graph.tensors[name].shape, strict=True):
+                if tie := axes.minus(axes.count(axis, free), {(): n}):
+                    yield tie, COMPUTED
 
 
 # ------------------------------------------------------------------------------------------------------- blocks
