@@ -47,6 +47,7 @@ demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network 
 bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, a minute or two
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
+	$(PY) -m benchmarks.store $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 
