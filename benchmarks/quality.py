@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="file of JSON lines to add to; what it holds is not measured again"
     )
     parser.add_argument("--only-report", action="store_true", help="measure nothing, show what --out holds")
-    parser.add_argument("--markdown", type=Path, help="write the page of figures here")
+    parser.add_argument("--markdown", type=Path, help="write the figures into this page, below its marker")
     options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     results = Results(options.out)
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.show(chosen, results.rows)
     if options.markdown:
         versions = {name: version(name) for name in ("torch", "torch-pruning", "transformers", "timm")}
-        options.markdown.write_text(report.page(chosen, results.rows, versions))
+        report.write(options.markdown, report.page(chosen, results.rows, versions))
     print(f"{time.perf_counter() - started:.0f} s")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import quality
-from benchmarks.real import digits, fashion, fetch, methods
+from benchmarks.real import digits, fashion, fetch, methods, report
 from benchmarks.real.case import Budget, Case, Hints
 
 
@@ -111,6 +111,23 @@ def test_rows_are_not_measured_twice_and_the_best_is_found(tmp_path: Path):
     before = len(again.rows)
     quality.measure(case, methods.Method("depgraph", "x", {"importance": "no such"}), 0, False, again)
     assert len(again.rows) == before
+
+
+def test_the_page_keeps_its_prose_and_shows_each_seed_once(tmp_path: Path):
+    case = tiny_case(higher=False)
+    rows = [
+        {"case": "tiny", "method": name, "seed": seed, "trained": trained, "share": 0.5, "seconds": 2, "date": "2020-01-02"}
+        | {"score": {"loss": score}} | ({"tuned": {"loss": score / 2}} if trained else {})
+        for name, seed, trained, score in [("a", 0, False, 3.0), ("b", 0, False, 2.0), ("b", 0, True, 2.0), ("b", 1, True, 4.0)]
+    ]  # fmt: skip
+    path = tmp_path / "page.md"
+    path.write_text(f"Prose.\n\n{report.MARKER}\n\nold figures\n")
+    report.write(path, report.page([case], rows, {"torch": "1"}))
+    text = path.read_text()
+    assert text.startswith("Prose.\n\n" + report.MARKER)
+    assert "old figures" not in text
+    assert "| a | 0.500 | 3 |  |  | 2 |" in text
+    assert "| b | 0.500 | 3 (2 to 4, 2 seeds) |  | 1.5 (1 to 2, 2 seeds) | 2 |" in text
 
 
 def test_a_failed_download_says_what_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

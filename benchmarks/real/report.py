@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from benchmarks.real.case import Case
 
 Row = dict[str, Any]
+MARKER = "<!-- figures: written by benchmarks/quality.py -->"
 HEADINGS = ("method", "left", "as pruned", "batch norm re-estimated", "after training", "seconds")
 
 
@@ -40,6 +42,12 @@ def page(cases: Sequence[Case], rows: list[Row], versions: dict[str, str]) -> st
         if timed := latencies(of_case):
             parts.append(markdown(("milliseconds (batch x threads)", *timed[0][1:]), timed[1:]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write(path: Path, figures: str) -> None:
+    """Put the figures into the page, below its marker; what stands above it is kept."""
+    above = path.read_text().split(MARKER)[0] if path.exists() else ""
+    path.write_text(f"{above}{MARKER}\n\n{figures}")
 
 
 def metric(case: Case, rows: list[Row]) -> str:
