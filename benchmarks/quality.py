@@ -118,12 +118,12 @@ def measure(case: Case, method: Method, seed: int, train: bool, results: Results
     say(row)
 
 
-def run_case(case: Case, seeds: int, results: Results, chosen: str | None) -> None:
+def run_case(case: Case, seeds: int, results: Results, chosen: Sequence[str] | None) -> None:
     """All rows of a case."""
     measure_dense(case, results)
     methods = {str(m): m for m in [RANDOM, MAGNITUDE, *RECIPES, *rivals(case)]}
     if chosen:
-        methods = {name: m for name, m in methods.items() if chosen in name}
+        methods = {name: m for name, m in methods.items() if any(c in name for c in chosen)}
     for method in methods.values():
         measure(case, method, 0, False, results)
     finalists = [str(RANDOM), str(MAGNITUDE), results.best(case, "depgraph"), results.best(case, OTHER)]
@@ -171,7 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--case", action="append", choices=cases.names(), help="only this case (may be repeated)"
     )
-    parser.add_argument("--method", help="only methods whose name holds this text")
+    parser.add_argument(
+        "--method", action="append", help="only methods whose name holds this text (may be repeated)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, help="file of JSON lines to add to; what it holds is not measured again"
