@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import ops
+from depgraph.importance import CRITERIA
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,3 +42,19 @@ def test_the_reasons_on_the_page_of_limits_are_the_reasons_in_the_code() -> None
     quoted = [text for cell in cells for text in re.findall("`([^`]+)`", cell)]
     assert quoted
     assert [text for text in quoted if text not in source] == []
+
+
+def test_the_page_of_criteria_says_what_the_criteria_say() -> None:
+    lines = (ROOT / "docs/criteria.md").read_text().replace("\\|", "¦").splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| `")
+    ]
+    assert [name.strip("`") for name, *_ in rows] == list(CRITERIA)
+    for (_, score, data, compared, _, source), criterion in zip(rows, CRITERIA.values(), strict=True):
+        doc = (criterion.__doc__ or "").strip()
+        assert (score.replace("¦", "|"), data, compared) == (
+            doc.partition("\n")[0],
+            criterion.needs,  # type: ignore[attr-defined]
+            criterion.normalise,  # type: ignore[attr-defined]
+        )
+        assert source == "-" or source in " ".join(doc.split())
