@@ -954,6 +954,17 @@ def test_nothing_is_left_behind_after_a_failure(marked: nn.Module, with_data: st
     assert same(before, state(marked))
 
 
+def test_weights_that_forward_writes_into_stay() -> None:
+    net = nn.Sequential(nn.Embedding(7, 5, max_norm=0.5), nn.Linear(5, 11), nn.Tanh(), nn.Linear(11, 3))
+    x, target = torch.arange(7), torch.randint(0, 3, (7,))
+    graph = depgraph.analyze(net, x[:2])
+    before = net[0].weight.detach().clone()
+    data = Calibration([(x, target)], x, nn.functional.cross_entropy, False)
+    depgraph.scores_of(graph, "taylor", calibration=data)
+    assert torch.equal(net[0].weight, before)
+    assert before.norm(dim=1).max() > 0.51, "forward would have changed it"
+
+
 # ------------------------------------------------------------------------------------------------------ bad input
 
 

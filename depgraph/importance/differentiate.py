@@ -16,6 +16,7 @@ from ..graph import DependencyGraph
 from ..inputs import map_tensors
 from ..tensors import all_tensors, skeleton, tensor_leaves
 from ..wrappers import eagerly
+from .sums import moved_from
 
 Aliases = dict[str, nn.Parameter]
 Gradients = dict[str, torch.Tensor]
@@ -58,6 +59,18 @@ def differentiate(
                 loss = calibration.loss_of(_output(twin, piece), piece)
                 found = _gradients(loss, aliases, twice)
                 visit(aliases, {n: g.to_dense() if g.is_sparse else g for n, g in found.items()})
+
+
+def _written(graph: DependencyGraph) -> set[str]:
+    """Names of the tensors that some op in forward writes into (an embedding with a largest norm does)."""
+    found = set()
+    for node in graph.trace.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for a, given in zip(schema.arguments, node.args, strict=False) if schema is not None else ():
+            leaf = moved_from(given) if a.alias_info is not None and a.alias_info.is_write else None
+            if leaf is not None:
+                found.add(str(leaf.target))
+    return found
 
 
 def _output(twin: nn.Module, batch: Batch) -> Any:
@@ -110,9 +123,9 @@ def again(aliases: Aliases, first: Gradients, signs: Gradients, last: bool) -> G
 def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Module, Aliases]]:
     """A copy of the model in eval mode, whose parameters in `names` want gradients, and these by name.
 
-    Parameters share the memory of the model's own, buffers are copies.
+    Parameters share the memory of the model's own, unless the model writes into them; buffers are copies.
     """
-    parameters = {id(p) for p in graph.model.parameters()}
+    parameters, written = {id(p) for p in graph.model.parameters()}, _written(graph)
     devices = sorted({t.device.index or 0 for t in graph.tensors.values() if t.is_cuda})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
@@ -126,7 +139,8 @@ def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Mod
         aliases: Aliases = {}
         for name, tensor in all_tensors(graph.model).items():
             if id(tensor) in parameters:
-                shared = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+                own = tensor.is_inference() or name in written
+                shared = tensor.detach().clone() if own else tensor.detach()
                 alias = nn.Parameter(shared, requires_grad=name in names)
                 if name in names:
                     aliases[name] = alias

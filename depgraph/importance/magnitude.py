@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import Node
 
 from ..calibration import Calibration
 from ..errors import InputError
 from ..graph import DependencyGraph, Group, Member
-from ..propagate import VALUES_KEPT
 from .criterion import REDUCTIONS, Scores, checked_roles, chosen, counted
-from .sums import MemberSums, absolute, squared, values_of
+from .sums import MemberSums, absolute, moved_from, squared, values_of
 
 BLOCK = 1 << 24  # distances held at a time
 
@@ -180,18 +178,8 @@ def scales(graph: DependencyGraph) -> set[str]:
             given = [node.args[at] if at < len(node.args) else node.kwargs.get("weight")]
         else:
             continue
-        found |= {str(leaf.target) for leaf in map(_moved, given) if leaf is not None}
+        found |= {str(leaf.target) for leaf in map(moved_from, given) if leaf is not None}
     return found
-
-
-def _moved(node: Any) -> Node | None:
-    """The parameter or buffer that `node` is a view or copy of, or None."""
-    while isinstance(node, Node) and node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or schema.name.removeprefix("aten::") not in VALUES_KEPT:
-            return None
-        node = node.args[0]
-    return node if isinstance(node, Node) and node.op == "get_attr" else None
 
 
 class Random:

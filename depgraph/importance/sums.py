@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import Node
 
 from ..errors import InputError
 from ..graph import DependencyGraph, Group, Member
+from ..propagate import VALUES_KEPT
 from .criterion import Scores
 
 CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
@@ -80,6 +83,16 @@ def values_of(graph: DependencyGraph, name: str) -> torch.Tensor:
     if tensor.is_meta:
         raise InputError(f"{name} is on the meta device: it has no values to score")
     return tensor
+
+
+def moved_from(node: Any) -> Node | None:
+    """The parameter or buffer that `node` is a view or copy of, or None."""
+    while isinstance(node, Node) and node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or schema.name.removeprefix("aten::") not in VALUES_KEPT:
+            return None
+        node = node.args[0]
+    return node if isinstance(node, Node) and node.op == "get_attr" else None
 
 
 class MemberSums:
