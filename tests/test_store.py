@@ -332,8 +332,16 @@ def test_a_factory_by_name_is_what_the_caller_names(tmp_path: Path) -> None:
 
 def test_factories_of_other_models_are_refused_with_every_difference(tmp_path: Path) -> None:
     depgraph.save(pruned(), tmp_path / "saved")
+    devices = []
+
+    def other() -> nn.Module:
+        model = Small(15)
+        devices.append(model.first.weight.device.type)
+        return model
+
     with pytest.raises(depgraph.StoreError) as caught:
-        depgraph.load(lambda: Small(15), tmp_path / "saved")
+        depgraph.load(other, tmp_path / "saved")
+    assert devices == ["meta"], "memory was taken for a model that the folder is not of"
     for text in (
         "'first.weight' has shape (15, 3, 3, 3), the plan is for (14, 3, 3, 3)",
         "'last.weight'",
