@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from .calibration import Batch, Loss, loss_value
 from .errors import InputError
+from .hidden import Projection, captured, has_module
 from .inputs import map_tensors, split_inputs
-from .masked import Unfollowed
 from .plan import Plan
 from .progress import track
 from .score import Score, in_eval_mode, score_of
 from .tensors import named_tensors, tensor_leaves
-from .verify import masked_outputs
-from .wrappers import eagerly
 
 
 @dataclass
@@ -130,16 +128,16 @@ def distill(
     if isinstance(hidden, str):
         hidden = (hidden,)
     for name in hidden:
-        if not all(_has(m, name) for m in (model, teacher)):
+        if not all(has_module(m, name) for m in (model, teacher)):
             raise InputError(f"hidden names no module of both models: {name!r}")
-    match = _Projection(teacher, plan, hidden)
+    match = Projection(teacher, plan, hidden)
     there = _device(teacher)
 
     def loss_of(batch: Batch) -> Tensor:
         asked = Batch(*map_tensors((batch.args, batch.kwargs), lambda t: t.to(there)))
-        with torch.no_grad(), in_eval_mode(teacher), _captured(teacher, hidden) as wanted:
+        with torch.no_grad(), in_eval_mode(teacher), captured(teacher, hidden) as wanted:
             aim = _logits(teacher(*asked.args, **asked.kwargs), "teacher")
-        with _captured(model, hidden) as got:
+        with captured(model, hidden) as got:
             output = model(*batch.args, **batch.kwargs)
         logits = _logits(output, "model")
         total = share * soft_loss(logits, aim.to(logits.device), temperature)
@@ -312,103 +310,6 @@ def _check(
         raise InputError("a scheduler belongs to an optimizer: give both")
     if patience is not None and score is None:
         raise InputError("patience needs a score function")
-
-
-# ------------------------------------------------------------------------------------------------- hidden states
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
-@contextmanager
-def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What the modules `names` return meanwhile, call by call: the tensor, or the first of several.
-
-    Compiled code would not call what is hooked on to modules, so it runs as the Python that it is made of.
-    """
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, args, out: seen[name].extend(tensor_leaves(out)[:1])
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        with eagerly() if names else nullcontext():
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Projection:
-    """Compares hidden states with the teacher's at the channels that the plan keeps.
-
-    Which those are follows from the masked run of the teacher on the first batch: the plan zeroes weights, and what is
-    dead in a module's output are the channels that the smaller model lacks there.
-    """
-
-    def __init__(self, teacher: nn.Module, plan: Plan | None, names: Sequence[str]) -> None:
-        self.teacher, self.plan, self.names = teacher, plan, names
-        self.kept: dict[str, list[list[Tensor | None]]] | None = None
-
-    def __call__(self, name: str, got: list[Tensor], wanted: list[Tensor], batch: Batch) -> Tensor:
-        """The mean squared difference of the outputs of module `name`, over all its calls."""
-        if len(got) != len(wanted) or not got:
-            raise InputError(
-                f"{name} is called {len(got)} times in the model and {len(wanted)} times in the teacher"
-            )
-        total = got[0].new_zeros(())
-        for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
-            b = b.to(a.device)
-            if a.shape != b.shape:
-                b = self._project(name, i, tuple(a.shape), b, batch)
-            total = total + F.mse_loss(a, b)
-        return total / len(got)
-
-    def _project(self, name: str, call: int, shape: tuple[int, ...], aim: Tensor, batch: Batch) -> Tensor:
-        if self.plan is None:
-            raise InputError(
-                f"{name} returns {shape} in the model and {tuple(aim.shape)} in the teacher: give plan=..., which says "
-                "which channels were kept"
-            )
-        if self.kept is None:
-            self.kept = self._look(batch)
-        for dim, kept in enumerate(self.kept[name][call]):
-            if kept is not None and len(shape) == aim.dim() and shape[dim] != aim.shape[dim]:
-                aim = aim.index_select(dim, kept.to(aim.device))
-        if tuple(aim.shape) != shape:
-            raise InputError(
-                f"{name} returns {shape} in the model; the plan makes {tuple(aim.shape)} of the teacher's output there: is "
-                "it the plan from this teacher to this model?"
-            )
-        return aim
-
-    @torch.no_grad()
-    def _look(self, batch: Batch) -> dict[str, list[list[Tensor | None]]]:
-        """For each call of each module, the indices along each dim that are not dead, or None where all are alive."""
-        inputs = batch.kwargs or batch.args
-        try:
-            with in_eval_mode(self.teacher), _captured(self.teacher, self.names) as seen:
-                _, run = masked_outputs(self.teacher, self.plan or Plan(), inputs)
-        except Unfollowed as error:
-            raise InputError(
-                f"hidden states can't be projected: what {error} does to removed channels is not known"
-            ) from error
-        found: dict[str, list[list[Tensor | None]]] = {name: [] for name in self.names}
-        for name, outputs in seen.items():
-            for output in outputs:
-                mask = run.full(output) > 0
-                alive = [
-                    mask.any([e for e in range(mask.dim()) if e != d]) if mask.dim() > 1 else mask
-                    for d in range(mask.dim())
-                ]
-                found[name].append([None if bool(a.all()) else a.nonzero().flatten() for a in alive])
-        return found
 
 
 def _logits(output: Any, whose: str) -> Tensor:
