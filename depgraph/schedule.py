@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from . import cost
 from .build import build_plan
-from .errors import InputError
+from .errors import InputError, PlanError
 from .lineage import plans_of
 from .plan import Plan
 from .progress import track
@@ -21,6 +21,7 @@ from .prune import PruneResult, analyze, as_module, prune
 from .ramps import Aims, Ramp, ramp_of
 from .report import Report
 from .score import Score, score_of
+from .surgery import apply
 from .tensors import named_tensors
 from .verify import Verification
 
@@ -179,6 +180,41 @@ class GradualPruner:
                 result.plan.apply_to_optimizer(optimizer, self._good.model, result.model)
             return self._result(self._trial, done=False)
         return self._result(self._good, done=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pruner is, as plain data for a checkpoint beside that of the model being trained (see `resume`)."""
+        now = self._trial or self._good
+        return {
+            "plan": now.plan.to_json(), "way": now.way, "dense": self._dense, "bad": self._bad,
+            "left": self._left, "history": [astuple(t) for t in self.history],
+        }  # fmt: skip
+
+    def resume(self, state: Mapping[str, Any]) -> nn.Module:
+        """Go on from what `state_dict` gave, in a new pruner of the same original and arguments.
+
+        A step that was on trial then counts as good: what it would go back to is not in the checkpoint.
+
+        Args:
+            state: from `state_dict`.
+
+        Returns:
+            the model to train on, whose weights are the original's: load those of the checkpoint.
+
+        Raises:
+            PlanError: the state is about another model, or is no such state.
+        """
+        try:
+            plan, way = Plan.from_json(state["plan"]), float(state["way"])
+            dense, bad, left = state["dense"], state["bad"], state["left"]
+            history = [Tried(*t) for t in state["history"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"this is no state of a GradualPruner: {type(error).__name__}: {error}"
+            ) from error
+        model = apply(self._original, plan) if plan.cuts else self._original
+        self._good, self._trial = _State(model, plan, way), None
+        self._dense, self._bad, self._left, self.history = dense, bad, left, history
+        return model
 
     # ------------------------------------------------------------------------------------------------ the way
 
