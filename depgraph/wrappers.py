@@ -145,6 +145,15 @@ def wrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def wrapped_like(wrapper: nn.Module, model: nn.Module) -> nn.Module:
+    """`model` in a wrapper like `wrapper`, with its options and hooks. Of a distributed one every process must make one."""
+    stand = Passing(wrapper)
+    stand.add_module(inner_name(wrapper) or "module", model)
+    for hooks in HOOKS:
+        vars(stand)[hooks] = copy.copy(vars(wrapper)[hooks])
+    return _like(stand)
+
+
 def _like(stand: Passing) -> nn.Module:
     wrapper, (child,) = stand.held.value, stand._modules.values()
     compiled = _compiled()
