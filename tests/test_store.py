@@ -416,6 +416,7 @@ def test_files_of_others_in_a_saved_folder_are_kept_and_old_weights_are_not(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("moment", ["weights", "plan", "rename"])
 @pytest.mark.parametrize("kind", ["error", "kill"])
 def test_an_interrupted_save_leaves_what_was_there(moment: str, kind: str, tmp_path: Path) -> None:
