@@ -21,7 +21,7 @@ from .cost import Cost
 from .errors import BudgetError, InputError
 from .graph import DependencyGraph
 from .importance import Scores
-from .latency import RATIOS, LatencyTable, latencies, measure_rows
+from .latency import RATIOS, LatencyTable, latencies, measure_rows, relative_latency
 from .memory import measure_memory, memory_cost
 from .select import Budget, Masks, Request
 from .size_table import Integers
@@ -43,7 +43,9 @@ class Target:
         measure: of a smaller model; None where the model of the cost is exact.
         model: the cost as a function of the counts in a graph.
         near: how far below the limit is near enough, as a share of it.
-        factor: measured over modelled, at the last plan that was measured.
+        factor: measured over modelled, as far as is known.
+        noisy: whether a second measurement gives another number than the first.
+        seen: measured over modelled, of each plan that was measured, where it is.
     """
 
     name: str
@@ -53,11 +55,13 @@ class Target:
     model: Callable[[DependencyGraph], Cost]
     near: float = 0.01
     factor: float = 1.0
+    noisy: bool = False
+    seen: list[float] = field(default_factory=list)
 
     @property
     def aim(self) -> float:
         """What to plan for: below the limit where a second measurement gives another number than the first."""
-        return self.limit * (1 - self.near / 3) if self.name == "max_latency" else self.limit
+        return self.limit * (1 - self.near / 2) if self.noisy else self.limit
 
     def budget(self, graph: DependencyGraph) -> Budget:
         """The same in the terms of the model of the cost."""
@@ -69,8 +73,11 @@ class Target:
         modelled = self.model(graph).value(counts)
         found = self.measure(small) if self.measure is not None else modelled
         before, self.factor = self.factor, found / max(modelled, 1e-300)
+        if self.noisy:  # what was measured of all plans so far says more than the last measurement
+            self.seen.append(self.factor)
+            self.factor = float(np.median(self.seen))
         if found > self.limit:  # the next plan is smaller, whatever the model says
-            self.factor = max(self.factor, before * found / self.limit) * (1 + self.near / 10)
+            self.factor = max(self.factor, before * (1 + self.near / 10))
         return found, before > self.factor * (1 + self.near / 10)
 
 
@@ -187,7 +194,8 @@ def read_budgets(
             (whole,) = latencies([model], example_inputs)
             measure, near = _seconds(model, example_inputs, whole), 0.05
             cost_of = _Latency(graph, example_inputs, request)
-        target = Target(name, amount(value, whole, name), whole, measure, cost_of, near)
+        noisy = name == "max_latency"
+        target = Target(name, amount(value, whole, name), whole, measure, cost_of, near, noisy=noisy)
         full = np.array([axis.size for axis in graph.free.values()], dtype=np.int64)
         target.factor = whole / max(cost_of(graph).value(full), 1e-300) if measure is not None else 1.0
         found.targets.append(target)
@@ -202,8 +210,7 @@ def _seconds(model: nn.Module, example_inputs: Any, whole: float) -> Callable[[n
     """Seconds of a smaller model where the original, measured beside it, takes `whole`."""
 
     def measure(small: nn.Module) -> float:
-        before, after = latencies([model, small], example_inputs)
-        return after / before * whole
+        return relative_latency(small, model, example_inputs) * whole
 
     return measure
 

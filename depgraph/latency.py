@@ -99,10 +99,21 @@ def measure_rows(model: nn.Module, example_inputs: Any) -> dict[str, float]:
 
 
 def latencies(models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
-    """Median seconds of one forward pass (of one on each of `Examples`) of each model, in eval mode without gradients.
+    """Median seconds of one forward pass (of one on each of `Examples`) of each model, in eval mode without gradients."""
+    return [float(np.median(found)) for found in _in_turns(models, example_inputs)]
 
-    The models take turns, so that what else the machine does slows all of them alike.
+
+def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any) -> float:
+    """How long a pass of `model` takes, in passes of `reference`: the median over pairs that follow each other.
+
+    What else the machine does slows both of a pair alike.
     """
+    one, other = _in_turns([model, reference], example_inputs)
+    return float(np.median(np.divide(one, other)))
+
+
+def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:
+    """Seconds of each pass of each model; the models take turns."""
     times: list[list[float]] = [[] for _ in models]
     training = [[m for m in model.modules() if m.training] for model in models]
     try:
@@ -115,7 +126,7 @@ def latencies(models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
     finally:
         for module in (m for found in training for m in found):
             module.training = True
-    return [float(np.median(found)) for found in times]
+    return times
 
 
 def _passes(seconds: float) -> Iterable[int]:

@@ -50,9 +50,9 @@ def origins(model: nn.Module) -> Origins:
     Empty where the model keeps no object that it was built from, or where calling its class with it makes another model.
     """
     found = Origins()
-    for path, module in _outermost(model):
+    for path, module in outermost(model):
         arguments = _arguments(module, path)
-        twin, shapes = (None, {}) if arguments is None else _build(type(module), arguments)
+        twin, shapes = (None, {}) if arguments is None else build(type(module), arguments)
         if twin is None or not _alike(module, twin):
             continue
         for inner, part in twin.named_modules():
@@ -68,7 +68,7 @@ def origins(model: nn.Module) -> Origins:
     return found
 
 
-def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that keep what they were built from, and that are in no other such module."""
     inside: list[str] = []
     for path, module in model.named_modules():
@@ -127,9 +127,13 @@ class _Shapes(TorchFunctionMode):
         return out
 
 
-def _build(
+def build(
     kind: type[nn.Module], arguments: dict[str, Any]
 ) -> tuple[nn.Module | None, dict[int, tuple[Expr, ...]]]:
+    """The class called with `arguments`, without memory where that goes, and the expressions of its tensors' sizes.
+
+    None where it raises.
+    """
     for device in ("meta", "cpu"):
         try:
             with (
@@ -194,7 +198,7 @@ def field_repairs(
     kept = values.keys() | reads
     repairs = {k: v for k, v in known.items() if k not in kept and v != read_attribute(model, k[1:])}
     for key, expr in found.attributes.items():
-        value = _evaluate(expr, known)
+        value = evaluate(expr, known)
         if value is not None and key not in kept and value != read_attribute(model, key[1:]):
             repairs[key] = value
     return [Repair(k[1], k[2], tuple(k[3:]), v, read_attribute(model, k[1:])) for k, v in repairs.items()]
@@ -207,11 +211,11 @@ def undescribed(small: nn.Module, found: Origins) -> list[str]:
     of the field is right for all, though the model itself is.
     """
     wrong: list[str] = []
-    for path, module in _outermost(small):
+    for path, module in outermost(small):
         inside = f"{path}." if path else ""
         if not any(name.startswith(inside) for name in found.shapes):
             continue  # the original was not made by its class alone
-        twin, _ = _build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
+        twin, _ = build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
         have, says = (
             {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
         )
@@ -254,7 +258,7 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
             for expr, value in equations:
                 fields = _fields(expr) - set(known)
                 old = {f: read_attribute(model, f[1:]) for f in fields}
-                if fields and _evaluate(expr, {**known, **old}) == value:
+                if fields and evaluate(expr, {**known, **old}) == value:
                     answers = {f: {v} for f, v in old.items()}
                     break
             else:
@@ -271,13 +275,13 @@ def _fields(expr: Expr) -> set[Key]:
     return {expr} if expr[0] == "attr" else _fields(expr[1]) | _fields(expr[2])
 
 
-def _evaluate(expr: Expr, known: dict[Key, int]) -> int | None:
+def evaluate(expr: Expr, known: dict[Key, int]) -> int | None:
     """The value of an expression of whole numbers, or None."""
     if not isinstance(expr, tuple):
         return expr if isinstance(expr, int) else None
     if expr[0] == "attr":
         return known.get(expr)
-    a, b = _evaluate(expr[1], known), _evaluate(expr[2], known)
+    a, b = evaluate(expr[1], known), evaluate(expr[2], known)
     if a is None or b is None or expr[0] not in OPERATORS or (expr[0] in ("floordiv", "mod") and not b):
         return None
     return int(OPERATORS[expr[0]](a, b))
@@ -290,7 +294,7 @@ def _solve(expr: Expr, value: int, known: dict[Key, int]) -> tuple[Key, int] | N
     if expr[0] == "attr":
         return None if expr in known else (expr, value)
     name, left, right = expr
-    a, b = _evaluate(left, known), _evaluate(right, known)
+    a, b = evaluate(left, known), evaluate(right, known)
     if (a is None) == (b is None):
         return None
     if name in ("add", "sub"):

@@ -1,240 +1,246 @@
-"""Equal widths: what one number says stays one number.
+"""Equal widths, so that a stock config describes the result.
 
-Two things say widths: the object that a model was built from (its config), whose fields `origin.py` finds in the sizes
-of parameters and in attributes, and repetition, since code that builds blocks in a loop gives all the same widths. Both
-become constraints on counts, like those that the model's forward imposes.
+Two things tie counts. Members of a list of modules that are built alike keep equal counts, position for position: each
+still keeps its own best units. And where the model keeps what it was built from, every size is an expression in fields of
+that: sizes that come from one field stay equal, what the class computes from a field follows it (a hidden width of heads
+x head width, an inner width of four times the hidden one), and what a config can't say stays whole. A number that forward
+computes with, such as a scale of 1 / sqrt(head width), is computed anew from the config too: the fields behind it stay
+as they are, or in proportion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from math import gcd
 from typing import Any
 
 from torch import nn
 
 from .. import axes
-from ..axes import Polynomial, Reason
-from ..constraints import read_attribute
+from ..axes import ATOM, Axis, Polynomial, Reason
+from ..described import Described, described
 from ..graph import DependencyGraph
-from ..sizes import Expr
+from ..origin import Key, evaluate
+from ..sizes import Expr, attributes_in
 from .factors import Tie
 
-Equation = tuple[Expr, Polynomial]  # an expression in fields, and the count that it must say
-FIELD = Reason("is one with other sizes in what the model was built from")
-COMPUTED = Reason("is computed anew, at its full size, by the class that the config is given to")
-BLOCK = Reason("is as wide as in the blocks that repeat its own")
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+ONE: Polynomial = {(): 1}
+Ratio = tuple[Polynomial, Polynomial]  # numerator, denominator
+ALIKE = "keeps as many indices as its likes in repeated blocks (uniform)"
 
 
 def ties(graph: DependencyGraph) -> list[Tie]:
-    """Polynomials in counts that must stay zero so that a config, or a loop, still says all widths."""
-    return [*_of_fields(graph), *_of_buffers(graph), *_of_blocks(graph)]
+    """Polynomials in counts that must stay zero for equal widths."""
+    found = [(_simplest(p), why) for p, why in (*_repeated(graph), *_from_fields(graph)) if p]
+    return list({tuple(sorted(p.items())): (p, why) for p, why in found}.values())
 
 
-# ------------------------------------------------------------------------------------------------------- fields
+def _simplest(p: Polynomial) -> Polynomial:
+    """`p` without what all its terms have in common: no count is zero."""
+    common = Counter(next(iter(p)))
+    for term in p:
+        common &= Counter(term)
+    scale = gcd(*p.values())
+    return {tuple(sorted((Counter(t) - common).elements())): n // scale for t, n in p.items()}
 
 
-def _equations(graph: DependencyGraph) -> list[Equation]:
-    """What the fields of the model's config must say: sizes of parameters, and attributes that forward reads.
-
-    A size whose origin was lost on the way (rounded, multiplied by 4.0) says nothing here; what the config then can't
-    say shows when the class is called with it.
-    """
-    free, found = graph.free, graph.origins
-    equations: list[Equation] = []
-    for name, exprs in found.shapes.items():
-        shape = tuple(graph.tensors[name].shape) if name in graph.tensors else ()
-        for expr, (_, size) in zip(exprs, _counts(graph, name, shape), strict=False):
-            equations.append((expr, size))
-    for key, expr in found.attributes.items():
-        if key in graph.sizes.attributes:
-            equations.append((expr, graph.sizes.reduce(graph.sizes.attributes[key], free)))
-    return [(expr, count) for expr, count in equations if isinstance(expr, tuple)]
+# --------------------------------------------------------------------------------------------- repeated blocks
 
 
-def _of_fields(graph: DependencyGraph) -> Iterator[Tie]:
-    """Equations that are left when each field has got its value from one of them."""
-    fields: dict[Expr, Polynomial] = {}
-    # Sizes by themselves come first; of several counts for one field, that which most numbers divide.
-    rest = sorted(_equations(graph), key=lambda e: (not _is_field(e[0]), -gcd(*e[1].values())))
-    pins: list[Tie] = []
-    while rest:
-        open_: list[Equation] = []
-        for expr, count in rest:
-            tie = _residue(expr, count, fields)
-            if tie is not None:
-                if tie:
-                    yield tie, FIELD
-            elif not _solve(expr, count, fields, pins):
-                open_.append((expr, count))
-        if len(open_) == len(rest):
-            _settle(graph, *open_[0], fields, pins)
-        rest = open_
-    yield from pins
-
-
-def _settle(
-    graph: DependencyGraph, expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial], pins: list[Tie]
-) -> None:
-    """Decide about an equation of several unknowns: all but one, which then is a whole number, stay as they are."""
-    unknown = [f for f in _fields(expr) if f not in fields]
-    held: dict[Expr, Polynomial] = {f: {(): read_attribute(graph.model, f[1:])} for f in unknown}
-    for free in unknown:
-        trial = {**fields, **{f: n for f, n in held.items() if f != free}}
-        if _solve(expr, count, trial, pins, graph):
-            fields.update(trial)
-            return
-    fields.update(held)
-    if not unknown:  # arithmetic that has no polynomial: what the same expression says is the same
-        fields[expr] = count
-
-
-def _fields(expr: Expr) -> list[tuple[Any, ...]]:
-    """The fields in an expression."""
-    expr = _cancelled(expr)
-    if not isinstance(expr, tuple):
-        return []
-    return [expr] if expr[0] == "attr" else [*_fields(expr[1]), *_fields(expr[2])]
-
-
-def _is_field(expr: Expr) -> bool:
-    return isinstance(expr, tuple) and expr[0] == "attr"
-
-
-def _residue(expr: Expr, count: Polynomial, fields: dict[Expr, Polynomial]) -> Polynomial | None:
-    """``expr - count`` where all fields in `expr` are known, else None."""
-    expr = _cancelled(expr)
-    if isinstance(expr, tuple) and expr not in fields and expr[0] == "floordiv":
-        a, b = _value(expr[1], fields), _value(expr[2], fields)
-        return None if a is None or b is None else axes.minus(axes.times(count, b), a)
-    value = _value(expr, fields)
-    return None if value is None else axes.minus(value, count)
-
-
-def _cancelled(expr: Expr) -> Expr:
-    """``a // b * b`` is a: what is split into heads is divisible by their number."""
-    if isinstance(expr, tuple) and expr[0] == "mul":
-        for one, other in ((expr[1], expr[2]), (expr[2], expr[1])):
-            if isinstance(one, tuple) and one[0] == "floordiv" and one[2] == other:
-                return _cancelled(one[1])
-    return expr
-
-
-def _value(expr: Expr, fields: dict[Expr, Polynomial]) -> Polynomial | None:
-    """What `expr` says, as a polynomial in counts."""
-    expr = _cancelled(expr)
-    if not isinstance(expr, tuple):
-        return {(): expr} if isinstance(expr, int) else None
-    if expr in fields:
-        return fields[expr]
-    if expr[0] not in ("add", "sub", "mul", "floordiv"):
-        return None
-    a, b = _value(expr[1], fields), _value(expr[2], fields)
-    if a is None or b is None:
-        return None
-    if expr[0] == "mul":
-        return axes.times(a, b)
-    if expr[0] == "floordiv":
-        return axes.divided(a, b)
-    return axes.minus(a, b if expr[0] == "sub" else {term: -n for term, n in b.items()})
-
-
-def _solve(
-    expr: Expr,
-    count: Polynomial,
-    fields: dict[Expr, Polynomial],
-    pins: list[Tie],
-    graph: DependencyGraph | None = None,
-) -> bool:
-    """Give the one unknown field of ``expr == count`` its value; False where there are more, or it can't be said."""
-    expr = _cancelled(expr)
-    if not isinstance(expr, tuple):
-        return False
-    if expr[0] == "attr":
-        fields[expr] = count
-        return True
-    if expr[0] not in ("add", "sub", "mul", "floordiv"):
-        return False
-    a, b = _value(expr[1], fields), _value(expr[2], fields)
-    if (a is None) == (b is None):
-        return False
-    known, unknown = (b, expr[1]) if a is None else (a, expr[2])
-    value: Polynomial | None
-    if known is None:
-        return False
-    if expr[0] == "mul":
-        value = _quotient(count, known, pins, graph)
-    elif expr[0] == "floordiv":
-        value = axes.times(count, known) if a is None else axes.divided(known, count)
-    elif expr[0] == "add":
-        value = axes.minus(count, known)
-    elif a is None:
-        value = axes.minus(count, {term: -n for term, n in known.items()})
-    else:
-        value = axes.minus(known, count)
-    return value is not None and _solve(unknown, value, fields, pins, graph)
-
-
-def _quotient(
-    count: Polynomial, known: Polynomial, pins: list[Tie], graph: DependencyGraph | None
-) -> Polynomial | None:
-    """``count / known``; by a number that is the size of a factor of `count`, that factor, which then must stay."""
-    exact = axes.divided(count, known)
-    if exact is not None or graph is None or set(known) != {()} or len(count) != 1:
-        return exact
-    ((term, n),) = count.items()
-    free, size = graph.free, known[()]
-    for atom in dict.fromkeys(term):
-        if n == 1 and len(term) > 1 and free[atom].size == size:
-            pins.append(({(atom,): 1, (): -size}, FIELD))
-            rest = list(term)
-            rest.remove(atom)
-            return {tuple(rest): 1}
-    return None
-
-
-def _of_buffers(graph: DependencyGraph) -> Iterator[Tie]:
-    """What a saved model does not hold (tables of rotary angles, for one) is as the class computes it."""
-    if not graph.origins.shapes:
-        return
-    saved, free = set(graph.model.state_dict()), graph.free
-    for name in graph.trace.tensors:
-        if name not in saved and name not in graph.trace.constants:
-            for axis, n in zip(graph.dims(name), graph.tensors[name].shape, strict=True):
-                if tie := axes.minus(axes.count(axis, free), {(): n}):
-                    yield tie, COMPUTED
-
-
-# ------------------------------------------------------------------------------------------------------- blocks
-
-
-def _of_blocks(graph: DependencyGraph) -> Iterator[Tie]:
-    """Members of a container that look alike have equal counts in every dim of every parameter."""
+def _repeated(graph: DependencyGraph) -> Iterator[Tie]:
     for path, container in graph.model.named_modules():
-        if not isinstance(container, CONTAINERS):
-            continue
-        alike: dict[object, str] = {}
-        for key, child in container.named_children():
-            if isinstance(container, nn.Sequential) and not any(child.children()):
-                continue  # layers in a row are no repetition
-            place = f"{path}.{key}" if path else key
-            shapes = [(name, tuple(p.shape)) for name, p in child.named_parameters()]
-            first = alike.setdefault((type(child), tuple(shapes)), place)
-            if first == place:
-                continue
-            for name, shape in shapes:
-                mine, others = (_counts(graph, f"{at}.{name}", shape) for at in (place, first))
-                for (free, count), (also, other) in zip(mine, others, strict=True):
-                    if (free or also) and (tie := axes.minus(count, other)):
-                        yield tie, BLOCK
+        if isinstance(container, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            alike: dict[object, list[str]] = {}
+            for name, child in container.named_children():
+                if not isinstance(container, nn.Sequential) or next(child.children(), None) is not None:
+                    alike.setdefault(_looks(child), []).append(f"{path}.{name}" if path else name)
+            for first, *others in alike.values():
+                names = [n for n, _ in container.get_submodule(first.rpartition(".")[2]).named_parameters()]
+                for other in others:
+                    for name in names:
+                        yield from _equal(graph, f"{first}.{name}", f"{other}.{name}")
 
 
-def _counts(graph: DependencyGraph, name: str, shape: tuple[int, ...]) -> list[tuple[bool, Polynomial]]:
-    """For each dim of a parameter: whether it can shrink, and its count; numbers where no run used it."""
-    dims = graph.dims(name)
-    if len(dims) != len(shape):
-        return [(False, {(): n}) for n in shape]
-    free = graph.free
-    counts = [axes.count(axis, free) for axis in dims]
-    return [(set(p) > {()} or () not in p, p) for p in counts]
+def _looks(module: nn.Module) -> object:
+    """Classes and shapes: equal for blocks of one structure."""
+    kinds = tuple((n, type(m)) for n, m in module.named_modules())
+    return kinds, tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
+
+
+def _equal(graph: DependencyGraph, one: str, other: str) -> Iterator[Tie]:
+    for a, b in zip(graph.dims(one), graph.dims(other), strict=False):
+        if a is not None and b is not None:
+            yield from ((p, Reason(ALIKE, "", other)) for p in _matched(graph, a.find(), b.find()))
+
+
+def _matched(graph: DependencyGraph, a: Axis, b: Axis) -> Iterator[Polynomial]:
+    """Equal counts of two axes, part by part where both are made up alike."""
+    if a is b:
+        return
+    same = a.kind == b.kind != ATOM and [p.find().size for p in a.parts] == [p.find().size for p in b.parts]
+    if same:
+        for p, q in zip(a.parts, b.parts, strict=True):
+            yield from _matched(graph, p.find(), q.find())
+    else:
+        yield axes.minus(axes.count(a, graph.free), axes.count(b, graph.free))
+
+
+# ------------------------------------------------------------------------------------------------------ fields
+
+
+def _from_fields(graph: DependencyGraph) -> Iterator[Tie]:
+    if graph.origins.shapes:
+        yield from _Fields(graph, described(graph.model, graph.origins)).ties()
+
+
+class _Fields:
+    """The fields of what a model was built from, as quotients of polynomials in counts."""
+
+    def __init__(self, graph: DependencyGraph, known: Described) -> None:
+        self.graph, self.known = graph, known
+        self.fields: dict[Key, Ratio] = {}
+        self.sizes = dict(self._sizes())
+        for place, expr in known.exprs.items():
+            unused = place in graph.trace.reads and place not in self.sizes
+            if place[0] == "buffer" or unused or not self._followed(expr):
+                self._pin(attributes_in(expr))
+        for place, powers in known.powers.items():
+            if place[0] == "buffer" or _proportion(powers) is None:
+                self._pin(powers)
+        self._pin(f for f in graph.trace.reads if f in known.fields and f not in self.sizes)
+
+    def _sizes(self) -> Iterator[tuple[Any, Polynomial]]:
+        """Each place that must come out as counts say, and what they say."""
+        free = self.graph.free
+        for place in self.known.places:
+            if place[0] == "shape":
+                dims = self.graph.dims(place[1])
+                if dims:
+                    yield place, axes.count(dims[place[2]], free)
+        for key, p in self.graph.sizes.attributes.items():
+            if key in self.known.places or key in self.known.fields:
+                yield key, self.graph.sizes.reduce(p, free)
+
+    def _pin(self, fields: Any) -> None:
+        for f in fields:
+            self.fields[f] = {(): self.known.fields[f]}, ONE
+
+    def ties(self) -> Iterator[Tie]:
+        """What must stay zero for the fields to say every size."""
+        open_ = []
+        for place, size in sorted(self.sizes.items(), key=lambda item: str(item[0])):
+            expr = place if place in self.known.fields else self.known.exprs.get(place)
+            if expr is not None:
+                open_.append((expr, size, place))
+            elif place[0] == "shape":  # no field says this size
+                whole = self.graph.tensors[self.graph.trace.aliases.get(place[1], place[1])].shape[place[2]]
+                yield axes.minus(size, {(): whole}), self._why(place)
+        open_.sort(key=lambda e: e[0][0] != "attr")
+        self._solve(open_)
+        for expr, size, place in open_:
+            n, d = self._value(expr)
+            yield axes.minus(n, axes.times(d, size)), self._why(place)
+        for place, powers in self.known.powers.items():
+            pair = _proportion(powers)
+            if pair is not None and place[0] != "buffer" and all(f in self.fields for f in pair):
+                f, g = pair
+                (a, b), (c, d) = self.fields[f], self.fields[g]
+                left = axes.times(axes.times(a, d), {(): self.known.fields[g]})
+                yield (
+                    axes.minus(left, axes.times(axes.times(b, c), {(): self.known.fields[f]})),
+                    self._why(place),
+                )
+
+    def _why(self, place: Any) -> Reason:
+        name = ".".join(map(str, place[1:])) if place[0] == "attr" else place[1]
+        return Reason(f"is what the config must go on saying of {name} (uniform)")
+
+    def _solve(self, equations: list[tuple[Expr, Polynomial, Any]]) -> None:
+        """Give every field a value: from the equation that it is alone in, or else the one that it has."""
+        while True:
+            progress = False
+            for expr, size, _ in equations:
+                unknown = attributes_in(expr) - self.fields.keys()
+                if len(unknown) == 1:
+                    found = self._solved(expr, (size, ONE))
+                    if found is not None:
+                        self.fields[next(iter(unknown))] = found
+                        progress = True
+            if not progress:
+                left = [f for expr, _, _ in equations for f in attributes_in(expr) if f not in self.fields]
+                if not left:
+                    return
+                self._pin([min(left, key=str)])
+
+    def _solved(self, expr: Expr, target: Ratio) -> Ratio | None:
+        """The one unknown field of ``expr == target``."""
+        if expr[0] == "attr":
+            return target
+        name, left, right = expr
+        first = bool(attributes_in(left) - self.fields.keys())
+        other = self._value(right if first else left)
+        rest = left if first else right
+        if name == "mul":
+            return self._solved(rest, _quotient(target, other))
+        if name == "floordiv" and self._exact(expr):
+            return self._solved(rest, _product(target, other) if first else _quotient(other, target))
+        if name in ("add", "sub"):
+            sign = 1 if name == "sub" and first else -1
+            if name == "sub" and not first:
+                return self._solved(rest, _sum(other, target, -1))
+            return self._solved(rest, _sum(target, other, sign))
+        return None
+
+    def _value(self, expr: Expr) -> Ratio:
+        """An expression in fields that are all known; what can't be followed keeps its number, as its fields do."""
+        if not isinstance(expr, tuple):
+            return {(): int(expr)}, ONE
+        if expr[0] == "attr":
+            return self.fields[expr]
+        a, b = self._value(expr[1]), self._value(expr[2])
+        if expr[0] == "mul":
+            return _product(a, b)
+        if expr[0] in ("add", "sub"):
+            return _sum(a, b, 1 if expr[0] == "add" else -1)
+        if expr[0] == "floordiv" and self._exact(expr):
+            return _quotient(a, b)
+        return {(): evaluate(expr, self.known.fields) or 0}, ONE
+
+    def _followed(self, expr: Expr) -> bool:
+        """Whether an expression is sums, differences, products and exact quotients."""
+        if not isinstance(expr, tuple) or expr[0] == "attr":
+            return True
+        kind = expr[0] in ("add", "sub", "mul") or (expr[0] == "floordiv" and self._exact(expr))
+        return kind and all(map(self._followed, expr[1:]))
+
+    def _exact(self, expr: Expr) -> bool:
+        a, b = (evaluate(e, self.known.fields) for e in expr[1:])
+        return a is not None and b is not None and b != 0 and a % b == 0
+
+
+def _proportion(powers: Mapping[Key, Fraction]) -> tuple[Key, Key] | None:
+    """The two fields whose quotient is all that a number depends on; None for any other number."""
+    if len(powers) != 2 or not any(powers.values()) or sum(powers.values()) != 0:
+        return None
+    f, g = powers
+    return f, g
+
+
+def _product(a: Ratio, b: Ratio) -> Ratio:
+    return _reduced(axes.times(a[0], b[0]), axes.times(a[1], b[1]))
+
+
+def _quotient(a: Ratio, b: Ratio) -> Ratio:
+    return _reduced(axes.times(a[0], b[1]), axes.times(a[1], b[0]))
+
+
+def _sum(a: Ratio, b: Ratio, sign: int) -> Ratio:
+    left, right = axes.times(a[0], b[1]), axes.times(b[0], a[1])
+    return _reduced(axes.minus(left, {t: -sign * n for t, n in right.items()}), axes.times(a[1], b[1]))
+
+
+def _reduced(n: Polynomial, d: Polynomial) -> Ratio:
+    whole = axes.divided(n, d)
+    return (n, d) if whole is None else (whole, ONE)
