@@ -102,12 +102,11 @@ class _Fields:
         self.graph, self.known = graph, known
         self.fields: dict[Key, Ratio] = {}
         self.sizes = dict(self._sizes())
-        for place, expr in known.exprs.items():
-            unused = place in graph.trace.reads and place not in self.sizes
-            if place[0] == "buffer" or unused or not self._followed(expr):
+        for expr in known.exprs.values():
+            if not self._followed(expr):
                 self._pin(attributes_in(expr))
-        for place, powers in known.powers.items():
-            if place[0] == "buffer" or _proportion(powers) is None:
+        for powers in known.powers.values():
+            if _proportion(powers) is None:
                 self._pin(powers)
         self._pin(f for f in graph.trace.reads if f in known.fields and f not in self.sizes)
 
@@ -116,12 +115,15 @@ class _Fields:
         free = self.graph.free
         for place in self.known.places:
             if place[0] == "shape":
-                dims = self.graph.dims(place[1])
-                if dims:
-                    yield place, axes.count(dims[place[2]], free)
+                dims = self.graph.dims(place[1])  # none for what no run used: it stays
+                yield place, axes.count(dims[place[2]], free) if dims else {(): self._whole(place)}
         for key, p in self.graph.sizes.attributes.items():
             if key in self.known.places or key in self.known.fields:
                 yield key, self.graph.sizes.reduce(p, free)
+
+    def _whole(self, place: Any) -> int:
+        """The size of a dim of a parameter."""
+        return self.graph.tensors[self.graph.trace.aliases.get(place[1], place[1])].shape[place[2]]
 
     def _pin(self, fields: Any) -> None:
         for f in fields:
@@ -135,16 +137,16 @@ class _Fields:
             if expr is not None:
                 open_.append((expr, size, place))
             elif place[0] == "shape":  # no field says this size
-                whole = self.graph.tensors[self.graph.trace.aliases.get(place[1], place[1])].shape[place[2]]
-                yield axes.minus(size, {(): whole}), self._why(place)
+                yield axes.minus(size, {(): self._whole(place)}), self._why(place)
         open_.sort(key=lambda e: e[0][0] != "attr")
+        open_ += [(e, {(): self._now(e)}, p) for p, e in self.known.exprs.items() if self._held(p)]
         self._solve(open_)
         for expr, size, place in open_:
             n, d = self._value(expr)
             yield axes.minus(n, axes.times(d, size)), self._why(place)
         for place, powers in self.known.powers.items():
             pair = _proportion(powers)
-            if pair is not None and place[0] != "buffer" and all(f in self.fields for f in pair):
+            if pair is not None and all(f in self.fields for f in pair):
                 f, g = pair
                 (a, b), (c, d) = self.fields[f], self.fields[g]
                 left = axes.times(axes.times(a, d), {(): self.known.fields[g]})
@@ -152,6 +154,13 @@ class _Fields:
                     axes.minus(left, axes.times(axes.times(b, c), {(): self.known.fields[f]})),
                     self._why(place),
                 )
+
+    def _held(self, place: Any) -> bool:
+        """Whether a number may not change: it sizes a buffer that is made anew, or forward reads it, and not as a size."""
+        return place[0] == "buffer" or (place in self.graph.trace.reads and place not in self.sizes)
+
+    def _now(self, expr: Expr) -> int:
+        return evaluate(expr, self.known.fields) or 0
 
     def _why(self, place: Any) -> Reason:
         name = ".".join(map(str, place[1:])) if place[0] == "attr" else place[1]
@@ -180,6 +189,8 @@ class _Fields:
             return target
         name, left, right = expr
         first = bool(attributes_in(left) - self.fields.keys())
+        if first and attributes_in(right) - self.fields.keys():
+            return None
         other = self._value(right if first else left)
         rest = left if first else right
         if name == "mul":
@@ -206,7 +217,7 @@ class _Fields:
             return _sum(a, b, 1 if expr[0] == "add" else -1)
         if expr[0] == "floordiv" and self._exact(expr):
             return _quotient(a, b)
-        return {(): evaluate(expr, self.known.fields) or 0}, ONE
+        return {(): self._now(expr)}, ONE
 
     def _followed(self, expr: Expr) -> bool:
         """Whether an expression is sums, differences, products and exact quotients."""
