@@ -102,13 +102,13 @@ class _Fields:
         self.graph, self.known = graph, known
         self.fields: dict[Key, Ratio] = {}
         self.sizes = dict(self._sizes())
+        self.products: dict[int, Polynomial] = {}  # axis id -> a product of other counts that its count is
         for expr in known.exprs.values():
             if not self._followed(expr):
                 self._pin(attributes_in(expr))
         for powers in known.powers.values():
             if _proportion(powers) is None:
                 self._pin(powers)
-        self._pin(f for f in graph.trace.reads if f in known.fields and f not in self.sizes)
 
     def _sizes(self) -> Iterator[tuple[Any, Polynomial]]:
         """Each place that must come out as counts say, and what they say."""
@@ -135,10 +135,10 @@ class _Fields:
         for place, size in sorted(self.sizes.items(), key=lambda item: str(item[0])):
             expr = place if place in self.known.fields else self.known.exprs.get(place)
             if expr is not None:
-                open_.append((expr, size, place))
+                open_.append((self._cancelled(expr), size, place))
             elif place[0] == "shape":  # no field says this size
                 yield axes.minus(size, {(): self._whole(place)}), self._why(place)
-        open_.sort(key=lambda e: e[0][0] != "attr")
+        open_.sort(key=lambda e: (e[0][0] != "attr", max(map(len, e[1]), default=0)))
         open_ += [(e, {(): self._now(e)}, p) for p, e in self.known.exprs.items() if self._held(p)]
         self._solve(open_)
         for expr, size, place in open_:
@@ -167,21 +167,63 @@ class _Fields:
         return Reason(f"is what the config must go on saying of {name} (uniform)")
 
     def _solve(self, equations: list[tuple[Expr, Polynomial, Any]]) -> None:
-        """Give every field a value: from the equation that it is alone in, or else the one that it has."""
+        """Give every field a value: from the equation that it is alone in, or else the one that it has.
+
+        A quotient that is no polynomial would have to come out whole: such a field stays as it is, but for what something
+        is divided by (heads), as the quotient is a count.
+        """
         while True:
             progress = False
+            quotients: dict[Key, Ratio] = {}
             for expr, size, _ in equations:
                 unknown = attributes_in(expr) - self.fields.keys()
-                if len(unknown) == 1:
+                if not unknown:
+                    n, d = self._value(expr)
+                    self._note(axes.minus(n, axes.times(d, size)))
+                elif len(unknown) == 1:
                     found = self._solved(expr, (size, ONE))
-                    if found is not None:
-                        self.fields[next(iter(unknown))] = found
+                    whole = None if found is None else self._whole_number(*found)
+                    if whole is not None:
+                        self.fields[next(iter(unknown))] = whole, ONE
                         progress = True
-            if not progress:
+                    elif found is not None and expr[0] == "floordiv":
+                        quotients.setdefault(next(iter(unknown)), found)
+            if not progress and quotients:
+                self.fields.update(quotients)
+            elif not progress:
                 left = [f for expr, _, _ in equations for f in attributes_in(expr) if f not in self.fields]
                 if not left:
                     return
                 self._pin([min(left, key=str)])
+
+    def _note(self, relation: Polynomial) -> None:
+        """Remember what one count is a product of, where a relation says so."""
+        if len(relation) == 2:
+            found = list(_simplest(relation).items())
+            for (one, n), (other, m) in (found, found[::-1]):
+                if len(one) == 1 and other and m % n == 0:
+                    self.products.setdefault(one[0], {other: -m // n})
+                    return
+
+    def _whole_number(self, n: Polynomial, d: Polynomial) -> Polynomial | None:
+        """n / d where that is a polynomial, given what counts are products of."""
+        if d == ONE:
+            return n
+        for _ in range(2):  # what one count is may have another in it
+            for a, product in self.products.items():
+                n, d = (_put(p, a, product) for p in (n, d))
+        return axes.divided(n, d)
+
+    def _cancelled(self, expr: Expr) -> Expr:
+        """``a // b * b`` is a, where it was when the model was built."""
+        if not isinstance(expr, tuple) or expr[0] == "attr":
+            return expr
+        name, *parts = expr
+        left, right = map(self._cancelled, parts)
+        for one, other in ((left, right), (right, left)) if name == "mul" else ():
+            if isinstance(one, tuple) and one[0] == "floordiv" and one[2] == other and self._exact(one):
+                return one[1]
+        return name, left, right
 
     def _solved(self, expr: Expr, target: Ratio) -> Ratio | None:
         """The one unknown field of ``expr == target``."""
@@ -237,6 +279,17 @@ def _proportion(powers: Mapping[Key, Fraction]) -> tuple[Key, Key] | None:
         return None
     f, g = powers
     return f, g
+
+
+def _put(p: Polynomial, atom: int, product: Polynomial) -> Polynomial:
+    """`p` with `product` in the place of a count."""
+    out: Polynomial = {}
+    for term, n in p.items():
+        found: Polynomial = {tuple(a for a in term if a != atom): n}
+        for _ in range(term.count(atom)):
+            found = axes.times(found, product)
+        out = axes.minus(out, {t: -m for t, m in found.items()})
+    return out
 
 
 def _product(a: Ratio, b: Ratio) -> Ratio:
