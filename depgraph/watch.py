@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,12 +37,14 @@ class Call:
         out: the result; None before the call.
         choices: stands for the indices by which entries were picked in the run so far: where two runs agree in it, the
             same samples stand at the same places.
+        stream: what the result is added to, where the call is seen only then (`Watch.joins`).
     """
 
     consumer: Consumer
     args: Any
     out: Any
     choices: int
+    stream: Any = None
 
     @property
     def product(self) -> Product:
@@ -104,11 +106,15 @@ class Watch:
         see: Callable[[Call], None] | None = None,
         before: Callable[[Call], None] | None = None,
         choices: bool = False,
+        joins: Iterable[Consumer] = (),
     ) -> None:
         """Call `before` and `see` before and after each call of a consumer in `wanted`; they may raise `Enough`.
 
-        With `choices`, calls say which entries were picked before (`Call.choices`).
+        With `choices`, calls say which entries were picked before (`Call.choices`). Consumers in `joins` are seen when
+        their result is about to be added to something, once, by whichever of the two callbacks there is.
         """
+        self.joins = {id(c) for c in joins}
+        self.pending: Call | None = None
         self.see, self.before = see, before
         keys = Keys()
         self.table: dict[Any, Consumer] = {}
@@ -141,7 +147,7 @@ class Watch:
     def run_prepared(self, batch: Batch) -> Any:
         """`run` inside of `prepared`: of this thread's state alone nothing is assumed."""
         self.made.clear()
-        self.failure, self.choices = None, 0
+        self.failure, self.choices, self.pending = None, 0, None
         try:
             with torch.inference_mode(False), torch.no_grad(), _Aten(self), _Python(self):
                 out = self.twin(*batch.args, **batch.kwargs)
@@ -170,13 +176,19 @@ class Watch:
     def perform(self, op: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """One call: is it a consumer's, does it pick entries, does it make another tensor of weights?"""
         found = self._whose(op, args)
+        joined = [c for c in found if id(c) in self.joins]
+        found = [c for c in found if id(c) not in self.joins]
         for consumer in found:
-            self._tell(self.before, consumer, args, None)
+            self._tell(self.before, Call(consumer, args, None, self.choices))
+        if self.pending is not None and op._schema.name in ("aten::add", "aten::add_"):
+            self._join(args)
         if self.noting and op._schema.name.removeprefix("aten::").rstrip("_") in PICKS:
             self.note(args)
         out = run()
         for consumer in found:
-            self._tell(self.see, consumer, args, out)
+            self._tell(self.see, Call(consumer, args, out, self.choices))
+        for consumer in joined:
+            self.pending = Call(consumer, args, out, self.choices)
         if str(op) in self.makers:
             form = form_of(op, args, kwargs, Tensor, self.number)
             number = None if form is None else self.keys.get(form)
@@ -207,12 +219,20 @@ class Watch:
                 found.append(consumer)
         return found
 
-    def _tell(self, told: Callable[[Call], None] | None, consumer: Consumer, args: Any, out: Any) -> None:
+    def _join(self, args: Any) -> None:
+        call = self.pending
+        if call is not None and any(a is call.out for a in args[:2]):
+            self.pending = None
+            other = args[1] if args[0] is call.out else args[0]
+            if isinstance(other, Tensor) and other.shape == call.out.shape:
+                self._tell(self.before or self.see, replace(call, stream=other))
+
+    def _tell(self, told: Callable[[Call], None] | None, call: Call) -> None:
         if told is None:
             return
         self.paused += 1
         try:
-            told(Call(consumer, args, out, self.choices))
+            told(call)
         except BaseException as error:
             self.failure = error
             raise

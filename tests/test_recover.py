@@ -123,7 +123,7 @@ def test_damping_shrinks_towards_the_weights_as_they_were_cut():
 def test_later_layers_are_fitted_to_what_earlier_ones_give():
     """The last layer's inputs are those of the smaller model, recovered so far; its target is the original's result."""
     model = randomised(Mlp())
-    batches = [normal(40, 5, seed=s) for s in range(5)]
+    batches = [normal(400, 5, seed=s) for s in range(5)]
     small, _ = recovered(
         model,
         batches[0],
@@ -141,6 +141,43 @@ def test_later_layers_are_fitted_to_what_earlier_ones_give():
         wrong = torch.linalg.lstsq(torch.cat([apart, ones], 1), target).solution.T
     torch.testing.assert_close(small.c.weight.data, right[:, :5], rtol=1e-6, atol=1e-8)
     assert not torch.allclose(wrong[:, :5], right[:, :5], atol=1e-3)
+
+
+def test_what_a_stream_has_lost_is_made_up_for_where_it_is_next_written():
+    """The layer that writes the stream is fitted to the stream behind the sum, not to its own result."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (
+                nn.Linear(5, 11),
+                nn.Linear(11, 5),
+                nn.Linear(5, 13),
+                nn.Linear(13, 5),
+            )
+
+        def first(self, x: Tensor) -> Tensor:
+            return x + self.b(self.a(x).relu())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return x + self.d(self.c(x).tanh())
+
+    model = randomised(Blocks())
+    batches = [normal(400, 5, seed=s) for s in range(5)]
+    kept = {"a.weight": [0, 2, 3], "c.weight": [0, 1, 3, 5, 6, 8]}
+    x, lost = torch.cat(batches), []
+    for streams in (True, False):
+        how = Reconstruction(damping=1e-12, streams=streams)
+        small, _ = recovered(model, batches[0], kept, batches, how)
+        with torch.no_grad():
+            stream, whole = small.first(x), model.first(x)
+            wanted = model.d(model.c(whole).tanh()) + (whole - stream if streams else 0)
+            inputs = torch.cat([small.c(stream).tanh(), torch.ones(len(x), 1).double()], 1)
+            solution = torch.linalg.lstsq(inputs, wanted).solution.T
+        torch.testing.assert_close(small.d.weight.data, solution[:, :6], rtol=1e-5, atol=1e-7)
+        lost.append(error(small, model, normal(500, 5, seed=9)))
+    assert lost[0] < 0.9 * lost[1]
 
 
 def test_columns_are_solved_in_blocks_where_there_are_many(monkeypatch: pytest.MonkeyPatch):
@@ -722,9 +759,15 @@ def test_a_router_that_decides_otherwise_is_noticed():
             return super().forward(self.mix(self.stem(x).relu()))
 
     model = randomised(Routed())
+    with torch.no_grad():
+        model.router.bias.zero_()
+        model.mix.bias.zero_()
     batches = [normal(90, 5, seed=s) for s in range(4)]
     keep = {"stem.weight": [0, 1, 4, 5, 7, 11], "up:1": [0, 2, 3, 6, 8, 9]}
-    _, told = recovered(model, batches[0], keep, batches, "reconstruction")
+    small, told = recovered(model, batches[0], keep, batches, "reconstruction")
+    chosen = [m.router(m.mix(m.stem(batches[0]).relu())).argmax(-1) for m in (model, small)]
+    assert not torch.equal(*chosen)
+    assert all(c.unique().numel() == 3 for c in chosen)
     own = [r for r in told.layers if r.name == "down"]
     assert len(own) == 3
     assert all("original" in r.detail for r in own if r.kept)

@@ -65,6 +65,14 @@ class Changes:
                 if bias.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                     bias.copy_(tensor.view(bias.shape))
 
+    @staticmethod
+    def repeat(run: Run) -> None:
+        """A run that stands behind a call of which the weight has changed: the call's result is written anew."""
+        call = run.call
+        if call is not None and call.stream is not None:
+            with torch.no_grad():
+                call.out.copy_(call.product.node.target(*call.args))  # type: ignore[operator]
+
     def begin(self) -> None:
         """What follows can be taken back by itself."""
         self.since = {}

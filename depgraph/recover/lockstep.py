@@ -22,10 +22,12 @@ from ..watch import Call, Enough, Watch
 class Run:
     """A model on one batch, which stops at the calls of consumers."""
 
-    def __init__(self, model: nn.Module, wanted: list[Consumer], batch: Batch, before: bool) -> None:
-        """Stop `before` each call, or else after it."""
+    def __init__(
+        self, model: nn.Module, wanted: list[Consumer], batch: Batch, before: bool, joins: list[Consumer]
+    ) -> None:
+        """Stop `before` each call, or else after it; at those in `joins` when their result is added to a stream."""
         see = {"before": self._stop} if before else {"see": self._stop}
-        self.watch = Watch(model, wanted, choices=True, **see)
+        self.watch = Watch(model, wanted, choices=True, joins=joins, **see)
         self.batch = batch
         self.call: Call | None = None
         self.done = self.closing = False

@@ -57,6 +57,7 @@ class Pair:
         at: [stacks, rows, columns] positions in the smaller parameter.
         operand: the same in the shape of the smaller operand.
         shift: where a constant can be added to the result, if anywhere.
+        joins: whether the result goes nowhere but into a sum with another activation (a residual stream).
     """
 
     dense: Consumer
@@ -68,6 +69,7 @@ class Pair:
     at: Tensor
     operand: Tensor
     shift: Shift | None
+    joins: bool
 
     @property
     def name(self) -> str:
@@ -237,7 +239,20 @@ def _pair(
         places[1].long(),
         places[0].long(),
         _shift(small, rest, places[1]),
+        _joins(product.node) and _joins(rest.node),
     )
+
+
+def _joins(node: Node) -> bool:
+    """Whether the result of a call goes into one sum with an activation of its shape, and nowhere else."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    both = [a for a in user.args if isinstance(a, Node)]
+    if _op_name(user) not in ("add", "add_") or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
+        return False
+    other = both[1] if both[0] is node else both[0]
+    return other is not node and other.meta["shapes"] == node.meta["shapes"] and not leaves_of(other)
 
 
 # ------------------------------------------------------------------------------------------------ adding a constant

@@ -6,7 +6,7 @@ earlier layers are recovered already), over the rows that are kept:
     D, d = argmin |Y - (X' (W' + D)^T + b' + d)|^2 + l |D|^2,    l = damping * mean(diag(X'^T X'))
 
 which is ridge regression of what is missing, Y - X' W'^T - b', on X': it shrinks towards the weights as they were cut. The
-damping is chosen on batches that are held out, and the change is kept only if it lowers the error there.
+damping is chosen for each row on batches that are held out, and a row is changed only if that lowers its error there.
 
 Sources: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (eq. 4, section 3.2: whole
 model pruned in sequence); Hassibi & Stork, NIPS 1992 (optimal brain surgeon: the same update for fixed inputs).
@@ -28,11 +28,18 @@ from .result import LayerRecovery
 from .solve import Sums, wide
 
 Tensor = torch.Tensor
-DAMPINGS = (1e-2, 1e-3, 1e-5, 1e-10)  # tried one after another while the held-out error falls; else 1e-1, 1
-STRONGER = (1e-1, 1.0)
+DAMPINGS = (
+    1e-1,
+    1e-2,
+    1e-3,
+    1e-5,
+    1e-10,
+)  # tried one after another while rows gain, then these:
+STRONGER = (1.0, 10.0, 100.0)
 COLUMNS = 4096  # solved for at once: their Gram matrix is the largest thing held, 128 MiB in float64
 ENTRIES = 1 << 24  # of Gram matrices of several stacks held at once
 SAMPLES = 1 << 14  # of one layer, or four for each column where that is more
+ENOUGH = 0.02  # of the rows must gain by one damping for the next one to be tried
 NEGLIGIBLE = 1e-12  # relative error up to which a layer is as it was
 
 
@@ -44,17 +51,30 @@ class Member:
     small: Call
     held: bool
     out: Any = None
+    target: Any = None
 
     def result(self) -> Tensor:
-        """What the smaller model's call gives with the weight as it is."""
+        """What the smaller model's call gives with the weight as it is, and the stream that it is added to."""
         if self.out is None:
             with torch.no_grad():
-                self.out = self.small.product.node.target(*self.small.args)  # type: ignore[operator]
+                if self.small.stream is not None:
+                    self.out = self.small.out + self.small.stream
+                else:
+                    self.out = self.small.product.node.target(*self.small.args)  # type: ignore[operator]
         return self.out
+
+    def wanted(self) -> Tensor:
+        """What the original's call gives, and the stream that it is added to."""
+        if self.target is None:
+            call = self.dense
+            self.target = call.out if call.stream is None else call.out + call.stream
+        return self.target
 
     def matches(self) -> bool:
         """Whether the same samples stand at the same places in both."""
-        return self.dense.choices == self.small.choices and self.dense.x.shape[:-1].numel() > 0
+        return self.dense.choices == self.small.choices and (self.dense.stream is None) == (
+            self.small.stream is None
+        )
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
@@ -88,12 +108,15 @@ class Reconstruction:
 
     Attributes:
         damping: relative to the mean of the Gram matrix' diagonal; None: chosen on held-out batches.
+        streams: a layer whose result is added to a stream is fitted to the stream behind the sum, so that it makes up for
+            what the stream has lost before.
         everywhere: also where nothing of a layer's inputs was removed, but they changed.
         samples: how many samples of one layer are used at most, or four for each column where that is more.
     """
 
     damping: float | None = None
     everywhere: bool = True
+    streams: bool = True
     samples: int = SAMPLES
 
     def solve(
@@ -147,20 +170,25 @@ class Step:
 
 
 def choose(fit: Sums, held: Sums, affine: bool, damping: float | None) -> Step:
-    """The change with the damping that lowers the held-out error most; solved anew with all samples."""
-    before = least = float(held.rr.sum())
-    best = None
+    """For each row the damping, or no change, that leaves the least held-out error; solved anew with all samples."""
+    before, least = held.rr, held.rr.clone()
+    best = torch.zeros_like(least)
     for strengths in ((damping,),) if damping is not None else (DAMPINGS, STRONGER):
-        if best is not None and best != DAMPINGS[0]:
-            break
         for strength in strengths:
             error = held.error(*fit.solve(strength, affine))
-            if not error < least:
+            better = error < least * (1 - 1e-9)
+            least, best = torch.where(better, error, least), best.masked_fill(better, strength)
+            if float(better.double().mean()) < ENOUGH:
                 break
-            least, best = error, strength
-    if best is None:
-        return Step(None, before, before)
-    return Step(Change(*fit.plus(held).solve(best, affine), best), before, least)
+    if not bool(best.any()):
+        return Step(None, float(before.sum()), float(before.sum()))
+    whole = fit.plus(held)
+    change = Change(torch.zeros_like(fit.xr.mT), torch.zeros_like(least), float(best[best > 0].median()))
+    for strength in best[best > 0].unique().tolist():
+        rows = best == strength
+        weight, constant = whole.solve(strength, affine)
+        change.weight[rows], change.constant[rows] = weight[rows], constant[rows]
+    return Step(change, float(before.sum()), float(least.sum()))
 
 
 def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
@@ -183,9 +211,9 @@ def _wanted(pair: Pair, member: Member, stacks: slice, samples: slice) -> Tensor
     """The original's result in the rows that are kept: [stacks, samples, rows]."""
     call, layout = member.dense, member.dense.layout
     if isinstance(layout, Runs):
-        found = layout.outputs(call.args, call.out, stacks, samples)
+        found = layout.outputs(call.args, member.wanted(), stacks, samples)
         return taken(found, pair.rows[stacks][: found.shape[0]])
-    found = layout.outputs(call.args, call.out, slice(None), samples)
+    found = layout.outputs(call.args, member.wanted(), slice(None), samples)
     return taken(found[pair.stacks[stacks].to(found.device)], pair.rows[stacks])
 
 

@@ -14,7 +14,7 @@ from ..watch import Call, Watch, prepared
 from .changes import Changes
 from .lockstep import Run
 from .pairs import Pair
-from .reconstruction import COLUMNS, ENTRIES, Change, Grams, Member, Reconstruction, choose, taken
+from .reconstruction import COLUMNS, ENTRIES, Grams, Member, Reconstruction, choose, taken
 from .result import LayerRecovery, Recovery
 from .solve import Sums, wide
 
@@ -79,8 +79,11 @@ def _in_lockstep(
     with prepared():
         try:
             for batch in batches:
-                dense = Run(model, [p.dense for p in found], batch.copy(), before=False)
-                small = Run(changes.model, [p.small for p in found], batch.copy(), before=True)
+                joins = [p for p in found if p.joins and settings.streams]
+                dense = Run(model, [p.dense for p in found], batch.copy(), False, [p.dense for p in joins])
+                small = Run(
+                    changes.model, [p.small for p in found], batch.copy(), True, [p.small for p in joins]
+                )
                 runs.append((dense, small))
             steps = iter(track(found, "reconstructing layers", progress))
             waiting = [run for _, run in runs if run.advance() is not None]
@@ -146,6 +149,8 @@ def _solve(
         changes.add(pair, change.weight, change.constant)
         for _, small in runs:
             changes.hand_to(small, pair)
+        for _, small, _ in here:
+            changes.repeat(small)
 
 
 def from_original(
@@ -211,8 +216,6 @@ def _wave(
         if not float(other.count.sum()):
             other = fit
         step = choose(fit, other, pair.shift is not None, settings.damping)
-        if other is fit and step.change is not None:
-            step.change = Change(*fit.solve(step.change.damping, pair.shift is not None), step.change.damping)
         total = max(whole[pair], 1e-300)
         kept = step.change is not None
         detail = f"damping {step.change.damping:g}, from the original's inputs" if step.change else ""

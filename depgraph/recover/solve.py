@@ -15,7 +15,7 @@ class Sums:
 
     Attributes:
         xx: [stacks, c, c], the Gram matrix; xr: [stacks, c, m]; x: [stacks, c]; r: [stacks, m].
-        rr: [stacks], squares of r; count: [stacks], samples.
+        rr: [stacks, m], squares of r; count: [stacks], samples.
     """
 
     xx: Tensor
@@ -34,7 +34,7 @@ class Sums:
 
         return cls(
             make(stacks, columns, columns), make(stacks, columns, rows), make(stacks, columns),
-            make(stacks, rows), make(stacks), make(stacks),
+            make(stacks, rows), make(stacks, rows), make(stacks),
         )  # fmt: skip
 
     def add(self, where: slice, x: Tensor, r: Tensor, gram: bool = True) -> None:
@@ -45,7 +45,7 @@ class Sums:
             self.count[where] += x.shape[1]
         self.xr[where] += x.mT @ r
         self.r[where] += r.sum(1)
-        self.rr[where] += r.square().sum((1, 2))
+        self.rr[where] += r.square().sum(1)
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both."""
@@ -79,11 +79,11 @@ class Sums:
             constant = self.r / n - (change @ (self.x / n)[:, :, None])[:, :, 0]
         return change, constant
 
-    def error(self, change: Tensor, constant: Tensor) -> float:
-        """``sum |r - D x - b|^2`` over these samples."""
-        mixed = (change * (change @ self.xx - 2 * self.xr.mT)).sum()
-        linear = 2 * (constant * ((change @ self.x[:, :, None])[:, :, 0] - self.r)).sum()
-        return float(self.rr.sum() + mixed + linear + (self.count[:, None] * constant.square()).sum())
+    def error(self, change: Tensor, constant: Tensor) -> Tensor:
+        """``sum |r - D x - b|^2`` over these samples, for each row: [stacks, rows]."""
+        mixed = (change * (change @ self.xx - 2 * self.xr.mT)).sum(-1)
+        linear = 2 * constant * ((change @ self.x[:, :, None])[:, :, 0] - self.r)
+        return self.rr + mixed + linear + self.count[:, None] * constant.square()
 
 
 def wide(device: torch.device) -> torch.dtype:
