@@ -3,6 +3,7 @@
     python -m benchmarks.quality --small                                  # digits, a minute, no download
     python -m benchmarks.quality --out quality.jsonl                      # all cases, hours; goes on where it stopped
     python -m benchmarks.quality --case resnet20-0.5 --out quality.jsonl
+    python -m benchmarks.quality --out quality.jsonl --latency            # times of the models, on a quiet machine
     python -m benchmarks.quality --out quality.jsonl --only-report --markdown docs/quality.md
 
 Each case keeps every method to the same budget. First each criterion prunes once (seed 0) and is scored as it is. Then
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import sys
@@ -47,7 +49,7 @@ class Results:
         if self.path and self.path.exists():
             self.rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
 
-    def find(self, case: str, method: str, seed: int, trained: bool) -> Row | None:
+    def find(self, case: str, method: str, seed: int, trained: bool | str) -> Row | None:
         """The row, where there is one."""
         key = (case, method, seed, trained)
         return next((r for r in self.rows if (r["case"], r["method"], r["seed"], r["trained"]) == key), None)
@@ -101,9 +103,6 @@ def measure(case: Case, method: Method, seed: int, train: bool, results: Results
             "seconds": round(pruned.seconds, 1),
             "score": case.score(pruned.model),
         }
-        if train and case.image and seed == 0:
-            pair = latency.milliseconds({"dense": case.build(), "pruned": pruned.model}, case.image)
-            row |= {"latency": pair["pruned"], "dense_latency": pair["dense"]}
         if not train and "recover" not in method.options:
             again = copy.deepcopy(pruned.model)
             if renorm(again, case.calibration(seed)):
@@ -127,10 +126,26 @@ def run_case(case: Case, seeds: int, results: Results, chosen: Sequence[str] | N
     for method in methods.values():
         measure(case, method, 0, False, results)
     finalists = [str(RANDOM), str(MAGNITUDE), results.best(case, "depgraph"), results.best(case, OTHER)]
-    for seed in range(seeds):
+    for seed in range(0 if case.tune else 1, seeds):  # without training, seed 0 has nothing more to say
         for name in finalists:
             if name in methods:
                 measure(case, methods[name], seed, True, results)
+
+
+def measure_latency(case: Case, results: Results) -> None:
+    """A row for each recipe: milliseconds of its model and of the dense one, all side by side."""
+    if case.image is None or results.find(case.name, str(RECIPES[0]), 0, "latency"):
+        return
+    models = {"dense": case.build()}
+    for method in RECIPES:  # recovery changes values alone
+        plain = dataclasses.replace(method, options=method.options | {"recover": None})
+        models[str(method)] = prune(plain, case, 0).model
+    found = latency.milliseconds(models, case.image)
+    for method in RECIPES:
+        row = _row(case, str(method), method.tool, method.options, 0, "latency") | _size(
+            case, models[str(method)]
+        )
+        results.add(row | {"latency": found[str(method)], "dense_latency": found["dense"]})
 
 
 def say(row: Row) -> None:
@@ -143,7 +158,7 @@ def say(row: Row) -> None:
     print(f"{row['case']} | {row['method']} | seed {row['seed']} | {share} | {text}", flush=True)
 
 
-def _row(case: Case, method: str, tool: str, options: dict[str, Any], seed: int, trained: bool) -> Row:
+def _row(case: Case, method: str, tool: str, options: dict[str, Any], seed: int, trained: bool | str) -> Row:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     row = {
         "case": case.name,
@@ -178,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="file of JSON lines to add to; what it holds is not measured again"
     )
+    parser.add_argument("--latency", action="store_true", help="time the recipes' models, and nothing else")
     parser.add_argument("--only-report", action="store_true", help="measure nothing, show what --out holds")
     parser.add_argument("--markdown", type=Path, help="write the figures into this page, below its marker")
     options = parser.parse_args(arguments)
@@ -189,7 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     if not options.only_report:
         for case in chosen:
-            run_case(case, 1 if options.small else options.seeds, results, options.method)
+            if options.latency:
+                measure_latency(case, results)
+            else:
+                run_case(case, 1 if options.small else options.seeds, results, options.method)
     report.show(chosen, results.rows)
     if options.markdown:
         versions = {name: version(name) for name in ("torch", "torch-pruning", "transformers", "timm")}

@@ -1,9 +1,13 @@
-"""Seconds of forward passes of several models side by side, so that a busy machine is unkind to all of them alike."""
+"""Milliseconds of forward passes of several models side by side, so that a busy machine is unkind to all alike.
+
+On one thread it is the processor time of the pass, which other work on the machine hardly changes; on several it is
+the clock, which wants a machine with nothing else to do.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -27,6 +31,7 @@ def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[
             torch.set_num_threads(threads)
             for batch in BATCHES:
                 inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+                clock = time.process_time if threads == 1 else time.perf_counter
                 repeats = {name: _repeats(model, inputs) for name, model in models.items()}
                 times: dict[str, list[float]] = {name: [] for name in models}
                 started = time.perf_counter()
@@ -34,7 +39,7 @@ def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[
                     if done >= 3 and time.perf_counter() - started > LONGEST:
                         break
                     for name, model in models.items():
-                        times[name].append(_seconds(model, inputs, repeats[name]) / repeats[name])
+                        times[name].append(_seconds(model, inputs, repeats[name], clock) / repeats[name])
                 for name in models:
                     found[name][f"{batch}x{threads}"] = 1000 * min(times[name])
     finally:
@@ -44,12 +49,12 @@ def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[
 
 def _repeats(model: nn.Module, inputs: torch.Tensor) -> int:
     model.eval()
-    _seconds(model, inputs, 2)
-    return max(1, round(SHORTEST / _seconds(model, inputs, 1)))
+    _seconds(model, inputs, 2, time.perf_counter)
+    return max(1, round(SHORTEST / max(_seconds(model, inputs, 1, time.perf_counter), 1e-6)))
 
 
-def _seconds(model: nn.Module, inputs: torch.Tensor, repeats: int) -> float:
-    started = time.perf_counter()
+def _seconds(model: nn.Module, inputs: torch.Tensor, repeats: int, clock: Callable[[], float]) -> float:
+    started = clock()
     for _ in range(repeats):
         model(inputs)
-    return time.perf_counter() - started
+    return clock() - started

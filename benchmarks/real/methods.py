@@ -59,13 +59,13 @@ RECIPES = [
         data=True,
     ),
     Method(
-        "depgraph",
-        "OBS, isomorphic, recover",
-        {"importance": "obs", "scope": "isomorphic", "recover": "auto"},
-        data=True,
+        "depgraph", "L2, local, recover", {"importance": "l2", "scope": "local", "recover": "auto"}, data=True
     ),
     Method(
-        "depgraph", "L2, local, recover", {"importance": "l2", "scope": "local", "recover": "auto"}, data=True
+        "depgraph",
+        "L2, local, eights, recover",
+        {"importance": "l2", "scope": "local", "round_to": 8, "recover": "auto"},
+        data=True,
     ),
 ]
 """Generic recipes: arguments to ``depgraph.prune``, the same for every model."""
