@@ -133,8 +133,14 @@ def _efficientnet() -> Case:
 
 def _minilm() -> Case:
     @cache
-    def rated() -> tuple[dict[str, Tensor], Tensor]:
-        return news.rated()
+    def rated() -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        tokens, ratings = news.rated()
+        return tokens, ratings, news.similarities(news.minilm(), tokens)
+
+    def score(model: nn.Module) -> dict[str, float]:
+        tokens, ratings, dense = rated()
+        found = news.similarities(model, tokens)
+        return {"correlation": news.correlation(found, ratings), "with dense": news.correlation(found, dense)}
 
     def heads(model: nn.Module) -> dict[str, Any]:
         layers = _attention(model)
@@ -160,7 +166,7 @@ def _minilm() -> Case:
         example=lambda: news.encoded(news.texts("lee_background")[:2]),
         calibration=lambda seed: news.text_halves(CALIBRATION_TEXTS, seed),
         loss=news.contrastive_loss,
-        score=lambda model: {"correlation": news.correlation(model, *rated())},
+        score=score,
         higher=True,
         hints=Hints(heads, repair),
     )

@@ -85,13 +85,17 @@ def rated() -> tuple[dict[str, Tensor], Tensor]:
 
 
 @torch.no_grad()
-def correlation(model: nn.Module, tokens: dict[str, Tensor], ratings: Tensor) -> float:
-    """Pearson's r between cosine similarities of the texts and the human ratings."""
+def similarities(model: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
+    """Cosine similarities of all pairs of texts, in the order of the ratings, float64."""
     model.eval()
     vectors = model(**tokens).double()
     upper = torch.triu_indices(len(vectors), len(vectors), 1)
-    similarities = (vectors @ vectors.T)[upper[0], upper[1]]
-    return torch.corrcoef(torch.stack([similarities, ratings]))[0, 1].item()
+    return (vectors @ vectors.T)[upper[0], upper[1]]
+
+
+def correlation(ours: Tensor, theirs: Tensor) -> float:
+    """Pearson's r."""
+    return torch.corrcoef(torch.stack([ours, theirs]))[0, 1].item()
 
 
 def text_halves(count: int, seed: int) -> list[tuple[dict[str, Tensor], Tensor]]:
