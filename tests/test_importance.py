@@ -808,6 +808,18 @@ def test_too_little_data_for_an_inverse_is_said() -> None:
     assert np.isfinite(p.scores("obs")).all()
 
 
+def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
+    moments = torch.diag(torch.tensor([2.0, -1e-7], dtype=torch.float64))
+    found = Redundancy(damping=1e-9).inverse(
+        moments
+    )  # 1e-9 and 1e-8 of the mean, 1, are too little; 1e-7 is the border
+    damping = float(1 / found[0, 0] - 2)
+    assert 1e-7 < damping < 2e-6
+    close(found.diagonal(), [1 / (2 + damping), 1 / (damping - 1e-7)], 1e-5)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        Obs().inverse(moments * math.nan)
+
+
 def test_dead_units_score_nothing() -> None:
     p = CASES["branch"](20)
     with torch.no_grad():
