@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import ZOO
 
 import depgraph
 from depgraph.errors import DepgraphError, InputError
@@ -542,6 +543,18 @@ def test_reconstruction_is_exact_where_the_kept_inputs_say_all(name: str):
     told = recover(model, small, plan, graph, batches, "auto", example_inputs=example)
     assert error(small, model, normal(*example.shape, seed=77)) < EXACT, told
     assert told.output[1] < EXACT**2 < told.output[0]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", ZOO)
+def test_no_network_gets_worse(name: str):
+    entry = ZOO[name]
+    model, example = entry.model(), entry.example()
+    options = {"pruning_ratio": 0.5, "calibration": [entry.example(s) for s in range(4)]}
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    won = depgraph.prune(model, example, recover="auto", loss=None, **options).report.recovery
+    assert won.output is None or won.output[1] <= won.output[0]
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["linear", "convolution", "stacked_experts"])

@@ -159,6 +159,8 @@ def _shared(state: Propagation, consumer: Consumer) -> str:
 
 
 def _scaled(consumer: Consumer) -> str:
+    if _op_name(consumer.node).partition("_")[0] in ("lstm", "gru", "rnn"):
+        return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
 

@@ -71,10 +71,15 @@ class Member:
         return self.target
 
     def matches(self) -> bool:
-        """Whether the same samples stand at the same places in both."""
-        return self.dense.choices == self.small.choices and (self.dense.stream is None) == (
-            self.small.stream is None
-        )
+        """Whether the same samples stand at the same places in both: where samples were removed, they do not."""
+        same = self.dense.choices == self.small.choices
+        if not same or (self.dense.stream is None) != (self.small.stream is None):
+            return False
+        return _samples(self.dense, self.wanted()) == _samples(self.small, self.result())
+
+
+def _samples(call: Call, out: Tensor) -> int:
+    return call.layout.outputs(call.args, out, slice(None), slice(None)).shape[1]
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
