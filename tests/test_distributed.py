@@ -67,6 +67,7 @@ def assert_close(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(start: Callable[[str], list[Any]], tmp_path: Path) -> None:
     """The plan of averaged scores; optimizer, schedule, average of weights and gradient scaler go on."""
     for process in start("same"):
@@ -118,6 +119,7 @@ def test_two_processes_do_what_one_does(start: Callable[[str], list[Any]], tmp_p
     assert one["after"]["average"]["n_averaged"] == 2 * STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unlucky", [0, 1])
 def test_a_process_that_is_killed_ends_the_other(start: Callable[[str], list[Any]], unlucky: int) -> None:
     processes = start(f"killed-{unlucky}")
@@ -126,6 +128,7 @@ def test_a_process_that_is_killed_ends_the_other(start: Callable[[str], list[Any
     assert processes[unlucky].wait(LIMIT) == -9
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_ends_the_other(start: Callable[[str], list[Any]]) -> None:
     processes = start("stopped-1")
     begun = time.monotonic()
@@ -135,12 +138,14 @@ def test_a_process_that_does_not_answer_ends_the_other(start: Callable[[str], li
     assert processes[1].poll() is None
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_is_raised_in_both(start: Callable[[str], list[Any]]) -> None:
     processes = start("nan-1")
     assert "process 1: InputError" in error_of(processes[0])
     assert "NaN" in error_of(processes[1])
 
 
+@pytest.mark.slow
 def test_models_of_different_shapes_are_refused(start: Callable[[str], list[Any]]) -> None:
     for process in start("shapes"):
         assert "different shapes" in error_of(process)
