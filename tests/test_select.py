@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -430,3 +431,58 @@ def test_bad_input(options: dict, text: str) -> None:
     with pytest.raises(InputError, match=f"(?s){text}"):
         depgraph.prune(model, x, **options)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ uniform
+
+
+class Rounded(nn.Module):
+    """A class that loses the track of its numbers: the head width through int(), the inner width through a float."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden
+        self.heads, self.head = config.heads, int(width / config.heads)
+        self.scale = self.head**-0.5
+        self.enter = nn.Linear(5, width)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "qkv": nn.Linear(width, 3 * self.heads * self.head),
+                    "out": nn.Linear(self.heads * self.head, width),
+                    "up": nn.Linear(width, int(width * config.grow)),
+                    "down": nn.Linear(int(width * config.grow), width),
+                }
+            )
+            for _ in range(3)
+        )
+        self.last = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            q, k, v = block["qkv"](x).unflatten(2, (3, -1, self.head)).permute(2, 0, 3, 1, 4)
+            mixed = torch.softmax(q @ k.transpose(2, 3) * self.scale, -1) @ v
+            x = x + block["out"](mixed.transpose(1, 2).flatten(2))
+            x = x + block["down"](block["up"](x).relu())
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("how", [{"pruning_ratio": 0.4}, {"max_params": 0.5}, {"max_macs": 0.7}])
+def test_a_config_says_the_result_by_value(how: dict) -> None:
+    """Heads and hidden width shrink in proportion, so that the scale stays; the inner width follows; all blocks alike."""
+    torch.manual_seed(0)
+    model = Rounded(SimpleNamespace(hidden=30, heads=5, grow=2.0)).double().eval()
+    x = torch.randn(2, 11, 5).double()
+    result = depgraph.prune(model, x, uniform=True, **how)
+    config = result.model.config
+    assert config.heads < 5
+    assert (config.hidden, config.grow) == (6 * config.heads, 2.0)
+    assert result.report.undescribed == []
+    again = Rounded(config).double().eval()
+    again.load_state_dict(result.model.state_dict())
+    assert torch.equal(again(x), result.model(x))
+    kept = [result.plan.mask(f"blocks.{i}.up.bias") for i in range(3)]
+    assert len({int(k.sum()) for k in kept}) == 1
+    assert not torch.equal(kept[0], kept[1])
