@@ -94,6 +94,26 @@ def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Modu
     return load(build, folder)
 
 
+def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model in a folder that names its class in ``config.json``; nothing is downloaded, and no code in it is run.
+
+    Raises:
+        InputError: the folder names no class of transformers.
+    """
+    import transformers  # noqa: PLC0415  only who uses it needs it
+
+    config: Any = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    names = [n for n in getattr(config, "architectures", None) or () if hasattr(transformers, n)]
+    if not names:
+        raise InputError(
+            f"{os.fspath(folder)}: its config.json names no class of transformers (architectures)"
+        )
+    made: nn.Module = getattr(transformers, names[0]).from_pretrained(folder, local_files_only=True)
+    return made.eval()
+
+
 def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
     """Where a loaded model is not the one that was saved: tensors, ties, and the numbers that modules hold."""
     problems = []

@@ -1,0 +1,203 @@
+"""The parser, exit statuses, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from ..errors import DepgraphError
+from . import commands
+
+DONE, REFUSED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+MODEL = (
+    "package.module:function that returns the model (or a name that is one; the present folder is searched first), or a "
+    "folder that from_pretrained loads"
+)
+INPUT = (
+    "an example input: 1x3x224x224, or input_ids=1x16:int64<1000 for a keyword argument of whole numbers below 1000, or "
+    "package.module:function that returns example inputs; once for each argument of forward. Without: what the model's "
+    "example_input_array or dummy_inputs says"
+)
+STATUSES = (
+    "exit status: 0 done; 1 refused, with the reason on standard error; 2 a wrong command line; 3 the smaller model does not "
+    "compute what it should (verify); 130 interrupted"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="depgraph", description="Make any PyTorch model physically smaller, and check the result.",
+        epilog=STATUSES,
+    )  # fmt: skip
+    top.add_argument("--traceback", action="store_true", help="show where an error came from")
+    add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
+
+    inspect = _command(add, "inspect", commands.inspect, "groups, what can shrink, and what locks the rest")
+    inspect.add_argument("model", help=MODEL)
+    _inputs(inspect)
+    inspect.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+    inspect.add_argument(
+        "--top", type=int, default=20, metavar="N", help="groups to list (default: %(default)s)"
+    )
+
+    prune = _command(add, "prune", commands.prune, "make a model smaller and save it")
+    prune.add_argument("model", help=MODEL)
+    _inputs(prune)
+    _how(prune)
+    prune.add_argument("-o", "--out", metavar="FOLDER", help="where to save the smaller model and its plan")
+    prune.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="save for from_pretrained (with --uniform, where a config can say the result)",
+    )
+    prune.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+
+    sweep = _command(
+        add, "sweep", commands.sweep, "prune at several ratios; a table and a picture of the trade-off"
+    )
+    sweep.add_argument("model", help=MODEL)
+    _inputs(sweep)
+    _how(sweep, budgets=False)
+    sweep.add_argument(
+        "--ratios", default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8", help="pruning ratios (default: %(default)s)"
+    )
+    sweep.add_argument(
+        "--score",
+        required=True,
+        metavar="FUNCTION",
+        help="package.module:function from a model to a number, higher is better",
+    )
+    sweep.add_argument("--file", help="JSON lines to add rows to; rows that it has are not computed again")
+    sweep.add_argument("--plot", metavar="FILE", help="picture to write")
+
+    verify = _command(
+        add, "verify", commands.verify, "check a saved model against the original that it was made of"
+    )
+    verify.add_argument("folder", help="what `depgraph prune --out` wrote")
+    verify.add_argument("--model", required=True, help=MODEL + "; with the weights that it had")
+    _inputs(verify)
+
+    show = _command(
+        add, "show", commands.show, "what a saved folder holds: shapes before and after, provenance"
+    )
+    show.add_argument("folder", help="what `depgraph prune --out` wrote")
+
+    compare = _command(
+        add, "compare", commands.compare, "two models side by side: widths, parameters, MACs, latency"
+    )
+    compare.add_argument("first", help=MODEL)
+    compare.add_argument("second", help="another, or the folder of a saved one, whose original is the first")
+    _inputs(compare)
+
+    completion = add(
+        "completion", help="print a completion script for a shell", description="Print a completion script."
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=None)
+    return top
+
+
+def _command(
+    add: Callable[..., argparse.ArgumentParser], name: str, run: Callable[..., int], text: str
+) -> argparse.ArgumentParser:
+    made = add(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=STATUSES)
+    made.add_argument("--json", action="store_true", help="print figures as JSON on standard output")
+    made.set_defaults(run=run)
+    return made
+
+
+def _inputs(to: argparse.ArgumentParser) -> None:
+    to.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
+    to.add_argument(
+        "--ignore", action="append", default=[], metavar="GLOB", help="modules or parameters to leave alone"
+    )
+
+
+def _how(to: argparse.ArgumentParser, budgets: bool = True) -> None:
+    if budgets:
+        budget = to.add_argument_group("how much", "without any: half of each prunable dim")
+        budget.add_argument("--ratio", type=float, help="share of each prunable dim to remove, such as 0.5")
+        for name, text in (
+            ("params", "parameters"),
+            ("macs", "multiply-accumulates of one forward pass"),
+            ("bytes", "bytes of parameters and buffers"),
+            ("memory", "bytes of activations at their peak"),
+            ("latency", "seconds of one forward pass on this machine"),
+        ):
+            budget.add_argument(
+                f"--max-{name}", type=number, metavar="N", help=f"at most so many {text}: 0.5 of what it has, or a number"
+            )  # fmt: skip
+    what = to.add_argument_group("what")
+    what.add_argument("--importance", default="l1", help="criterion (default: %(default)s)")
+    what.add_argument("--scope", choices=("local", "global", "isomorphic"), help="which groups compete")
+    what.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of this")
+    what.add_argument("--uniform", action="store_true", help="equal widths in repeated blocks")
+    what.add_argument(
+        "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
+    )
+    what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
+    what.add_argument("--recover", metavar="HOW", help="win accuracy back from calibration data: auto")
+    what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
+    what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
+
+
+def number(text: str) -> float | int:
+    """0.5 is a share, 1000 a number, 1e9 a number too."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+    return int(value) if value > 1 and value == int(value) else value
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: the command line without the program's name; by default that of this process.
+
+    Returns:
+        the exit status (see `STATUSES`).
+    """
+    whole = parser()
+    options = whole.parse_args(words)
+    errors = Console(stderr=True, highlight=False)
+    if options.command == "completion":
+        return _completion(whole, options.shell, errors)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        errors.print("interrupted: nothing was changed", markup=False)
+        return INTERRUPTED
+    except DepgraphError as error:
+        return _refused(errors, str(error), options.traceback)
+    except (OSError, ImportError) as error:
+        return _refused(errors, f"{type(error).__name__}: {error}", options.traceback)
+    except Exception as error:  # noqa: BLE001  a fault of the user's model or of ours: one line, and how to see more
+        return _refused(
+            errors,
+            f"{type(error).__name__}: {error}\n  depgraph --traceback ... shows where",
+            options.traceback,
+        )
+
+
+def _refused(errors: Console, text: str, with_traceback: bool) -> int:
+    if with_traceback:
+        errors.print(traceback.format_exc(), markup=False)
+    errors.print(f"depgraph: {text}", markup=False, soft_wrap=True)
+    return REFUSED
+
+
+def _completion(whole: argparse.ArgumentParser, shell: str, errors: Console) -> int:
+    try:
+        import shtab  # noqa: PLC0415  only this command needs it
+    except ImportError:
+        return _refused(errors, "completion scripts are made by shtab: pip install shtab", False)
+    sys.stdout.write(shtab.complete(whole, shell=shell))
+    return DONE

@@ -1,0 +1,129 @@
+"""What the words on a command line stand for: models, inputs, functions."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+?)(?:<(?P<bound>\d+))?)?")
+OWN_EXAMPLES = ("example_input_array", "dummy_inputs")  # attributes by which models say what they take
+
+
+def named_object(text: str, what: str) -> Any:
+    """The object that ``package.module:name`` names; the present folder is searched first.
+
+    Raises:
+        InputError: the text has another form, the module can't be imported, or holds no such name.
+    """
+    module_name, _, name = text.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{what} must be given as package.module:name, not {text!r}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(
+            f"{what} {text!r}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
+    for step in name.split("."):
+        if not hasattr(found, step):
+            raise InputError(f"{what} {text!r}: {module_name} has no {name!r}")
+        found = getattr(found, step)
+    return found
+
+
+def function(text: str, what: str) -> Callable[..., Any]:
+    """The function that ``package.module:name`` names."""
+    found = named_object(text, what)
+    if not callable(found):
+        raise InputError(f"{what} {text!r} is not a function")
+    return found
+
+
+def model_of(text: str) -> nn.Module:
+    """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode.
+
+    Raises:
+        InputError: there is no such thing, it raises, or it is no module.
+    """
+    if os.path.isdir(text):
+        return hugging_face().from_folder(text)
+    found = named_object(text, "the model")
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise InputError(f"{text!r} is neither a model nor a function that makes one")
+        try:
+            found = found()
+        except Exception as error:  # the user's own code may raise anything
+            raise InputError(f"{text!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, nn.Module):
+        raise InputError(f"{text!r} made a {type(found).__name__}, not a torch.nn.Module")
+    return found.eval()
+
+
+def hugging_face() -> Any:
+    """The integration that knows folders of pretrained models; imported by those who have one."""
+    return importlib.import_module("depgraph.integrations.hugging_face")
+
+
+def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
+    """Example inputs from their descriptions, or from the model itself where there are none.
+
+    Args:
+        texts: each ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2
+            where no bound is given), or one ``package.module:function`` that returns example inputs.
+        model: asked for its own example inputs where `texts` is empty.
+        seed: of the random numbers.
+
+    Raises:
+        InputError: a description can't be read, or there is none and the model says nothing.
+    """
+    if not texts:
+        for name in OWN_EXAMPLES:
+            own = getattr(model, name, None)
+            if own is not None:
+                return own
+        raise InputError(
+            "no --input given, and the model does not say what it takes: --input 1x3x224x224, for one"
+        )
+    if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
+        return function(texts[0], "--input")()
+    dice = torch.Generator().manual_seed(seed)
+    positional: list[torch.Tensor] = []
+    named: dict[str, torch.Tensor] = {}
+    for text in texts:
+        found = INPUT.fullmatch(text)
+        if found is None:
+            raise InputError(
+                f"--input {text!r} can't be read: give a shape such as 1x3x224x224, input_ids=1x16:int64<1000, or package.module:function"
+            )
+        tensor = _random(found, dice)
+        if found["name"]:
+            named[found["name"]] = tensor
+        else:
+            positional.append(tensor)
+    if named and positional:
+        raise InputError("--input: either all have names (keyword arguments) or none has")
+    return named or tuple(positional)
+
+
+def _random(found: re.Match[str], dice: torch.Generator) -> torch.Tensor:
+    shape = [int(n) for n in found["shape"].split("x")]
+    dtype = getattr(torch, found["dtype"] or "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"--input {found[0]!r}: torch has no dtype {found['dtype']!r}")
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=dice).to(dtype)
+    bound = 2 if dtype == torch.bool or not found["bound"] else int(found["bound"])
+    return torch.randint(bound, shape, generator=dice).to(dtype)

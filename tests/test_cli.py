@@ -1,0 +1,187 @@
+"""The command line, as a user meets it: figures against direct calls, exit statuses, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import depgraph
+from depgraph.cli import main
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 22), nn.LayerNorm(22), nn.Linear(22, 3)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)).relu())
+
+
+class Told(Net):
+    example_input_array = torch.zeros(2, 5)
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def other():
+    torch.manual_seed(1)
+    return Net()
+
+
+def told():
+    return Told()
+
+
+def broken():
+    raise ValueError("no such file")
+
+
+def number():
+    return 3
+
+
+def score(model):
+    return -float(model.a.weight.detach().abs().sum())
+
+
+def inputs():
+    return torch.ones(2, 5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a module of the user's, which is the present one."""
+    (tmp_path / "mine.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("mine", None)
+    return tmp_path
+
+
+def data(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inspect_says_what_analyze_finds(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    found = data(capsys, "inspect", "mine:net", "-i", "2x5", "--html", "page.html")
+    (group,) = found["groups"]
+    assert (group["units"], group["modules"]) == (22, ["a", "b", "norm"])
+    assert [lock["params"] for lock in found["locks"]] == [3]
+    assert (own / "page.html").stat().st_size > 1000
+    assert main(["inspect", "mine:net", "-i", "2x5"]) == 0
+    text = capsys.readouterr().out
+    assert "22" in text
+    assert "model output" in text
+
+
+@pytest.mark.parametrize("inputs", [["-i", "2x5"], ["-i", "x=2x5:float32"], ["-i", "mine:inputs"]])
+def test_prune_save_show_verify_compare(
+    capsys: pytest.CaptureFixture[str], own: Path, inputs: list[str]
+) -> None:
+    """The saved model is what `prune` returns; the other commands say of it what is so."""
+    import mine
+
+    report = data(capsys, "prune", "mine:net", *inputs, "--max-params", "0.5", "-o", "small")
+    direct = depgraph.prune(mine.net().eval(), torch.randn(2, 5), max_params=0.5)
+    loaded = depgraph.load(mine.net, "small")
+    assert report["params"]["after"] == sum(p.numel() for p in loaded.parameters())
+    for name, tensor in direct.model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    shown = data(capsys, "show", "small")
+    after = {w["name"]: w["after"] for w in shown["widths"]}
+    assert after["a.weight"] == list(loaded.a.weight.shape)
+    assert data(capsys, "verify", "small", "--model", "mine:net", *inputs)["status"] == "equal"
+    assert main(["verify", "small", "--model", "mine:other", *inputs]) == 3  # other weights
+    capsys.readouterr()
+    compared = data(capsys, "compare", "mine:net", "small", *inputs)
+    assert compared["parameters"] == [report["params"]["before"], report["params"]["after"]]
+    assert {w["name"] for w in compared["widths"]} == set(after)
+    assert compared["latency [s]"][0] > 0
+
+
+def test_ratio_ignore_and_inputs_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    report = data(capsys, "prune", "mine:told", "--ratio", "0.5", "--round-to", "4", "--no-verify")
+    assert {tuple(w["after"]) for w in report["widths"]} >= {(12, 5), (3, 12)}
+    assert report["verification"]["status"] == "skipped"
+    assert main(["prune", "mine:told", "--ignore", "a"]) == 1
+    assert "no axis of this model can shrink" in capsys.readouterr().err
+
+
+def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    words = ["sweep", "mine:net", "-i", "2x5", "--ratios", "0.25,0.5", "--score", "mine:score"]
+    found = data(capsys, *words, "--file", "rows.jsonl", "--plot", "curve.png")
+    assert len(found["rows"]) >= 2
+    assert (own / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (own / "rows.jsonl").read_text().count("\n") >= 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["inspect", "mine"], "package.module:name"),
+        (["inspect", "nothing:net"], "importing nothing failed"),
+        (["inspect", "mine:missing"], "has no 'missing'"),
+        (["inspect", "mine:broken"], "no such file"),
+        (["inspect", "mine:number"], "not a torch.nn.Module"),
+        (["inspect", "mine:net"], "--input"),
+        (["inspect", "mine:net", "-i", "2by5"], "can't be read"),
+        (["inspect", "mine:net", "-i", "2x5:floatish"], "floatish"),
+        (["inspect", "mine:net", "-i", "2x7"], "could not be run"),
+        (["inspect", "mine:net", "-i", "x=2x5", "-i", "2x5"], "keyword"),
+        (["prune", "mine:net", "-i", "2x5", "--max-params", "0.01"], "can't be reached"),
+        (["prune", "mine:net", "-i", "2x5", "--importance", "best"], "best"),
+        (["show", "nowhere"], "nowhere"),
+    ],
+)
+def test_refusals_are_one_message(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1, the reason on standard error, nothing on standard output, no traceback unless asked for."""
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+    main(["--traceback", *words])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_wrong_command_lines_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["prune"], ["dance"], ["prune", "mine:net", "--scope", "everything"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+    with pytest.raises(SystemExit) as end:
+        main(["prune", "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "--max-macs" in out
+    assert "exit status" in out
+
+
+def test_as_a_program(own: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "depgraph", "inspect", "mine:net", "-i", "2x5", "--json"],
+        capture_output=True, text=True, timeout=300, check=True, env={**os.environ, "PYTHONPATH": str(Path(depgraph.__file__).parent.parent)},
+    )  # fmt: skip
+    assert json.loads(run.stdout)["groups"][0]["units"] == 22
+
+
+def test_completion_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    assert "depgraph" in capsys.readouterr().out
