@@ -51,20 +51,19 @@ class Pruned:
 
 RANDOM = Method("depgraph", "random", {"importance": "random"})
 MAGNITUDE = Method("depgraph", "l1", {"importance": "l1"})
+_RECOVERED: dict[str, Any] = {"recover": "auto"}
 RECIPES = [
     Method(
-        "depgraph",
-        "OBS, local, recover",
-        {"importance": "obs", "scope": "local", "recover": "auto"},
-        data=True,
+        "depgraph", "OBS, global, recover", {"importance": "obs", "scope": "global"} | _RECOVERED, data=True
     ),
     Method(
-        "depgraph", "L2, local, recover", {"importance": "l2", "scope": "local", "recover": "auto"}, data=True
+        "depgraph", "OBS, local, recover", {"importance": "obs", "scope": "local"} | _RECOVERED, data=True
     ),
+    Method("depgraph", "L2, local, recover", {"importance": "l2", "scope": "local"} | _RECOVERED, data=True),
     Method(
         "depgraph",
         "L2, local, eights, recover",
-        {"importance": "l2", "scope": "local", "round_to": 8, "recover": "auto"},
+        {"importance": "l2", "scope": "local", "round_to": 8} | _RECOVERED,
         data=True,
     ),
 ]
