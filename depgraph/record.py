@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -196,6 +197,16 @@ class Recorder:
             self.tensors[name] = node
         self.remember(tensor, node)
         return node
+
+    def forget_other_runs(self) -> None:
+        """Sizes that a cache of the user's code kept from an earlier run are plain numbers in this one."""
+
+        def own(expr: sizes.Expr) -> bool:
+            return all(node.graph is self.graph for node in sizes.nodes_in(expr))
+
+        self.comparisons = [c for c in self.comparisons if own(c[1]) and own(c[2])]
+        self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
+        self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]
 
     def escape(self, values: Any, text: str) -> None:
         """The tensors in `values` go where they can't be followed: every axis of theirs stays, because of `text`."""

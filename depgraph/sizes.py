@@ -298,6 +298,13 @@ def attributes_in(expr: Expr) -> set[Expr]:
     return {expr} if expr[0] == "attr" else attributes_in(expr[1]) | attributes_in(expr[2])
 
 
+def nodes_in(expr: Expr) -> set[Any]:
+    """The nodes whose dims an expression depends on."""
+    if not isinstance(expr, tuple) or expr[0] == "attr":
+        return set()
+    return {expr[1]} if expr[0] == "dim" else nodes_in(expr[1]) | nodes_in(expr[2])
+
+
 def is_plain_object(value: Any) -> bool:
     """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
     return (

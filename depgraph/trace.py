@@ -190,6 +190,7 @@ def _run(
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
+    recorder.forget_other_runs()
     return Trace(
         graph=recorder.graph,
         outputs=outputs,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
+from oracle import assert_equal_to_masked
 from torch import nn
 
 import depgraph
@@ -69,3 +71,36 @@ def test_encoder_layers_are_counted_though_torch_has_one_kernel_for_them():
     tokens, products = 2 * 7, 12 * 36 + 12 * 12 + 2 * 12 * 20
     assert report["macs"]["before"] >= tokens * products
     assert report["macs"]["after"] < report["macs"]["before"]
+
+
+@functools.lru_cache(maxsize=4)
+def remembered(width: int) -> int:
+    """What a cache of the user's code keeps from one run to the next."""
+    return width * 2
+
+
+class Remembering(nn.Module):
+    """Computes a size in a function that remembers its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 14), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(y.reshape(remembered(y.shape[0]), -1))
+
+
+def test_sizes_that_a_cache_kept_from_another_run() -> None:
+    """They belong to a graph that is gone: a second analysis takes them for plain numbers, and stays right."""
+    remembered.cache_clear()
+    model, x = Remembering().double().eval(), torch.randn(2, 5).double()
+    first = depgraph.analyze(model, x)
+    again = depgraph.analyze(model, x)
+    assert [g.units for g in first.groups] == [g.units for g in again.groups]
+    for ratio in (0.3, 0.5):
+        try:
+            result = depgraph.prune(model, x, pruning_ratio=ratio)
+        except depgraph.NothingToPruneError:
+            continue
+        assert_equal_to_masked(model, result, x)
