@@ -21,6 +21,7 @@ from .origin import undescribed
 from .plan import Plan
 from .recover.result import Recovery
 from .select import Selection
+from .select.uniform import ties
 from .verify import Verification
 
 
@@ -142,7 +143,10 @@ class Report:
         """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
         if not self.graph.groups:
             return []
-        selection = Selection(self.graph, {id(g.axis): np.ones(g.units) for g in self.graph.groups})
+        further = ties(self.graph) if self.plan.asked.get("uniform") else ()
+        selection = Selection(
+            self.graph, {id(g.axis): np.ones(g.units) for g in self.graph.groups}, ties=further
+        )
         return [(self.graph.by_axis[a].name, why) for a, why in selection.locked.items()]
 
     @property

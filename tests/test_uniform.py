@@ -117,6 +117,9 @@ def test_the_class_builds_the_result_from_its_config(kind: type[Encoder], how: d
     assert config != Config()
     assert config.inner == 17 or "pruning_ratio" not in how
     assert config.hidden == 24 if kind is Encoder else config.hidden < 24
+    assert bool(result.report.locked) == (
+        kind is Encoder
+    )  # its heads, which only the config's one width holds
     assert_equal_to_masked(model, result, x)
 
 
