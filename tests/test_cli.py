@@ -185,3 +185,10 @@ def test_completion_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
     assert main(["completion", "bash"]) == 0
     assert "depgraph" in capsys.readouterr().out
+
+
+def test_the_package_carries_its_types_and_its_page() -> None:
+    """Type checkers look for `py.typed`; the page's template is data of the package."""
+    folder = Path(depgraph.__file__).parent
+    assert (folder / "py.typed").is_file()
+    assert (folder / "page.html").is_file()
