@@ -144,7 +144,7 @@ def _configs(pruned: Sequence[Row]) -> list[str]:
         return points
     return [
         *points,
-        f"in {len(torn)} of {len(pruned)} no config can say the smaller model's shapes, since layers built from one "
+        f"in {len(torn)} of {len(pruned)} no config can say all sizes and numbers of the smaller model, since layers built from one "
         f"field have several sizes ({', '.join(torn[:12])}{' ...' if len(torn) > 12 else ''}); in the others it does",
     ]
 
