@@ -25,7 +25,7 @@ from ..store import load, load_plans, save
 from ..store.document import open_folder
 from ..sweep import sweep as sweep_model
 from ..verify import verify as verify_values
-from .sources import function, hugging_face, inputs_of, model_of
+from .sources import function, inputs_of, model_of, pretrained
 
 DONE, DIFFERENT = 0, 3
 
@@ -101,7 +101,7 @@ def prune(options: argparse.Namespace) -> int:
     )
     lost: list[str] = []
     if options.out and options.pretrained:
-        lost = hugging_face().save_pretrained(result, options.out)
+        lost = pretrained().save_pretrained(result, options.out)
     elif options.out:
         save(result, options.out)
     if options.html:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..integrations import PRETRAINED
 
 INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+?)(?:<(?P<bound>\d+))?)?")
 OWN_EXAMPLES = ("example_input_array", "dummy_inputs")  # attributes by which models say what they take
@@ -58,7 +59,7 @@ def model_of(text: str) -> nn.Module:
         InputError: there is no such thing, it raises, or it is no module.
     """
     if os.path.isdir(text):
-        return hugging_face().from_folder(text)
+        return pretrained().from_folder(text)
     found = named_object(text, "the model")
     if not isinstance(found, nn.Module):
         if not callable(found):
@@ -72,9 +73,9 @@ def model_of(text: str) -> nn.Module:
     return found.eval()
 
 
-def hugging_face() -> Any:
+def pretrained() -> Any:
     """The integration that knows folders of pretrained models; imported by those who have one."""
-    return importlib.import_module("depgraph.integrations.hugging_face")
+    return importlib.import_module(PRETRAINED)
 
 
 def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:

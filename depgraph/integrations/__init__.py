@@ -1,1 +1,3 @@
-"""What knows of other libraries. Nothing here is imported by the rest of depgraph."""
+"""What knows of other libraries. Nothing here is imported by the rest of depgraph, but by name where a user asks for it."""
+
+PRETRAINED = "depgraph.integrations.hugging_face"  # folders of pretrained models
