@@ -33,7 +33,7 @@ import torch
 from benchmarks.real import cases, latency, report
 from benchmarks.real.case import Case
 from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, prune, renorm, rivals
-from depgraph.cost import count_macs, parameter_count
+from depgraph.costs.cost import count_macs, parameter_count
 
 Row = dict[str, Any]
 

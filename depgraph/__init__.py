@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from . import pictures
-from .build import build_plan
-from .calibration import Batch, Calibration
-from .cost import CostModel, count_macs, measure_latency, parameter_count
+from .costs.cost import CostModel, count_macs, measure_latency, parameter_count
+from .data.calibration import Batch, Calibration
 from .errors import (
     BudgetError,
     DepgraphError,
@@ -17,28 +15,30 @@ from .errors import (
     UnknownOpError,
     VerificationError,
 )  # fmt: skip
-from .graph import DependencyGraph, Frozen, Group, Member
-from .html import write_html
+from .exploring import pictures
+from .exploring.html import write_html
+from .exploring.sensitivity import Sensitivity, sensitivity
+from .exploring.sweep import Row, Sweep, sweep
+from .grouping.graph import DependencyGraph, Frozen, Group, Member
+from .grouping.propagate import propagate
 from .importance import L1, scores_of
 from .inputs import Examples
-from .optimizer import apply_to_optimizer
-from .plan import Cut, Plan
-from .propagate import propagate
+from .planning.build import build_plan
+from .planning.plan import Cut, Plan
+from .planning.surgery import apply
+from .proof.verify import Verification, verify
 from .prune import PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
-from .regularise import GroupLasso, GrowingRegularisation, Slimming
 from .report import Report
-from .rewind import rewind
 from .rules import Site, equation, op_rule
-from .schedule import GradualPruner, GradualResult, prune_gradually
 from .select import Budget, Scope, choose
-from .sensitivity import Sensitivity, sensitivity
 from .store import load, load_plans, save
-from .surgery import apply
-from .sweep import Row, Sweep, sweep
-from .trace import trace
-from .train import Training, distill, finetune
-from .verify import Verification, verify
+from .tracing.trace import trace
+from .training.optimizer import apply_to_optimizer
+from .training.regularise import GroupLasso, GrowingRegularisation, Slimming
+from .training.rewind import rewind
+from .training.schedule import GradualPruner, GradualResult, prune_gradually
+from .training.train import Training, distill, finetune
 
 __version__ = "0.1.0"
 __all__ = [

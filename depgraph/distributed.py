@@ -19,18 +19,18 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from .calibration import Calibration
+from .data.calibration import Calibration
 from .errors import DepgraphError, InputError
-from .graph import DependencyGraph, Group
+from .grouping.graph import DependencyGraph, Group
 from .importance import CRITERIA, Importance, scores_of
 from .importance.criterion import normalisation
-from .plan import Plan
+from .planning.plan import Plan
+from .planning.surgery import apply
 from .prune import PruneResult, analyze
 from .prune import prune as prune_alone
 from .report import Report
-from .surgery import apply
-from .tensors import named_tensors
-from .wrappers import inner_name, wrapped_like
+from .tracing.tensors import named_tensors
+from .tracing.wrappers import inner_name, wrapped_like
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
-from .sizes import is_plain_object
+from .tracing.sizes import is_plain_object
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -10,32 +10,33 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from . import axes, cost
-from .axes import Reason
-from .budgets import Targets, check_budgets, read_budgets
-from .build import build_plan, freeze_unwritable_literals
-from .calibration import Calibration, Loss
+from .costs import cost
+from .costs.budgets import Targets, check_budgets, read_budgets
+from .costs.latency import latencies
+from .data.calibration import Calibration, Loss
 from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
-from .graph import DependencyGraph
+from .exploring.score import Score, score_of
+from .grouping import axes
+from .grouping.axes import Reason
+from .grouping.graph import DependencyGraph
+from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, Scores, scores_of
 from .importance.criterion import normalisation
 from .inputs import each_example
-from .latency import latencies
-from .lineage import plans_of
-from .origin import undescribed
-from .plan import Plan
-from .propagate import propagate
+from .planning.build import build_plan, freeze_unwritable_literals
+from .planning.lineage import plans_of
+from .planning.origin import undescribed
+from .planning.plan import Plan
+from .planning.surgery import apply
+from .proof.verify import Verification
+from .proof.verify import verify as verify_values
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
-from .score import Score, score_of
 from .select import Block, Masks, Request, Scope, nothing_text
-from .surgery import apply
-from .tensors import named_tensors, take_values, tensor_leaves
-from .trace import trace
-from .verify import Verification
-from .verify import verify as verify_values
-from .wrappers import check_changeable
+from .tracing.tensors import named_tensors, take_values, tensor_leaves
+from .tracing.trace import trace
+from .tracing.wrappers import check_changeable
 
 # Arguments of `prune` that a plan remembers, where they are numbers or names.
 ASKED = (
@@ -128,9 +129,9 @@ def prune(
             budgets that are given hold together.
         max_macs: at most so many multiply-accumulates of one forward pass, likewise.
         max_bytes: at most so many bytes of parameters and buffers, likewise, or "3MB".
-        max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `latency.py`).
+        max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `costs/latency.py`).
         max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
-            `memory.py`).
+            `costs/memory.py`).
         importance: a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a
             function from a `Group` to one score per unit; the lowest go first.
         scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as

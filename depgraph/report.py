@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from . import axes, cost
-from .axes import Reason
-from .graph import DependencyGraph
-from .origin import undescribed
-from .plan import Plan
+from .costs import cost
+from .grouping import axes
+from .grouping.axes import Reason
+from .grouping.graph import DependencyGraph
+from .planning.origin import undescribed
+from .planning.plan import Plan
+from .proof.verify import Verification
 from .recover.result import Recovery
 from .select import Selection
 from .select.uniform import ties
-from .verify import Verification
 
 
 def reachable(graph: DependencyGraph) -> dict[str, float]:

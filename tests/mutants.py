@@ -33,11 +33,11 @@ from zoo_entry import Entry, image, tokens, vector, words
 
 import depgraph
 from depgraph import rules
-from depgraph.axes import Axis
+from depgraph.grouping.axes import Axis
 from depgraph.rules import REGISTRY, Site
 
 RULES_FOLDER = str(Path(rules.__file__).parent)
-PRUNE, PROPAGATE = sys.modules["depgraph.prune"], sys.modules["depgraph.propagate"]
+PRUNE, PROPAGATE = sys.modules["depgraph.prune"], sys.modules["depgraph.grouping.propagate"]
 
 # ------------------------------------------------------------------------------------------------ what can be broken
 
@@ -736,8 +736,8 @@ class Subject:
         return members, relations, [
             sorted(str((k, plain(sizes.reduce(p, graph.free)))) for k, p in sizes.attributes.items()),
             [plain(sizes.reduce(x.target, graph.free)) for x in sizes.literals], sorted(graph.state.renumbered),
-            [(plain(depgraph.axes.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
-            [plain(p) for _, factors in graph.state.work for p in [depgraph.axes.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
+            [(plain(depgraph.grouping.axes.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
+            [plain(p) for _, factors in graph.state.work for p in [depgraph.grouping.axes.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
         ]  # fmt: skip
 
     @cached_property

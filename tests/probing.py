@@ -26,19 +26,19 @@ from oracle import is_inexact, live_elements_only, mark_live_, true_zeros
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from depgraph import axes
-from depgraph.axes import ATOM, RAGGED, Axis
-from depgraph.plan import Cut
-from depgraph.propagate import Dims, propagate
-from depgraph.size_uses import SizeUse
-from depgraph.trace import Trace
+from depgraph.grouping import axes
+from depgraph.grouping.axes import ATOM, RAGGED, Axis
+from depgraph.grouping.propagate import Dims, propagate
+from depgraph.planning.plan import Cut
+from depgraph.tracing.size_uses import SizeUse
+from depgraph.tracing.trace import Trace
 
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class Size:
-    """A number among the arguments that repeats a size, as `depgraph.size_uses.SizeUse` says it of traced calls.
+    """A number among the arguments that repeats a size, as `depgraph.tracing.size_uses.SizeUse` says it of traced calls.
 
     It counts the indices of a dim of result `out`, or those of argument `of` that stand before its value (from the end,
     where it is negative). `partly`: it counts so in a result too. With `dim` None it repeats what the rule says that it

@@ -191,4 +191,4 @@ def test_the_package_carries_its_types_and_its_page() -> None:
     """Type checkers look for `py.typed`; the page's template is data of the package."""
     folder = Path(depgraph.__file__).parent
     assert (folder / "py.typed").is_file()
-    assert (folder / "page.html").is_file()
+    assert (folder / "exploring" / "page.html").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from depgraph.cost import count_macs
+from depgraph.costs.cost import count_macs
 
 
 def test_work_does_not_depend_on_the_kernel():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.html import page_data, write_html
+from depgraph.exploring.html import page_data, write_html
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import depgraph
-from depgraph.calibration import Calibration
+from depgraph.data.calibration import Calibration
+from depgraph.data.observe import consumers, observe
+from depgraph.data.watch import Call, Watch
 from depgraph.errors import InputError
-from depgraph.observe import consumers, observe
-from depgraph.watch import Call, Watch
 
 RECURRENT = ("lstm", "gru", "rnn")
 
@@ -137,7 +137,7 @@ def test_windows_come_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch):
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 9 * 5, 2)).eval()
     batch = torch.randn(4, 3, 11, 7)
     whole = observed(model, [batch], batch)["0.weight"]
-    monkeypatch.setattr("depgraph.patches.PIECE", 3 * 9 * 5 * 2)  # two lines of five windows
+    monkeypatch.setattr("depgraph.data.patches.PIECE", 3 * 9 * 5 * 2)  # two lines of five windows
     sizes = []
     graph = depgraph.analyze(model, batch)
     pieces = []
@@ -264,7 +264,7 @@ def test_consumers_say_which_dims_meet():
     assert (c.name, c.dim, c.contracted, c.width) == ("2.weight", 0, (1,), 7)
     assert (d.name, d.dim, d.contracted, d.width) == ("4.weight", 1, (1,), 63)
     unit = next(g.axis for g in graph.groups if g.units == 7)
-    assert depgraph.axes.positions(d.axis, unit).tolist() == [[9 * u + i for i in range(9)] for u in range(7)]
+    assert depgraph.grouping.axes.positions(d.axis, unit).tolist() == [[9 * u + i for i in range(9)] for u in range(7)]
     assert b.activation is a.node
 
 

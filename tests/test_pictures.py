@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph import pictures
-from depgraph.pictures import AFTER, BEFORE, ROLES, short
+from depgraph.exploring.pictures import AFTER, BEFORE, ROLES, short
 from depgraph.report import Layer
 
 pytest.importorskip("matplotlib")

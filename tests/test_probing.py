@@ -12,10 +12,10 @@ from probing import Claim
 from probing_rows import ROWS
 from test_rules import POINTWISE, overloads
 
-from depgraph.axes import Axis, concat, product
-from depgraph.propagate import Site
-from depgraph.record import WHOLE, is_composite
+from depgraph.grouping.axes import Axis, concat, product
+from depgraph.grouping.propagate import Site
 from depgraph.rules import REGISTRY
+from depgraph.tracing.record import WHOLE, is_composite
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter"),

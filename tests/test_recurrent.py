@@ -8,7 +8,7 @@ from torch import nn
 from zoo import ZOO
 
 import depgraph
-from depgraph.cost import CostModel, count_macs
+from depgraph.costs.cost import CostModel, count_macs
 
 
 def widths(name: str) -> list[int]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from depgraph import rules
-from depgraph.record import WHOLE, is_composite
 from depgraph.rules import registry
+from depgraph.tracing.record import WHOLE, is_composite
 
 POINTWISE = "aten::pointwise"  # the key of the rule for every op that torch tags as pointwise
 

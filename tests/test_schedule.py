@@ -18,7 +18,7 @@ from zoo import ZOO
 import depgraph
 from depgraph import GradualPruner, prune_gradually, rewind
 from depgraph.errors import BudgetError, InputError, PlanError
-from depgraph.ramps import RAMPS, ramp_of
+from depgraph.training.ramps import RAMPS, ramp_of
 
 
 class Net(nn.Module):

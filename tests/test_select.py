@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import depgraph
-from depgraph.build import build_plan
-from depgraph.cost import byte_cost, byte_count, count_macs, mac_cost, parameter_cost, parameter_count
+from depgraph.costs.cost import byte_cost, byte_count, count_macs, mac_cost, parameter_cost, parameter_count
+from depgraph.costs.latency import LatencyTable
+from depgraph.costs.memory import measure_memory, memory_cost
+from depgraph.costs.size_table import SizeTable
 from depgraph.errors import BudgetError, InputError
-from depgraph.latency import LatencyTable
-from depgraph.memory import measure_memory, memory_cost
+from depgraph.planning.build import build_plan
 from depgraph.select import Budget, Scope, choose
 from depgraph.select.normalise import normalised
-from depgraph.size_table import SizeTable
 
 
 class Chain(nn.Module):
@@ -295,7 +295,7 @@ def test_a_budget_of_ones_own() -> None:
     table = SizeTable(graph)
     for name in ("layers.0.bias", "layers.1.bias"):
         table.add(graph.dims(name))
-    cost = depgraph.cost.Total(table)
+    cost = depgraph.costs.cost.Total(table)
     scores = by_layer(graph, ramp(11), ramp(13), ramp(17))
     masks = choose(graph, scores, budgets=[Budget("width", cost, 10)])
     lost = gone(graph, masks)
@@ -379,9 +379,11 @@ def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatc
         return 1e-9 * count_macs(m, x) ** 1.2 + 1e-6
 
     rows = lambda m, _: {f"layers.{i}": seconds(m) / 4 for i in range(4)}  # noqa: E731
-    monkeypatch.setattr("depgraph.budgets.latencies", lambda models, _: [seconds(m) for m in models])
-    monkeypatch.setattr("depgraph.budgets.measure_rows", rows)
-    monkeypatch.setattr("depgraph.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref))
+    monkeypatch.setattr("depgraph.costs.budgets.latencies", lambda models, _: [seconds(m) for m in models])
+    monkeypatch.setattr("depgraph.costs.budgets.measure_rows", rows)
+    monkeypatch.setattr(
+        "depgraph.costs.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref)
+    )
     result = depgraph.prune(model, x, max_latency=0.5)
     assert 0.95 * 0.5 <= seconds(result.model) / seconds(model) <= 0.5
     text = f"{seconds(model) * 0.4 * 1e6:.3f}us"

@@ -15,8 +15,8 @@ from test_sweep import Agreement, Net, Tall
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.exploring.sweep import ScoredOnce
 from depgraph.importance import CRITERIA
-from depgraph.sweep import ScoredOnce
 
 GROUPS = ["stem.weight:0", "up.weight:0", "wide.weight:0"]
 
@@ -80,7 +80,7 @@ def test_groups_by_name(net: nn.Module, x: Tensor) -> None:
 def test_only_the_first_plan_of_each_group_is_verified(
     net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("depgraph.sensitivity")
+    module = importlib.import_module("depgraph.exploring.sensitivity")
     verified, verify = [], module.verify_values
 
     def counted(model: nn.Module, small: nn.Module, plan: depgraph.Plan, inputs: Any) -> Any:
@@ -97,7 +97,7 @@ def test_only_the_first_plan_of_each_group_is_verified(
 def test_a_plan_that_does_not_verify_is_no_score(
     net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("depgraph.sensitivity")
+    module = importlib.import_module("depgraph.exploring.sensitivity")
 
     def refuse(model: nn.Module, small: nn.Module, plan: depgraph.Plan, inputs: Any) -> Any:
         if "up.bias" in plan.cuts:

@@ -12,7 +12,7 @@ from oracle import assert_equal_to_masked
 from torch import nn
 
 import depgraph
-from depgraph.sizes import Size, expression
+from depgraph.tracing.sizes import Size, expression
 
 WIDTH = ("attr", "", "width")
 

@@ -25,7 +25,7 @@ from torch.nn.utils import prune as masking
 from zoo_entry import ready
 
 import depgraph
-from depgraph.tensors import tensor_leaves
+from depgraph.tracing.tensors import tensor_leaves
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
-from depgraph.records import digest
+from depgraph.exploring.records import digest
 
 
 class Net(nn.Module):
@@ -110,7 +110,7 @@ def test_what_is_frozen_meanwhile_is_free_again(net: nn.Module, x: Tensor) -> No
     graph = depgraph.analyze(net, x)
     groups = list(graph.groups)
     with graph.unfreezing():
-        graph.freeze([groups[0].axis], depgraph.axes.Reason("is frozen for a while"))
+        graph.freeze([groups[0].axis], depgraph.grouping.axes.Reason("is frozen for a while"))
         assert groups[0].axis.frozen is not None
         assert len(graph.groups) == len(groups) - 1
     assert graph.groups == groups
@@ -192,7 +192,7 @@ def test_a_sweep_has_the_figures_of_direct_calls(net: nn.Module, x: Tensor) -> N
     assert [figures(r) for r in found.rows] == [expected(net, x, score, **a) for a in asked]
     assert len({figures(r) for r in found.rows}) == 4
     assert figures(found.dense) == (
-        depgraph.parameter_count(net), depgraph.count_macs(net, x), depgraph.cost.byte_count(net), 0.0,
+        depgraph.parameter_count(net), depgraph.count_macs(net, x), depgraph.costs.cost.byte_count(net), 0.0,
     )  # fmt: skip
     assert all(1e-6 < (r.latency or 0) < 1 for r in (found.dense, *found.rows))
     assert found.to_dict()["rows"][1]["params"] == found.rows[1].params
@@ -208,7 +208,7 @@ def test_each_model_takes_turns_with_the_dense_one(
         pairs.append([depgraph.parameter_count(m) for m in models])
         return [0.7 / len(pairs), 0.1][: len(models)]
 
-    monkeypatch.setattr(importlib.import_module("depgraph.sweep"), "latencies", latencies)
+    monkeypatch.setattr(importlib.import_module("depgraph.exploring.sweep"), "latencies", latencies)
     found = depgraph.sweep(net, x, (0.3, 0.6), score=Agreement(net, x))
     assert pairs == [[found.dense.params], *([found.dense.params, r.params] for r in found.rows)]
     assert (found.dense.latency, found.dense.speedup) == (0.7, 1.0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import depgraph
 from depgraph import distill, finetune
 from depgraph.errors import InputError
-from depgraph.train import soft_loss
+from depgraph.training.train import soft_loss
 
 
 def small_net() -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depgraph.cost import count_macs, parameter_count
+from depgraph.costs.cost import count_macs, parameter_count
 
 Batches = list[tuple[Any, Any]]
 

@@ -13,18 +13,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .. import cost
+from ..costs import cost
+from ..costs.latency import latencies
 from ..errors import VerificationError
-from ..html import write_html
-from ..latency import latencies
-from ..plan import Plan
+from ..exploring.html import write_html
+from ..exploring.sweep import sweep as sweep_model
+from ..planning.plan import Plan
+from ..proof.verify import verify as verify_values
 from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
 from ..store import load, load_plans, save
 from ..store.document import open_folder
-from ..sweep import sweep as sweep_model
-from ..verify import verify as verify_values
 from .sources import function, inputs_of, model_of, pretrained
 
 DONE, DIFFERENT = 0, 3

@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ..calibration import Calibration
+from ..data.calibration import Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph, Group
+from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared

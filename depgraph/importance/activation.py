@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibration import Calibration
-from ..consumers import Consumer
-from ..graph import DependencyGraph, Group
-from ..watch import Call
+from ..data.calibration import Calibration
+from ..data.consumers import Consumer
+from ..data.watch import Call
+from ..grouping.graph import DependencyGraph, Group
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
 from .readers import matrices, readers, run

@@ -8,9 +8,9 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration import Calibration
+from ..data.calibration import Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph, Group, Member, Role
+from ..grouping.graph import DependencyGraph, Group, Member, Role
 
 Scores = npt.NDArray[np.float64]
 Importance = Callable[[Group], Any]  # scores [units]: a numpy array or a tensor

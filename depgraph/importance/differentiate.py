@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..calibration import Batch, Calibration
+from ..data.calibration import Batch, Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph
+from ..grouping.graph import DependencyGraph
 from ..inputs import map_tensors
-from ..tensors import all_tensors, skeleton, tensor_leaves
-from ..wrappers import eagerly
+from ..tracing.tensors import all_tensors, skeleton, tensor_leaves
+from ..tracing.wrappers import eagerly
 from .sums import moved_from
 
 Aliases = dict[str, nn.Parameter]

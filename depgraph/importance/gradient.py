@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..calibration import Calibration
+from ..data.calibration import Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph, Group
+from ..grouping.graph import DependencyGraph, Group
 from .criterion import Scores, checked_roles, counted, needed
 from .differentiate import Aliases, Gradients, again, differentiate
 from .sums import Entry, MemberSums, values_of

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibration import Calibration
-from ..consumers import Consumer
-from ..graph import DependencyGraph, Indices
-from ..watch import Call
+from ..data.calibration import Calibration
+from ..data.consumers import Consumer
+from ..data.watch import Call
+from ..grouping.graph import DependencyGraph, Indices
 from .readers import Reader, blocks, is_convolution, matrices, run
 
 Tensor = torch.Tensor

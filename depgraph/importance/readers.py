@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import axes
-from ..calibration import Calibration
-from ..consumers import Consumer, consumers
-from ..graph import DependencyGraph, Indices
-from ..watch import Call, Watch
+from ..data.calibration import Calibration
+from ..data.consumers import Consumer, consumers
+from ..data.watch import Call, Watch
+from ..grouping import axes
+from ..grouping.graph import DependencyGraph, Indices
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibration import Calibration
+from ..data.calibration import Calibration
 from ..errors import InputError
-from ..graph import DependencyGraph, Group, Indices
+from ..grouping.graph import DependencyGraph, Group, Indices
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
 from .moments import observed

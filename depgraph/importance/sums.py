@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from ..errors import InputError
-from ..graph import DependencyGraph, Group, Member
-from ..propagate import VALUES_KEPT
+from ..grouping.graph import DependencyGraph, Group, Member
+from ..grouping.propagate import VALUES_KEPT
 from .criterion import Scores
 
 CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache

@@ -14,9 +14,9 @@ from torch import nn
 
 from ..errors import DepgraphError, InputError, PlanError
 from ..inputs import map_tensors
-from ..plan import Plan
+from ..planning.plan import Plan
 from ..prune import analyze
-from ..schedule import GradualPruner, GradualResult
+from ..training.schedule import GradualPruner, GradualResult
 
 
 class Regulariser(Protocol):

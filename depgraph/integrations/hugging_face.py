@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..planning.surgery import INTERNALS
 from ..prune import PruneResult
 from ..store import load, save
-from ..surgery import INTERNALS
-from ..tensors import held_tensors, named_tensors
+from ..tracing.tensors import held_tensors, named_tensors
 
 STOCK = ("config.json", "generation_config.json")
 

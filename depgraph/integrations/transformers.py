@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import DepgraphError, InputError, PlanError
-from ..score import in_eval_mode
-from ..train import soft_loss
+from ..exploring.score import in_eval_mode
+from ..training.train import soft_loss
 from .hosted import Hosted
 
 try:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibration import Batch, Calibration
+from ..data.calibration import Batch, Calibration
+from ..data.watch import prepared, twin
 from ..errors import InputError
-from ..graph import DependencyGraph
+from ..grouping.graph import DependencyGraph
+from ..grouping.propagate import propagate
 from ..inputs import each_example
-from ..plan import Plan
-from ..propagate import propagate
-from ..tensors import output_leaves
-from ..trace import trace
-from ..watch import prepared, twin
+from ..planning.plan import Plan
+from ..tracing.tensors import output_leaves
+from ..tracing.trace import trace
 from .changes import Changes
 from .compensation import compensate
 from .pairs import Pair, pairs

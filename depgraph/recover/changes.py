@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..tensors import named_tensors
+from ..tracing.tensors import named_tensors
 from .lockstep import Run
 from .pairs import Pair
 

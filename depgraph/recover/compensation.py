@@ -14,9 +14,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..calibration import Batch
+from ..data.calibration import Batch
+from ..data.watch import Call, Watch
 from ..progress import track
-from ..watch import Call, Watch
 from .changes import Changes
 from .pairs import Pair
 from .result import LayerRecovery, Recovery

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibration import Batch
-from ..consumers import Consumer
-from ..watch import Call, Enough, Watch
+from ..data.calibration import Batch
+from ..data.consumers import Consumer
+from ..data.watch import Call, Enough, Watch
 
 
 class Run:

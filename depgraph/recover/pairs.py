@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ..consumers import Consumer, consumers
-from ..layout import Layout, is_convolution, layout_of
-from ..plan import Plan
-from ..propagate import Product, Propagation, leaves_of
-from ..trace import Node
+from ..data.consumers import Consumer, consumers
+from ..data.layout import Layout, is_convolution, layout_of
+from ..grouping.propagate import Product, Propagation, leaves_of
+from ..planning.plan import Plan
+from ..tracing.trace import Node
 
 Tensor = torch.Tensor
 LARGEST = 1 << 29  # entries of a parameter whose positions are carried along

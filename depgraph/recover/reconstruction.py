@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from ..layout import Runs, slices
-from ..watch import Call
+from ..data.layout import Runs, slices
+from ..data.watch import Call
 from .pairs import Pair
 from .result import LayerRecovery
 from .solve import Sums, wide

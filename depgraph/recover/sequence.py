@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..calibration import Batch
+from ..data.calibration import Batch
+from ..data.watch import Call, Watch, prepared
 from ..progress import track
-from ..watch import Call, Watch, prepared
 from .changes import Changes
 from .lockstep import Run
 from .pairs import Pair

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..calibration import Batch
+from ..data.calibration import Batch
+from ..data.watch import prepared, twin
 from ..progress import track
-from ..watch import prepared, twin
 from .changes import Changes
 from .result import LayerRecovery, Recovery
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..axes import product
-from ..propagate import Dims, Site
+from ..grouping.axes import product
+from ..grouping.propagate import Dims, Site
 from .registry import rule
 
 KEYS = "ranges over the keys of an attention"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..axes import Axis
-from ..propagate import Dims, Site
+from ..grouping.axes import Axis
+from ..grouping.propagate import Dims, Site
 from .registry import contract_as, equation, rule
 
 rule("mm")(equation("nk,km->nm", weight=1))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..axes import RAGGED, Axis, product
-from ..propagate import Dims, Site
+from ..grouping.axes import RAGGED, Axis, product
+from ..grouping.propagate import Dims, Site
 from .registry import rule
 
 

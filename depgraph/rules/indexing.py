@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..axes import Axis
-from ..propagate import Dims, Site
+from ..grouping.axes import Axis
+from ..grouping.propagate import Dims, Site
 from .registry import rule
 
 PICKED = "is indexed by a tensor"

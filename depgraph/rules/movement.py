@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..axes import Axis, concat, product
-from ..propagate import Dims, Site
+from ..grouping.axes import Axis, concat, product
+from ..grouping.propagate import Dims, Site
 from .registry import rule
 
 

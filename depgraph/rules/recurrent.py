@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..axes import Axis, concat
-from ..propagate import Dims, Site
+from ..grouping.axes import Axis, concat
+from ..grouping.propagate import Dims, Site
 from .registry import rule
 
 PACKED = "ranges over the steps of a packed batch"

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..axes import Axis
 from ..errors import InputError
-from ..propagate import Dims, Site, leaves_of
+from ..grouping.axes import Axis
+from ..grouping.propagate import Dims, Site, leaves_of
 
 Rule = Callable[[Site], Any]
 REGISTRY: dict[str, Rule] = {}

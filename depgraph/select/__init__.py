@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..cost import byte_cost, mac_cost, parameter_cost
-from ..graph import DependencyGraph
+from ..costs.cost import byte_cost, mac_cost, parameter_cost
+from ..grouping.graph import DependencyGraph
 from ..importance import Scores
-from ..plan import Plan
+from ..planning.plan import Plan
 from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
 from .factors import choose_factors

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..axes import ATOM, Axis, Polynomial
-from ..graph import Group
+from ..grouping.axes import ATOM, Axis, Polynomial
+from ..grouping.graph import Group
 from ..importance import Scores
 from .floors import Floors
 from .moves import Move, least_moves

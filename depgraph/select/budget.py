@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..cost import Cost
+from ..costs.cost import Cost
+from ..costs.size_table import Floats, Integers
 from ..errors import BudgetError
-from ..graph import DependencyGraph
-from ..size_table import Floats, Integers
+from ..grouping.graph import DependencyGraph
 from .scope import Field
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..errors import InputError, listed
-from ..graph import DependencyGraph, Group
-from ..plan import Plan
+from ..grouping.graph import DependencyGraph, Group
+from ..planning.plan import Plan
 
 
 def lost_units(graph: DependencyGraph, earlier: Plan | None) -> dict[int, int]:

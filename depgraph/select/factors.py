@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from ..axes import ATOM, PRODUCT, Axis, Polynomial, Reason
-from ..graph import DependencyGraph, Group
+from ..grouping.axes import ATOM, PRODUCT, Axis, Polynomial, Reason
+from ..grouping.graph import DependencyGraph, Group
 
 Tie = tuple[Polynomial, Reason]  # a polynomial in counts that must stay zero, and why
 Choice = tuple[list[Group], list[Polynomial], dict[int, str]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..axes import ATOM, CONCAT, Axis, atoms
-from ..graph import DependencyGraph
+from ..grouping.axes import ATOM, CONCAT, Axis, atoms
+from ..grouping.graph import DependencyGraph
 
 
 class Floors:

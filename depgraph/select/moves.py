@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import gcd, lcm
 
-from ..axes import Axis, Polynomial
+from ..grouping.axes import Axis, Polynomial
 
 Move = dict[int, int]  # axis id -> how many units it takes
 

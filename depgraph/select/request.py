@@ -8,9 +8,9 @@ from math import isfinite
 from typing import Any
 
 from ..errors import BudgetError, InputError, NothingToPruneError
-from ..graph import DependencyGraph
+from ..grouping.graph import DependencyGraph
 from ..importance import Scores
-from ..plan import Plan
+from ..planning.plan import Plan
 from .budget import Budget, nothing_text
 from .earlier import lost_units
 from .normalise import NORMALISATIONS

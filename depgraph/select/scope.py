@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from ..graph import NAMING, DependencyGraph, Group, named
+from ..grouping.graph import NAMING, DependencyGraph, Group, named
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import axes
-from ..axes import RAGGED, Polynomial
-from ..graph import DependencyGraph
+from ..costs.size_table import Floats, Integers
+from ..grouping import axes
+from ..grouping.axes import RAGGED, Polynomial
+from ..grouping.graph import DependencyGraph
 from ..importance import Scores
-from ..size_table import Floats, Integers
 from .blocks import Block, Sequencer, find_blocks
 from .budget import Budget, meet
 from .factors import Tie, choose_groups

@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import nn
 
-from .. import axes
-from ..axes import ATOM, Axis, Polynomial, Reason
-from ..described import Described, described
-from ..graph import DependencyGraph
-from ..origin import Key, evaluate
-from ..sizes import Expr, attributes_in
+from ..grouping import axes
+from ..grouping.axes import ATOM, Axis, Polynomial, Reason
+from ..grouping.described import Described, described
+from ..grouping.graph import DependencyGraph
+from ..planning.origin import Key, evaluate
+from ..tracing.sizes import Expr, attributes_in
 from .factors import Tie
 
 ONE: Polynomial = {(): 1}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError, StoreError, listed
-from ..plan import Plan
-from ..plan_json import LARGEST, as_data, is_whole, parse, read
+from ..planning.plan import Plan
+from ..planning.plan_json import LARGEST, as_data, is_whole, parse, read
 from .folders import checked
 from .weights import DTYPES, FILE, NAMES, Entry, differences, is_dense
 

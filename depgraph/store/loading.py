@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import DepgraphError, StoreError, listed
-from ..plan import Plan
-from ..sizes import holders, is_plain_object
-from ..surgery import INTERNALS, apply, assign, put, recompute
-from ..tensors import named_tensors
+from ..planning.plan import Plan
+from ..planning.surgery import INTERNALS, apply, assign, put, recompute
+from ..tracing.sizes import holders, is_plain_object
+from ..tracing.tensors import named_tensors
 from .document import Document, open_folder
 from .factory import build, left_on_meta, resolved, takes_config
 from .weights import Entry, read

@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import InputError, StoreError, listed
-from ..lineage import plans_of
-from ..origin import built_from
-from ..plan import Plan
+from ..planning.lineage import plans_of
+from ..planning.origin import built_from
+from ..planning.plan import Plan
+from ..planning.surgery import put
 from ..prune import PruneResult
-from ..sizes import holders
-from ..surgery import put
-from ..tensors import held_tensors, named_tensors
-from ..wrappers import inner_name
+from ..tracing.sizes import holders
+from ..tracing.tensors import held_tensors, named_tensors
+from ..tracing.wrappers import inner_name
 from .document import FILE_NAME, Document
 from .folders import replacing
 from .weights import MODEL, NAMES, OTHER, write

@@ -1,0 +1,179 @@
+"""Seconds of a forward pass on this machine, as a function of how many units each group keeps.
+
+A table of measured layers. The model and a few uniformly pruned copies of it are run, and each call of a module is
+timed, less the calls inside it. A row is a module; what it is looked up by is its work at given widths: multiply-
+accumulates, and bytes that its ops write. Between measured points the seconds are interpolated, beyond them continued.
+
+The table knows nothing of how layers follow each other, and odd widths may be slower than it thinks: a pruned model is
+measured afresh, and planned again with what the table was wrong by, until it is within the budget (`budgets.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..grouping.graph import DependencyGraph
+from ..inputs import each_example
+from .size_table import Floats, Integers, SizeTable
+
+RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed
+LONG = 0.4  # seconds that a measurement of one model takes, where 10 to 100 passes fit
+MAC_BYTES = 0.25  # a multiply-accumulate takes about as long as moving so many bytes: it only places widths on one line
+
+
+class LatencyTable:
+    """Seconds of one forward pass at given counts: the sum of its rows.
+
+    Row r has measured points (work, seconds), ascending in work; work is ``macs * MAC_BYTES + bytes written``.
+    """
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        """Rows for the modules of `graph`, without points: see `add`."""
+        work = [(n, f) for n, f in graph.state.work if not n.meta.get("training")]
+        made = [n for n in graph.trace.graph.nodes if n.op == "call_function" and "dtype" in n.meta]
+        made = [n for n in made if not n.meta.get("training")]
+        self.paths = list(dict.fromkeys(n.meta["module"] for n in [*made, *(n for n, _ in work)]))
+        self.row = {path: i for i, path in enumerate(self.paths)}
+        rows = len(self.paths)
+        self.macs, self.written = SizeTable(graph, rows), SizeTable(graph, rows)
+        for n, factors in work:
+            self.macs.add(factors, row=self.row[n.meta["module"]])
+        for n in made:
+            self.written.add(graph.state.dims[n][0], n.meta["dtype"].itemsize, self.row[n.meta["module"]])
+        self.points: list[tuple[Floats, Floats]] = []  # [rows] work, [rows] seconds
+
+    def add(self, counts: Integers, seconds: Mapping[str, float]) -> None:
+        """A measured model: seconds by module path, at `counts`."""
+        times = np.array([seconds.get(path, 0.0) for path in self.paths])
+        self.points.append((self._work(counts), times))
+
+    def value(self, counts: Integers) -> float:
+        """Seconds at `counts`."""
+        return float(self._rows(counts)[0].sum())
+
+    def slopes(self, counts: Integers) -> Floats:
+        """How fast they grow with each count."""
+        rate = self._rows(counts)[1]
+        return self.macs.slopes(counts, rate * MAC_BYTES) + self.written.slopes(counts, rate)
+
+    def _work(self, counts: Integers) -> Floats:
+        return (self.macs.values(counts) * MAC_BYTES + self.written.values(counts)).astype(np.float64)
+
+    def _rows(self, counts: Integers) -> tuple[Floats, Floats]:
+        """[rows] seconds at `counts`, and by how much they grow with the work."""
+        at = self._work(counts)
+        work, seconds = (np.stack([p[k] for p in self.points], axis=1) for k in (0, 1))  # [rows, points]
+        order = np.argsort(work, axis=1, kind="stable")
+        work, seconds = np.take_along_axis(work, order, 1), np.take_along_axis(seconds, order, 1)
+        seconds = np.maximum.accumulate(seconds, axis=1)  # less work is not slower: what says so is noise
+        right = np.clip((work < at[:, None]).sum(1), 1, work.shape[1] - 1)
+        index = np.arange(len(at))
+        x0, x1 = work[index, right - 1], work[index, right]
+        y0, y1 = seconds[index, right - 1], seconds[index, right]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(x1 > x0, (y1 - y0) / (x1 - x0), 0.0)
+        return np.maximum(y0 + rate * (at - x0), 0.0), rate
+
+
+def measure_rows(model: nn.Module, example_inputs: Any) -> dict[str, float]:
+    """Median seconds that each module spends in itself in one forward pass, by path; together they are `latencies`."""
+    (whole,) = latencies([model], example_inputs)
+    runs: list[dict[str, float]] = []
+    with _timed(model) as rows:
+        for _ in _passes(whole):
+            rows.clear()
+            _run(model, example_inputs)
+            runs.append(dict(rows))
+    paths = {path for run in runs for path in run}
+    found = {path: float(np.median([run.get(path, 0.0) for run in runs])) for path in paths}
+    total = sum(found.values())
+    return {path: t * whole / total for path, t in found.items()} if total else found
+
+
+def latencies(models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
+    """Median seconds of one forward pass (of one on each of `Examples`) of each model, in eval mode without gradients."""
+    return [float(np.median(found)) for found in _in_turns(models, example_inputs)]
+
+
+def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any) -> float:
+    """How long a pass of `model` takes, in passes of `reference`: the median over pairs that follow each other.
+
+    What else the machine does slows both of a pair alike.
+    """
+    one, other = _in_turns([model, reference], example_inputs)
+    return float(np.median(np.divide(one, other)))
+
+
+def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:
+    """Seconds of each pass of each model; the models take turns."""
+    times: list[list[float]] = [[] for _ in models]
+    training = [[m for m in model.modules() if m.training] for model in models]
+    try:
+        for model in models:
+            model.eval()
+        slowest = max(min(_run(model, example_inputs) for _ in range(3)) for model in models)
+        for _ in _passes(slowest):
+            for model, found in zip(models, times, strict=True):
+                found.append(_run(model, example_inputs))
+    finally:
+        for module in (m for found in training for m in found):
+            module.training = True
+    return times
+
+
+def _passes(seconds: float) -> Iterable[int]:
+    return range(max(10, min(100, math.ceil(LONG / max(seconds, 1e-6)))))
+
+
+def _run(model: nn.Module, example_inputs: Any) -> float:
+    """Seconds of one pass."""
+    with torch.no_grad():
+        start = time.perf_counter()
+        for args, kwargs in each_example(example_inputs):
+            model(*args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+@contextmanager
+def _timed(model: nn.Module) -> Iterator[dict[str, float]]:
+    """While this lasts, seconds that each module of `model` spends in itself are added up in the dict it gives."""
+    paths = {id(m): path for path, m in model.named_modules()}
+    training = [m for m in model.modules() if m.training]
+    original = nn.Module.__call__
+    rows: dict[str, float] = {}
+    inner = [0.0]
+    wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = paths.get(id(self))
+        if path is None:
+            return original(self, *args, **kwargs)
+        inner.append(0.0)
+        wait()
+        start = time.perf_counter()
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            wait()
+            spent = time.perf_counter() - start
+            rows[path] = rows.get(path, 0.0) + spent - inner.pop()
+            inner[-1] += spent
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    model.eval()
+    try:
+        yield rows
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+        for module in training:
+            module.training = True

@@ -1,0 +1,130 @@
+"""Sums of products of sizes, as functions of how many indices each free axis keeps.
+
+Everything that a plan is charged for is such a sum: parameters, multiply-accumulates, bytes of a tensor. A table has
+one sum a row; it is evaluated at once for all rows, and so are its slopes, which say what one unit of an axis costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..grouping import axes
+from ..grouping.axes import Axis
+from ..grouping.graph import DependencyGraph
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class SizeTable:
+    """Rows of sums of ``constant * product of sizes``; sizes are polynomials in the counts of the free axes."""
+
+    def __init__(self, graph: DependencyGraph, rows: int = 1) -> None:
+        """`rows` empty sums over the free axes of `graph`."""
+        self.free = graph.free
+        self.index = {a: i for i, a in enumerate(self.free)}
+        self.full: Integers = np.array([axis.size for axis in self.free.values()], dtype=np.int64)
+        self.rows = rows
+        self._fixed = [0] * rows
+        self._sizes: dict[int, int] = {}  # id of an axis that varies -> its number
+        self._constant: dict[int, int] = {}  # id of an axis that does not -> its size
+        self._alive: list[Axis] = []
+        self._monomials: list[tuple[int, int, tuple[int, ...]]] = []  # size, coefficient, free axes
+        self._terms: list[tuple[int, int, list[int]]] = []  # row, constant, sizes
+        self._compiled: _Compiled | None = None
+
+    def add(self, dims: Sequence[Axis | int | None], scale: int = 1, row: int = 0) -> None:
+        """Add `scale` times the product of `dims` to a row; a dim of None has size 1."""
+        constant, varying = scale, []
+        for dim in dims:
+            if isinstance(dim, Axis):
+                size, number = self._size(dim.find())
+                constant *= size
+                varying += number
+            elif dim is not None:
+                constant *= int(dim)
+        if varying:
+            self._terms.append((row, constant, varying))
+        else:
+            self._fixed[row] += constant
+        self._compiled = None
+
+    def _size(self, axis: Axis) -> tuple[int, list[int]]:
+        """The size of an axis that does not vary and [], or 1 and [the number of one that does]."""
+        key = id(axis)
+        if key not in self._sizes and key not in self._constant:
+            self._alive.append(axis)
+            p = axes.count(axis, self.free)
+            if set(p) <= {()}:
+                self._constant[key] = p.get((), 0)
+            else:
+                number = self._sizes[key] = len(self._sizes)
+                self._monomials += [(number, n, tuple(self.index[a] for a in t)) for t, n in p.items()]
+        return (self._constant[key], []) if key in self._constant else (1, [self._sizes[key]])
+
+    def vector(self, counts: Mapping[int, int]) -> Integers:
+        """`counts` by axis id as a vector over the free axes."""
+        return np.array([counts[a] for a in self.free], dtype=np.int64)
+
+    def values(self, counts: Integers) -> Integers:
+        """[rows] int64: every sum at `counts` ([free axes])."""
+        return self._table().values(counts)
+
+    def slopes(self, counts: Integers, weights: Floats) -> Floats:
+        """[free axes]: how fast the sum of the rows, weighted by `weights` ([rows]), grows with each count."""
+        return self._table().slopes(counts, weights)
+
+    def _table(self) -> _Compiled:
+        if self._compiled is None:
+            self._compiled = _Compiled(self)
+        return self._compiled
+
+
+class _Compiled:
+    """The same as arrays, padded with a last size (and a last count) that is 1."""
+
+    def __init__(self, table: SizeTable) -> None:
+        self.rows, self.fixed = table.rows, np.array(table._fixed, dtype=np.int64)
+        self.numbers, self.coefficients, self.atoms = _padded(table._monomials, len(table.full))
+        self.owners, self.constants, self.factors = _padded(table._terms, len(table._sizes))
+        self.count = len(table._sizes)
+
+    def sizes(self, counts: Integers) -> Integers:
+        out = np.zeros(self.count + 1, dtype=np.int64)
+        np.add.at(out, self.numbers, self.coefficients * np.append(counts, 1)[self.atoms].prod(1))
+        out[-1] = 1
+        return out
+
+    def values(self, counts: Integers) -> Integers:
+        out = self.fixed.copy()
+        np.add.at(out, self.owners, self.constants * self.sizes(counts)[self.factors].prod(1))
+        return out
+
+    def slopes(self, counts: Integers, weights: Floats) -> Floats:
+        weight = weights[self.owners] * self.constants
+        per_size = _product_slopes(self.sizes(counts).astype(float), self.factors, weight)
+        weight = per_size[self.numbers] * self.coefficients
+        return _product_slopes(np.append(counts, 1).astype(float), self.atoms, weight)[:-1]
+
+
+def _padded(terms: Sequence[tuple[int, int, Sequence[int]]], one: int) -> tuple[Integers, Integers, Integers]:
+    """(owners [n], constants [n], factors [n, most factors]) of n terms; `one` fills the places of missing factors."""
+    width = max((len(t[2]) for t in terms), default=1)
+    factors = np.full((len(terms), width), one, dtype=np.int64)
+    for i, (_, _, found) in enumerate(terms):
+        factors[i, : len(found)] = found
+    owners, constants = (np.array([t[k] for t in terms], dtype=np.int64) for k in (0, 1))
+    return owners, constants, factors
+
+
+def _product_slopes(sizes: Floats, factors: Integers, weights: Floats) -> Floats:
+    """[sizes]: the derivative of the weighted sum of products of `sizes` by each size."""
+    found = sizes[factors]
+    out = np.zeros(len(sizes))
+    for column in range(factors.shape[1]):
+        others = np.delete(found, column, axis=1).prod(1)
+        np.add.at(out, factors[:, column], weights * others)
+    return out

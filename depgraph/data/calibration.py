@@ -1,0 +1,144 @@
+"""Calibration: the batches that data-driven criteria and recovery run the model on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..inputs import each_example, map_tensors, split_inputs
+from ..progress import track
+from ..tracing.tensors import tensor_leaves
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: the arguments of the model's forward, and the target that a loss compares its output with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any = None
+
+    def copy(self) -> Batch:
+        """The same with tensors of its own: a model may write into what it is given."""
+        args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)
+        return Batch(args, kwargs, self.target)
+
+
+class Calibration:
+    """Batches of inputs, or of (inputs, target) pairs, that can be gone through any number of times.
+
+    Each batch has the form of `example_inputs` (a tensor, a tuple of positional arguments or a dict of keyword
+    arguments), or is a pair of that and a target. A pair is told from two positional arguments by the example: where
+    forward takes two tensors itself, two are two arguments, unless a loss is given, which needs targets.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        example_inputs: Any,
+        loss: Loss | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Read nothing yet; an iterator that can be read only once is kept as a list when it is first read.
+
+        Args:
+            batches: a list, a `DataLoader` ...; a single batch must be put into a list.
+            example_inputs: as given to `prune`; they say what a batch looks like, and on which device.
+            loss: ``loss(output, target)`` -> scalar tensor. Without one, criteria that need a loss take ``output.loss``
+                or ``output["loss"]``, where the model returns one.
+            progress: as for `progress.track`.
+
+        Raises:
+            InputError: `batches` is no iterable of batches.
+        """
+        if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+            raise InputError(
+                f"calibration must be an iterable of batches, not {type(batches).__name__}: put a single batch into a list"
+            )
+        self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
+        args, kwargs = each_example(example_inputs)[0]
+        self._inputs = len(args) if not kwargs else None
+        self._device = next((t.device for t in tensor_leaves((args, kwargs))), torch.device("cpu"))
+        self.loss, self.progress = loss, progress
+
+    def __len__(self) -> int:
+        """Number of batches, where it is known."""
+        return len(self._batches) if isinstance(self._batches, Sized) else 0
+
+    def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
+        """Each batch, checked, its tensors copied (a model may write into them).
+
+        Raises:
+            InputError: there are none, one lies on another device than the example inputs, or holds NaN or infinity.
+        """
+        empty = True
+        for i, given in enumerate(track(self._batches, text, self.progress)):
+            empty = False
+            yield self._checked(given, i)
+        if empty:
+            raise InputError("calibration is empty: give at least one batch of inputs")
+
+    def loss_of(self, output: Any, batch: Batch) -> torch.Tensor:
+        """The loss of the model's `output` on `batch`: a scalar.
+
+        Raises:
+            InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
+        """
+        return loss_value(self.loss, output, batch.target)
+
+    def _checked(self, given: Any, position: int) -> Batch:
+        inputs, target = self._split(given)
+        try:
+            args, kwargs = split_inputs(inputs)
+        except InputError as error:
+            raise InputError(f"calibration batch {position}: {error}") from error
+        for tensor in tensor_leaves((args, kwargs)):
+            if tensor.device != self._device:
+                raise InputError(
+                    f"calibration batch {position} lies on {tensor.device}, the example inputs on {self._device}: "
+                    "move the batches to the model's device"
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"calibration batch {position} holds NaN or infinite values")
+        args, kwargs = map_tensors((args, kwargs), torch.clone)
+        return Batch(args, kwargs, target)
+
+    def _split(self, given: Any) -> tuple[Any, Any]:
+        """(inputs, target or None) of one batch: see the class."""
+        pair = isinstance(given, (tuple, list)) and len(given) == 2
+        if pair and (self.loss is not None or self._inputs != 2 or not isinstance(given[0], torch.Tensor)):
+            return given[0], given[1]
+        if self.loss is not None:
+            raise InputError(
+                f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
+            )
+        return given, None
+
+
+def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
+    """The loss of a model's `output`: ``loss(output, target)``, or without one what the output brings as ``loss``.
+
+    Raises:
+        InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
+    """
+    if loss is not None:
+        value = loss(output, target)
+    else:
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if own is None:
+            raise InputError(
+                "this needs a loss, and the model returns none: give loss=... (a function of output and target, such "
+                "as torch.nn.functional.cross_entropy) and batches that are pairs (inputs, target)"
+            )
+        value = own
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
+    if not bool(torch.isfinite(value.detach())):
+        raise InputError(f"the loss of a batch is {float(value.detach())}: are weights and data finite?")
+    return value

@@ -1,0 +1,1 @@
+"""Curves, scans, pictures and pages to choose by."""

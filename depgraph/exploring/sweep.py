@@ -1,0 +1,320 @@
+"""The trade-off curve: one model pruned to many ratios or budgets, each scored."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ..costs import cost
+from ..costs.budgets import check_budgets
+from ..costs.latency import latencies
+from ..data.calibration import Calibration
+from ..errors import DepgraphError, InputError
+from ..grouping.graph import DependencyGraph, Group
+from ..importance import CRITERIA, Importance, Scores, scores_of
+from ..importance.criterion import normalisation
+from ..progress import track
+from ..prune import analyze, as_module, prune
+from ..select import Request
+from . import pictures
+from .records import Records, name_of
+from .score import Score, score_of
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BUDGETS = ("max_macs", "max_params", "max_bytes", "max_memory", "max_latency")
+Key = tuple[str, float | str]
+OWN = ("pruning_ratio", "score", "graph", "inplace", "latency", "progress")  # not to be handed on to `prune`
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a sweep.
+
+    Attributes:
+        argument, value: what `prune` was asked: ``"pruning_ratio", 0.3`` or ``"max_latency", "12ms"``; ``"dense", 0`` is
+            the model as given.
+        params, macs, bytes: of the model; MACs are those of one forward pass.
+        latency: median seconds of one forward pass on this machine; None where it was not measured.
+        score: what the score function gave.
+        error: why there is no such model, or no score of it; what could not be had is None then.
+        speedup: how many times faster than the dense model, which took turns with it.
+    """
+
+    argument: str
+    value: float | str
+    params: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    latency: float | None = None
+    score: float | None = None
+    error: str | None = None
+    speedup: float | None = None
+
+    @property
+    def name(self) -> str:
+        """``pruning_ratio=0.3``."""
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return "dense" if self.argument == "dense" else f"{self.argument}={value}"
+
+
+@dataclass
+class Sweep:
+    """What `sweep` measured; prints as a table.
+
+    Attributes:
+        dense: the model as it was given.
+        rows: the pruned models, in the order in which they were asked for.
+    """
+
+    dense: Row
+    rows: list[Row]
+
+    def smallest(self, drop: float, by: str = "macs") -> Row | None:
+        """The row with the least MACs whose score is at most `drop` below that of the dense model; None: there is none.
+
+        Args:
+            drop: in units of the score.
+            by: ``"macs"``, ``"params"``, ``"bytes"`` or ``"latency"``.
+
+        Raises:
+            InputError: `by` is none of these, or was not measured.
+        """
+        if by not in ("macs", "params", "bytes", "latency") or getattr(self.dense, by) is None:
+            raise InputError(
+                f"by must be a figure that was measured (macs, params, bytes, latency), not {by!r}"
+            )
+        least = (self.dense.score or 0.0) - drop
+        fine = [r for r in self.rows if r.error is None and r.score is not None and r.score >= least]
+        return min(fine, key=lambda r: getattr(r, by), default=None)
+
+    def left(self, row: Row, by: str) -> float | None:
+        """The share of the dense model's `by` ("macs", "params", "bytes" or "latency") that `row` has; None: unknown."""
+        if by == "latency":
+            return 1 / row.speedup if row.speedup else None
+        now, whole = getattr(row, by), getattr(self.dense, by)
+        return now / whole if now is not None and whole else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All rows as plain data."""
+        return {"dense": asdict(self.dense), "rows": [asdict(r) for r in self.rows]}
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw score against MACs, parameters and latency; see `pictures.trade_off`."""
+        return pictures.trade_off(self, path)
+
+    def __str__(self) -> str:
+        timed = self.dense.latency is not None
+        table = Table(title="sweep", title_justify="left", header_style="bold")
+        table.add_column("asked")
+        for heading in (
+            "parameters",
+            "left",
+            "MACs",
+            "left",
+            *(("ms", "speed-up") if timed else ()),
+            "score",
+            "change",
+        ):
+            table.add_column(heading, justify="right")
+        for row in (self.dense, *self.rows):
+            table.add_row(row.name, *self._cells(row, timed))
+        out = io.StringIO()
+        console = Console(file=out, width=110, highlight=False)
+        console.print(table)
+        for row in self.rows:
+            if row.error:
+                console.print(f"{row.name}: {row.error}", markup=False)
+        return out.getvalue().rstrip()
+
+    def _cells(self, row: Row, timed: bool) -> list[str]:
+        cells = []
+        for now, by in ((row.params, "params"), (row.macs, "macs")):
+            left = self.left(row, by)
+            cells += ["-", "-"] if left is None else [f"{now:,}", f"{left:.1%}"]
+        if timed:
+            seconds, speedup = row.latency, row.speedup
+            cells += ["-", "-"] if not seconds or not speedup else [f"{seconds * 1e3:.2f}", f"{speedup:.2f}x"]
+        if row.score is None:
+            return [*cells, "failed", ""]
+        return [*cells, f"{row.score:.4g}", f"{row.score - (self.dense.score or 0.0):+.3g}"]
+
+
+class ScoredOnce:
+    """A criterion that scores the groups of one graph once, however often they are asked for.
+
+    Attributes:
+        normalise: how the scores of different groups compare, as the criterion says.
+    """
+
+    def __init__(self, importance: str | Importance) -> None:
+        """`importance`: as for `prune`."""
+        self.importance = importance
+        named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
+        self.normalise = normalisation(named)  # type: ignore[arg-type]
+        self.graph: DependencyGraph | None = None
+        self.scores: dict[int, Scores] = {}
+
+    def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
+        """Score all groups of `graph`, unless that was the last one."""
+        if graph is not self.graph:
+            self.scores = scores_of(graph, self.importance, calibration=calibration)
+            self.graph = graph
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        return self.scores[id(group.axis)]
+
+
+def sweep(
+    model: nn.Module,
+    example_inputs: Any,
+    ratios: Sequence[float] | None = None,
+    *,
+    budgets: Mapping[str, Sequence[float | str]] | None = None,
+    score: Score,
+    file: str | os.PathLike[str] | None = None,
+    latency: bool = True,
+    progress: bool | None = None,
+    **prune_arguments: Any,
+) -> Sweep:
+    """Prune `model` to several ratios or budgets, each from the model as it is, and score what comes out.
+
+    The model is traced and its units are scored once; each row has its own plan, and is verified like any other. A row
+    that can't be had (a budget that can't be reached, a score that fails) says why, and the others go on.
+
+    Args:
+        model: any module; it stays as it is, also after an exception or Ctrl-C.
+        example_inputs: as for `prune`.
+        ratios: values of `pruning_ratio`; by default 0.1 to 0.9, where no `budgets` are given.
+        budgets: values for other arguments of `prune`: ``{"max_macs": (0.8, 0.6, 0.4), "max_params": (0.5,)}``.
+        score: ``score(model)`` -> a number, higher is better, called with each model in eval mode.
+        file: rows are appended to it as they come (JSON lines); those that it has already are not computed again, but
+            for rows that failed. It belongs to one model (its values), one set of example inputs, one score function
+            (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
+        latency: measure seconds of a forward pass on `example_inputs`, each model in turns with the dense one.
+        progress: a bar over the rows; None: on a terminal alone.
+        prune_arguments: handed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
+
+    Raises:
+        InputError: bad arguments, or `file` has rows of another run.
+        DepgraphError: what `analyze` raises; a score of the dense model that is no number.
+    """
+    asked = _asked(ratios, budgets, prune_arguments)
+    arguments = reusable(prune_arguments)
+    run = _Run(as_module(model), example_inputs, score, latency, arguments)
+    subject = {"kind": "sweep", "model": run.model, "example_inputs": example_inputs}
+    records = Records(file, {**subject, "score": name_of(score), "latency": latency, "arguments": arguments})
+    known = {(r["argument"], r["value"]): Row(**r) for r in records.rows if r["error"] is None}
+    for key in track([("dense", 0), *asked], "sweep", progress):
+        if key not in known:
+            known[key] = run.row(*key)
+            records.add(asdict(known[key]))
+    return Sweep(known["dense", 0], [known[key] for key in asked])
+
+
+@dataclass
+class _Run:
+    """What all rows of a sweep share."""
+
+    model: nn.Module
+    example_inputs: Any
+    score: Score
+    latency: bool
+    arguments: dict[str, Any]
+
+    @cached_property
+    def graph(self) -> DependencyGraph:
+        """The one trace."""
+        own = {k: v for k, v in self.arguments.items() if k in ("ignore", "strict")}
+        return analyze(self.model, self.example_inputs, **own)
+
+    @cached_property
+    def rest(self) -> dict[str, Any]:
+        """The arguments of `prune`, but for those of `analyze`; importances are computed once."""
+        rest = {k: v for k, v in self.arguments.items() if k not in ("ignore", "strict")}
+        return {**rest, "importance": ScoredOnce(rest.get("importance", "l1")), "progress": False}
+
+    def row(self, argument: str, value: float | str) -> Row:
+        """One row; what fails is said in it, but for bad arguments and a dense model that has no score."""
+        if argument == "dense":
+            return self._measured(argument, value, self.model, score_of(self.score, self.model))
+        graph = self.graph
+        try:
+            with graph.unfreezing():
+                asked = {**self.rest, argument: value}
+                small = prune(self.model, self.example_inputs, graph=graph, **asked).model
+        except InputError:
+            raise
+        except DepgraphError as error:
+            return Row(argument, value, error=f"{type(error).__name__}: {error}")
+        score, why = None, None
+        try:
+            score = score_of(self.score, small)
+        except Exception as error:  # noqa: BLE001  whatever the user's function raises for this model
+            why = f"{type(error).__name__}: {error}"
+        return self._measured(argument, value, small, score, why)
+
+    def _measured(
+        self,
+        argument: str,
+        value: float | str,
+        model: nn.Module,
+        score: float | None,
+        error: str | None = None,
+    ) -> Row:
+        seconds = speedup = None
+        if self.latency:
+            found = latencies(list(dict.fromkeys((self.model, model))), self.example_inputs)
+            seconds, speedup = found[-1], found[0] / found[-1]
+        macs = cost.count_macs(model, self.example_inputs)
+        params, size = cost.parameter_count(model), cost.byte_count(model)
+        return Row(argument, value, params, macs, size, seconds, score, error, speedup)
+
+
+def _asked(
+    ratios: Sequence[float] | None,
+    budgets: Mapping[str, Sequence[float | str]] | None,
+    arguments: Mapping[str, Any],
+) -> list[Key]:
+    """(argument, value) of each row, checked."""
+    if ratios is None:
+        ratios = () if budgets else RATIOS
+    names = inspect.signature(prune).parameters
+    for name in arguments:
+        if name not in names:
+            raise InputError(f"prune takes no argument {name!r}")
+        if name in OWN:
+            raise InputError(f"sweep has its own use of {name!r}: it can't be handed on to prune")
+    for name in budgets or ():
+        if name not in BUDGETS:
+            raise InputError(f"budgets can't hold {name!r}: give some of {', '.join(BUDGETS)}")
+    asked: list[Key] = [("pruning_ratio", r) for r in ratios]
+    asked += [(name, value) for name, values in (budgets or {}).items() for value in values]
+    if not asked:
+        raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
+    for name, value in asked:
+        if name in BUDGETS:
+            check_budgets(Request(), {name: value})
+        elif isinstance(value, (int, float)):
+            Request(value).check()
+        else:
+            raise InputError(f"ratios must be numbers between 0 and 1, not {value!r}")
+    return list(dict.fromkeys(asked))
+
+
+def reusable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` of `prune`, with a calibration that can be read any number of times."""
+    found = dict(arguments)
+    batches = found.get("calibration")
+    if isinstance(batches, Iterator):
+        found["calibration"] = list(batches)
+    return found

@@ -1,0 +1,1 @@
+"""The recorded run -> axes, groups and what is frozen."""

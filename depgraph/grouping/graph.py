@@ -1,0 +1,454 @@
+"""Propagation -> DependencyGraph: groups of units that can only be removed together, and what is frozen and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..data.layout import is_convolution, is_grouped, tokens
+from ..errors import InputError
+from ..planning.origin import Origins, origins
+from ..tracing.trace import Node, Trace
+from . import axes
+from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
+from .constraints import SizeSystem
+from .propagate import Dims, Product, Propagation, leaves_of
+from .siblings import follow_siblings
+
+Role = Literal["produces", "consumes", "scales"]
+Indices = npt.NDArray[np.int64]
+NAMING = (
+    "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
+    "named_parameters() print them"
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dim of a parameter or buffer that loses indices when units of a group go.
+
+    `indices[u]` are the positions on dim `dim` of tensor `name` that go with unit u ([units, k] int64). `rows` bounds
+    the entries to a block of dim 0 (grouped convolutions), else it is None.
+    """
+
+    name: str
+    dim: int
+    indices: Indices
+    role: Role
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """A maximal set of dims related through one axis; its units are the smallest removable sets of indices."""
+
+    axis: Axis
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def units(self) -> int:
+        """How many units the group has."""
+        return self.axis.size
+
+    @property
+    def name(self) -> str:
+        """``tensor:dim`` of its first producing member."""
+        first = next((m for m in self.members if m.role == "produces"), self.members[0])
+        return f"{first.name}:{first.dim}"
+
+    def __repr__(self) -> str:
+        return f"Group({self.name}, units={self.units}, members={len(self.members)})"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Indices of a tensor dim that can't be removed, and why."""
+
+    name: str
+    dim: int
+    count: int
+    reason: Reason
+
+
+class DependencyGraph:
+    """Groups, constraints and locks of one model.
+
+    Attributes:
+        trace: the recorded run.
+        groups: what can be removed, a `Group` each, largest first in the order of the model.
+        tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
+        constraints: polynomials in the counts of group axes that must stay 0.
+        followed: members of module lists that no run called, with the executed sibling whose axes they have.
+    """
+
+    def __init__(self, state: Propagation, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
+        """Read the atoms off `state`; `ignore`: names or globs of modules, parameters or buffers to leave alone."""
+        self.state = state
+        self.trace: Trace = state.trace
+        self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
+        self.model = model
+        self.followed = follow_siblings(state, model)
+        self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}
+        _ignore(self, ignore)
+        _hold_parametrized(self)
+        _mark_channels(state)
+        self.sizes = SizeSystem(state, model)
+        for sibling in self.followed:
+            self.sizes.follow(sibling.path, sibling.executed)
+        self.groups = self._find_groups()
+        self.by_axis = {id(g.axis): g for g in self.groups}
+        self._freeze_determined()
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def dims(self, name: str) -> Dims:
+        """The axes of the parameter or buffer `name`; empty for one that no trace reached."""
+        return self._dims.get(self.trace.aliases.get(name, name), [])
+
+    @cached_property
+    def _roles(self) -> dict[tuple[int, Node, int], Role]:
+        return _roles(self.state)
+
+    def output_dim(self, name: str) -> int:
+        """The dim of parameter `name` that it produces: its layer's width. 0 for one that only scales."""
+        node = self.trace.tensors.get(self.trace.aliases.get(name, name))
+        for d, axis in enumerate(self.dims(name)):
+            leaves = axes.atoms(axis) if axis is not None else []
+            if node is not None and any(self._roles.get((id(a), node, d)) == "produces" for a in leaves):
+                return d
+        return 0
+
+    @cached_property
+    def origins(self) -> Origins:
+        """What the numbers in the model were computed from, where it keeps what it was built from."""
+        return origins(self.model)
+
+    @property
+    def free(self) -> dict[int, Axis]:
+        """The axes of all groups by id."""
+        return {id(g.axis): g.axis for g in self.groups}
+
+    @property
+    def constraints(self) -> list[tuple[Polynomial, Reason]]:
+        """Polynomials in the counts of group axes that must stay zero, each with the reason."""
+        free = self.free
+        found = [(self.sizes.reduce(p, free), why) for p, why in self.sizes.constraints]
+        for parts, why in self.state.equal_counts:
+            counts = [axes.count(p, free) for p in parts]
+            found.extend((axes.minus(c, counts[0]), why) for c in counts[1:])
+        unique = {tuple(sorted(p.items())): (p, why) for p, why in found if p}
+        return list(unique.values())
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Every frozen part of every parameter and buffer dim, with its reason."""
+        found = []
+        for name, dims in self._dims.items():
+            for d, axis in enumerate(dims):
+                for atom in dict.fromkeys(axes.atoms(axis)) if axis is not None else ():
+                    if atom.frozen is not None:
+                        found.append(Frozen(name, d, atom.size, atom.frozen))
+        for name in self.trace.unreached:
+            for d, n in enumerate(self.tensors[name].shape):
+                found.append(
+                    Frozen(name, d, n, Reason("belongs to a tensor that the traced run did not use"))
+                )
+        return found
+
+    def freeze(self, found: Iterable[Axis], reason: Reason) -> None:
+        """Freeze axes after the fact (verification does) and drop their groups."""
+        for axis in found:
+            for atom in axes.atoms(axis):
+                atom.frozen = atom.frozen or reason
+        self.groups = [g for g in self.groups if g.axis.frozen is None]
+        self.by_axis = {id(g.axis): g for g in self.groups}
+
+    @contextmanager
+    def unfreezing(self) -> Iterator[None]:
+        """What `freeze` freezes in the meantime is free again afterwards: several plans start from one graph."""
+        groups = list(self.groups)
+        try:
+            yield
+        finally:
+            for group in groups:
+                group.axis.frozen = None
+            self.groups = groups
+            self.by_axis = {id(g.axis): g for g in groups}
+
+    def _freeze_determined(self) -> None:
+        """Freeze the axes whose count a constraint on nothing else determines, and what then follows."""
+        while True:
+            alone = [
+                (atoms, why) for p, why in self.constraints if len(atoms := {a for t in p for a in t}) == 1
+            ]
+            if not alone:
+                return
+            free = self.free
+            for atoms, why in alone:
+                self.freeze([free[a] for a in atoms], why)
+
+    def coupled(self, name: str, dim: int, indices: Iterable[int]) -> dict[str, torch.Tensor]:
+        """Everything that must go with `indices` of dim `dim` of tensor `name`.
+
+        Where an index is a combination of two axes (head, position in the head), the one is removed whose indices are
+        all given, else the one with the most units.
+
+        Args:
+            name: a parameter or buffer.
+            dim: which dim.
+            indices: positions on it.
+
+        Returns:
+            tensor name -> bool tensor of its shape, True where an entry must go.
+
+        Raises:
+            InputError: the tensor is unknown, an index is out of range, or frozen (the reason is given).
+        """
+        dims = self.dims(name)
+        if not dims or not -len(dims) <= dim < len(dims):
+            raise InputError(f"{name!r} has no dim {dim}, or no traced run used it")
+        axis = dims[dim]
+        size = 1 if axis is None else axis.size
+        wanted = np.zeros(size, dtype=bool)
+        given = np.asarray(list(indices), dtype=np.int64)
+        if given.size and (given.max() >= size or given.min() < -size):
+            raise InputError(f"indices of {name!r} dim {dim} must be below {size}")
+        wanted[given] = True
+        masks: dict[int, npt.NDArray[np.bool_]] = {}
+        candidates = sorted(
+            (a for a in dict.fromkeys(axes.atoms(axis)) if a.frozen is None) if axis else [],
+            key=lambda a: -a.size,
+        )
+        for whole in (True, False):
+            for atom in candidates:
+                at = axes.positions(axis, atom) if axis is not None else np.zeros((0, 0), dtype=np.int64)
+                hit = wanted[at].all(1) if whole else wanted[at].any(1)
+                if at.shape[1] and hit.any():
+                    masks[id(atom)] = masks.get(id(atom), np.ones(atom.size, dtype=bool)) & ~hit
+                    wanted[at[hit].reshape(-1)] = False
+        if wanted.any():
+            reasons = {str(a.frozen) for a in (axes.atoms(axis) if axis is not None else []) if a.frozen}
+            raise InputError(
+                f"{name!r} dim {dim} can't lose these indices: {'; '.join(sorted(reasons)) or 'size 1'}"
+            )
+        gone = {}
+        for other in self._dims:
+            mask = self.mask(other, masks)
+            if mask is not None:
+                gone[other] = ~mask
+        return gone
+
+    def keeps(
+        self, name: str, masks: dict[int, npt.NDArray[np.bool_]]
+    ) -> tuple[list[Indices | None], list[Indices] | None]:
+        """(kept indices per dim or None for all, kept indices of dim 1 per block of dim 0 or None) of tensor `name`."""
+        per_dim: list[Indices | None] = []
+        blocks: list[Indices] | None = None
+        for axis in self._dims[name]:
+            if axis is None:
+                per_dim.append(None)
+                continue
+            root = axis.find()
+            if root.kind == RAGGED:
+                kept = [axes.kept(p, masks) for p in root.parts]
+                if not all(k.all() for k in kept):
+                    blocks = [np.flatnonzero(k) for k in kept]
+                per_dim.append(None)
+                continue
+            mask = axes.kept(root, masks)
+            per_dim.append(None if mask.all() else np.flatnonzero(mask))
+        return per_dim, blocks
+
+    def mask(self, name: str, masks: dict[int, npt.NDArray[np.bool_]]) -> torch.Tensor | None:
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes."""
+        from ..planning.plan import Cut  # noqa: PLC0415
+
+        per_dim, blocks = self.keeps(name, masks)
+        if blocks is None and all(k is None for k in per_dim):
+            return None
+        return Cut(tuple(self.tensors[name].shape), tuple(per_dim), blocks).mask()
+
+    def to_networkx(self) -> nx.MultiGraph:
+        """A graph whose nodes are tensor dims (``"conv.weight:0"``) and groups, an edge where a group holds a dim."""
+        graph = nx.MultiGraph()
+        for name, dims in self._dims.items():
+            for d, axis in enumerate(dims):
+                atoms_ = axes.atoms(axis) if axis is not None else []
+                why = next((str(a.frozen) for a in atoms_ if a.frozen), None)
+                graph.add_node(f"{name}:{d}", kind="dim", size=1 if axis is None else axis.size, frozen=why)
+        for i, group in enumerate(self.groups):
+            node = f"group {i}"
+            graph.add_node(node, kind="group", units=group.units, name=group.name)
+            for m in group.members:
+                graph.add_edge(node, f"{m.name}:{m.dim}", role=m.role)
+        return graph
+
+    def lock_summary(self) -> Counter[Reason]:
+        """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
+        total: Counter[Reason] = Counter()
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point() or name in self.trace.held:
+                continue
+            dims = self._dims.get(name)
+            if dims is None:
+                total[Reason("belongs to a tensor that the traced run did not use")] += tensor.numel()
+                continue
+            leaves = [a for axis in dims if axis is not None for a in axes.atoms(axis)]
+            if leaves and all(a.frozen for a in leaves):
+                largest = max(leaves, key=lambda a: a.size)
+                total[largest.frozen or Reason("")] += tensor.numel()
+        return total
+
+    # ------------------------------------------------------------------------------------------------ building
+
+    def _find_groups(self) -> list[Group]:
+        groups: dict[int, Group] = {}
+        places: dict[int, list[tuple[Axis, Indices]]] = {}  # many tensors share an axis
+        roles = self._roles
+        for name, dims in self._dims.items():
+            node = self.trace.tensors[name]
+            for d, axis in enumerate(dims):
+                if axis is None:
+                    continue
+                root = axis.find()
+                whole = root.kind == RAGGED
+                pieces = enumerate(root.parts) if whole else [(0, root)]
+                rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
+                for b, piece in pieces:
+                    found = places.get(id(piece.find()))
+                    if found is None:
+                        found = places[id(piece.find())] = _places(piece.find())
+                    for atom, indices in found:
+                        if atom.frozen is not None:
+                            continue
+                        group = groups.setdefault(id(atom), Group(atom))
+                        role = roles.get((id(atom), node, d), "scales")
+                        bounds = (b * rows, (b + 1) * rows) if whole else None
+                        group.members.append(Member(name, d, indices, role, bounds))
+        return list(groups.values())
+
+
+def _places(axis: Axis) -> list[tuple[Axis, Indices]]:
+    """Each atom of `axis` with the positions of its units; linear in the size of `axis` for concatenations of atoms."""
+    if axis.kind == ATOM:
+        return [(axis, np.arange(axis.size, dtype=np.int64)[:, None])]
+    if axis.kind == CONCAT:
+        found: dict[int, tuple[Axis, list[Indices]]] = {}
+        offset = 0
+        for part in axis.parts:
+            for atom, at in _places(part.find()):
+                found.setdefault(id(atom), (atom, []))[1].append(at + offset)
+            offset += part.find().size
+        return [(a, ats[0] if len(ats) == 1 else np.concatenate(ats, axis=1)) for a, ats in found.values()]
+    return [(a, axes.positions(axis, a)) for a in dict.fromkeys(axes.atoms(axis))]
+
+
+def _roles(state: Propagation) -> dict[tuple[int, Node, int], Role]:
+    """(atom id, get_attr node, dim) -> role, from the contractions that each tensor takes part in."""
+    roles: dict[tuple[int, Node, int], Role] = {}
+    dims = {
+        node: [{id(a) for a in axes.atoms(axis)} if axis is not None else set() for axis in results[0]]
+        for node, results in state.dims.items()
+        if node.op == "get_attr"
+    }
+    for operand, produced, consumed in state.weights:
+        for leaf in leaves_of(operand):
+            for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
+                found = {id(a) for axis in axis_list if axis is not None for a in axes.atoms(axis)}
+                for d, own in enumerate(dims[leaf]):
+                    roles.update(dict.fromkeys([(a, leaf, d) for a in found & own], role))  # type: ignore[arg-type]
+    for product in state.products:  # a square weight on a stream has one axis on both sides
+        for d in _consumed_dims(product) if product.weight in dims else ():
+            others = set().union(*(own for e, own in enumerate(dims[product.weight]) if e != d))
+            for a in dims[product.weight][d] & others:
+                roles[a, product.weight, d] = "consumes"
+    return roles
+
+
+def _consumed_dims(product: Product) -> list[int]:
+    """Which dims of the weight operand are summed over."""
+    op, rank = product.node.target, len(product.weight.meta["shapes"][0])
+    if is_convolution(op):
+        return [0 if product.node.args[6] else 1]
+    if product.letters is None:
+        return [1] if is_grouped(op) else []
+    return [
+        d
+        for d, t in enumerate(tokens(product.letters[1], rank))
+        if t not in product.letters[2] and "." not in t
+    ]
+
+
+def _mark_channels(state: Propagation) -> None:
+    """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
+    for operand, produced, consumed in state.weights:
+        if leaves_of(operand):
+            for axis in (*produced, *consumed):
+                for atom in axes.atoms(axis) if axis is not None else ():
+                    atom.channel = True
+    reason = Reason("is no channel: no weight produces or consumes it (learned tokens, positions, buffers)")
+    for results in state.dims.values():
+        for dims in results:
+            for axis in dims:
+                for atom in axes.atoms(axis) if axis is not None else ():
+                    if not atom.channel and atom.frozen is None:
+                        atom.frozen = reason
+
+
+def _hold_parametrized(graph: DependencyGraph) -> None:
+    """Freeze the axes of a parametrized weight that its originals lack.
+
+    They come from a tensor of the parametrization's own (the base of an orthogonal matrix, say): the weight would
+    shrink and its original would not, and whatever the parametrization promises would no longer hold.
+    """
+    names = [*graph.tensors, *graph.trace.aliases]
+    for path, node in graph.trace.parametrized:
+        originals = [graph.dims(n) for n in names if n.startswith(f"{path}.original")]
+        known = {id(a) for dims in originals for axis in dims if axis is not None for a in axes.atoms(axis)}
+        reason = Reason("is no axis of the original that a parametrization makes this weight of", "", path)
+        for axis in graph.state.dims[node][0]:
+            for atom in axes.atoms(axis) if axis is not None else ():
+                if id(atom) not in known:
+                    atom.frozen = atom.frozen or reason
+
+
+def named(graph: DependencyGraph, pattern: str) -> tuple[set[str], bool]:
+    """The tensors that `pattern` names, and whether it names anything at all (a module without tensors, say).
+
+    A module path stands for all tensors in it, and so does each module whose path a glob matches.
+    """
+    modules = [path for path, _ in graph.model.named_modules(remove_duplicate=False)]
+    paths = {path for path in modules if fnmatchcase(path, pattern)}
+
+    def inside(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in paths for i in range(len(parts)))
+
+    hit = {n for n in (*graph.tensors, *graph.trace.aliases) if fnmatchcase(n, pattern) or inside(n)}
+    return hit, bool(hit or paths)
+
+
+def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
+    """Freeze every dim of the tensors that `patterns` name: a module path, a tensor name, or a glob of either."""
+    unknown = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hit, known = named(graph, pattern)
+        if not known:
+            unknown.append(pattern)
+        reason = Reason(f"is ignored as asked ({pattern!r})")
+        for name in hit:
+            for axis in graph.dims(name):
+                for atom in axes.atoms(axis) if axis is not None else ():
+                    atom.frozen = atom.frozen or reason
+    if unknown:
+        raise InputError(f"ignore names nothing in this model: {', '.join(map(repr, unknown))}\n{NAMING}")

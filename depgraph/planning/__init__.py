@@ -1,0 +1,1 @@
+"""What is chosen -> a plan, and a plan and a model -> a smaller model."""

@@ -1,0 +1,1 @@
+"""A smaller model against the original with the removed entries zeroed."""

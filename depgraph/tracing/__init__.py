@@ -1,0 +1,1 @@
+"""Model and example inputs -> the recorded run."""

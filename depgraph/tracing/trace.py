@@ -1,0 +1,211 @@
+"""Model and example inputs -> a torch.fx graph of the ATen calls that one run makes.
+
+The run happens on a skeleton of the model, a deep copy that shares its parameters, so it can't leave a mark on the
+user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
+every path that depends on data works. Where it becomes dearer than that, the run is begun anew on fake tensors, which
+cost no arithmetic and no memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..errors import InputError, TraceError
+from ..inputs import Arguments, each_example, map_tensors
+from . import sizes
+from .record import (
+    AtenMode,
+    Comparison,
+    Node,
+    PythonMode,
+    Recorder,
+    open_python_functions,
+    watch_functions,
+    watch_modules,
+)
+from .size_uses import ScalarUse, SizeUse
+from .tensors import all_tensors, named_tensors, output_leaves, skeleton, tensor_leaves
+from .wrappers import check_unsharded, eagerly
+
+PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
+
+
+@dataclass
+class Trace:
+    """What one run of the model recorded."""
+
+    graph: torch.fx.Graph
+    outputs: list[Node]
+    tensors: dict[
+        str, Node
+    ]  # canonical name of each parameter and buffer that the run used -> its get_attr node
+    aliases: dict[str, str]  # every other name of a tied parameter or buffer -> its canonical name
+    unreached: list[str]  # canonical names that the run did not use
+    constants: dict[str, torch.Tensor]
+    held: set[
+        str
+    ]  # names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them
+    values: dict[str, torch.Tensor]  # all of these by name; the user's own, not copies
+    size_uses: list[SizeUse]
+    scalar_uses: list[ScalarUse]
+    comparisons: list[Comparison]
+    reads: set[sizes.Expr]  # attributes that forward took numbers from, for whatever purpose
+    parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
+    escapes: list[
+        tuple[Node, str, str, str]
+    ]  # what can't be followed any further: why, in which module, where
+    fake: bool
+    tracked: bool
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Trace:
+    """Run `model` once in eval mode and record it.
+
+    Args:
+        model: any module; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these,
+            on each of which the model is run.
+
+    Raises:
+        InputError: there are no example inputs.
+        TraceError: the model rejects them; its own error is the cause.
+    """
+    examples = each_example(example_inputs)
+    if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
+        model = model.module()  # type: ignore[operator]
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
+        )
+    check_unsharded(model, [*model.parameters(), *model.buffers()])
+    failure: Exception | None = None
+    for fake, tracked, seconds in (
+        (False, True, PATIENCE),
+        (True, True, None),
+        (False, True, None),
+        (False, False, None),
+    ):
+        try:
+            found = _run(model, examples, fake, tracked, seconds)
+            return _reach_more(found, model, examples, fake, tracked)
+        except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
+            failure = error
+    raise TraceError(
+        f"the model could not be run on the example inputs: {type(failure).__name__}: {failure}\n"
+        "  fix: call model(*example_inputs) yourself first; pass a tuple for positional arguments, a dict for "
+        "keyword arguments, on the model's device"
+    ) from failure
+
+
+def _reach_more(
+    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool
+) -> Trace:
+    """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
+    missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
+    if not missing:
+        return found
+    try:
+        both = _run(model, examples, fake, tracked, train=True)
+    except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
+        return found
+    return both if missing - set(both.unreached) else found
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Torch logs a traceback for each op that fails on fake tensors; here a failure only means the next way to run."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _run(
+    model: nn.Module,
+    examples: list[Arguments],
+    fake: bool,
+    tracked: bool,
+    seconds: float | None = None,
+    train: bool = False,
+) -> Trace:
+    """Record a run on each example in eval mode, and with `train` all in train mode behind them.
+
+    On fake tensors, or on the model's own (buffers and inputs are copied); given up `seconds` behind what fake ones would take.
+    """
+    tensors, aliases = named_tensors(model)
+    every = all_tensors(model)
+    held = every.keys() - tensors.keys()
+    with ExitStack() as stack:
+        mode: Any = nullcontext()
+        if fake:
+            stack.enter_context(quiet_fakes())
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            stand_in = {id(t): mode.from_tensor(t) for t in every.values()}
+            examples = map_tensors(examples, mode.from_tensor)
+        else:
+            parameters = {id(p) for p in model.parameters()}
+            stand_in = {id(t): t if id(t) in parameters else t.clone() for t in every.values()}
+            examples = map_tensors(examples, torch.clone)
+        twin = skeleton(model, stand_in)
+        if tracked:
+            sizes.track_attributes(twin)
+        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
+        for i, tensor in enumerate(tensor_leaves(examples)):
+            node = recorder.graph.placeholder(f"input_{i}")
+            node.meta.update(
+                shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
+            )
+            recorder.remember(tensor, node)
+        if seconds is not None:
+            recorder.patience = seconds
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(open_python_functions())
+        stack.enter_context(eagerly())
+        stack.enter_context(watch_modules(twin, recorder))
+        stack.enter_context(watch_functions(recorder))
+        stack.enter_context(mode)
+        stack.enter_context(AtenMode(recorder))
+        stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
+        stack.enter_context(sizes.recording_reads(recorder.reads))
+        stack.enter_context(PythonMode(recorder))
+        outputs = []
+        for training in (False, True) if train else (False,):
+            recorder.training = training
+            twin.train(training)
+            for args, kwargs in examples:
+                outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+        if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
+            made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
+            outputs = [n for n in made if len(n.meta["shapes"]) == 1]
+    recorder.graph.output(tuple(outputs))
+    recorder.forget_other_runs()
+    return Trace(
+        graph=recorder.graph,
+        outputs=outputs,
+        tensors=recorder.tensors,
+        aliases=aliases,
+        unreached=[name for name in tensors if name not in recorder.tensors],
+        constants=recorder.constants,
+        held=held,
+        values={**every, **recorder.constants},
+        size_uses=recorder.size_uses,
+        scalar_uses=recorder.scalar_uses,
+        comparisons=recorder.comparisons,
+        reads=recorder.all_reads(),
+        parametrized=recorder.parametrized,
+        escapes=recorder.escapes,
+        fake=fake,
+        tracked=tracked,
+    )

@@ -1,0 +1,214 @@
+"""Wrappers around a model or a part of it: data parallel, distributed data parallel, compiled.
+
+While a model is run or cut, what a wrapper does around the module in it (scatter to devices, reduce gradients, compile) is
+of no interest and in the way: a `Passing` module stands in its place, with the same names below it. The smaller model is
+wrapped again by the same class with the same options.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+         "_forward_hooks_always_called")  # fmt: skip
+OPTIONS = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters",
+           "gradient_as_bucket_view", "static_graph")  # fmt: skip
+
+
+class _Held:
+    """Keeps an object from being copied with what holds it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        return self
+
+
+class Passing(nn.Module):
+    """Calls the one module in it, and stands for the wrapper `held`."""
+
+    def __init__(self, wrapper: nn.Module) -> None:
+        """The child, under the name it has in `wrapper`, is added afterwards."""
+        super().__init__()
+        self.held, self.training = _Held(wrapper), wrapper.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the child returns."""
+        (child,) = self._modules.values()
+        return child(*args, **kwargs)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_modules", {}):
+            return self.__dict__["_modules"][name]
+        (child,) = self.__dict__["_modules"].values() if self.__dict__.get("_modules") else (None,)
+        return getattr(child, name)
+
+
+def _compiled() -> Any:
+    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+
+
+def _distributed(module: nn.Module) -> bool:
+    kind = getattr(nn.parallel, "DistributedDataParallel", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def inner_name(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds the module that it wraps; None for what is no wrapper."""
+    compiled = _compiled()
+    if compiled is not None and isinstance(module, compiled):
+        return "_orig_mod"
+    return "module" if isinstance(module, nn.DataParallel) or _distributed(module) else None
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy of `model` in which a `Passing` stands for each wrapper, and what can't be copied is shared."""
+    wrappers = {m: name for m in model.modules() if (name := inner_name(m)) is not None}
+    memo.update({id(w): Passing(w) for w in wrappers})
+    try:
+        return _copied(model, dict(memo), wrappers)
+    except Exception:  # noqa: BLE001  locks, files, generators, what objects of other libraries raise ...
+        return _copied(model, _shared(model, memo), wrappers)
+
+
+def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, str]) -> nn.Module:
+    made: nn.Module = copy.deepcopy(model, memo)
+    for wrapper, name in wrappers.items():
+        stand = memo[id(wrapper)]
+        stand.add_module(name, copy.deepcopy(wrapper._modules[name], memo))
+        for hooks in HOOKS:
+            vars(stand)[hooks] = copy.deepcopy(vars(wrapper)[hooks], memo)
+    for module in model.modules():  # the copy protocol of modules forgets slots
+        slots = [
+            s for kind in type(module).__mro__ for s in getattr(kind, "__slots__", ()) if hasattr(module, s)
+        ]
+        for slot in slots:
+            if slot not in ("__dict__", "__weakref__"):
+                setattr(memo[id(module)], slot, copy.deepcopy(getattr(module, slot), memo))
+    return made
+
+
+def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """`memo`, and in it what the attributes of modules hold that deepcopy refuses: taken apart as far as it can be."""
+    modules = {id(m): m for m in model.modules()}
+    found = dict(memo)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers") and id(value) not in found:
+                try:
+                    copy.deepcopy(value, {**modules, **memo})
+                except Exception:  # noqa: BLE001  as above
+                    found[id(value)] = _as_far_as_possible(value, {**modules, **memo})
+    return found
+
+
+def _as_far_as_possible(value: Any, memo: dict[int, Any], depth: int = 4) -> Any:
+    try:
+        return copy.deepcopy(value, dict(memo))
+    except Exception:  # noqa: BLE001  as above
+        if depth and type(value) in (list, tuple):
+            return type(value)(_as_far_as_possible(v, memo, depth - 1) for v in value)
+        if depth and type(value) is dict:
+            return {k: _as_far_as_possible(v, memo, depth - 1) for k, v in value.items()}
+        if depth and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+            try:
+                new = copy.copy(value)
+            except Exception:  # noqa: BLE001  as above
+                return value
+            vars(new).update({k: _as_far_as_possible(v, memo, depth - 1) for k, v in vars(value).items()})
+            return new
+        return value
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """`model` with every `Passing` in it turned into a wrapper like the one it stands for."""
+    stands = [m for m in model.modules() if isinstance(m, Passing)]
+    for stand in reversed(stands):  # inner ones first
+        real = _like(stand)
+        if stand is model:
+            return real
+        for module in model.modules():
+            for key, child in module._modules.items():
+                if child is stand:
+                    module._modules[key] = real
+    return model
+
+
+def wrapped_like(wrapper: nn.Module, model: nn.Module) -> nn.Module:
+    """`model` in a wrapper like `wrapper`, with its options and hooks. Of a distributed one every process must make one."""
+    stand = Passing(wrapper)
+    stand.add_module(inner_name(wrapper) or "module", model)
+    for hooks in HOOKS:
+        vars(stand)[hooks] = copy.copy(vars(wrapper)[hooks])
+    return _like(stand)
+
+
+def _like(stand: Passing) -> nn.Module:
+    wrapper, (child,) = stand.held.value, stand._modules.values()
+    compiled = _compiled()
+    if compiled is not None and isinstance(wrapper, compiled):
+        real: nn.Module = type(wrapper)(child, wrapper.dynamo_ctx)
+    elif isinstance(wrapper, nn.DataParallel) and not wrapper.device_ids:
+        real = type(wrapper)(child)
+    else:
+        given = {o: getattr(wrapper, o) for o in OPTIONS if hasattr(wrapper, o)}
+        if not getattr(wrapper, "broadcast_buffers", True):
+            new = "forward_sync_buffers"  # its name in later versions of torch
+            given[new if new in signature(type(wrapper)).parameters else "broadcast_buffers"] = False
+        real = type(wrapper)(child, **given)
+    if inner_name(real) == "module":
+        real.training = stand.training
+    for hooks in HOOKS:
+        vars(real)[hooks] = vars(stand)[hooks]
+    return real
+
+
+def replace_inner(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` under `name` of `parent`, also where a compiled wrapper remembers what it calls."""
+    setattr(parent, name, module)
+    compiled = _compiled()
+    if compiled is not None and isinstance(parent, compiled):
+        parent._initialize()
+
+
+def check_unsharded(model: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse models whose parameters are spread over processes."""
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    spread = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if (sharded is not None and any(isinstance(m, sharded) for m in model.modules())) or (
+        spread is not None and any(isinstance(t, spread) for t in tensors)
+    ):
+        raise InputError(
+            "the parameters of this model are sharded over processes (FSDP, DTensor): no process has what must be cut\n"
+            "  fix: prune the model before it is sharded, or apply the plan to the unsharded checkpoint"
+        )
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Refuse to change a model in place where something outside holds on to its parameters."""
+    if any(_distributed(m) for m in model.modules()):
+        raise InputError(
+            "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
+            "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
+        )
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

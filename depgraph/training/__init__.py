@@ -1,0 +1,1 @@
+"""Training before, between and after prunings."""

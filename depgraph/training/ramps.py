@@ -1,0 +1,185 @@
+"""How much is removed after each share of the way: one formula each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import cos, isfinite, pi
+from typing import Any
+
+from torch import nn
+
+from ..costs import cost
+from ..costs.budgets import amount
+from ..costs.latency import latencies
+from ..costs.memory import measure_memory
+from ..errors import InputError
+
+Ramp = Callable[[float], float]  # share of the way -> share of what is to be removed
+
+
+def linear(t: float, share: float) -> float:
+    """share * t."""
+    return share * t
+
+
+def cubic(t: float, share: float) -> float:
+    """share * (1 - (1 - t)^3): much at first, ever less towards the end.
+
+    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 with an initial sparsity of 0.
+    """
+    return share * (1 - (1 - t) ** 3)
+
+
+def exponential(t: float, share: float) -> float:
+    """1 - (1 - share)^t: each step removes the same share of what is left, as Frankle and Carbin (2019) do."""
+    return 1 - (1 - share) ** t
+
+
+def cosine(t: float, share: float) -> float:
+    """share * (1 - cos(pi * t)) / 2: slow at both ends."""
+    return share * (1 - cos(pi * t)) / 2
+
+
+def one_shot(t: float, share: float) -> float:
+    """All of it in the first step."""
+    return share if t > 0 else 0.0
+
+
+RAMPS: dict[str, Callable[[float, float], float]] = {
+    "linear": linear,
+    "cubic": cubic,
+    "exponential": exponential,
+    "cosine": cosine,
+    "one_shot": one_shot,
+}
+
+
+def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
+    """``removed(t, share)``: the share that is removed after the share t of the way, where `share` is in the end.
+
+    Args:
+        ramp: a name in `RAMPS`, or a function from 0..1 to 0..1 that scales the share; 1 must give 1.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(ramp, str):
+        if ramp not in RAMPS:
+            raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
+        return RAMPS[ramp]
+    if not callable(ramp):
+        raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
+
+    def removed(t: float, share: float) -> float:
+        way = ramp(t)
+        if not isinstance(way, (int, float)) or not 0 <= way <= 1 or not isfinite(way):
+            raise InputError(f"ramp({t}) gave {way!r}: a share of the way, 0 to 1, is needed")
+        return share * way
+
+    if removed(1.0, 1.0) != 1.0:
+        raise InputError("ramp(1.0) must give 1.0: the way ends with all that is to be removed")
+    return removed
+
+
+# Budgets that a ramp can lead to: what a model has of each.
+WHOLE: dict[str, Callable[[nn.Module, Any], float]] = {
+    "max_params": lambda model, example_inputs: cost.parameter_count(model),
+    "max_bytes": lambda model, example_inputs: cost.byte_count(model),
+    "max_macs": cost.count_macs,
+    "max_memory": measure_memory,
+    "max_latency": lambda model, example_inputs: latencies([model], example_inputs)[0],
+}
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What `prune` is asked for in the end, and on the way.
+
+    Attributes:
+        ratios: arguments that hold shares to remove: ``pruning_ratio``, ``scope``, ``threshold``.
+        limits: budget -> (what the original has, what is allowed in the end), in seconds or as a count.
+        example_inputs: for budgets that are counted on a run.
+    """
+
+    ratios: dict[str, Any]
+    limits: dict[str, tuple[float, float]]
+    example_inputs: Any
+
+    @classmethod
+    def read(cls, model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Aims:
+        """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none.
+
+        Raises:
+            InputError: a budget that is out of range.
+        """
+        limits = {}
+        for name, measure in WHOLE.items():
+            given = options.pop(name, None)
+            if given is not None:
+                whole = float(measure(model, example_inputs))
+                limits[name] = whole, amount(given, whole, name)
+        pair = options.get("threshold")
+        if isinstance(pair, tuple) and not (
+            len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+        ):
+            raise InputError(
+                f"threshold must be a number or two (for the beginning and the end), not {pair!r}"
+            )
+        ratios = {
+            n: options.pop(n) for n in ("pruning_ratio", "scope", "threshold") if options.get(n) is not None
+        }
+        if (
+            not limits
+            and not ratios.keys() & {"pruning_ratio", "threshold"}
+            and not _scoped(ratios.get("scope"))
+        ):
+            ratios["pruning_ratio"] = 0.5
+        return cls(ratios, limits, example_inputs)
+
+    def at(
+        self, removed: Callable[[float], float], model: nn.Module | None = None, way: float = 1.0
+    ) -> dict[str, Any]:
+        """The arguments of `prune` with every share that is to go replaced by ``removed(share)``.
+
+        Args:
+            removed: from the share that goes in the end to the share that goes now.
+            model: what is pruned now: budgets that it keeps already are left out.
+            way: the share of the way: a pair of thresholds is for its beginning and its end.
+
+        Returns:
+            the arguments; {} where nothing is to be done.
+        """
+        asked: dict[str, Any] = {}
+        for name, (whole, last) in self.limits.items():
+            limit = max(last, whole - whole * removed(1 - last / whole))
+            if model is None or WHOLE[name](model, self.example_inputs) > limit:
+                asked[name] = f"{limit * 1e6}us" if name == "max_latency" else int(limit + 0.5)
+        ratio, scope = self.ratios.get("pruning_ratio"), self.ratios.get("scope")
+        if isinstance(ratio, Mapping):
+            asked["pruning_ratio"] = {name: removed(share) for name, share in ratio.items()}
+        elif ratio is not None and removed(ratio) > 0:
+            asked["pruning_ratio"] = removed(ratio)
+        if "threshold" in self.ratios:
+            asked["threshold"] = self._threshold(removed, way)
+        shares = {i: removed(s.ratio) for i, s in enumerate(scope or ()) if getattr(s, "ratio", None)}
+        if shares or asked:
+            scoped = (
+                scope
+                if not shares
+                else [replace(s, ratio=shares.get(i, s.ratio)) for i, s in enumerate(scope or ())]
+            )
+            asked.update({} if scope is None else {"scope": scoped})
+        return asked
+
+    def _threshold(self, removed: Callable[[float], float], way: float) -> float:
+        """A number grows along the ramp; of two the first turns into the second evenly."""
+        given = self.ratios["threshold"]
+        if not isinstance(given, tuple):
+            return float(given * removed(1.0))
+        first, last = given
+        return float(first + (last - first) * way)
+
+
+def _scoped(scope: Any) -> bool:
+    return isinstance(scope, (list, tuple)) and any(getattr(s, "ratio", None) is not None for s in scope)

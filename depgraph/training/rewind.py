@@ -1,0 +1,59 @@
+"""Lottery tickets: the plan found on trained weights, applied to the weights of before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..errors import PlanError, listed
+from ..planning.plan import Plan
+from ..tracing.tensors import named_tensors, skeleton
+from ..tracing.wrappers import wrapped
+
+
+def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: nn.Module) -> nn.Module:
+    """The pruned model with the kept entries of earlier weights, to be trained again.
+
+    Source: Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019; early instead of initial weights: Frankle et
+    al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML 2020.
+
+    Args:
+        plan: from the original to `model`.
+        initial: the original before training, or its ``state_dict()``. Buffers in it (running statistics) go back, too.
+        model: the pruned model. It is not touched.
+
+    Returns:
+        a copy of `model` with those values, in the types and on the devices of `model`. Buffers that a state dict lacks
+        keep their values.
+
+    Raises:
+        PlanError: `initial` lacks a parameter or has one of another shape than the plan is for, or `model` is not what
+            the plan makes.
+    """
+    if isinstance(initial, nn.Module):
+        found = dict(named_tensors(initial)[0])
+    else:
+        found = {plan.aliases.get(n, n): t for n, t in initial.items() if isinstance(t, torch.Tensor)}
+    tensors = named_tensors(model)[0]
+    required = {n for n, t in tensors.items() if isinstance(t, nn.Parameter)}
+    problems, new = [], {}
+    for name, now in tensors.items():
+        early = found.get(name)
+        if early is None:
+            if name in required:
+                problems.append(f"{name!r} is not among the initial weights")
+            continue
+        shape, cut = plan.shapes.get(name), plan.cuts.get(name)
+        if shape != tuple(early.shape):
+            problems.append(f"{name!r} has initially shape {tuple(early.shape)}, the plan is for {shape}")
+        elif plan.new_shape(name) != tuple(now.shape):
+            problems.append(f"{name!r} has shape {tuple(now.shape)}, the plan makes {plan.new_shape(name)}")
+        else:
+            kept = early.detach() if cut is None else cut.slice(early.detach())
+            value = kept.to(now.device, now.dtype, copy=True)
+            new[id(now)] = nn.Parameter(value, now.requires_grad) if name in required else value
+    if problems:
+        raise PlanError(listed("these weights can't be rewound to", problems))
+    return wrapped(skeleton(model, new))

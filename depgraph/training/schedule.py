@@ -1,0 +1,394 @@
+"""Iterative pruning: a little at a time with training in between, and back where the score falls too far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..costs import cost
+from ..errors import InputError, PlanError
+from ..exploring.score import Score, score_of
+from ..planning.build import build_plan
+from ..planning.lineage import plans_of
+from ..planning.plan import Plan
+from ..planning.surgery import apply
+from ..progress import track
+from ..proof.verify import Verification
+from ..prune import PruneResult, analyze, as_module, prune
+from ..report import Report
+from ..tracing.tensors import named_tensors
+from .ramps import Aims, Ramp, ramp_of
+
+Drop = float | tuple[float, float]
+
+
+@dataclass
+class GradualResult(PruneResult):
+    """What a step of `GradualPruner` returns: a `PruneResult` whose plan and report are about the original.
+
+    Attributes:
+        done: nothing is left to do: this is the model to keep. Otherwise it is to be trained and given to the next step.
+        history: the steps that have been judged.
+    """
+
+    done: bool = False
+    history: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A step that was made.
+
+    Attributes:
+        way: how far along the ramp it went, 0 to 1.
+        parameters: what its model had.
+        score: after training; None without a score function.
+        kept: whether the score was good enough.
+    """
+
+    way: float
+    parameters: int
+    score: float | None
+    kept: bool
+
+
+@dataclass
+class _State:
+    """A model on the way, and the plan that made it of the original."""
+
+    model: nn.Module
+    plan: Plan
+    way: float = 0.0
+    score: float | None = None
+    report: Report | None = None  # of the cut that made it
+
+
+class GradualPruner:
+    """Prunes step by step, inside any training loop.
+
+    Each call of `step` judges the model that was trained since the last one, and makes it smaller; the first one takes
+    the original::
+
+        pruner = depgraph.GradualPruner(model, example_inputs, steps=5, max_macs=0.5, score=accuracy, max_drop=0.01)
+        while not (result := pruner.step(model, optimizer)).done:
+            model = result.model
+            train(model, optimizer)
+        model = result.model
+
+    Every model on the way is a new one: the one given stays as it was, also where the loop is interrupted. With `max_drop`
+    a model whose score is below the dense one's minus that is given up: the pruner goes back to the last good model, with
+    its optimizer's state, and halves the step, `backtracks` times. What it returns at the end is the last good model.
+
+    Attributes:
+        model: the last good model.
+        plan: from the original to that one.
+        history: the steps that have been judged, a `Tried` each.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, *, steps: int = 10, ramp: str | Ramp = "cubic",
+        score: Score | None = None, max_drop: Drop | None = None, backtracks: int = 3, **options: Any,
+    ) -> None:  # fmt: skip
+        """Check that the end of the way can be reached.
+
+        Args:
+            model: the original.
+            example_inputs: as for `prune`.
+            steps: how many steps lead to the aim.
+            ramp: how much is gone after each: "linear", "cubic", "exponential", "cosine", "one_shot" (see `ramps.py`), or a
+                function from the share of the way to the share of what is to go.
+            score: ``score(model)`` -> a number, higher is better.
+            max_drop: how far the score may fall below the dense model's: a number for all steps, or two, for the beginning
+                and the end of the way and linear in between. Without one every step is kept.
+            backtracks: how many tries are left after the first model that was given up; each goes half as far.
+            **options: as for `prune`. A ratio, budget or threshold is the aim of the last step, ratios and budgets of the
+                original's size. A threshold that is a pair begins at the first number and ends at the second; one that
+                stays is had with ``ramp="one_shot"``.
+
+        Raises:
+            InputError: bad arguments.
+            BudgetError: the aim can't be reached. Like all that `prune` raises, before anything is trained.
+        """
+        _check(steps, score, max_drop, backtracks, options)
+        self._original = model = as_module(model)
+        self.example_inputs, self.steps, self.score = example_inputs, steps, score
+        self._removed = ramp_of(ramp)
+        self._drop = (max_drop, max_drop) if isinstance(max_drop, (int, float)) else max_drop
+        first = {n: options.pop(n) for n in ("ignore", "strict") if n in options}
+        self._graph = analyze(model, example_inputs, **first)
+        self._each = first
+        self._aims = Aims.read(model, example_inputs, options)
+        self._options = options
+        self._figures = cost.parameter_count(model), cost.byte_count(model)
+        self._probe()
+        self._good = _State(model, build_plan(self._graph, {}))
+        self._trial: _State | None = None
+        self._saved: _Saved | None = None
+        self._dense: float | None = None
+        self._bad: float | None = None
+        self._left = backtracks
+        self._failed: dict[str, tuple[int, ...]] = {}
+        self._seconds = 0.0
+        self.history: list[Tried] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The last good model."""
+        return self._good.model
+
+    @property
+    def plan(self) -> Plan:
+        """From the original to the last good model."""
+        return self._good.plan
+
+    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> GradualResult:
+        """Judge `model`, go back if need be, and prune further.
+
+        Args:
+            model: what the last step returned, trained; at first the original.
+            optimizer: goes on with the smaller model, its state cut like the parameters (`apply_to_optimizer`); after a
+                step back it has the state that it had with the last good model. Learning rates stay as they are.
+
+        Returns:
+            the next model to train, or, with ``done``, the one to keep.
+
+        Raises:
+            InputError: `model` is not the one that the last step returned, or has other shapes.
+        """
+        self._judge(as_module(model), optimizer)
+        while (way := self._next()) is not None:
+            asked = self._aims.at(partial(self._removed, way), self._good.model, way)
+            result = self._cut(asked) if asked else None
+            if result is None or not (result.plan.cuts or "threshold" in asked):
+                self._good.way = way  # too little for a single unit
+                continue
+            plan = self._good.plan.then(result.plan)
+            if self._bad is not None and self._failed == _sizes(
+                plan
+            ):  # no other model than the one that was given up
+                self._bad = way
+                continue
+            self._trial = _State(result.model, plan, way, None, result.report)
+            if optimizer is not None:
+                self._saved = _Saved(optimizer)
+                result.plan.apply_to_optimizer(optimizer, self._good.model, result.model)
+            return self._result(self._trial, done=False)
+        return self._result(self._good, done=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pruner is, as plain data for a checkpoint beside that of the model being trained (see `resume`)."""
+        now = self._trial or self._good
+        return {
+            "plan": now.plan.to_json(), "way": now.way, "dense": self._dense, "bad": self._bad,
+            "left": self._left, "history": [astuple(t) for t in self.history],
+        }  # fmt: skip
+
+    def resume(self, state: Mapping[str, Any]) -> nn.Module:
+        """Go on from what `state_dict` gave, in a new pruner of the same original and arguments.
+
+        A step that was on trial then counts as good: what it would go back to is not in the checkpoint.
+
+        Args:
+            state: from `state_dict`.
+
+        Returns:
+            the model to train on, whose weights are the original's: load those of the checkpoint.
+
+        Raises:
+            PlanError: the state is about another model, or is no such state.
+        """
+        try:
+            plan, way = Plan.from_json(state["plan"]), float(state["way"])
+            dense, bad, left = state["dense"], state["bad"], state["left"]
+            history = [Tried(*t) for t in state["history"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"this is no state of a GradualPruner: {type(error).__name__}: {error}"
+            ) from error
+        model = apply(self._original, plan) if plan.cuts else self._original
+        self._good, self._trial = _State(model, plan, way), None
+        self._dense, self._bad, self._left, self.history = dense, bad, left, history
+        return model
+
+    # ------------------------------------------------------------------------------------------------ the way
+
+    def _probe(self) -> None:
+        """Plan the last step as if it were the only one: what can't be reached fails here."""
+        cheap = {
+            n: v for n, v in self._options.items() if n in ("round_to", "max_ratio", "uniform", "progress")
+        }
+        asked = self._aims.at(lambda share: share)
+        if asked.pop("max_latency", None) is None or asked:  # seconds would have to be measured
+            prune(
+                self._original, self.example_inputs, graph=self._graph, verify=False,
+                importance=lambda group: np.ones(group.units), **cheap, **asked,
+            )  # fmt: skip
+
+    def _cut(self, asked: dict[str, Any]) -> PruneResult:
+        good = self._good
+        if good.model is self._original:
+            result = prune(good.model, self.example_inputs, graph=self._graph, **self._options, **asked)
+            self._seconds = result.report.latency[0] if result.report.latency else 0.0
+            return result
+        return prune(
+            good.model, self.example_inputs, earlier=good.plan, **self._each, **self._options, **asked
+        )
+
+    def _next(self) -> float | None:
+        """The next share of the way to go to; None at the end."""
+        if self._bad is not None:
+            if self._left <= 0:
+                return None
+            self._left -= 1
+            return (self._good.way + self._bad) / 2
+        done = int(self._good.way * self.steps + 1e-9)
+        return None if done >= self.steps else (done + 1) / self.steps
+
+    def _judge(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Keep the model that was trained, or give it up."""
+        if self._trial is None:
+            if model is not self._good.model:
+                raise InputError("step takes the model that the last step returned; at first the original")
+            if self.score is not None and self._dense is None:
+                self._dense = score_of(self.score, model)
+            return
+        for name, tensor in named_tensors(model)[0].items():
+            if name in self._trial.plan.shapes and tuple(tensor.shape) != self._trial.plan.new_shape(name):
+                raise InputError(
+                    f"{name!r} has shape {tuple(tensor.shape)}, and {self._trial.plan.new_shape(name)} in what the last "
+                    "step returned: train that model, and give it to the next step"
+                )
+        trial, self._trial = replace(self._trial, model=model), None
+        if self.score is not None:
+            trial.score = score_of(self.score, model)
+        kept = self._is_good(trial)
+        self.history.append(Tried(trial.way, cost.parameter_count(model), trial.score, kept))
+        if kept:
+            self._good = trial
+            return
+        self._bad, self._failed = trial.way, _sizes(trial.plan)
+        if optimizer is not None and self._saved is not None:
+            self._saved.restore(optimizer)
+
+    def _is_good(self, trial: _State) -> bool:
+        if self._drop is None or trial.score is None or self._dense is None:
+            return True
+        first, last = self._drop
+        return trial.score >= self._dense - (first + (last - first) * trial.way)
+
+    # ---------------------------------------------------------------------------------------------- the report
+
+    def _result(self, state: _State, done: bool) -> GradualResult:
+        report, history = self._about(state), tuple(self.history)
+        return GradualResult(state.model, state.plan, report, plans_of(self._original), done, history)
+
+    def _about(self, state: _State) -> Report:
+        """A report on `state` and the original."""
+        (parameters, byte_counts), last = self._figures, state.report
+        given_up = [
+            f"step to {t.way:.1%} of the way: score {t.score:.4g}, given up"
+            for t in self.history
+            if not t.kept
+        ]
+        found: dict[str, Any] = {
+            "graph": self._graph, "plan": state.plan, "models": (self._original, state.model),
+            "parameters": (parameters, cost.parameter_count(state.model)),
+            "byte_counts": (byte_counts, cost.byte_count(state.model)),
+            "notes": [*([] if last is None else last.notes), *given_up],
+            "score": None if self._dense is None or state.score is None else (self._dense, state.score),
+        }  # fmt: skip
+        if last is None:
+            nothing = Verification("skipped", detail="nothing was removed")
+            return Report(example_inputs=self.example_inputs, verification=nothing, **found)
+        if last.latency is not None:
+            found["latency"] = self._seconds, last.latency[1]
+        proof = replace(last.verification, detail=f"the last step; {last.verification.detail}")
+        return replace(last, verification=proof, **found)
+
+
+class _Saved:
+    """What an optimizer had before it went on with a smaller model."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.parameters = [list(group["params"]) for group in optimizer.param_groups]
+        self.state = optimizer.state  # carrying it over puts another mapping in its place
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give it back."""
+        for group, parameters in zip(optimizer.param_groups, self.parameters, strict=True):
+            group["params"] = parameters
+        optimizer.state = self.state
+
+
+def prune_gradually(
+    model: nn.Module, example_inputs: Any, *, steps: int = 10, ramp: str | Ramp = "cubic",
+    train: Callable[[nn.Module, int], Any] | None = None, score: Score | None = None, max_drop: Drop | None = None,
+    backtracks: int = 3, progress: bool | None = None, **options: Any,
+) -> GradualResult:  # fmt: skip
+    """Prune in several steps with training in between: `GradualPruner` in a loop.
+
+    Args:
+        model: stays as it is, also where the call is interrupted.
+        example_inputs: as for `prune`.
+        steps: how many steps lead to the aim.
+        ramp: as for `GradualPruner`.
+        train: ``train(model, step)``, called after each step (from 0), trains the model in place.
+        score: ``score(model)`` -> a number, higher is better, of the model after training.
+        max_drop: how far the score may fall, as for `GradualPruner`: models below that are given up.
+        backtracks: how many tries with half the step are left then.
+        progress: show a bar; None: on a terminal alone.
+        **options: as for `prune`, such as ``max_macs=0.5``.
+
+    Returns:
+        the last good model, the plan from the original to it, a report, and the history.
+
+    Raises:
+        InputError, BudgetError ...: as for `prune`, before anything is trained.
+    """
+    pruner = GradualPruner(
+        model, example_inputs, steps=steps, ramp=ramp, score=score, max_drop=max_drop, backtracks=backtracks,
+        progress=progress, **options,
+    )  # fmt: skip
+
+    def results() -> Iterator[GradualResult]:
+        result = pruner.step(model)
+        while not result.done:
+            yield result
+            result = pruner.step(result.model)
+        last.append(result)
+
+    last: list[GradualResult] = []
+    for number, result in enumerate(track(results(), "pruning step by step", progress, steps)):
+        if train is not None:
+            train(result.model, number)
+    return last[0]
+
+
+def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {name: cut.new_shape for name, cut in plan.cuts.items()}
+
+
+def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]) -> None:
+    for name, value, least in (("steps", steps, 1), ("backtracks", backtracks, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    refused = {"inplace", "graph", "earlier"} & options.keys()
+    if refused:
+        raise InputError(f"pruning step by step takes no {', '.join(sorted(refused))}")
+    if max_drop is None:
+        return
+    if score is None:
+        raise InputError("max_drop needs a score function")
+    drops = max_drop if isinstance(max_drop, tuple) else (max_drop,)
+    if len(drops) not in (1, 2) or any(
+        isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in drops
+    ):
+        raise InputError(
+            f"max_drop must be a number of at least 0, or two (for the beginning and the end), not {max_drop!r}"
+        )

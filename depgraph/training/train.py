@@ -1,0 +1,325 @@
+"""Training afterwards: a plain loop for fine-tuning, and the same loop with the dense model as the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.calibration import Batch, Loss, loss_value
+from ..errors import InputError
+from ..exploring.score import Score, in_eval_mode, score_of
+from ..inputs import map_tensors, split_inputs
+from ..planning.plan import Plan
+from ..progress import track
+from ..tracing.tensors import named_tensors, tensor_leaves
+from .hidden import Projection, captured, has_module
+
+
+@dataclass
+class Training:
+    """What a run of `finetune` or `distill` did.
+
+    Attributes:
+        losses: of every step.
+        scores: (steps done, score), from before the first step on; empty without a score function.
+        best: steps after which the score was best; the model has the weights of then. None without a score function.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    best: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return len(self.losses)
+
+
+def finetune(
+    model: nn.Module, data: Iterable[Any], loss: Loss | None = None, *, epochs: int | None = None,
+    steps: int | None = None, optimizer: torch.optim.Optimizer | None = None, lr: float = 1e-3, scheduler: Any = None,
+    score: Score | None = None, patience: int | None = None, progress: bool | None = None,
+) -> Training:  # fmt: skip
+    """Train `model` in place, in a plain loop without mixed precision.
+
+    Args:
+        model: what is trained. It is in train mode meanwhile, and afterwards as it was, also after an exception.
+        data: batches, gone through anew in every epoch: pairs (inputs, target) where `loss` is given, else what the
+            model takes (a dict of keyword arguments, say), of which it returns a ``loss``. Inputs are a tensor, a tuple
+            of positional arguments or a dict of keyword arguments. Tensors are moved to the model's device.
+        loss: ``loss(output, target)`` -> scalar. Add a regulariser here.
+        epochs: passes over `data`; 1 if `steps` is not given either.
+        steps: instead of `epochs`: so many batches, starting over as often as needed.
+        optimizer: over parameters of `model`. By default ``AdamW(lr=lr)``, whose learning rate falls to 0 along a
+            half cosine where the number of steps is known.
+        lr: learning rate of the default optimizer.
+        scheduler: of `optimizer`, stepped after every step.
+        score: ``score(model)`` -> a number, higher is better; asked before the first step, after every pass over `data`
+            and at the end, in eval mode. The best weights are kept, and are the model's at the end.
+        patience: stop after so many scores in a row that are no better than the best.
+        progress: show a bar; None: on a terminal alone.
+
+    Returns:
+        the losses and scores.
+
+    Raises:
+        InputError: contradicting arguments, no data, a batch of another form, or a loss that is NaN or infinite.
+    """
+
+    def loss_of(batch: Batch) -> Tensor:
+        return loss_value(loss, model(*batch.args, **batch.kwargs), batch.target)
+
+    return _fit(
+        model, data, loss_of, loss is not None, epochs, steps, optimizer, lr, scheduler, score, patience, progress,
+        "fine-tuning",
+    )  # fmt: skip
+
+
+def distill(
+    model: nn.Module, teacher: nn.Module, data: Iterable[Any], loss: Loss | None = None, *, plan: Plan | None = None,
+    temperature: float = 2.0, alpha: float | None = None, hidden: Sequence[str] = (), hidden_weight: float = 1.0,
+    epochs: int | None = None, steps: int | None = None, optimizer: torch.optim.Optimizer | None = None, lr: float = 1e-3,
+    scheduler: Any = None, score: Score | None = None, patience: int | None = None, progress: bool | None = None,
+) -> Training:  # fmt: skip
+    """Train `model` in place to do as `teacher`, which is usually the model that it was pruned from.
+
+    The loss is ``alpha * soft + (1 - alpha) * hard + hidden_weight * sum of the hidden terms``. *Soft*: T^2 * KL(teacher
+    || student) of the softmax of logits / T over the last dim, the mean over all positions (Hinton, Vinyals and Dean,
+    "Distilling the Knowledge in a Neural Network", 2015). *Hard*: the loss on the targets. *Hidden*: the mean squared
+    difference between the outputs of a module in both models, the teacher's at the channels that the plan keeps.
+
+    Args:
+        model: the student.
+        teacher: stays as it is; runs in eval mode without gradients. It may be on another device.
+        data: as for `finetune`; without `loss`, batches are what the models take.
+        loss: ``loss(output, target)`` -> scalar, for the hard term; without one, the ``loss`` that the model returns.
+        plan: from `teacher` to `model`, for `hidden`.
+        temperature: T, above 0.
+        alpha: share of the soft term, 0 to 1: by default 0.5 with `loss` and 1 without.
+        hidden: paths of modules that both models have and that return a tensor (or a tuple that begins with one).
+        hidden_weight: weight of the hidden terms.
+        epochs: as for `finetune`, like all that follow.
+        steps: likewise.
+        optimizer: likewise.
+        lr: likewise.
+        scheduler: likewise.
+        score: likewise, of the student.
+        patience: likewise.
+        progress: likewise.
+
+    Returns:
+        the losses and scores.
+
+    Raises:
+        InputError: as for `finetune`; an unknown module; outputs that differ in a dim that the plan does not explain.
+    """
+    share = (1.0 if loss is None else 0.5) if alpha is None else alpha
+    if not 0 <= share <= 1 or not temperature > 0 or not hidden_weight >= 0:
+        raise InputError(
+            f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0, hidden_weight={hidden_weight} at 0 or above"
+        )
+    if isinstance(hidden, str):
+        hidden = (hidden,)
+    for name in hidden:
+        if not all(has_module(m, name) for m in (model, teacher)):
+            raise InputError(f"hidden names no module of both models: {name!r}")
+    match = Projection(teacher, plan, hidden)
+    there = _device(teacher)
+
+    def loss_of(batch: Batch) -> Tensor:
+        asked = Batch(*map_tensors((batch.args, batch.kwargs), lambda t: t.to(there)))
+        with torch.no_grad(), in_eval_mode(teacher), captured(teacher, hidden) as wanted:
+            aim = _logits(teacher(*asked.args, **asked.kwargs), "teacher")
+        with captured(model, hidden) as got:
+            output = model(*batch.args, **batch.kwargs)
+        logits = _logits(output, "model")
+        total = share * soft_loss(logits, aim.to(logits.device), temperature)
+        if share < 1:
+            total = total + (1 - share) * loss_value(loss, output, batch.target)
+        for name in hidden:
+            total = total + hidden_weight * match(name, got[name], wanted[name], asked)
+        return total
+
+    return _fit(
+        model, data, loss_of, loss is not None, epochs, steps, optimizer, lr, scheduler, score, patience, progress,
+        "distilling",
+    )  # fmt: skip
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """T^2 * KL(teacher || student) of softmax(logits / T): [..., classes] each -> scalar, the mean over positions."""
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"the logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
+        )
+    s, t = (F.log_softmax(x.flatten(0, -2) / temperature, -1) for x in (student, teacher))
+    return F.kl_div(s, t, log_target=True, reduction="batchmean") * temperature**2
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def _fit(
+    model: nn.Module, data: Iterable[Any], loss_of: Callable[[Batch], Tensor], pairs: bool, epochs: int | None,
+    steps: int | None, optimizer: torch.optim.Optimizer | None, lr: float, scheduler: Any, score: Score | None,
+    patience: int | None, progress: bool | None, text: str,
+) -> Training:  # fmt: skip
+    """The loop of `finetune` and `distill`; `pairs`: batches are pairs of inputs and target."""
+    _check(data, epochs, steps, optimizer, scheduler, score, patience)
+    if epochs is None and steps is None:
+        epochs = 1
+    if optimizer is None:
+        optimizer, scheduler = _default_optimizer(model, lr, _total(data, epochs, steps))
+    done, keeper, device = Training(), _Best(model), _device(model)
+    with _in_train_mode(model):
+        try:
+            if score is not None:
+                keeper.ask(score, done)
+            for end in _passes(data, epochs, steps, text, progress):
+                if not isinstance(end, _End):
+                    optimizer.zero_grad()
+                    value = loss_of(_batch(end, pairs, device))
+                    value.backward()
+                    optimizer.step()
+                    if scheduler is not None:
+                        scheduler.step()
+                    done.losses.append(float(value.detach()))
+                elif score is not None:
+                    keeper.ask(score, done)
+                    if patience is not None and keeper.waited >= patience:
+                        break
+        finally:
+            keeper.restore()
+    return done
+
+
+class _End:
+    """Stands after the last batch of a pass, and after the last of all."""
+
+
+def _passes(
+    data: Iterable[Any], epochs: int | None, steps: int | None, text: str, progress: bool | None
+) -> Iterator[Any]:
+    """The batches of each pass and an `_End` after them, until `epochs` passes or `steps` batches are over."""
+    left = steps
+    for n in range(epochs) if epochs is not None else count():
+        empty = True
+        for batch in track(data, f"{text}, pass {n + 1}", progress):
+            empty = False
+            yield batch
+            if left is not None:
+                left -= 1
+                if not left:
+                    break
+        if empty:
+            raise InputError(
+                "data holds no batches"
+                + (
+                    f" in pass {n + 1}: give a list or a DataLoader, which can be gone through again"
+                    if n
+                    else ""
+                )
+            )
+        yield _End()
+        if left == 0:
+            return
+
+
+class _Best:
+    """The best weights so far."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.waited = model, 0
+        self.kept: dict[str, Tensor] | None = None
+
+    def ask(self, score: Score, done: Training) -> None:
+        """Score the model; keep its weights where they are better than all before."""
+        value = score_of(score, self.model)
+        if done.best is None or value > max(v for _, v in done.scores):
+            done.best, self.waited = done.steps, 0
+            self.kept = {n: t.detach().clone() for n, t in named_tensors(self.model)[0].items()}
+        else:
+            self.waited += 1
+        done.scores.append((done.steps, value))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the model the weights that were kept, if any were."""
+        for name, tensor in named_tensors(self.model)[0].items() if self.kept is not None else ():
+            tensor.copy_(self.kept[name])  # type: ignore[index]
+
+
+@contextmanager
+def _in_train_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.train()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batch(given: Any, pairs: bool, device: torch.device) -> Batch:
+    """One batch as arguments of forward and a target, on the model's device."""
+    target = None
+    if pairs:
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise InputError(f"with a loss, batches are pairs (inputs, target), not {type(given).__name__}")
+        given, target = given
+    args, kwargs = split_inputs(given)
+    return Batch(*map_tensors((args, kwargs, target), lambda t: t.to(device)))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in named_tensors(model)[0].values()), torch.device("cpu"))
+
+
+def _total(data: Iterable[Any], epochs: int | None, steps: int | None) -> int | None:
+    return steps if epochs is None else epochs * len(data) if isinstance(data, Sized) else None
+
+
+def _default_optimizer(model: nn.Module, lr: float, total: int | None) -> tuple[torch.optim.Optimizer, Any]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("no parameter of the model requires a gradient: there is nothing to train")
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    return optimizer, total and torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+
+
+def _check(
+    data: Any, epochs: Any, steps: Any, optimizer: Any, scheduler: Any, score: Any, patience: Any
+) -> None:
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise InputError(
+            f"data must be an iterable of batches, not {type(data).__name__}: put a single batch into a list"
+        )
+    if epochs is not None and steps is not None:
+        raise InputError("epochs and steps contradict each other: give one of them")
+    for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if scheduler is not None and optimizer is None:
+        raise InputError("a scheduler belongs to an optimizer: give both")
+    if patience is not None and score is None:
+        raise InputError("patience needs a score function")
+
+
+def _logits(output: Any, whose: str) -> Tensor:
+    """The logits in what a model returns: the tensor, its ``logits``, or the first tensor of a tuple."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and not isinstance(output, Mapping):
+        found = next(iter(tensor_leaves(output)), None)
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2:
+        raise InputError(
+            f"the {whose} returns no logits: distilling needs a tensor [..., classes], alone, as output.logits, or as the "
+            "first of a tuple"
+        )
+    return found
