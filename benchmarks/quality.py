@@ -4,6 +4,7 @@
     python -m benchmarks.quality --out quality.jsonl                      # all cases, hours; goes on where it stopped
     python -m benchmarks.quality --case resnet20-0.5 --out quality.jsonl
     python -m benchmarks.quality --out quality.jsonl --latency            # times of the models, on a quiet machine
+    python -m benchmarks.quality --out quality.jsonl --models models      # keep what was pruned, and prune nothing twice
     python -m benchmarks.quality --out quality.jsonl --only-report --markdown docs/quality.md
 
 Each case keeps every method to the same budget. First each criterion prunes once (seed 0) and is scored as it is. Then
@@ -32,7 +33,7 @@ import torch
 
 from benchmarks.real import cases, latency, report
 from benchmarks.real.case import Case
-from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, prune, renorm, rivals
+from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, Pruned, prune, renorm, rivals
 from depgraph.costs.cost import count_macs, parameter_count
 
 Row = dict[str, Any]
@@ -65,7 +66,8 @@ class Results:
     def best(self, case: Case, tool: str) -> str | None:
         """The method of this tool whose first seed scored best before training, random and plain magnitude apart.
 
-        With batch norms re-estimated, where the row has that: without, most criteria score like guessing.
+        On held-out calibration data where the case has that, else as evaluated; then with batch norms re-estimated,
+        where the row has that: without, most criteria score like guessing.
         """
         shown = [
             r for r in self.rows
@@ -73,6 +75,9 @@ class Results:
             and "score" in r and r["method"] not in {str(RANDOM), str(MAGNITUDE)}
         ]  # fmt: skip
         first = max if case.higher else min
+        if case.held_out:
+            shown = [r for r in shown if "held_out" in r]
+            return first(shown, key=lambda r: r["held_out"])["method"] if shown else None
         return first(shown, key=lambda r: first_figure(r, "renormed", "score"))["method"] if shown else None
 
 
@@ -92,17 +97,24 @@ def measure_dense(case: Case, results: Results) -> None:
     say(row)
 
 
-def measure(case: Case, method: Method, seed: int, train: bool, results: Results) -> None:
-    """One row: prune, score, and with `train` train and score again; a failure is a row with its error."""
+def measure(
+    case: Case, method: Method, seed: int, train: bool, results: Results, models: Path | None = None
+) -> None:
+    """One row: prune, score, and with `train` train and score again; a failure is a row with its error.
+
+    What was pruned is kept in the folder `models`, if there is one, and taken from there.
+    """
     if results.find(case.name, str(method), seed, train):
         return
     row = _row(case, str(method), method.tool, method.options, seed, train)
     try:
-        pruned = prune(method, case, seed)
+        pruned = _pruned(method, case, seed, models)
         row |= _size(case, pruned.model) | {
             "seconds": round(pruned.seconds, 1),
             "score": case.score(pruned.model),
         }
+        if not train and case.held_out:
+            row["held_out"] = case.held_out(pruned.model, seed)
         if not train and "recover" not in method.options:
             again = copy.deepcopy(pruned.model)
             if renorm(again, case.calibration(seed)):
@@ -117,19 +129,34 @@ def measure(case: Case, method: Method, seed: int, train: bool, results: Results
     say(row)
 
 
-def run_case(case: Case, seeds: int, results: Results, chosen: Sequence[str] | None) -> None:
+def _pruned(method: Method, case: Case, seed: int, models: Path | None) -> Pruned:
+    if models is None:
+        return prune(method, case, seed)
+    path = models / f"{case.name}, {method}, seed {seed}.pt".replace(":", "")
+    if path.exists():
+        kept: Pruned = torch.load(path, weights_only=False)
+        return kept
+    pruned = prune(method, case, seed)
+    models.mkdir(parents=True, exist_ok=True)
+    torch.save(pruned, path)
+    return pruned
+
+
+def run_case(
+    case: Case, seeds: int, results: Results, chosen: Sequence[str] | None, folder: Path | None = None
+) -> None:
     """All rows of a case."""
     measure_dense(case, results)
     methods = {str(m): m for m in [RANDOM, MAGNITUDE, *RECIPES, *rivals(case)]}
     if chosen:
         methods = {name: m for name, m in methods.items() if any(c in name for c in chosen)}
     for method in methods.values():
-        measure(case, method, 0, False, results)
+        measure(case, method, 0, False, results, folder)
     finalists = [str(RANDOM), str(MAGNITUDE), results.best(case, "depgraph"), results.best(case, OTHER)]
     for seed in range(0 if case.tune else 1, seeds):  # without training, seed 0 has nothing more to say
         for name in finalists:
             if name in methods:
-                measure(case, methods[name], seed, True, results)
+                measure(case, methods[name], seed, True, results, folder)
 
 
 def measure_latency(case: Case, results: Results) -> None:
@@ -193,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="file of JSON lines to add to; what it holds is not measured again"
     )
+    parser.add_argument(
+        "--models", type=Path, help="a folder: pruned models are kept there and taken from there"
+    )
     parser.add_argument("--latency", action="store_true", help="time the recipes' models, and nothing else")
     parser.add_argument("--only-report", action="store_true", help="measure nothing, show what --out holds")
     parser.add_argument("--markdown", type=Path, help="write the figures into this page, below its marker")
@@ -208,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.latency:
                 measure_latency(case, results)
             else:
-                run_case(case, 1 if options.small else options.seeds, results, options.method)
+                seeds = 1 if options.small else options.seeds
+                run_case(case, seeds, results, options.method, options.models)
     report.show(chosen, results.rows)
     if options.markdown:
         versions = {name: version(name) for name in ("torch", "torch-pruning", "transformers", "timm")}

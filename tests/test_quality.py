@@ -113,6 +113,30 @@ def test_rows_are_not_measured_twice_and_the_best_is_found(tmp_path: Path):
     assert len(again.rows) == before
 
 
+def test_what_is_chosen_on_held_out_data_and_pruned_once(tmp_path: Path):
+    seen = []
+
+    def held_out(small: nn.Module, seed: int) -> float:
+        seen.append((small[0].out_features, seed))
+        return -float(len(seen))
+
+    case, results = tiny_case(held_out=held_out), quality.Results(None)
+    for name, importance in (("a", "l1"), ("b", "l2")):
+        quality.measure(
+            case, methods.Method("depgraph", name, {"importance": importance}), 0, False, results, tmp_path
+        )
+    assert [r["held_out"] for r in results.rows] == [-1.0, -2.0]
+    assert seen[0][0] < 11
+    results.rows[1]["score"]["closeness"] = 1e9  # what is evaluated chooses nothing
+    assert results.best(case, "depgraph") == "depgraph: a"
+    assert results.best(tiny_case(held_out=held_out, higher=False), "depgraph") == "depgraph: b"
+    method = methods.Method("depgraph", "a", {"importance": "no such"})  # would fail if it were pruned again
+    quality.measure(case, method, 0, True, results, tmp_path)
+    assert results.rows[2]["score"] == results.rows[0]["score"]
+    quality.measure(case, method, 1, True, results, tmp_path)
+    assert "no such" in results.rows[3]["error"]
+
+
 def test_the_page_keeps_its_prose_and_shows_each_seed_once(tmp_path: Path):
     case = tiny_case(higher=False)
     rows = [
@@ -121,11 +145,19 @@ def test_the_page_keeps_its_prose_and_shows_each_seed_once(tmp_path: Path):
         for name, seed, trained, score in [("a", 0, False, 3.0), ("b", 0, False, 2.0), ("b", 0, True, 2.0), ("b", 1, True, 4.0)]
     ]  # fmt: skip
     path = tmp_path / "page.md"
-    path.write_text(f"Prose.\n\n{report.MARKER}\n\nold figures\n")
+    path.write_text(
+        f"Prose.\n\n{report.MARKER}\n\nold versions\n\n## other\n\nkept\n\n## tiny\n\nold figures\n\n## last\n\nx\n"
+    )
     report.write(path, report.page([case], rows, {"torch": "1"}))
     text = path.read_text()
     assert text.startswith("Prose.\n\n" + report.MARKER)
-    assert "old figures" not in text
+    assert "old" not in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## other",
+        "## tiny",
+        "## last",
+    ]
+    assert "## other\n\nkept\n\n## tiny\n\nFigure: loss.\n\n|" in text
     assert "| a | 0.500 | 3 |  |  | 2 |" in text
     assert "| b | 0.500 | 3 (2 to 4, 2 seeds) |  | 1.5 (1 to 2, 2 seeds) | 2 |" in text
 

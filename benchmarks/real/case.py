@@ -65,6 +65,8 @@ class Case:
         loss: ``loss(output, target)``.
         score: model -> figures; the first is the one that methods are compared by.
         higher: whether more of it is better.
+        held_out: (model, seed) -> the figure that methods are chosen by, on calibration data that the seed does not draw and
+            that is never evaluated; None where methods are chosen by the evaluated figure of the first seed.
         hints: for Torch-Pruning.
         tune: (model, seed) -> None, the same short training for everybody; None where there is none.
         image: shape of one input, where latency is measured.
@@ -81,6 +83,7 @@ class Case:
     higher: bool
     hints: Hints
     tune: Callable[[nn.Module, int], None] | None = None
+    held_out: Callable[[nn.Module, int], float] | None = None
     image: tuple[int, ...] | None = None
 
 

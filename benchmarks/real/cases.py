@@ -16,6 +16,8 @@ from benchmarks.real.case import Batches, Budget, Case, Hints, last_linears, shu
 CALIBRATION_IMAGES = 1024
 CALIBRATION_TEXTS = 64
 CALIBRATION_WINDOWS = 16
+HELD_OUT_TEXTS = 50
+HELD_OUT_WINDOWS = 8
 TUNING_IMAGES = 20_000  # a third of an epoch
 
 
@@ -142,6 +144,10 @@ def _minilm() -> Case:
         found = news.similarities(model, tokens)
         return {"correlation": news.correlation(found, ratings), "with dense": news.correlation(found, dense)}
 
+    def held_out(model: nn.Module, seed: int) -> float:
+        tokens = news.undrawn_texts(CALIBRATION_TEXTS, HELD_OUT_TEXTS, seed)
+        return news.correlation(news.similarities(model, tokens), news.similarities(news.minilm(), tokens))
+
     def heads(model: nn.Module) -> dict[str, Any]:
         layers = _attention(model)
         count = {
@@ -169,6 +175,7 @@ def _minilm() -> Case:
         score=score,
         higher=True,
         hints=Hints(heads, repair),
+        held_out=held_out,
     )
 
 
@@ -183,6 +190,10 @@ def _smollm() -> Case:
     def calibration(seed: int) -> Batches:
         chosen = shuffled(len(windows()[0]), seed)[:CALIBRATION_WINDOWS]
         return [(row[None], row[None]) for row in windows()[0][chosen]]
+
+    def held_out(model: nn.Module, seed: int) -> float:
+        order = shuffled(len(windows()[0]), seed)
+        return news.perplexity(model, windows()[0][order[-HELD_OUT_WINDOWS:]])
 
     def hidden_layers_alone(model: nn.Module) -> dict[str, Any]:
         """Torch-Pruning 1.6.1 fails on heads that share keys (9 to 3) and leaves them whole where it does not fail."""
@@ -202,6 +213,7 @@ def _smollm() -> Case:
         higher=False,
         hints=Hints(hidden_layers_alone),
         tune=partial(_distil, windows),
+        held_out=held_out,
     )
 
 

@@ -147,6 +147,13 @@ def smollm() -> NextToken:
     return NextToken(model).eval()
 
 
+def undrawn_texts(drawn: int, count: int, seed: int) -> dict[str, Tensor]:
+    """MiniLM's tokens of `count` background texts that `text_halves` does not draw among its `drawn`."""
+    background = texts("lee_background")
+    order = torch.randperm(len(background), generator=torch.Generator().manual_seed(seed)).tolist()
+    return encoded([background[i] for i in order[drawn : drawn + count]])
+
+
 def windows() -> tuple[Tensor, Tensor]:
     """The background texts in SmolLM2's tokens: windows [count, 512] for calibration, and 8 for evaluation."""
     with safe_open(fetch.cached("smollm2-135m.safetensors", _dequantise), "pt") as file:

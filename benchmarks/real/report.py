@@ -45,9 +45,13 @@ def page(cases: Sequence[Case], rows: list[Row], versions: dict[str, str]) -> st
 
 
 def write(path: Path, figures: str) -> None:
-    """Put the figures into the page, below its marker; what stands above it is kept."""
-    above = path.read_text().split(MARKER)[0] if path.exists() else ""
-    path.write_text(f"{above}{MARKER}\n\n{figures}")
+    """Put the figures into the page, below its marker; what stands above it is kept, and the cases without new ones."""
+    above, _, old = path.read_text().partition(MARKER) if path.exists() else ("", "", "")
+    first, *new = figures.split("\n## ")
+    kept = {part.partition("\n")[0]: part.strip() for part in old.split("\n## ")[1:]}
+    kept |= {part.partition("\n")[0]: part.strip() for part in new}
+    parts = [f"{above}{MARKER}", first.strip(), *(f"## {part}" for part in kept.values())]
+    path.write_text("\n\n".join(part for part in parts if part) + "\n")
 
 
 def metric(case: Case, rows: list[Row]) -> str:
