@@ -153,6 +153,15 @@ def test_a_repair_that_is_set_twice_is_held_against_its_first_number() -> None:
         depgraph.apply(Counted(7), first.then(second))
 
 
+def test_a_plan_of_several_steps_says_what_each_was_asked_for() -> None:
+    a, b, c = (Plan(asked={"pruning_ratio": n / 8, "scope": "local"}) for n in (1, 2, 3))
+    wanted = {**c.asked, "earlier": [a.asked, b.asked]}
+    assert a.then(b).then(c).asked == a.then(b.then(c)).asked == wanted
+    assert Plan.from_json(a.then(b).then(c).to_json()).asked == wanted
+    assert Plan().then(a).asked == a.then(Plan()).asked == a.asked
+    assert Plan().then(Plan()).asked == {}
+
+
 @pytest.mark.parametrize(
     "name", ["VisionTransformer", "InplaceOnViews", "BatchedExperts", "StandardisedWeights"]
 )

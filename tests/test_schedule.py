@@ -347,6 +347,55 @@ def test_the_aim_is_checked_before_anything_is_trained() -> None:
     assert calls == []
 
 
+def test_a_budget_that_is_no_whole_number_is_kept() -> None:
+    """67 parameters, 3 a unit: half are 33.5, and 34 would be too many."""
+    model = nn.Sequential(nn.Linear(2, 22, bias=False), nn.ReLU(), nn.Linear(22, 1))
+    result = prune_gradually(model, torch.randn(2, 2), steps=2, max_params=0.5)
+    assert result.report.parameters == (67, 31)
+
+
+def test_a_step_that_fails_is_made_again() -> None:
+    """Ctrl-C while the score is computed; an optimizer that can't be carried over."""
+    model, stops = made(), [False]
+
+    def score(m: nn.Module) -> float:
+        if stops[0]:
+            raise KeyboardInterrupt
+        return 1.0
+
+    pruner = GradualPruner(model, INPUTS, steps=2, ramp="linear", pruning_ratio=0.5, score=score)
+    with pytest.raises(InputError, match="L-BFGS"):
+        pruner.step(model, torch.optim.LBFGS(model.parameters()))
+    first = pruner.step(model).model
+    stops[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        pruner.step(first)
+    stops[0] = False
+    second = pruner.step(first).model
+    assert pruner.step(second).done
+    assert widths(second) == widths(depgraph.prune(model, INPUTS, pruning_ratio=0.5).model)
+    assert [t.kept for t in pruner.history] == [True, True]
+
+
+def test_the_report_of_a_run_that_was_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options = made(), {"steps": 2, "ramp": "linear", "pruning_ratio": 0.5, "latency": True}
+    timed: list[Any] = []
+    seconds = lambda models, inputs: (timed.append(list(models)), [3.0, 2.0])[1]  # noqa: E731
+    monkeypatch.setattr("depgraph.training.schedule.latencies", seconds)
+    pruner = GradualPruner(model, INPUTS, **options)
+    first = pruner.step(model)
+    again = GradualPruner(model, INPUTS, **options)
+    second = again.step(again.resume(pruner.state_dict()))
+    assert second.report.latency == (3.0, 2.0)
+    assert timed[-1] == [model, second.model]
+    done = GradualPruner(model, INPUTS, **options)
+    pruner.step(first.model)
+    last = done.step(done.resume(pruner.state_dict()))
+    assert last.done
+    assert last.plan.cuts
+    assert last.report.verification.detail == "the step was made before the checkpoint"
+
+
 # -------------------------------------------------------------------------------------------------- thresholds
 
 

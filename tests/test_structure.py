@@ -1580,3 +1580,19 @@ def test_lazy_modules() -> None:
         96,
         6,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)]
+)
+def test_weights_keep_their_order_in_memory(kind: Any, layout: torch.memory_format) -> None:
+    model = nn.Sequential(kind(3, 10, 3), nn.ReLU(), kind(10, 5, 3))
+    x = torch.randn(2, 3, *[7] * (model[0].weight.dim() - 2))
+    for inplace in (False, True):
+        plain = depgraph.prune(copy.deepcopy(model), x, inplace=inplace).model
+        last = depgraph.prune(copy.deepcopy(model).to(memory_format=layout), x, inplace=inplace).model
+        for i in (0, 2):
+            assert plain[i].weight.is_contiguous()
+            assert last[i].weight.is_contiguous(memory_format=layout)
+            assert not last[i].weight.is_contiguous()
+            assert torch.equal(plain[i].weight, last[i].weight)

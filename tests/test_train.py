@@ -311,6 +311,8 @@ def test_bad_input_is_refused_before_anything_changes() -> None:
     }.items():
         with pytest.raises(InputError, match=match):
             finetune(model, bad, F.cross_entropy)
+    with pytest.raises(InputError, match="no parameter of this model"):  # it would train nothing
+        finetune(model, data, F.cross_entropy, optimizer=torch.optim.SGD(before.parameters(), lr=0.1))
     with pytest.raises(InputError, match="returns none"):
         finetune(model, [data[0][0]])
     with pytest.raises(InputError, match="gone through again"):
@@ -334,9 +336,16 @@ def test_bad_distillation_is_refused() -> None:
     other = depgraph.prune(teacher, x, pruning_ratio=0.25).plan
     with pytest.raises(InputError, match="the plan from this teacher"):
         distill(result.model, teacher, [x], hidden=["block"], plan=other)
-    for bad in ({"alpha": 1.5}, {"temperature": 0.0}, {"hidden_weight": -1.0}):
+    nan = float("nan")
+    for bad in ({"alpha": 1.5}, {"temperature": 0.0}, {"temperature": float("inf")}, {"hidden_weight": -1.0}, {"hidden_weight": nan}):  # fmt: skip
         with pytest.raises(InputError, match="must lie"):
             distill(result.model, teacher, [x], **bad)
+    with pytest.raises(InputError, match="the teacher is the model"):
+        distill(teacher, teacher, [x])
+    before = copy.deepcopy(result.model.state_dict())
+    with pytest.raises(InputError, match="loss of step 1 is nan"):
+        distill(result.model, teacher, [x * nan])
+    assert all(torch.equal(v, before[k]) for k, v in result.model.state_dict().items())
     with pytest.raises(InputError, match="the teacher returns no logits"):
         distill(result.model, nn.Flatten(0), [x])
 

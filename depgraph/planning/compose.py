@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..errors import PlanError, listed
@@ -13,13 +15,22 @@ def composed(first: Plan, second: Plan) -> Plan:
     problems = _differences(first, second) + _out_of_order(first, second)
     if problems:
         raise PlanError(listed("these plans do not make one: apply them one after the other", problems))
-    plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases), asked=dict(second.asked))
+    plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
+    *earlier, last = [*_steps(first), *_steps(second)] or [{}]
+    plan.asked = {**last, "earlier": earlier} if earlier else last
     for name, cut in second.cuts.items():
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
     plan.repairs = _repairs(first.repairs, second.repairs)
     plan.rewrites = first.rewrites + second.rewrites
     return plan
+
+
+def _steps(plan: Plan) -> list[dict[str, Any]]:
+    """What was asked for, step by step."""
+    earlier = plan.asked.get("earlier")
+    last = {k: v for k, v in plan.asked.items() if k != "earlier"}
+    return [*(earlier if isinstance(earlier, list) else ()), *([last] if last else ())]
 
 
 def _differences(first: Plan, second: Plan) -> list[str]:

@@ -129,7 +129,8 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
-        asked: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only.
+        asked: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
+            plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
 
     cuts: dict[str, Cut] = field(default_factory=dict)

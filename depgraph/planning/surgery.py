@@ -33,6 +33,7 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
 
@@ -154,6 +155,9 @@ def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
         data = cut.slice(tensor.detach())
         if data.data_ptr() == tensor.data_ptr() and data.numel():
             data = data.clone()
+        layout = LAYOUTS.get(tensor.dim())
+        if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            data = data.contiguous(memory_format=layout)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data.requires_grad_(tensor.requires_grad)

@@ -154,7 +154,7 @@ class Aims:
         for name, (whole, last) in self.limits.items():
             limit = max(last, whole - whole * removed(1 - last / whole))
             if model is None or WHOLE[name](model, self.example_inputs) > limit:
-                asked[name] = f"{limit * 1e6}us" if name == "max_latency" else int(limit + 0.5)
+                asked[name] = f"{limit * 1e6}us" if name == "max_latency" else max(int(limit), 1)
         ratio, scope = self.ratios.get("pruning_ratio"), self.ratios.get("scope")
         if isinstance(ratio, Mapping):
             asked["pruning_ratio"] = {name: removed(share) for name, share in ratio.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..costs import cost
+from ..costs.latency import latencies
 from ..errors import InputError, PlanError
 from ..exploring.score import Score, score_of
 from ..planning.build import build_plan
@@ -134,7 +135,6 @@ class GradualPruner:
         self._bad: float | None = None
         self._left = backtracks
         self._failed: dict[str, tuple[int, ...]] = {}
-        self._seconds = 0.0
         self.history: list[Tried] = []
 
     @property
@@ -174,11 +174,13 @@ class GradualPruner:
             ):  # no other model than the one that was given up
                 self._bad = way
                 continue
-            self._trial = _State(result.model, plan, way, None, result.report)
+            trial = _State(result.model, plan, way, None, result.report)
+            found = self._result(trial, done=False)
             if optimizer is not None:
                 self._saved = _Saved(optimizer)
                 result.plan.apply_to_optimizer(optimizer, self._good.model, result.model)
-            return self._result(self._trial, done=False)
+            self._trial = trial  # last: what fails before leaves the step to be made again
+            return found
         return self._result(self._good, done=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,9 +235,7 @@ class GradualPruner:
     def _cut(self, asked: dict[str, Any]) -> PruneResult:
         good = self._good
         if good.model is self._original:
-            result = prune(good.model, self.example_inputs, graph=self._graph, **self._options, **asked)
-            self._seconds = result.report.latency[0] if result.report.latency else 0.0
-            return result
+            return prune(good.model, self.example_inputs, graph=self._graph, **self._options, **asked)
         return prune(
             good.model, self.example_inputs, earlier=good.plan, **self._each, **self._options, **asked
         )
@@ -264,9 +264,10 @@ class GradualPruner:
                     f"{name!r} has shape {tuple(tensor.shape)}, and {self._trial.plan.new_shape(name)} in what the last "
                     "step returned: train that model, and give it to the next step"
                 )
-        trial, self._trial = replace(self._trial, model=model), None
-        if self.score is not None:
-            trial.score = score_of(self.score, model)
+        score = (
+            None if self.score is None else score_of(self.score, model)
+        )  # where it raises, nothing has changed
+        trial, self._trial = replace(self._trial, model=model, score=score), None
         kept = self._is_good(trial)
         self.history.append(Tried(trial.way, cost.parameter_count(model), trial.score, kept))
         if kept:
@@ -304,10 +305,12 @@ class GradualPruner:
             "score": None if self._dense is None or state.score is None else (self._dense, state.score),
         }  # fmt: skip
         if last is None:
-            nothing = Verification("skipped", detail="nothing was removed")
-            return Report(example_inputs=self.example_inputs, verification=nothing, **found)
+            text = "the step was made before the checkpoint" if state.plan.cuts else "nothing was removed"
+            unproved = Verification("skipped", detail=text)
+            return Report(example_inputs=self.example_inputs, verification=unproved, **found)
         if last.latency is not None:
-            found["latency"] = self._seconds, last.latency[1]
+            slow, fast = latencies([self._original, state.model], self.example_inputs)
+            found["latency"] = slow, fast
         proof = replace(last.verification, detail=f"the last step; {last.verification.detail}")
         return replace(last, verification=proof, **found)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -121,9 +122,13 @@ def distill(
         InputError: as for `finetune`; an unknown module; outputs that differ in a dim that the plan does not explain.
     """
     share = (1.0 if loss is None else 0.5) if alpha is None else alpha
-    if not 0 <= share <= 1 or not temperature > 0 or not hidden_weight >= 0:
+    if not 0 <= share <= 1 or not 0 < temperature < inf or not 0 <= hidden_weight < inf:
         raise InputError(
             f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0, hidden_weight={hidden_weight} at 0 or above"
+        )
+    if teacher is model:
+        raise InputError(
+            "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
         )
     if isinstance(hidden, str):
         hidden = (hidden,)
@@ -177,6 +182,13 @@ def _fit(
         epochs = 1
     if optimizer is None:
         optimizer, scheduler = _default_optimizer(model, lr, _total(data, epochs, steps))
+    elif not {id(p) for g in optimizer.param_groups for p in g["params"]} & {
+        id(p) for p in model.parameters()
+    }:
+        raise InputError(
+            "the optimizer has no parameter of this model\n  fix: make it of model.parameters(), or carry the one of the "
+            "original over: plan.apply_to_optimizer(optimizer, original, model)"
+        )
     done, keeper, device = Training(), _Best(model), _device(model)
     with _in_train_mode(model):
         try:
@@ -186,11 +198,16 @@ def _fit(
                 if not isinstance(end, _End):
                     optimizer.zero_grad()
                     value = loss_of(_batch(end, pairs, device))
+                    number = float(value.detach())
+                    if not isfinite(number):  # before a step has spoilt the weights
+                        raise InputError(
+                            f"the loss of step {done.steps + 1} is {number}: are weights and data finite?"
+                        )
                     value.backward()
                     optimizer.step()
                     if scheduler is not None:
                         scheduler.step()
-                    done.losses.append(float(value.detach()))
+                    done.losses.append(number)
                 elif score is not None:
                     keeper.ask(score, done)
                     if patience is not None and keeper.waited >= patience:
