@@ -1,4 +1,29 @@
-"""depgraph: make any PyTorch model physically smaller in one call, and prove the result."""
+"""depgraph: make any PyTorch model physically smaller in one call, and prove the result.
+
+`prune` is the one call. What it does is a row of functions, each of which takes what the one before returned; other tools
+use them one by one (docs/guides/inside-another-tool.md):
+
+| stage | functions | what they take and return |
+|---|---|---|
+| trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `Propagation`, `Site`, `Axis`, `Rule` |
+| group | `analyze` | `DependencyGraph`, `Group`, `Member`, `Frozen`, `Reason`, `Constraint`, `Place` |
+| rank | `scores_of` | `CRITERIA`, `Importance`, `Prepared`, `L1`, `Scores`, `Calibration`, `Batch` |
+| choose | `choose` | `Masks`, `Scope`, `Budget`, `CostModel` |
+| plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
+| verify | `verify` | `Verification` |
+| all of these | `prune` | `PruneResult`, `Report`, `Layer` |
+| win back | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
+| while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
+| keep | `save`, `load`, `load_plans` | |
+| look | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
+
+Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
+`StoreError`, `VerificationError`. Whichever is raised, the model is as it was.
+
+These names are stable: from 1.0 on, what changes in them warns for one minor version first; so do the criteria in
+`depgraph.importance`, what is in `depgraph.integrations`, and the JSON of a plan, which later versions go on reading. All else (modules
+in the folders, names that begin with an underscore) may change any time.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +44,23 @@ from .exploring import pictures
 from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
 from .exploring.sweep import Row, Sweep, sweep
+from .grouping.axes import Axis, Reason
 from .grouping.graph import DependencyGraph, Frozen, Group, Member
-from .grouping.propagate import propagate
-from .importance import L1, scores_of
+from .grouping.naming import Place
+from .grouping.propagate import Propagation, propagate
+from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .inputs import Examples
 from .planning.build import build_plan
-from .planning.plan import Cut, Plan
+from .planning.plan import Cut, Plan, Repair, Rewrite
 from .planning.surgery import apply
 from .proof.verify import Verification, verify
-from .prune import PruneResult, analyze, prune
+from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
-from .report import Report
-from .rules import Site, equation, op_rule
-from .select import Budget, Scope, choose
+from .report import Layer, Report
+from .rules import Rule, Site, equation, op_rule
+from .select import Budget, Masks, Scope, choose
 from .store import load, load_plans, save
-from .tracing.trace import trace
+from .tracing.trace import Trace, trace
 from .training.optimizer import apply_to_optimizer
 from .training.regularise import GroupLasso, GrowingRegularisation, Slimming
 from .training.rewind import rewind
@@ -42,11 +69,14 @@ from .training.train import Training, distill, finetune
 
 __version__ = "0.1.0"
 __all__ = [
+    "CRITERIA",
     "L1",
+    "Axis",
     "Batch",
     "Budget",
     "BudgetError",
     "Calibration",
+    "Constraint",
     "CostModel",
     "Cut",
     "DependencyGraph",
@@ -58,22 +88,34 @@ __all__ = [
     "Group",
     "GroupLasso",
     "GrowingRegularisation",
+    "Importance",
     "InputError",
+    "Layer",
+    "Masks",
     "Member",
     "NothingToPruneError",
+    "Place",
     "Plan",
     "PlanError",
+    "Prepared",
+    "Propagation",
     "PruneResult",
+    "Reason",
     "Reconstruction",
     "Recovery",
+    "Repair",
     "Report",
+    "Rewrite",
     "Row",
+    "Rule",
     "Scope",
+    "Scores",
     "Sensitivity",
     "Site",
     "Slimming",
     "StoreError",
     "Sweep",
+    "Trace",
     "TraceError",
     "Training",
     "UnknownOpError",

@@ -53,7 +53,7 @@ class DistributedResult:
 
 def prune(
     model: nn.Module, example_inputs: Any, *, importance: str | Importance = "l1", calibration: Any = None, loss: Any = None,
-    ignore: Any = (), strict: bool = False, timeout: float = 1800.0, **options: Any,
+    ignore: Any = (), strict: bool = False, constraints: Any = (), timeout: float = 1800.0, **options: Any,
 ) -> DistributedResult:  # fmt: skip
     """`depgraph.prune`, called by all processes together, each with its replica of the model.
 
@@ -65,6 +65,7 @@ def prune(
         loss: as for `depgraph.prune`.
         ignore: likewise.
         strict: likewise.
+        constraints: likewise; the same in all processes.
         timeout: seconds that a process waits for another: more than pruning takes in process 0.
         **options: as for `depgraph.prune`; those of process 0 count. `inplace` is refused.
 
@@ -83,7 +84,10 @@ def prune(
         every = _gathered(lambda: shapes, group)
         if any(other != every[0] for other in every):
             raise InputError("the processes have models of different shapes: nothing was pruned")
-        graph = _together(lambda: analyze(bare, example_inputs, ignore=ignore, strict=strict), group)
+        graph = _together(
+            lambda: analyze(bare, example_inputs, ignore=ignore, strict=strict, constraints=constraints),
+            group,
+        )
         data = _together(
             lambda: None if calibration is None else Calibration(calibration, example_inputs, loss), group
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -74,9 +74,14 @@ class PruneResult:
     before: tuple[Plan, ...] = ()
 
 
+Constraint = Callable[[DependencyGraph], Any]
+OF_ANALYZE = ("ignore", "strict", "constraints")  # arguments of `prune` that it hands on
+
+
 def analyze(
-    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False
-) -> DependencyGraph:
+    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False,
+    constraints: Constraint | Sequence[Constraint] = (),
+) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
 
     Args:
@@ -84,9 +89,14 @@ def analyze(
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
         ignore: module paths, parameter names, or globs of them, to leave alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
+        constraints: functions of the graph, or one, that state what else must hold: `DependencyGraph.lock`, `at_least`,
+            `multiple_of` and `equal_counts`.
+
+    Returns:
+        what can be removed, and why the rest can't.
 
     Raises:
-        InputError: there are no example inputs, or `ignore` names nothing.
+        InputError: there are no example inputs, `ignore` names nothing, or a constraint does not fit the graph.
         TraceError: the model rejects the inputs.
         UnknownOpError: with `strict`.
     """
@@ -97,6 +107,10 @@ def analyze(
         propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore)
     )
     freeze_unwritable_literals(graph)
+    for constraint in [constraints] if callable(constraints) else constraints:
+        if not callable(constraint):
+            raise InputError(f"constraints must be functions of a DependencyGraph, not {constraint!r}")
+        constraint(graph)
     return graph
 
 
@@ -113,7 +127,8 @@ def prune(
     max_latency: float | str | None = None, max_memory: float | str | None = None,
     importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
     normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
-    calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
+    constraints: Constraint | Sequence[Constraint] = (), calibration: Iterable[Any] | None = None, loss: Loss | None = None,
+    recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
 ) -> PruneResult:  # fmt: skip
@@ -143,6 +158,7 @@ def prune(
             `select/normalise.py`). By default what the criterion says of itself, or "mean".
         per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
         ignore: module paths, parameter names, or globs of them, to leave alone.
+        constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this.
         uniform: equal widths in all repeated blocks, and in all that one field of the model's config says, so that the
             config describes the result.
@@ -193,11 +209,13 @@ def prune(
         if inplace:
             check_changeable(model)
     if graph is None:
-        graph = analyze(model, example_inputs, ignore=ignore, strict=strict)
+        graph = analyze(model, example_inputs, ignore=ignore, strict=strict, constraints=constraints)
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the one that analyze was called with")
-    elif ignore or strict:
-        raise InputError("ignore and strict have no effect on a finished graph: give them to analyze")
+    elif ignore or strict or constraints:
+        raise InputError(
+            "ignore, strict and constraints have no effect on a finished graph: give them to analyze"
+        )
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))

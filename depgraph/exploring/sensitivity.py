@@ -24,7 +24,7 @@ from ..planning.build import build_plan
 from ..planning.surgery import apply
 from ..progress import track
 from ..proof.verify import verify as verify_values
-from ..prune import analyze, as_module, flipped
+from ..prune import Constraint, analyze, as_module, flipped
 from ..select import Masks, Selection, choose, nothing_text
 from ..select.blocks import Block
 from . import pictures
@@ -118,6 +118,7 @@ def sensitivity(
     groups: Sequence[str] | None = None,
     importance: str | Importance = "l1",
     ignore: Sequence[str] = (),
+    constraints: Constraint | Sequence[Constraint] = (),
     round_to: int = 1,
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -136,8 +137,9 @@ def sensitivity(
         score: ``score(model)`` -> a number, higher is better, called with each smaller model in eval mode.
         ratios: shares of a group's units to remove.
         groups: names of groups, of tensors or modules that produce them, or globs of these; None: all.
-        importance: as for `prune`, like the next four.
+        importance: as for `prune`, like the next five.
         ignore: modules, parameters or globs to leave alone.
+        constraints: functions of the graph that state what else must hold.
         round_to: every parameter dim that shrinks keeps a multiple of this.
         calibration: batches for criteria that look at data.
         loss: for criteria that look at gradients.
@@ -152,11 +154,18 @@ def sensitivity(
     """
     ratios = _checked(ratios)
     model = as_module(model)
-    graph = analyze(model, example_inputs, ignore=ignore)
+    graph = analyze(model, example_inputs, ignore=ignore, constraints=constraints)
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
-    arguments = {"importance": importance, "ignore": ignore, "round_to": round_to, "loss": loss}
+    arguments: dict[str, Any] = {
+        "importance": importance,
+        "ignore": ignore,
+        "round_to": round_to,
+        "loss": loss,
+    }
+    if constraints:
+        arguments["constraints"] = constraints
     subject = {
         "kind": "sensitivity",
         "model": model,

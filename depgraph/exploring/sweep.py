@@ -23,7 +23,7 @@ from ..grouping.graph import DependencyGraph, Group
 from ..importance import CRITERIA, Importance, Scores, scores_of
 from ..importance.criterion import normalisation
 from ..progress import track
-from ..prune import analyze, as_module, prune
+from ..prune import OF_ANALYZE, analyze, as_module, prune
 from ..select import Request
 from . import pictures
 from .records import Records, name_of
@@ -234,13 +234,13 @@ class _Run:
     @cached_property
     def graph(self) -> DependencyGraph:
         """The one trace."""
-        own = {k: v for k, v in self.arguments.items() if k in ("ignore", "strict")}
+        own = {k: v for k, v in self.arguments.items() if k in OF_ANALYZE}
         return analyze(self.model, self.example_inputs, **own)
 
     @cached_property
     def rest(self) -> dict[str, Any]:
         """The arguments of `prune`, but for those of `analyze`; importances are computed once."""
-        rest = {k: v for k, v in self.arguments.items() if k not in ("ignore", "strict")}
+        rest = {k: v for k, v in self.arguments.items() if k not in OF_ANALYZE}
         return {**rest, "importance": ScoredOnce(rest.get("importance", "l1")), "progress": False}
 
     def row(self, argument: str, value: float | str) -> Row:

@@ -5,69 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..data.layout import is_convolution, is_grouped, tokens
 from ..errors import InputError
 from ..planning.origin import Origins, origins
 from ..tracing.trace import Node, Trace
 from . import axes
-from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
+from .axes import RAGGED, Axis, Polynomial, Reason
 from .constraints import SizeSystem
-from .propagate import Dims, Product, Propagation, leaves_of
+from .members import Group, Indices, Member, Role, places_of, roles_of
+from .naming import NAMING, Place, axis_at, named
+from .propagate import Dims, Propagation, leaves_of
 from .siblings import follow_siblings
-
-Role = Literal["produces", "consumes", "scales"]
-Indices = npt.NDArray[np.int64]
-NAMING = (
-    "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
-    "named_parameters() print them"
-)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One dim of a parameter or buffer that loses indices when units of a group go.
-
-    `indices[u]` are the positions on dim `dim` of tensor `name` that go with unit u ([units, k] int64). `rows` bounds
-    the entries to a block of dim 0 (grouped convolutions), else it is None.
-    """
-
-    name: str
-    dim: int
-    indices: Indices
-    role: Role
-    rows: tuple[int, int] | None = None
-
-
-@dataclass(eq=False)
-class Group:
-    """A maximal set of dims related through one axis; its units are the smallest removable sets of indices."""
-
-    axis: Axis
-    members: list[Member] = field(default_factory=list)
-
-    @property
-    def units(self) -> int:
-        """How many units the group has."""
-        return self.axis.size
-
-    @property
-    def name(self) -> str:
-        """``tensor:dim`` of its first producing member."""
-        first = next((m for m in self.members if m.role == "produces"), self.members[0])
-        return f"{first.name}:{first.dim}"
-
-    def __repr__(self) -> str:
-        return f"Group({self.name}, units={self.units}, members={len(self.members)})"
 
 
 @dataclass(frozen=True)
@@ -88,6 +43,7 @@ class DependencyGraph:
         groups: what can be removed, a `Group` each, largest first in the order of the model.
         tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
         constraints: polynomials in the counts of group axes that must stay 0.
+        multiples: what `multiple_of` was told: the place, its axis, and the number.
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
@@ -97,6 +53,7 @@ class DependencyGraph:
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
         self.model = model
+        self.multiples: list[tuple[str, Axis, int]] = []
         self.followed = follow_siblings(state, model)
         self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}
         _ignore(self, ignore)
@@ -117,7 +74,7 @@ class DependencyGraph:
 
     @cached_property
     def _roles(self) -> dict[tuple[int, Node, int], Role]:
-        return _roles(self.state)
+        return roles_of(self.state)
 
     def output_dim(self, name: str) -> int:
         """The dim of parameter `name` that it produces: its layer's width. 0 for one that only scales."""
@@ -184,6 +141,66 @@ class DependencyGraph:
                 group.axis.frozen = None
             self.groups = groups
             self.by_axis = {id(g.axis): g for g in groups}
+
+    # ------------------------------------------------------------------------------------------------- stating
+
+    def lock(self, place: Place, why: str = "is locked as asked") -> None:
+        """No index at `place` may go.
+
+        Args:
+            place: a group, or a dim as ``"tensor:dim"``, with all dims that it is coupled with.
+            why: the reason that reports give, after "... stays whole: it".
+
+        Raises:
+            InputError: there is no such place.
+        """
+        self.freeze([axis_at(self, place)], Reason(why))
+        self._freeze_determined()
+
+    def at_least(self, place: Place, count: int) -> None:
+        """`count` indices at `place` must stay.
+
+        Raises:
+            InputError: there is no such place, or it has fewer.
+        """
+        axis = axis_at(self, place)
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= axis.size:
+            raise InputError(
+                f"at_least must be a whole number from 1 to the {axis.size} of {place!r}, not {count!r}"
+            )
+        self.state.at_least.append((axis, count))
+
+    def multiple_of(self, place: Place, number: int) -> None:
+        """As many indices stay at `place` as are a multiple of `number`, unless all stay.
+
+        Raises:
+            InputError: there is no such place, or `number` is none.
+        """
+        axis = axis_at(self, place)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= axis.size:
+            raise InputError(
+                f"multiple_of must be a whole number from 1 to the {axis.size} of {place!r}, not {number!r}"
+            )
+        self.multiples.append((place.name if isinstance(place, Group) else place, axis, number))
+
+    def equal_counts(
+        self, places: Sequence[Place], why: str = "keeps as many indices as others, as asked"
+    ) -> None:
+        """Equally many indices stay at all of `places`, though not the same ones.
+
+        Args:
+            places: groups, or dims as ``"tensor:dim"``.
+            why: the reason that reports give.
+
+        Raises:
+            InputError: there is no such place, or they have different sizes already.
+        """
+        found = [axis_at(self, place) for place in places]
+        if len({axis.size for axis in found}) > 1:
+            sizes = ", ".join(f"{place} {axis.size}" for place, axis in zip(places, found, strict=True))
+            raise InputError(f"equal_counts of places that have different sizes: {sizes}")
+        self.state.equal_counts.append((found, Reason(why)))
+        self._freeze_determined()
 
     def _freeze_determined(self) -> None:
         """Freeze the axes whose count a constraint on nothing else determines, and what then follows."""
@@ -327,7 +344,7 @@ class DependencyGraph:
                 for b, piece in pieces:
                     found = places.get(id(piece.find()))
                     if found is None:
-                        found = places[id(piece.find())] = _places(piece.find())
+                        found = places[id(piece.find())] = places_of(piece.find())
                     for atom, indices in found:
                         if atom.frozen is not None:
                             continue
@@ -336,57 +353,6 @@ class DependencyGraph:
                         bounds = (b * rows, (b + 1) * rows) if whole else None
                         group.members.append(Member(name, d, indices, role, bounds))
         return list(groups.values())
-
-
-def _places(axis: Axis) -> list[tuple[Axis, Indices]]:
-    """Each atom of `axis` with the positions of its units; linear in the size of `axis` for concatenations of atoms."""
-    if axis.kind == ATOM:
-        return [(axis, np.arange(axis.size, dtype=np.int64)[:, None])]
-    if axis.kind == CONCAT:
-        found: dict[int, tuple[Axis, list[Indices]]] = {}
-        offset = 0
-        for part in axis.parts:
-            for atom, at in _places(part.find()):
-                found.setdefault(id(atom), (atom, []))[1].append(at + offset)
-            offset += part.find().size
-        return [(a, ats[0] if len(ats) == 1 else np.concatenate(ats, axis=1)) for a, ats in found.values()]
-    return [(a, axes.positions(axis, a)) for a in dict.fromkeys(axes.atoms(axis))]
-
-
-def _roles(state: Propagation) -> dict[tuple[int, Node, int], Role]:
-    """(atom id, get_attr node, dim) -> role, from the contractions that each tensor takes part in."""
-    roles: dict[tuple[int, Node, int], Role] = {}
-    dims = {
-        node: [{id(a) for a in axes.atoms(axis)} if axis is not None else set() for axis in results[0]]
-        for node, results in state.dims.items()
-        if node.op == "get_attr"
-    }
-    for operand, produced, consumed in state.weights:
-        for leaf in leaves_of(operand):
-            for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
-                found = {id(a) for axis in axis_list if axis is not None for a in axes.atoms(axis)}
-                for d, own in enumerate(dims[leaf]):
-                    roles.update(dict.fromkeys([(a, leaf, d) for a in found & own], role))  # type: ignore[arg-type]
-    for product in state.products:  # a square weight on a stream has one axis on both sides
-        for d in _consumed_dims(product) if product.weight in dims else ():
-            others = set().union(*(own for e, own in enumerate(dims[product.weight]) if e != d))
-            for a in dims[product.weight][d] & others:
-                roles[a, product.weight, d] = "consumes"
-    return roles
-
-
-def _consumed_dims(product: Product) -> list[int]:
-    """Which dims of the weight operand are summed over."""
-    op, rank = product.node.target, len(product.weight.meta["shapes"][0])
-    if is_convolution(op):
-        return [0 if product.node.args[6] else 1]
-    if product.letters is None:
-        return [1] if is_grouped(op) else []
-    return [
-        d
-        for d, t in enumerate(tokens(product.letters[1], rank))
-        if t not in product.letters[2] and "." not in t
-    ]
 
 
 def _mark_channels(state: Propagation) -> None:
@@ -420,22 +386,6 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
             for atom in axes.atoms(axis) if axis is not None else ():
                 if id(atom) not in known:
                     atom.frozen = atom.frozen or reason
-
-
-def named(graph: DependencyGraph, pattern: str) -> tuple[set[str], bool]:
-    """The tensors that `pattern` names, and whether it names anything at all (a module without tensors, say).
-
-    A module path stands for all tensors in it, and so does each module whose path a glob matches.
-    """
-    modules = [path for path, _ in graph.model.named_modules(remove_duplicate=False)]
-    paths = {path for path in modules if fnmatchcase(path, pattern)}
-
-    def inside(name: str) -> bool:
-        parts = name.split(".")
-        return any(".".join(parts[:i]) in paths for i in range(len(parts)))
-
-    hit = {n for n in (*graph.tensors, *graph.trace.aliases) if fnmatchcase(n, pattern) or inside(n)}
-    return hit, bool(hit or paths)
 
 
 def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:

@@ -18,8 +18,8 @@ from . import (
     recurrent,
     reduction,
 )
-from .registry import REGISTRY, STATED, equation, is_pointwise, op_rule, rule, rule_for
+from .registry import REGISTRY, STATED, Rule, equation, is_pointwise, op_rule, rule, rule_for
 
-__all__ = ["REGISTRY", "STATED", "Site", "equation", "is_pointwise", "op_rule", "rule", "rule_for"]
+__all__ = ["REGISTRY", "STATED", "Rule", "Site", "equation", "is_pointwise", "op_rule", "rule", "rule_for"]
 __all__ += ["attention", "contraction", "convolution", "indexing", "movement", "normalisation", "pointwise"]
 __all__ += ["recurrent", "reduction"]

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from ..grouping.graph import NAMING, DependencyGraph, Group, named
+from ..grouping.graph import DependencyGraph, Group
+from ..grouping.naming import NAMING, named
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..costs.size_table import Floats, Integers
+from ..errors import InputError
 from ..grouping import axes
 from ..grouping.axes import RAGGED, Polynomial
 from ..grouping.graph import DependencyGraph
@@ -22,6 +23,20 @@ from .normalise import normalised
 from .scope import Field, fields_of, rules_of, structure
 
 Masks = dict[int, npt.NDArray[np.bool_]]
+
+
+class Rounding(NamedTuple):
+    """A dim that must be a multiple of `of` once it shrinks.
+
+    Attributes:
+        size: how large it is, in the counts of axes.
+        of: the number.
+        whole: whether all of the dim counts, or only what one block has of it.
+    """
+
+    size: Polynomial
+    of: int
+    whole: bool
 
 
 class Selection:
@@ -72,6 +87,7 @@ class Selection:
         self.rules = rules_of(graph, groups, scope, ratio, max_ratio, lost)
         self._sequencer = Sequencer(self.axis, {a: ranked[a][o] for a, o in self.order.items()}, floors)
         self._sums = self._dim_sums()
+        self._check_multiples()
         for block, rules in found:
             self._sequencer.moves(block, rules)
             self._arrange(block, {})
@@ -86,35 +102,50 @@ class Selection:
         self._sequencer.order(block, both)
         block.allowed = self._allowed(block)
 
-    def _dim_sums(self) -> dict[int, list[tuple[int, Polynomial]]]:
-        """axis id -> (key, count polynomial) of each parameter dim that the axis is part of."""
-        sums: dict[int, list[tuple[int, Polynomial]]] = {a: [] for a in self.axis}
+    def _dim_sums(self) -> dict[int, dict[int, Rounding]]:
+        """axis id -> what dims that the axis is part of must be multiples of, each under a key."""
+        sums: dict[int, dict[int, Rounding]] = {a: {} for a in self.axis}
+
+        def note(key: int, rounding: Rounding) -> None:
+            for a in {a for t in rounding.size for a in t}:
+                sums[a][key] = rounding
+
         seen: set[int] = set()
         for name in self.graph.trace.tensors if self.round_to > 1 else ():
             for axis in self.graph.dims(name):
                 if axis is None or id(axis.find()) in seen or axis.find().kind == RAGGED:
                     continue
                 seen.add(id(axis.find()))
-                p = axes.count(axis, self.axis)
-                for a in {a for t in p for a in t}:
-                    sums[a].append((id(axis.find()), p))
+                note(id(axis.find()), Rounding(axes.count(axis, self.axis), self.round_to, False))
+        for i, (_, axis, number) in enumerate(self.graph.multiples):
+            note(-1 - i, Rounding(axes.count(axis, self.axis), number, True))
         return sums
 
+    def _check_multiples(self) -> None:
+        """Refuse multiples that blocks would have to agree on."""
+        block_of = {id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups}
+        for place, axis, number in self.graph.multiples:
+            terms = [{block_of[a] for a in t} for t in axes.count(axis, self.axis)]
+            apart = len(set().union(*terms)) > 1
+            if any(len(t) > 1 for t in terms) or (apart and axis.find().size % number):
+                raise InputError(
+                    f"the {axis.find().size} indices of {place} belong to groups that are chosen apart: they can't be kept "
+                    f"a multiple of {number}\n  fix: state it of each of these groups"
+                )
+
     def _allowed(self, block: Block) -> Integers:
-        """Numbers of steps after which each parameter dim's share in this block is a multiple of `round_to`."""
+        """Numbers of steps after which each dim of this block that must be a multiple is one."""
         steps = np.arange(len(block.scores) + 1)
-        if self.round_to == 1:
-            return steps
         fine = np.ones(len(steps), dtype=bool)
-        for p in {key: p for a in block.gone for key, p in self._sums[a]}.values():
-            share = np.zeros(len(steps), dtype=np.int64)
-            for term, n in p.items():
-                if any(a in block.gone for a in term):
+        for rounding in {k: r for a in block.gone for k, r in self._sums[a].items()}.values():
+            total = np.zeros(len(steps), dtype=np.int64)
+            for term, n in rounding.size.items():
+                if rounding.whole or any(a in block.gone for a in term):
                     part = np.full(len(steps), n)
                     for a in term:
                         part = part * (self.axis[a].size - block.gone.get(a, 0))
-                    share += part
-            fine &= share % self.round_to == 0
+                    total += part
+            fine &= total % rounding.of == 0
         fine[0] = True
         return steps[fine]
 
@@ -138,7 +169,7 @@ class Selection:
 
     def rounded_up(self, steps: Integers) -> Integers:
         """The first allowed numbers of steps from `steps` on."""
-        if self.round_to == 1:
+        if not any(self._sums.values()):
             return steps
         return np.array([b.at_least(int(n)) for b, n in zip(self.blocks, steps, strict=True)], dtype=np.int64)
 

@@ -21,7 +21,7 @@ from ..planning.plan import Plan
 from ..planning.surgery import apply
 from ..progress import track
 from ..proof.verify import Verification
-from ..prune import PruneResult, analyze, as_module, prune
+from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
 from ..report import Report
 from ..tracing.tensors import named_tensors
 from .ramps import Aims, Ramp, ramp_of
@@ -121,7 +121,7 @@ class GradualPruner:
         self.example_inputs, self.steps, self.score = example_inputs, steps, score
         self._removed = ramp_of(ramp)
         self._drop = (max_drop, max_drop) if isinstance(max_drop, (int, float)) else max_drop
-        first = {n: options.pop(n) for n in ("ignore", "strict") if n in options}
+        first = {n: options.pop(n) for n in OF_ANALYZE if n in options}
         self._graph = analyze(model, example_inputs, **first)
         self._each = first
         self._aims = Aims.read(model, example_inputs, options)
