@@ -17,6 +17,7 @@ from zoo import ZOO
 import depgraph
 from depgraph.errors import DepgraphError, InputError
 from depgraph.recover import Reconstruction, recover
+from depgraph.recover import _error as output_error
 from depgraph.recover import reconstruction as module_of_reconstruction
 
 EXACT = 1e-6
@@ -519,6 +520,68 @@ def normed_convolution() -> Any:
     return model, normal(2, 3, 7, 9), {"a.weight": [0, 2, 3, 5, 7]}, batches
 
 
+class Branches(nn.Module):
+    """Convolutions of one input that see it through different windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3, padding=1)
+        self.c, self.d = nn.Conv2d(8, 5, 3, padding=2, dilation=2), nn.Conv2d(8, 5, (1, 9), 1, (0, 4))
+        self.head = nn.Linear(15, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.head(torch.cat([self.b(x), self.c(x), self.d(x)], 1).tanh().mean((2, 3)))
+
+
+@case
+def convolutions_of_one_input() -> Any:
+    model = randomised(Branches())
+    keep = [0, 1, 2, 5]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    return model, normal(2, 3, 9, 11), {"a.weight": keep}, [normal(9, 3, 9, 11, seed=s) for s in (1, 2, 3)]
+
+
+class Parallel(nn.Module):
+    """Two branches of one stream that are both computed before either is added."""
+
+    def __init__(self, order: str = "xab") -> None:
+        super().__init__()
+        self.order = order
+        self.a, self.b = nn.Linear(5, 11), nn.Linear(11, 5)
+        self.c, self.d = nn.Linear(5, 13), nn.Linear(13, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = {"x": x, "a": self.b(self.a(x).relu()), "b": self.d(self.c(x).relu())}
+        first, second, third = (parts[name] for name in self.order)
+        return first + second + third
+
+
+def parallel(order: str) -> Any:
+    model = randomised(Parallel(order))
+    keep = {"a.weight": [0, 2, 3, 6, 8, 9], "c.weight": [0, 1, 3, 5, 6, 8, 10]}
+    for layer, kept in ((model.a, keep["a.weight"]), (model.c, keep["c.weight"])):
+        repeat(layer.weight, kept)
+        repeat(layer.bias, kept)
+    return model, normal(9, 5), keep, [normal(40, 5, seed=s) for s in (1, 2, 3)]
+
+
+@case
+def branches_added_in_order() -> Any:
+    return parallel("xab")
+
+
+@case
+def branches_added_in_reverse() -> Any:
+    return parallel("xba")
+
+
+@case
+def branches_added_to_each_other() -> Any:
+    return parallel("abx")
+
+
 def kept_of(model: nn.Module, example: Any, kept: dict[str, list[int]]) -> tuple[Any, depgraph.Plan]:
     """As `cut`; "first" and "second" are the two groups of inputs of a grouped convolution."""
     if "first" not in kept:
@@ -647,6 +710,146 @@ def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
         small, told = recovered(model, same, {"0.weight": [0]}, batches, "reconstruction")
         assert [(r.name, r.kept) for r in told.layers] == [("1.weight", right)]
         assert torch.equal(small[1].weight, model[1].weight[:, :1]) is not right
+
+
+class Exponential(nn.Module):
+    """Overflows where an input is large; once, or called twice."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.a, self.b, self.c = nn.Linear(5, 11), nn.Linear(11, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.b(self.a(x).exp()).tanh()
+        return self.c(x)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("bad", [0, 3], ids=["fitted", "held out"])
+def test_layers_that_overflow_on_a_batch_are_left_alone(times: int, bad: int):
+    """There is no least-squares solution, and no mean: it was looked for without end."""
+    model = randomised(Exponential(times))
+    batches = [normal(40, 5, seed=s) for s in range(4)]
+    batches[bad][7] = 1e5
+    for how in ("reconstruction", "compensation"):
+        small, told = recovered(model, normal(9, 5), {"a.weight": [0, 2, 3, 6]}, batches, how)
+        assert any(n == "b.weight" and ("NaN" in why or "no bias" in why) for n, why in told.skipped), told
+        assert not [r for r in told.layers if r.name == "b.weight"]
+        assert torch.equal(small.b.weight, model.b.weight[:, [0, 2, 3, 6]])
+        assert torch.equal(small.b.bias, model.b.bias)
+
+
+def test_statistics_of_a_batch_that_overflows_are_not_taken():
+    """Norms that take NaN give NaN everywhere, which must not count as nothing to compare."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.n(self.a(x).exp()))
+
+    model = randomised(Net())
+    batches = [normal(4, 3, 7, 5, seed=s) for s in range(4)]
+    batches[0][1] = 1e5
+    small, told = recovered(model, batches[1], {"a.weight": [0, 2, 3, 6]}, batches, "statistics")
+    assert [name for name, why in told.skipped if "NaN" in why] == ["n.running_mean"]
+    assert torch.equal(small.n.running_mean, model.n.running_mean[[0, 2, 3, 6]])
+
+
+def test_the_error_of_outputs_counts_what_is_not_finite():
+    inf, nan = float("inf"), float("nan")
+    wanted = [[torch.tensor([3.0, 4.0, -inf])], [torch.tensor([nan, 5.0])]]
+    near = [[torch.tensor([3.0, 6.0, 7.0])], [torch.tensor([1.0, 4.0])]]
+    assert output_error(wanted, near) == pytest.approx((4 + 1) / (9 + 16 + 25))
+    for broken in (nan, inf):
+        assert output_error(wanted, [[torch.tensor([3.0, broken, 7.0])], near[1]]) == inf
+    assert output_error(wanted, [[torch.ones(2)], near[1]]) is None
+
+
+def test_complex_layers_are_left_alone():
+    """Sums in real numbers would lose the imaginary part."""
+
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(5, 11), nn.Linear(7, 3)
+            self.w = nn.Parameter(torch.randn(7, 11, dtype=torch.complex128))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.fft.fft(self.a(x), dim=0)
+            return self.c(torch.fft.ifft(F.linear(hidden, self.w), dim=0).real.tanh())
+
+    torch.manual_seed(0)
+    model = Spectral().eval()
+    model.a, model.c = model.a.double(), model.c.double()
+    batches = [normal(16, 5, seed=s) for s in range(4)]
+    small, told = recovered(model, batches[0], {"a.weight": [0, 2, 3, 6]}, batches, "auto")
+    assert ("w", "it is given complex numbers") in told.skipped
+    assert torch.equal(small.w, model.w[:, [0, 2, 3, 6]])
+    assert told.output[1] < told.output[0]
+
+
+@pytest.mark.parametrize("how", ["reconstruction", "compensation"])
+@pytest.mark.parametrize("reached", [(0, 1), (3,)], ids=["fitted", "held out"])
+def test_layers_that_few_batches_reach(how: str, reached: tuple[int, ...]):
+    """Errors are relative to the result on the very batches that they are measured on; a layer of none is named."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 11), nn.Linear(11, 7), nn.Linear(7, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 40:
+                return x.sum(1, keepdim=True).expand(-1, 7)
+            hidden = self.a(x).relu()  # twice: solved on the original's inputs
+            return self.c(self.b(hidden) + (self.b(2 * hidden) if how == "reconstruction" else 0))
+
+    model = randomised(Net())
+    batches = [normal(40 if i in reached else 30, 5, seed=i) for i in range(4)]
+    small, told = recovered(model, normal(40, 5), {"a.weight": [0, 2, 3, 6, 8, 9]}, batches, how)
+    (own,) = [r for r in told.layers if r.name == "b.weight"]
+    assert own.kept
+    assert 0 <= own.after < own.before < 10
+    changed = "weight" if how == "reconstruction" else "bias"
+    cut_ = model.b.weight[:, [0, 2, 3, 6, 8, 9]] if how == "reconstruction" else model.b.bias
+    assert not torch.equal(small.b.get_parameter(changed), cut_)
+    _, told = recovered(model, normal(40, 5), {"a.weight": [0, 2, 3]}, [normal(30, 5)] * 3, how)
+    assert ("b.weight", "no calibration batch reached it") in told.skipped
+
+
+@pytest.mark.parametrize("bad", [{"damping": -1}, {"damping": float("nan")}, {"samples": 0}])
+def test_options_out_of_range(bad: dict[str, float]):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        Reconstruction(**bad)
+
+
+def test_every_example_is_traced_of_the_smaller_model_too():
+    """A branch that the first calibration batch does not take is recovered all the same."""
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 11), nn.Linear(11, 3), nn.Linear(11, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.b if len(x) == 40 else self.c)(self.a(x).relu())
+
+    model = randomised(Either())
+    batches = [normal(n, 5, seed=n + i) for i, n in enumerate((40, 30, 40, 30, 30, 40, 40, 30, 40, 30))]
+    example = depgraph.Examples(*batches[:2])
+    small, told = recovered(model, example, {"a.weight": [0, 2, 3, 6, 8, 9]}, batches, "reconstruction")
+    assert {r.name for r in told.layers if r.kept} == {"b.weight", "c.weight"}
+    assert not told.skipped
+    with torch.no_grad():
+        hidden = [torch.cat([model.a(b).relu() for b in batches if len(b) == n]) for n in (40, 30)]
+        for layer, old, x in ((small.b, model.b, hidden[0]), (small.c, model.c, hidden[1])):
+            lost = F.linear(x[:, [0, 2, 3, 6, 8, 9]], old.weight[:, [0, 2, 3, 6, 8, 9]], old.bias) - old(x)
+            assert (layer(x[:, [0, 2, 3, 6, 8, 9]]) - old(x)).square().sum() < 0.5 * lost.square().sum()
 
 
 class Stop(BaseException):

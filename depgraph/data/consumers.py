@@ -111,6 +111,8 @@ def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
         return f"{product.node.target} makes what it consumes inside, or of several arguments"
     if product.node.meta.get("training"):
         return "it is called in train mode only"
+    if any(node.meta["dtype"].is_complex for node in (product.activation, product.weight)):
+        return "it is given complex numbers"
     if slot(product, Keys()) is None:
         return "data decides which of its entries are used"
     if contracted is None:

@@ -114,7 +114,7 @@ class Watch:
         their result is about to be added to something, once, by whichever of the two callbacks there is.
         """
         self.joins = {id(c) for c in joins}
-        self.pending: Call | None = None
+        self.pending: list[Call] = []  # of consumers in `joins`, until their result is added to something
         self.see, self.before = see, before
         keys = Keys()
         self.table: dict[Any, Consumer] = {}
@@ -147,7 +147,7 @@ class Watch:
     def run_prepared(self, batch: Batch) -> Any:
         """`run` inside of `prepared`: of this thread's state alone nothing is assumed."""
         self.made.clear()
-        self.failure, self.choices, self.pending = None, 0, None
+        self.failure, self.choices, self.pending = None, 0, []
         try:
             with torch.inference_mode(False), torch.no_grad(), _Aten(self), _Python(self):
                 out = self.twin(*batch.args, **batch.kwargs)
@@ -180,7 +180,7 @@ class Watch:
         found = [c for c in found if id(c) not in self.joins]
         for consumer in found:
             self._tell(self.before, Call(consumer, args, None, self.choices))
-        if self.pending is not None and op._schema.name in ("aten::add", "aten::add_"):
+        if self.pending and op._schema.name in ("aten::add", "aten::add_"):
             self._join(args)
         if self.noting and op._schema.name.removeprefix("aten::").rstrip("_") in PICKS:
             self.note(args)
@@ -188,7 +188,7 @@ class Watch:
         for consumer in found:
             self._tell(self.see, Call(consumer, args, out, self.choices))
         for consumer in joined:
-            self.pending = Call(consumer, args, out, self.choices)
+            self.pending.append(Call(consumer, args, out, self.choices))
         if str(op) in self.makers:
             form = form_of(op, args, kwargs, Tensor, self.number)
             number = None if form is None else self.keys.get(form)
@@ -220,9 +220,9 @@ class Watch:
         return found
 
     def _join(self, args: Any) -> None:
-        call = self.pending
-        if call is not None and any(a is call.out for a in args[:2]):
-            self.pending = None
+        mine = [call for call in self.pending if any(a is call.out for a in args[:2])]
+        self.pending = [call for call in self.pending if all(call is not m for m in mine)]
+        for call in mine:
             other = args[1] if args[0] is call.out else args[0]
             if isinstance(other, Tensor) and other.shape == call.out.shape:
                 self._tell(self.before or self.see, replace(call, stream=other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -74,10 +75,10 @@ def recover(
         else _calibration(calibration, example_inputs, progress)
     )
     batches = list(data.batches("reading calibration data"))
-    runs = 1 if example_inputs is None else len(each_example(example_inputs))
+    example = _example(batches[0]) if example_inputs is None else example_inputs
     told, changes = Recovery(), Changes(small)
     try:
-        _run(model, plan, graph, batches, steps, how == "auto", runs, changes, told, progress)
+        _run(model, plan, graph, batches, steps, how == "auto", example, changes, told, progress)
     except BaseException:
         changes.undo()
         raise
@@ -135,7 +136,7 @@ def _run(
     batches: list[Batch],
     steps: list[Any],
     auto: bool,
-    runs: int,
+    example: Any,
     changes: Changes,
     told: Recovery,
     progress: bool | None,
@@ -146,7 +147,7 @@ def _run(
     error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
-        recorded = trace(changes.model, _example(batches[0]))
+        recorded = trace(changes.model, example)
         found, told.skipped = pairs(graph.state, propagate(recorded), plan)
     for step in steps:
         done = len(told.layers)
@@ -165,7 +166,7 @@ def _run(
             )
         else:
             settings = step if isinstance(step, Reconstruction) else Reconstruction()
-            reconstruct(model, found, batches, changes, settings, told, runs, progress)
+            reconstruct(model, found, batches, changes, settings, told, len(each_example(example)), progress)
         new = _error(wanted, [_outputs(changes.model, b) for b in judges])
         if error is not None and new is not None and not new <= error:
             changes.take_back()
@@ -189,7 +190,7 @@ def _example(batch: Batch) -> Any:
 
 
 def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
-    """The floating-point outputs of a model in eval mode."""
+    """The floating-point outputs of a model in eval mode; of complex ones both parts."""
     copy, _ = twin(model)
     own = batch.copy()
     with prepared(), torch.no_grad():
@@ -199,20 +200,27 @@ def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
             raise InputError(
                 f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
             ) from error
-    return [t.detach() for t in output_leaves(out) if t.is_floating_point()]
+    found = [t.detach() for t in output_leaves(out)]
+    found = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
+    return [t for t in found if t.is_floating_point()]
 
 
 def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> float | None:
-    """Squares of the difference over squares of what is wanted; None where shapes differ or nothing is finite."""
+    """Squares of the difference over squares of what is wanted, where that is finite.
+
+    None where shapes differ or there is nothing to compare; infinite where `got` is not finite and should be.
+    """
     missing = whole = 0.0
     for one, other in zip(wanted, got, strict=True):
         if [t.shape for t in one] != [t.shape for t in other]:
             return None
         for a, b in zip(one, other, strict=True):
-            fine = torch.isfinite(a) & torch.isfinite(b)
+            fine = torch.isfinite(a)
             a, b = a[fine].double(), b[fine].double()
             missing += float((a - b).square().sum())
             whole += float(a.square().sum())
+    if not math.isfinite(missing):
+        return math.inf
     return missing / whole if whole else None
 
 

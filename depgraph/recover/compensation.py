@@ -9,6 +9,7 @@ by a model built from the same config; where a batch norm follows, its running m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +20,7 @@ from ..data.watch import Call, Watch
 from ..progress import track
 from .changes import Changes
 from .pairs import Pair
-from .result import LayerRecovery, Recovery
+from .result import NOT_FINITE, UNREACHED, LayerRecovery, Recovery
 from .sequence import held_out, without_removed
 from .solve import wide
 
@@ -54,7 +55,7 @@ def compensate(
         pair = by_consumer[call.consumer]
         for where, _, missing in without_removed(call, pair):
             sums[pair].add(where, missing.to(wide(missing.device)), held_now)
-        sums[pair].whole += float(call.out.double().square().sum()) if held_now or len(batches) == 1 else 0.0
+        sums[pair].whole[int(held_now)] += float(call.out.double().square().sum())
 
     watch = Watch(model, list(by_consumer), see)
     for batch, held_now in track(  # noqa: B007  `see` reads it
@@ -63,9 +64,12 @@ def compensate(
         watch.run(batch.copy())
     for pair, found_sums in sums.items():
         if not float(found_sums.count.sum()):
-            told.skipped.append((pair.name, "no calibration batch reached it"))
+            told.skipped.append((pair.name, UNREACHED))
             continue
         before, after = found_sums.errors()
+        if not math.isfinite(before + after):
+            told.skipped.append((pair.name, NOT_FINITE))
+            continue
         kept = after < before
         told.layers.append(LayerRecovery(pair.name, "compensation", before, after, kept))
         if kept:
@@ -80,7 +84,7 @@ class _Sums:
         self.sum = torch.zeros(2, stacks, rows, dtype=torch.float64)
         self.squares = torch.zeros(2, stacks, dtype=torch.float64)
         self.count = torch.zeros(2, stacks, dtype=torch.float64)
-        self.whole = 0.0
+        self.whole = [0.0, 0.0]  # squares of the results
 
     def add(self, where: slice, missing: torch.Tensor, held: bool) -> None:
         """Samples [stacks, n, rows] of the stacks `where`."""
@@ -94,9 +98,10 @@ class _Sums:
 
     def errors(self) -> tuple[float, float]:
         """Relative error on held-out samples without a constant, and with the mean of the fitted ones."""
-        which = 1 if float(self.count[1].sum()) and float(self.count[0].sum()) else 0
-        fitted = self.sum[0] / self.count[0].clamp(min=1)[:, None]
+        fit = 0 if float(self.count[0].sum()) else 1
+        which = 1 if float(self.count[1].sum()) else 0
+        fitted = self.sum[fit] / self.count[fit].clamp(min=1)[:, None]
         before = float(self.squares[which].sum())
         change = self.count[which][:, None] * fitted.square() - 2 * fitted * self.sum[which]
-        scale = max(self.whole, 1e-300)
+        scale = max(self.whole[which], 1e-300)
         return before / scale, (before + float(change.sum())) / scale

@@ -246,7 +246,10 @@ def _pair(
 
 
 def _joins(node: Node) -> bool:
-    """Whether the result of a call goes into one sum with an activation of its shape, and nowhere else."""
+    """Whether the result of a call goes into one sum with an activation of its shape, and nowhere else.
+
+    Of two products that are added to each other the later one makes up for what both have lost.
+    """
     if len(node.users) != 1:
         return False
     (user,) = node.users
@@ -254,7 +257,9 @@ def _joins(node: Node) -> bool:
     if _op_name(user) not in ("add", "add_") or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
         return False
     other = both[1] if both[0] is node else both[0]
-    return other is not node and other.meta["shapes"] == node.meta["shapes"] and not leaves_of(other)
+    if other is node or (other.meta.get("contracts") and node < other):
+        return False
+    return bool(other.meta["shapes"] == node.meta["shapes"]) and not leaves_of(other)
 
 
 # ------------------------------------------------------------------------------------------------ adding a constant

@@ -14,6 +14,7 @@ model pruned in sequence); Hassibi & Stork, NIPS 1992 (optimal brain surgeon: th
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import Any
 
 import torch
 
-from ..data.layout import Runs, slices
+from ..data.layout import Runs, is_convolution, is_grouped, slices
 from ..data.watch import Call
+from ..errors import InputError
 from .pairs import Pair
 from .result import LayerRecovery
 from .solve import Sums, wide
@@ -41,6 +43,10 @@ ENTRIES = 1 << 24  # of Gram matrices of several stacks held at once
 SAMPLES = 1 << 14  # of one layer, or four for each column where that is more
 ENOUGH = 0.02  # of the rows must gain by one damping for the next one to be tried
 NEGLIGIBLE = 1e-12  # relative error up to which a layer is as it was
+
+
+class NotFinite(Exception):
+    """There is no least-squares solution: see `result.NOT_FINITE`."""
 
 
 @dataclass
@@ -124,11 +130,28 @@ class Reconstruction:
     streams: bool = True
     samples: int = SAMPLES
 
+    def __post_init__(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            InputError: a damping below 0, or no samples.
+        """
+        if self.damping is not None and not 0 <= self.damping < math.inf:
+            raise InputError(f"damping must be None or a finite number of at least 0, not {self.damping!r}")
+        if self.samples < 1:
+            raise InputError(f"samples must be at least 1, not {self.samples!r}")
+
     def solve(
         self, pair: Pair, members: list[Member], grams: Grams
     ) -> tuple[Change | None, LayerRecovery | None]:
-        """The change of a pair's weight that the held-out batches confirm, and what to report; None where nothing is missing."""
+        """The change of a pair's weight that the held-out batches confirm, and what to report; None where nothing is missing.
+
+        Raises:
+            NotFinite: inputs or results are NaN or infinite.
+        """
         before, whole, count = _errors(pair, members)
+        if not math.isfinite(before + whole):
+            raise NotFinite
         if not (before > NEGLIGIBLE * whole):
             return None, None
         share = max(self.samples, 4 * pair.columns.shape[1]) / max(count, 1)
@@ -175,7 +198,13 @@ class Step:
 
 
 def choose(fit: Sums, held: Sums, affine: bool, damping: float | None) -> Step:
-    """For each row the damping, or no change, that leaves the least held-out error; solved anew with all samples."""
+    """For each row the damping, or no change, that leaves the least held-out error; solved anew with all samples.
+
+    Raises:
+        NotFinite: a sum is NaN or infinite.
+    """
+    if not (fit.finite() and held.finite()):
+        raise NotFinite
     before, least = held.rr, held.rr.clone()
     best = torch.zeros_like(least)
     for strengths in ((damping,),) if damping is not None else (DAMPINGS, STRONGER):
@@ -226,20 +255,29 @@ class Grams:
     """The Gram matrices of the last inputs seen: several layers may be given one and the same tensors."""
 
     def __init__(self) -> None:
-        self.of: list[tuple[weakref.ref[Tensor], int]] = []
+        self.of: list[tuple[weakref.ref[Tensor], int, Any]] = []
         self.sums: list[Sums] = []
 
-    def known(self, inputs: list[Tensor]) -> list[Sums]:
-        """The sums of these very tensors, if they are the last ones seen, else []."""
-        same = len(inputs) == len(self.of) and all(
-            ref() is x and version == x._version for x, (ref, version) in zip(inputs, self.of, strict=True)
+    def known(self, calls: list[Call]) -> list[Sums]:
+        """The sums of what these calls are given, if they are the last ones seen, else []."""
+        same = len(calls) == len(self.of) and all(
+            ref() is call.x and version == call.x._version and form == _form(call)
+            for call, (ref, version, form) in zip(calls, self.of, strict=True)
         )
         return self.sums if same else []
 
-    def keep(self, inputs: list[Tensor], sums: list[Sums]) -> None:
-        """Remember sums of `inputs`."""
-        self.of = [(weakref.ref(x), x._version) for x in inputs]
+    def keep(self, calls: list[Call], sums: list[Sums]) -> None:
+        """Remember sums of what `calls` are given."""
+        self.of = [(weakref.ref(call.x), call.x._version, _form(call)) for call in calls]
         self.sums = sums
+
+
+def _form(call: Call) -> Any:
+    """How a call makes a matrix of its activation: one tensor has other windows for another stride or dilation."""
+    op = call.product.node.target
+    if is_convolution(op):
+        return call.layout, tuple(call.weight.shape[2:]), str(call.args[3:])
+    return call.args[2].tolist() if is_grouped(op) else call.layout
 
 
 class _Work:
@@ -280,8 +318,8 @@ class _Work:
         """Sums of the fitted and of the held-out samples, for some columns."""
         count, width = stacks.stop - stacks.start, block.stop - block.start
         whole = count == len(self.pair.stacks) and width == self.pair.columns.shape[1]
-        inputs = [m.small.x for m in self.members]
-        known = self.grams.known(inputs) if whole else []
+        calls = [m.small for m in self.members]
+        known = self.grams.known(calls) if whole else []
         known = [k for k in known if k.xx.shape == (count, width, width)]
         rows = change.weight.shape[1]
         made = [Sums.zero(count, width, rows, self.device) for _ in range(2)]
@@ -294,5 +332,5 @@ class _Work:
             own = slice(part.start - stacks.start, part.stop - stacks.start)
             made[held].add(own, x[:, :, block], missing, gram=not known)
         if whole:
-            self.grams.keep(inputs, made)
+            self.grams.keep(calls, made)
         return made

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# Why a layer is left as it is.
+UNREACHED = "no calibration batch reached it"
+NOT_FINITE = "is given NaN or infinite values on the calibration data, or gives them"
+
 
 @dataclass(frozen=True)
 class LayerRecovery:

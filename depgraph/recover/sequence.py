@@ -14,8 +14,17 @@ from ..progress import track
 from .changes import Changes
 from .lockstep import Run
 from .pairs import Pair
-from .reconstruction import COLUMNS, ENTRIES, Grams, Member, Reconstruction, choose, taken
-from .result import LayerRecovery, Recovery
+from .reconstruction import (
+    COLUMNS,
+    ENTRIES,
+    Grams,
+    Member,
+    NotFinite,
+    Reconstruction,
+    choose,
+    taken,
+)
+from .result import NOT_FINITE, UNREACHED, LayerRecovery, Recovery
 from .solve import Sums, wide
 
 Tensor = torch.Tensor
@@ -116,6 +125,7 @@ def _in_lockstep(
             for pair in runs:
                 for run in pair:
                     run.close()
+    told.skipped += [(p.name, UNREACHED) for i, p in enumerate(found) if i not in solved and p.loses]
     return unmatched
 
 
@@ -142,7 +152,11 @@ def _solve(
         members = [replace(m, held=False) for m in members]
     if not members:
         return
-    change, said = settings.solve(pair, members, grams)
+    try:
+        change, said = settings.solve(pair, members, grams)
+    except NotFinite:
+        told.skipped.append((pair.name, NOT_FINITE))
+        return
     if said is not None:
         told.layers.append(said)
     if change is not None:
@@ -191,7 +205,7 @@ def _wave(
 ) -> None:
     by_consumer = {p.dense: p for p in found}
     sums: dict[Pair, list[Sums]] = {}
-    whole: dict[Pair, float] = dict.fromkeys(found, 0.0)
+    whole = {pair: [0.0, 0.0] for pair in found}  # of what is fitted, of what is held out
     held = held_out(len(batches))
     current = [False]
 
@@ -203,20 +217,23 @@ def _wave(
             sums[pair] = [Sums.zero(stacks, columns, rows, device) for _ in range(2)]
         for part, x, missing in without_removed(call, pair):
             sums[pair][current[0]].add(part, x.to(wide(device)), missing.to(wide(device)))
-        whole[pair] += float(call.out.double().square().sum()) if current[0] or len(batches) == 1 else 0.0
+        whole[pair][current[0]] += float(call.out.double().square().sum())
 
     watch = Watch(model, list(by_consumer), see)
     for batch, current[0] in track(list(zip(batches, held, strict=True)), "original's inputs", progress):
         watch.run(batch.copy())
     for pair in found:
         if pair not in sums:
-            told.skipped.append((pair.name, "no calibration batch reached it"))
+            told.skipped.append((pair.name, UNREACHED))
             continue
-        fit, other = sums[pair]
-        if not float(other.count.sum()):
-            other = fit
-        step = choose(fit, other, pair.shift is not None, settings.damping)
-        total = max(whole[pair], 1e-300)
+        judged = bool(sums[pair][1].count.sum()) and bool(sums[pair][0].count.sum())
+        fit, other = sums[pair] if judged else [sums[pair][0].plus(sums[pair][1])] * 2
+        try:
+            step = choose(fit, other, pair.shift is not None, settings.damping)
+        except NotFinite:
+            told.skipped.append((pair.name, NOT_FINITE))
+            continue
+        total = max(whole[pair][1] if judged else sum(whole[pair]), 1e-300)
         kept = step.change is not None
         detail = f"damping {step.change.damping:g}, from the original's inputs" if step.change else ""
         told.layers.append(

@@ -49,8 +49,14 @@ class Sums:
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both."""
-        names = ("xx", "xr", "x", "r", "rr", "count")
-        return Sums(*(getattr(self, n) + getattr(other, n) for n in names))
+        return Sums(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
+
+    def finite(self) -> bool:
+        """Whether no sum is NaN or infinite."""
+        return all(bool(torch.isfinite(t).all()) for t in self._all())
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.xx, self.xr, self.x, self.r, self.rr, self.count
 
     def solve(self, damping: float, affine: bool) -> tuple[Tensor, Tensor]:
         """The change of the weight that explains r best, and of the constant.

@@ -20,7 +20,7 @@ from ..data.calibration import Batch
 from ..data.watch import prepared, twin
 from ..progress import track
 from .changes import Changes
-from .result import LayerRecovery, Recovery
+from .result import NOT_FINITE, LayerRecovery, Recovery
 
 Tensor = torch.Tensor
 
@@ -67,6 +67,9 @@ def estimate(
             with torch.no_grad(), mode:
                 model(*own.args, **own.kwargs)
     for (mean, variance), (first, second, count) in mode.sums.items():
+        if not bool(torch.isfinite(first + second).all()):
+            told.skipped.append((mean, NOT_FINITE))
+            continue
         changes.set(mean, first / count)
         changes.set(variance, second / count)
         told.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))
