@@ -281,6 +281,16 @@ def test_lamp_is_the_share_in_what_is_not_smaller() -> None:
     assert p.scores("lamp").max() == 1
 
 
+def test_lamp_of_equal_units_is_that_of_their_order() -> None:
+    net = nn.Sequential(nn.Linear(2, 5, bias=False), nn.Tanh(), nn.Linear(5, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([3.0, 1, 2, 1, 2])[:, None].expand(5, 2))
+        net[2].weight.zero_()
+    graph = depgraph.analyze(net, torch.randn(3, 2))
+    found = depgraph.scores_of(graph, "lamp")[id(graph.groups[0].axis)]
+    close(found, [1, 1 / 19, 4 / 17, 1 / 18, 4 / 13], 1e-6)
+
+
 def test_roles_choose_the_members_that_count() -> None:
     p = CASES["branch"]()
     units = p.weights()  # rise, weight and bias of the norm, fall
@@ -483,6 +493,31 @@ def test_the_hessian_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("depgraph.importance.gradient._signs", signs)
     close(depgraph.scores_of(graph, Hessian(draws=16), calibration=data)[key], expected)
+
+
+def test_the_hessian_of_complex_weights_is_that_of_both_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of sum c (re w)^2 + d (im w)^2 has 2 c and 2 d on its diagonal."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.last = (
+                nn.Parameter(torch.randn(7, 3, dtype=torch.complex128)),
+                nn.Linear(7, 2).double(),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = (x.to(self.w.dtype) @ self.w.T).real
+            return torch.cat([self.last(hidden), self.w.real.square().sum()[None, None].expand(len(x), 1) * 3,
+                              self.w.imag.square().sum()[None, None].expand(len(x), 1) * 5], 1)  # fmt: skip
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(4, 3).double()
+    graph = depgraph.analyze(net, x)
+    data = Calibration([(x, x)], x, lambda out, _: out[0, 2] + out[0, 3], False)
+    found = depgraph.scores_of(graph, Hessian(draws=3), calibration=data)[id(graph.groups[0].axis)]
+    w = net.w.detach()
+    close(found, (6 * w.real.square() + 10 * w.imag.square()).sum(1) / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -759,6 +794,65 @@ def test_wide_consumers_are_taken_apart() -> None:
         y = x @ r.weight[:, columns, 0].T
         expected += [least_error(x, y, list(range(5 * i, 5 * i + 5))) for i in range(len(heads))]
     close(p.scores(Obs(damping=0, widest=17)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("widest", "runs"), [(9, [[0], [1], [2]]), (19, [[0, 1], [2]])])
+def test_wide_blocks_of_a_convolution_are_taken_apart(widest: int, runs: list[list[int]]) -> None:
+    """Units of 9 columns in the second block of 27: each run sees its own columns of its own block alone."""
+    p = CASES["inputs of a block"](20)
+    (r,) = READS["inputs of a block"](p)
+    errors, shares = [], []
+    for units in runs:
+        columns = [j for u in units for j in r.entries(u)]
+        x = r.windows[:, columns]
+        y = x @ r.weight.flatten(1)[:, columns].T
+        errors += [least_error(x, y, list(range(9 * i, 9 * i + 9))) for i in range(len(units))]
+    close(p.scores(Obs(damping=0, widest=widest)), errors, rtol=1e-6)
+    for units in ([0, 1], [2]):  # without windows a unit has one column
+        x = (r.plain - r.plain.mean(0))[:, units]
+        shares += [least_error(x, x[:, [i]], [i]) / float(x[:, i].square().mean()) for i in range(len(units))]
+    close(p.scores(Redundancy(damping=0, widest=2)), shares, rtol=1e-6)
+
+
+def test_a_unit_that_does_not_vary_can_be_spared() -> None:
+    """Of one that is always 0 and of one that is always 0.3, up to rounding, correlations are those of noise."""
+    torch.manual_seed(3)
+    net, batches = (
+        nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2)),
+        [torch.randn(53, 3) for _ in range(3)],
+    )
+    with torch.no_grad():
+        net[0].weight[2], net[0].bias[2], net[0].bias[5] = 0, 0.3, -90
+    graph = depgraph.analyze(net, batches[0])
+    for criterion in ("correlation", "redundancy"):
+        data = Calibration(batches, batches[0], None, False)
+        found = depgraph.scores_of(graph, criterion, calibration=data)[id(graph.groups[0].axis)]
+        assert (found == 0).nonzero()[0].tolist() == [2, 5]
+    x = net[:2](torch.cat(batches)).detach()[:, [0, 1, 3, 4, 6]]
+    others = 1 - (torch.corrcoef(x.T).abs() - torch.eye(5)).amax(1)
+    data = Calibration(batches, batches[0], None, False)
+    found = depgraph.scores_of(graph, "correlation", calibration=data)[id(graph.groups[0].axis)]
+    close(found[[0, 1, 3, 4, 6]], others, 1e-4)
+
+
+@pytest.mark.parametrize("criterion", [Redundancy(), Correlation(), Obs(bias=True)])
+def test_covariances_far_from_zero_keep_their_precision(criterion: Any) -> None:
+    """Values of about a thousand that vary by one, in float32."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 7), nn.LeakyReLU(0.1), nn.Linear(7, 2))
+    hidden = nn.Linear(7, 11)
+    with torch.no_grad():
+        hidden.bias += 1000
+    net = nn.Sequential(*net[:2], hidden, nn.Linear(11, 5))
+    batches = [torch.randn(53, 3) for _ in range(3)]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model, data = copy.deepcopy(net).to(dtype), [b.to(dtype) for b in batches]
+        graph = depgraph.analyze(model, data[0])
+        group = next(g for g in graph.groups if g.units == 11)
+        given = Calibration(data, data[0], None, False)
+        found.append(depgraph.scores_of(graph, criterion, calibration=given)[id(group.axis)])
+    np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=1e-4)
 
 
 def test_a_depthwise_convolution_reads_nothing_that_stays() -> None:

@@ -36,9 +36,9 @@ def squared_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Ten
     out.copy_(weight).mul_(gradient).square_()
 
 
-def curvature(out: torch.Tensor, weight: torch.Tensor, estimate: torch.Tensor) -> None:
-    """w^2·h."""
-    out.copy_(weight).square_().mul_(estimate)
+def curvature(out: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, signs: torch.Tensor) -> None:
+    """w^2·z·(Hz)."""
+    out.copy_(weight).square_().mul_(product).mul_(signs)
 
 
 class Taylor:
@@ -232,7 +232,7 @@ class Hessian:
                 signs = {n: _signs(aliases[n], makers[aliases[n].device]) for n in used}
                 last = draw == self.draws - 1
                 for name, found in again(aliases, first, signs, last).items():
-                    self.sums.add(name, curvature, own[name], found * signs[name])
+                    self.sums.add(name, curvature, own[name], found, signs[name])
             self.pieces += self.draws
 
         differentiate(graph, data, self.sums.names, visit, twice=True)
@@ -255,5 +255,6 @@ def _accumulate(total: Gradients, found: Gradients) -> None:
 
 
 def _signs(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
-    return (2 * signs - 1).to(like.dtype)
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    signs = 2 * torch.randint(0, 2, shape, generator=generator, device=like.device) - 1
+    return torch.view_as_complex(signs.to(like.real.dtype)) if like.is_complex() else signs.to(like.dtype)

@@ -86,7 +86,7 @@ class L2(Magnitude):
 
 
 class Lamp(L2):
-    """s_u^2 / sum of s_v^2 over the units v of the group with s_v >= s_u, where s is the L2 score.
+    """s_u^2 / sum of s_v^2 over u and the units v of its group that come after it in ascending order, where s is the L2 score.
 
     The share of a unit in what is left of its group when all smaller ones have gone; comparable between groups.
     Source: Lee et al., "Layer-Adaptive Sparsity for the Magnitude-Based Pruning", ICLR 2021, with units for weights.

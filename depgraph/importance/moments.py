@@ -17,6 +17,7 @@ from ..grouping.graph import DependencyGraph, Indices
 from .readers import Reader, blocks, is_convolution, matrices, run
 
 Tensor = torch.Tensor
+STILL = 1e-12  # a variance of so much of the mean square is rounding
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ class Moments:
         uses: what is to be scored by them.
         positions: kernel positions of a convolution whose windows are taken, else 1.
         blocks: groups of a grouped convolution, which sees each alone, else 1.
+        block: the group in which `columns` lie, where they are given.
+        centred: moments are about the mean. Sums are then of x less the mean of the first samples, which costs no precision.
         count: samples by stacked matrix.
-        total: sum of x by stacked matrix, [blocks, m] float64, m the columns of a block times the positions.
+        shift: what is taken off x, by stacked matrix, [blocks, 1, m], m the columns of a block times the positions.
+        total: sum of x by stacked matrix, [blocks, m] float64.
         product: sum of x x' by stacked matrix, [blocks, m, m] float64.
         weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
     """
@@ -50,7 +54,10 @@ class Moments:
     uses: list[Use] = field(default_factory=list)
     positions: int = 1
     blocks: int = 1
+    block: int = 0
+    centred: bool = False
     count: dict[int, int] = field(default_factory=dict)
+    shift: dict[int, Tensor] = field(default_factory=dict)
     total: dict[int, Tensor] = field(default_factory=dict)
     product: dict[int, Tensor] = field(default_factory=dict)
     weight: dict[Consumer, Tensor] = field(default_factory=dict)
@@ -74,6 +81,8 @@ class Moments:
             x = x[:, torch.from_numpy(self.columns).to(x.device)]
         x = x if x.dtype == torch.float64 else x.float()
         x = x.reshape(len(x), self.blocks, self.width).transpose(0, 1)  # [blocks, samples, m]
+        if self.centred:
+            x = x - self.shift.setdefault(stack, x.mean(1, keepdim=True))
         total, product = x.sum(1).double(), (x.transpose(1, 2) @ x).double()
         if stack in self.count:
             self.count[stack] += x.shape[1]
@@ -87,21 +96,25 @@ class Moments:
         """How many samples each of the stacked matrices was given, relative to the one that was given most."""
         return {stack: n / max(self.count.values()) for stack, n in self.count.items()}
 
-    def means(self, centred: bool) -> Iterator[tuple[int, int, Tensor]]:
-        """(stacked matrix, block, mean of x x' [m, m]); `centred`: of x - mean x."""
+    def means(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(stacked matrix, block, mean of x x' [m, m]), if `centred` of x - mean x: 0 for what does not vary."""
         for stack, count in self.count.items():
             for block in range(self.blocks):
                 found = self.product[stack][block] / count
-                if centred:
+                if self.centred:
                     mean = self.total[stack][block] / count
                     found = found.addr_(mean, mean, alpha=-1)
+                    square = (mean + self.shift[stack][block, 0]).square() + found.diagonal()
+                    still = found.diagonal() <= STILL * square
+                    found[still], found[:, still] = 0, 0
                 yield stack, block, found
 
     def matrix(self, consumer: Consumer, stack: int, block: int) -> Tensor:
         """[rows, m] float64: the weights of `consumer` that meet these columns."""
-        weight = self.weight[consumer][max(stack, block)]  # there are blocks or stacks, not both
+        weight = self.weight[consumer][max(stack, block, self.block)]  # there are blocks or stacks, not both
         if self.columns is not None:
-            weight = weight[:, torch.from_numpy(self.columns).to(weight.device)]
+            own = self.columns - self.block * weight.shape[1]
+            weight = weight[:, torch.from_numpy(own).to(weight.device)]
         return weight.double().flatten(1)
 
     def entries(self, use: Use, block: int) -> Iterator[tuple[Indices, Indices]]:
@@ -122,25 +135,29 @@ def observed(
     data: Calibration,
     *,
     windows: bool,
+    centred: bool,
     widest: int,
     memory: int,
 ) -> Iterator[Moments]:
     """The moments for every use of every consumer in `readers`, those first whose data came first.
 
     The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix is wider than
-    `widest`: a wider consumer is taken apart into runs of whole units, which are scored without looking at the others.
+    `widest`, unless one unit is: a wider consumer is taken apart into runs of whole units, which are scored without looking
+    at the others.
 
     Args:
         graph: whose model is run.
         readers: axis id -> the readers of a group.
         data: the batches.
         windows: of convolutions take every kernel position as a column of its own.
+        centred: about the mean.
         widest: columns of one matrix.
         memory: bytes.
     """
     for lot in _lots(_plan(readers, windows, widest), memory):
         by_consumer: dict[Consumer, list[Moments]] = {}
         for moments in lot:
+            moments.centred = centred
             for consumer in moments.consumers:
                 by_consumer.setdefault(consumer, []).append(moments)
 
@@ -178,14 +195,25 @@ def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> li
                 units = np.arange(len(reader.columns))
                 found.uses.append(Use(consumer, axis, units, reader.columns))
                 continue
-            step = max(1, widest // (reader.columns.shape[1] * positions))
-            for start in range(0, len(reader.columns), step):
-                taken = reader.columns[start : start + step]
-                columns = np.unique(taken)
-                units = np.arange(start, start + len(taken))
-                use = Use(consumer, axis, units, np.searchsorted(columns, taken))
-                parts.append(Moments([consumer], columns, [use], positions))
+            parts += _parts(reader, axis, positions, widest)
     return [*together.values(), *parts]
+
+
+def _parts(reader: Reader, axis: int, positions: int, widest: int) -> Iterator[Moments]:
+    """Runs of whole units, of each block of a grouped convolution by themselves."""
+    consumer = reader.consumer
+    whole = Moments([consumer], None, positions=positions, blocks=blocks(consumer))
+    every = Use(consumer, axis, np.arange(len(reader.columns)), reader.columns)
+    for block in range(whole.blocks):
+        first = block * whole.width // positions
+        for units, entries in whole.entries(every, block):
+            taken = first + entries[:, ::positions] // positions
+            step = max(1, widest // entries.shape[1])
+            for start in range(0, len(units), step):
+                some = slice(start, start + step)
+                columns = np.unique(taken[some])
+                use = Use(consumer, axis, units[some], np.searchsorted(columns, taken[some]))
+                yield Moments([consumer], columns, [use], positions, block=block)
 
 
 def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:

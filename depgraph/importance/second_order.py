@@ -5,6 +5,7 @@ Groups whose consumers can't be observed (queries meet keys, and no weight; recu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class SecondMoments:
             widest: columns of one matrix; wider consumers are taken apart, and their parts looked at alone.
             memory: bytes of matrices held while the model runs; it runs as often as that asks for.
         """
-        if not damping >= 0 or widest < 1 or memory < 1:
+        if not 0 <= damping < math.inf or widest < 1 or memory < 1:
             raise InputError("damping must be at least 0, widest and memory positive")
         self.damping, self.widest, self.memory = damping, widest, memory
         self.otherwise: Any = L2() if otherwise is None else otherwise
@@ -72,9 +73,9 @@ class SecondMoments:
         self.scores: dict[int, Scores] = {}
         self.seen: dict[int, set[Any]] = {}
         bounds = {"widest": self.widest, "memory": self.memory}
-        for moments in observed(graph, table, data, windows=self.windows, **bounds):
+        for moments in observed(graph, table, data, windows=self.windows, centred=self.centred, **bounds):
             shares = sum(moments.shares.values()) if self.average else 1.0
-            for stack, block, matrix in moments.means(self.centred):
+            for stack, block, matrix in moments.means():
                 solved = self.solved(matrix)
                 for use in moments.uses:
                     if use.consumer not in moments.weight:
@@ -190,7 +191,8 @@ class Correlation(SecondMoments):
     """1 - max over the other units v of |corr(u, v)|: how far a unit is from being parallel to another one.
 
     corr(u, v) = sum C_(u_i, v_i) / sqrt(tr C_uu * tr C_vv) over the columns i of each, C the covariance of the inputs; the mean
-    over consumers. Both units of a parallel pair score low, though one makes up for the other. Source: Wang et al.,
+    over consumers. Both units of a parallel pair score low, though one makes up for the other; so does a unit that does not
+    vary, which a constant makes up for. Source: Wang et al.,
     "COP: Customized Deep Model Compression via Regularized Correlation-Based Filter-Level Pruning", IJCAI 2019, there of weights.
     """
 
@@ -212,4 +214,5 @@ class Correlation(SecondMoments):
         size = together.diagonal().clamp(min=0).sqrt()
         together = (together / (size[:, None] * size).clamp(min=1e-300)).abs_()
         together.fill_diagonal_(0)
-        return np.asarray((1 - together.amax(1)).clamp_(min=0).cpu().numpy())
+        found = (1 - together.amax(1)).clamp_(min=0) * (size > 0)
+        return np.asarray(found.cpu().numpy())
