@@ -698,6 +698,38 @@ def test_what_raises_the_error_is_undone():
     assert not any(r.kept for r in told.layers)
 
 
+class Counted(nn.Module):
+    """Layers without biases and a norm without running statistics; counts its runs on four rows."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = (
+            nn.Linear(5, 11, bias=False),
+            nn.LayerNorm(11),
+            nn.Linear(11, 3, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.runs += len(x) == 4
+        return self.b(self.norm(self.a(x)).relu())
+
+
+@pytest.mark.parametrize("how", ["statistics", "compensation"])
+def test_the_model_is_not_run_where_there_is_nothing_to_recover(how: str):
+    """Twice, for the error of the outputs: on the last batch, held out, of both models."""
+    model, batches = randomised(Counted()), [normal(4, 5, seed=s) for s in range(5)]
+    graph, plan = cut(model, normal(3, 5), {"a.weight": [0, 2, 3, 6, 8, 9]})
+    small = depgraph.apply(model, plan)
+    Counted.runs = 0
+    told = recover(model, small, plan, graph, batches, how, example_inputs=normal(3, 5))
+    assert Counted.runs == 2
+    assert not told.layers
+    assert not told.notes
+    assert told.output[0] == told.output[1] > 0
+
+
 def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
     """What holds on the fitted batches, that the removed input is the kept one, is wrong on the one that is held out."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)).double()

@@ -24,7 +24,7 @@ from .pairs import Pair, pairs
 from .reconstruction import Reconstruction
 from .result import LayerRecovery, Recovery
 from .sequence import held_out, reconstruct
-from .statistics import estimate
+from .statistics import estimate, has_statistics
 
 METHODS = ("reconstruction", "compensation", "statistics")
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
@@ -153,7 +153,8 @@ def _run(
         done = len(told.layers)
         changes.begin()
         if step == "statistics":
-            estimate(batches, changes, told, progress)
+            if has_statistics(graph):
+                estimate(batches, changes, told, progress)
         elif step == "compensation":
             solved = {r.name for r in told.layers if r.kept and r.method == "reconstruction"}
             compensate(
@@ -167,6 +168,8 @@ def _run(
         else:
             settings = step if isinstance(step, Reconstruction) else Reconstruction()
             reconstruct(model, found, batches, changes, settings, told, len(each_example(example)), progress)
+        if not changes.since:
+            continue
         new = _error(wanted, [_outputs(changes.model, b) for b in judges])
         if error is not None and new is not None and not new <= error:
             changes.take_back()
@@ -216,7 +219,8 @@ def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> f
             return None
         for a, b in zip(one, other, strict=True):
             fine = torch.isfinite(a)
-            a, b = a[fine].double(), b[fine].double()
+            a, b = (a, b) if bool(fine.all()) else (a[fine], b[fine])
+            a, b = a.double(), b.double()
             missing += float((a - b).square().sum())
             whole += float(a.square().sum())
     if not math.isfinite(missing):

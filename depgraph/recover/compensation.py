@@ -49,6 +49,8 @@ def compensate(
     told.skipped += [(p.name, NO_PLACE) for p in wanted if p.shift is None]
     by_consumer = {p.dense: p for p in wanted if p.shift is not None}
     sums = {p: _Sums(p) for p in by_consumer.values()}
+    if not sums:
+        return
     held_now = False
 
     def see(call: Call) -> None:

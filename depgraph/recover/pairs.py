@@ -159,19 +159,20 @@ def _shared(state: Propagation, consumer: Consumer) -> str:
 
 
 def _scaled(consumer: Consumer) -> str:
-    if _op_name(consumer.node).partition("_")[0] in ("lstm", "gru", "rnn"):
+    if op_name(consumer.node).partition("_")[0] in ("lstm", "gru", "rnn"):
         return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
 
 
-def _op_name(node: Node) -> str:
+def op_name(node: Node) -> str:
+    """Name of the op that a node calls, without its overload; "" where it calls none."""
     schema = getattr(node.target, "_schema", None)
     return "" if schema is None else str(schema.name).removeprefix("aten::")
 
 
 def _moves(node: Node) -> bool:
-    return node.target is operator.getitem or _op_name(node) in MOVES | COPIES
+    return node.target is operator.getitem or op_name(node) in MOVES | COPIES
 
 
 def moved(node: Node, positions: Tensor) -> Tensor | None:
@@ -185,7 +186,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
         return None
     if node.target is operator.getitem:
         return before[node.args[1]]  # type: ignore[index]
-    if _op_name(node) in COPIES:
+    if op_name(node) in COPIES:
         return before
     found: Any = node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return found
@@ -254,7 +255,7 @@ def _joins(node: Node) -> bool:
         return False
     (user,) = node.users
     both = [a for a in user.args if isinstance(a, Node)]
-    if _op_name(user) not in ("add", "add_") or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
+    if op_name(user) not in ("add", "add_") or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
         return False
     other = both[1] if both[0] is node else both[0]
     if other is node or (other.meta.get("contracts") and node < other):
@@ -298,7 +299,7 @@ def product_shape(product: Product) -> tuple[int, ...]:
 
 def _own_bias(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
     """(bias, sign, dims of the result behind its last one, which argument) among the arguments of a call."""
-    name = _op_name(node)
+    name = op_name(node)
     if name == "linear" and len(node.args) > 2 and isinstance(node.args[2], Node):
         yield node.args[2], 1, 0, 2
     elif is_convolution(node.target) and isinstance(node.args[2], Node):
@@ -313,10 +314,10 @@ def _behind(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
         return
     (user,) = node.users
     rank = len(node.meta["shapes"][0])
-    if _op_name(user) == "batch_norm" and user.args[0] is node and isinstance(user.args[3], Node):
+    if op_name(user) == "batch_norm" and user.args[0] is node and isinstance(user.args[3], Node):
         if not user.args[5]:
             yield user.args[3], -1, rank - 2, None
-    elif _op_name(user) in ("add", "add_") and user.kwargs.get("alpha", 1) == 1:
+    elif op_name(user) in ("add", "add_") and user.kwargs.get("alpha", 1) == 1:
         other = user.args[1] if user.args[0] is node else user.args[0]
         if isinstance(other, Node) and len(other.meta["shapes"][0]) == 1:
             yield other, 1, 0, None

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..data.calibration import Batch
 from ..data.watch import prepared, twin
+from ..grouping.graph import DependencyGraph
 from ..progress import track
 from .changes import Changes
+from .pairs import op_name
 from .result import NOT_FINITE, LayerRecovery, Recovery
 
 Tensor = torch.Tensor
@@ -46,6 +48,11 @@ class _OfTheBatch(TorchFunctionMode):
         first, second, count = self.sums.get(key, (0.0, 0.0, 0))
         self.sums[key] = first + mean.double(), second + variance.double(), count + 1
         return out
+
+
+def has_statistics(graph: DependencyGraph) -> bool:
+    """Whether the model of `graph` calls a batch norm."""
+    return any("batch_norm" in op_name(node) for node in graph.trace.graph.nodes)
 
 
 def estimate(
