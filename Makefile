@@ -44,7 +44,7 @@ test: $(VENV)/.installed  ## all tests
 demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network on real data
 	$(PY) examples/demo.py
 
-bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, a minute or two
+bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, about ten minutes
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
 	$(PY) -m benchmarks.store $(SMALL)

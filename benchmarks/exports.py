@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import depgraph
 from benchmarks.export_ways import WAYS, Sent
+from benchmarks.literals import Literals
 from benchmarks.outputs import deviation, shapes
 from benchmarks.randomise import randomise
 from benchmarks.suites import Case, Inputs, suite
@@ -51,35 +51,6 @@ ALIGNED = (
 )  # run by a kernel that takes widths of 16 bytes in half precision
 SMALL = tuple(KINDS)[:2] + tuple(KINDS)[3:6]
 SMALL_WAYS = ("ONNX", "torchao", "state_dict")  # tests/test_export.py has the others
-
-
-class Literals(nn.Module):
-    """Sizes written as numbers: pruning makes a GraphModule of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 22, 3), nn.BatchNorm2d(22)
-        self.inner = Inner()
-        self.last = nn.Linear(22 * 9, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(self.norm(self.conv(x)).relu(), 3)
-        return self.last(self.inner(x).reshape(-1, 198))
-
-
-class Inner(nn.Module):
-    """Halves by literal, an in-place sum, a child, and a child that forward never calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.spare = nn.Conv2d(22, 26, 1), nn.Conv2d(13, 22, 1), nn.Linear(5, 3)
-        self.scale = nn.Parameter(torch.full((13, 1, 1), 0.7))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.one(x)
-        y = y[:, :13] * torch.sigmoid(y[:, 13:])
-        y += self.scale
-        return x + self.two(y)
 
 
 def case(kind: str) -> Case:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -24,6 +23,7 @@ from .proof.verify import Verification
 from .recover.result import Recovery
 from .select import Selection
 from .select.uniform import ties
+from .tables import printed, table
 
 
 def reachable(graph: DependencyGraph) -> dict[str, float]:
@@ -230,15 +230,10 @@ class Report:
         return notes
 
     def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=100, highlight=False)
-        self._print(console)
-        return out.getvalue().rstrip()
+        return printed(self._totals(), self._shrunk(), *self._lines())
 
-    def _print(self, console: Console) -> None:
-        totals = Table(title="depgraph", title_justify="left", header_style="bold")
-        for heading in ("", "before", "after", "left", "before / after"):
-            totals.add_column(heading, justify="left" if not heading else "right")
+    def _totals(self) -> Table:
+        totals = table("depgraph", "", "before", "after", "left", "before / after")
         ratios = {k: "-" if r is None else f"{r:.2f}x" for k, r in self.ratios.items()}
         rows = [
             ("parameters", self.parameters, ratios["params"]),
@@ -254,37 +249,34 @@ class Report:
         if self.score is not None:
             good, now = self.score
             totals.add_row("score", f"{good:.4g}", f"{now:.4g}", f"{now - good:+.3g}", "")
-        console.print(totals)
-        widths = Table(header_style="bold", title="what shrank", title_justify="left")
-        for heading in ("parameter", "before", "after", "removed"):
-            widths.add_column(heading, justify="left" if heading == "parameter" else "right")
+        return totals
+
+    def _shrunk(self) -> Table:
+        widths = table("what shrank", "parameter", "before", "after", "removed")
         matrices = [w for w in self.widths if len(w[1]) > 1]
         for name, old, new in matrices[:40]:
             shapes = (" x ".join(map(str, shape)) for shape in (old, new))
             widths.add_row(name, *shapes, f"{1 - prod(new) / prod(old):.1%}")
         if len(matrices) > 40:
             widths.add_row(f"... and {len(matrices) - 40} more", "", "", "")
-        console.print(widths)
+        return widths
+
+    def _lines(self) -> Iterator[str]:
         reach = reachable(self.graph)
-        console.print(
+        yield (
             f"{len(self.graph.groups)} groups; {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
             "MACs can shrink"
         )
         if self.locks:
-            console.print("locked (parameters that can shrink in no dim):")
-            for reason, n in self.locks[:6]:
-                console.print(f"  {n:>12,}  {reason}")
-        for name, why in self.locked[:6]:
-            console.print(f"  constrained: {name} {why}")
+            yield "locked (parameters that can shrink in no dim):"
+            yield from (f"  {n:>12,}  {reason}" for reason, n in self.locks[:6])
+        yield from (f"  constrained: {name} {why}" for name, why in self.locked[:6])
         won = self.recovery.summary() if self.recovery is not None else []
-        for note in [*self.notes, *won, *self._about_the_rest()]:
-            console.print(f"note: {note}")
+        yield from (f"note: {note}" for note in [*self.notes, *won, *self._about_the_rest()])
         if self.rewritten:
-            console.print(
-                f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
-            )
+            yield f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
-        console.print(proof.get(v.status, f"verification: {v.status}; {v.detail}"))
+        yield proof.get(v.status, f"verification: {v.status}; {v.detail}")
         if v.restricted:
-            console.print(f"statistics taken over kept entries: {', '.join(v.restricted)}")
+            yield f"statistics taken over kept entries: {', '.join(v.restricted)}"

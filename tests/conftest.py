@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from two_blocks import Net
 
 import depgraph
 from depgraph.rules import REGISTRY, STATED
@@ -22,3 +24,15 @@ def stated() -> Iterator[Callable[..., Any]]:
     for table, rows in zip((REGISTRY, STATED), before, strict=True):
         table.clear()
         table.update(rows)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Net().eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 7, 13, generator=torch.Generator().manual_seed(1))

@@ -1,10 +1,12 @@
-"""Four small networks of the kinds that people export, and one with sizes written as numbers; torch alone."""
+"""Four small networks of the kinds that people export; torch alone. `Literals` is of the benchmark."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.literals import Literals
 
 CLASSES, WORDS, LENGTH = 3, 29, 10
 
@@ -136,38 +138,6 @@ class Llama(nn.Module):
         y = self.norms[1](x)
         x = x + self.down(F.silu(self.gate(y)) * self.up(y))
         return self.head(self.norms[2](x))
-
-
-class Literals(nn.Module):
-    """Sizes written as numbers, in the whole and in a part of it: pruning makes GraphModules of both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 22, 3), nn.BatchNorm2d(22)
-        self.inner = Halves()
-        self.last = nn.Linear(22 * 9, CLASSES)
-        self.labels = ["one", "two"]
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(self.norm(self.conv(image)).relu(), 3)
-        x = F.dropout(self.inner(x).reshape(-1, 198), 0.5, training=self.training)
-        return self.last(x)
-
-
-class Halves(nn.Module):
-    """Halves by number, in-place operations on a view of what is read again, a child that forward never calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.spare = nn.Conv2d(22, 26, 1), nn.Conv2d(13, 22, 1), nn.Linear(5, 3)
-        self.scale = nn.Parameter(torch.full((13, 1, 1), 0.7))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.one(x)
-        half = y[:, :13]
-        half += self.scale  # seen in y
-        half[:, :, 0] = 0.25
-        return x + self.two(y[:, :13] * torch.sigmoid(y[:, 13:]))
 
 
 def image() -> tuple[Tensor]:

@@ -124,11 +124,69 @@ def test_ratio_ignore_and_inputs_of_the_model(capsys: pytest.CaptureFixture[str]
 
 
 def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own: Path) -> None:
-    words = ["sweep", "mine:net", "-i", "2x5", "--ratios", "0.25,0.5", "--score", "mine:score"]
+    import mine
+
+    words = [
+        "sweep",
+        "mine:net",
+        "-i",
+        "2x5",
+        "--ratios",
+        "0.25,0.5",
+        "--score",
+        "mine:score",
+        "--importance",
+        "l2",
+    ]
     found = data(capsys, *words, "--file", "rows.jsonl", "--plot", "curve.png")
-    assert len(found["rows"]) >= 2
+    direct = depgraph.sweep(
+        mine.net(), torch.randn(2, 5), (0.25, 0.5), score=mine.score, importance="l2", latency=False
+    )
+    assert found == direct.to_dict()
+    assert [r["params"] for r in found["rows"]] == [(5 + 2 + 1 + 3) * n + 3 for n in (17, 11)]
+    assert len({r["score"] for r in (found["dense"], *found["rows"])}) == 3
     assert (own / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (own / "rows.jsonl").read_text().count("\n") >= 2
+    header, *rows = map(json.loads, (own / "rows.jsonl").read_text().splitlines())
+    assert "subject" in header
+    assert rows == [found["dense"], *found["rows"]]
+    assert main([*words, "--file", "rows.jsonl"]) == 0
+    text = capsys.readouterr().out
+    assert "pruning_ratio=0.25" in text
+    assert "rows: rows.jsonl" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_tables_as_people_see_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole lines, matrices alone, and what looks like markup."""
+    assert main(["prune", "mine:net", "-i", "2x5", "--max-params", "0.5", "-o", "small"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("depgraph")
+    assert text.endswith("saved in small\n")
+    heading = next(line for line in text.splitlines() if "removed" in line)
+    assert heading.startswith("┃ parameter")
+    assert heading.endswith("┃")
+    assert main(["show", "small"]) == 0
+    text = capsys.readouterr().out
+    assert "│ a.weight  │ 22 x 5 │ 10 x 5 │" in text
+    assert "norm.bias" not in text
+    assert "... and 3 of one dim" in text
+    assert "parameters and buffers: 113 of 245 (46.1%)" in text
+    assert "asked: pruning_ratio=None" not in text
+    assert "max_params=0.5" in text
+    assert main(["compare", "mine:net", "small", "-i", "2x5"]) == 0
+    text = capsys.readouterr().out
+    assert "latency [ms]" in text
+    assert "│ b.weight  │ 3 x 22 │ 3 x 10 │" in text
+    assert main(["compare", "mine:net", "mine:other", "-i", "2x5"]) == 0
+    assert "all shapes are the same" in capsys.readouterr().out
+
+
+def test_a_time_as_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "mine:net", "-i", "2x5", "--max-latency", "1us"]) == 1
+    assert "can't be reached" in capsys.readouterr().err
+    for words in (["--max-latency", "0.5kg"], ["--max-params", "few"], ["--max-macs", "nan"]):
+        assert main(["prune", "mine:net", "-i", "2x5", *words]) == 1
+        assert words[0][2:].replace("-", "_") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -147,6 +205,8 @@ def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own
         (["prune", "mine:net", "-i", "2x5", "--max-params", "0.01"], "can't be reached"),
         (["prune", "mine:net", "-i", "2x5", "--importance", "best"], "best"),
         (["show", "nowhere"], "nowhere"),
+        (["inspect", "mine:net", "-i", "mine:broken"], "no such file"),
+        (["prune", "mine:net", "-i", "2x5", "--calibration", "mine:broken"], "no such file"),
     ],
 )
 def test_refusals_are_one_message(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +221,9 @@ def test_refusals_are_one_message(words: list[str], text: str, capsys: pytest.Ca
 
 
 def test_wrong_command_lines_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["prune"], ["dance"], ["prune", "mine:net", "--scope", "everything"]):
+    for words in ([], ["prune"], ["dance"], ["prune", "mine:net", "--scope", "everything"],
+                  ["sweep", "mine:net", "--score", "mine:score", "--ratios", "0.1,half"], ["inspect", "mine:net", "--top", "0"],
+                  ["verify", "small", "--model", "mine:net", "--ignore", "a"]):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 2

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from checks import prune_and_check
-from export_models import MODELS, Halves, Literals
+from export_models import MODELS
 from zoo_entry import ready
 
 import depgraph
 from benchmarks.export_ways import WAYS, Sent
 from benchmarks.exports import other_batch
+from benchmarks.literals import Halves, Literals
 from benchmarks.outputs import deviation, shapes
 
 # What `make test` does not install is measured by `python -m benchmarks.exports`; compiled code takes half a minute each.

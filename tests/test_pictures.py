@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sweep import Net
 from torch import Tensor, nn
 
 import depgraph
@@ -23,18 +22,6 @@ from depgraph.report import Layer
 pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Net().eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(2, 3, 7, 13, generator=torch.Generator().manual_seed(1))
 
 
 def png_size(path: Path) -> tuple[int, int]:

@@ -11,26 +11,15 @@ import numpy as np
 import pytest
 import torch
 from oracle import assert_untouched, snapshot
-from test_sweep import Agreement, Net, Tall
+from test_sweep import Tall
 from torch import Tensor, nn
+from two_blocks import Agreement
 
 import depgraph
 from depgraph.exploring.sweep import ScoredOnce
 from depgraph.importance import CRITERIA
 
 GROUPS = ["stem.weight:0", "up.weight:0", "wide.weight:0"]
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Net().eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(2, 3, 7, 13, generator=torch.Generator().manual_seed(1))
 
 
 def cut_alone(net: nn.Module, x: Tensor, tensor: str, ratio: float) -> nn.Module:

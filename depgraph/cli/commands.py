@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from ..costs import cost
 from ..costs.latency import latencies
@@ -24,27 +22,33 @@ from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
 from ..store import load, load_plans, save
-from ..store.document import open_folder
-from .sources import function, inputs_of, model_of, pretrained
+from ..store.document import FILE_NAME, open_folder
+from ..tables import printed, table
+from .sources import called, function, inputs_of, model_of, pretrained
 
 DONE, DIFFERENT = 0, 3
+ROWS = 60  # of a table of shapes
 
 
-def _say(options: argparse.Namespace, data: dict[str, Any], *tables: Any) -> None:
-    """JSON where it was asked for, tables otherwise."""
-    if options.json:
-        sys.stdout.write(json.dumps(data, default=str) + "\n")
-        return
-    console = Console(highlight=False)
-    for table in tables:
-        console.print(table, markup=False) if isinstance(table, str) else console.print(table)
+def _say(options: argparse.Namespace, data: dict[str, Any], *parts: Any) -> None:
+    """JSON where it was asked for, tables and lines otherwise."""
+    sys.stdout.write((json.dumps(data, default=str) if options.json else printed(*parts)) + "\n")
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
-    return table
+def _shapes(title: str, rows: list[dict[str, Any]], first: str, second: str) -> Iterator[Any]:
+    """A table of shapes, of those with more than one dim: biases, scales and statistics follow them."""
+    matrices = [r for r in rows if max(len(r[k] or ()) for k in (first, second)) > 1]
+    shown = table(title, "parameter", first, second)
+    for row in matrices[:ROWS]:
+        shown.add_row(
+            row["name"], *(" x ".join(map(str, row[k])) if row[k] else "-" for k in (first, second))
+        )
+    yield shown
+    more, vectors = len(matrices) - ROWS, len(rows) - len(matrices)
+    if more > 0:
+        yield f"... and {more} more"
+    if vectors:
+        yield f"... and {vectors} of one dim"
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -60,17 +64,16 @@ def inspect(options: argparse.Namespace) -> int:
         {"reason": r.text, "module": r.module, "source": r.source, "params": n}
         for r, n in graph.lock_summary().most_common()
     ]
-    table = _table(f"{type(model).__name__}: {len(groups)} groups", "group", "units", "dims", "layers")
+    shown = table(f"{type(model).__name__}: {len(groups)} groups", "group", "units", "dims", "layers")
     for group in groups[: options.top]:
-        table.add_row(group["name"], f"{group['units']:,}", str(group["dims"]), str(len(group["modules"])))
+        shown.add_row(group["name"], f"{group['units']:,}", str(group["dims"]), str(len(group["modules"])))
     if len(groups) > options.top:
-        table.add_row(f"... and {len(groups) - options.top} more", "", "", "")
-    lines = f"{reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the MACs can shrink"
-    for reason, n in graph.lock_summary().most_common(10):
-        lines += f"\n  locked: {n:,} parameters: {reason}"
-    _say(options, {"reachable": reach, "groups": groups, "locks": locks}, table, lines)
+        shown.add_row(f"... and {len(groups) - options.top} more", "", "", "")
+    lines = [f"{reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the MACs can shrink"]
+    lines += [f"  locked: {n:,} parameters: {reason}" for reason, n in graph.lock_summary().most_common(10)]
     if options.html:
-        write_html(graph, options.html)
+        lines.append(f"page: {write_html(graph, options.html)}")
+    _say(options, {"reachable": reach, "groups": groups, "locks": locks}, shown, *lines)
     return DONE
 
 
@@ -82,7 +85,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "ignore": options.ignore,
         "round_to": options.round_to,
         "uniform": options.uniform,
-        "calibration": function(options.calibration, "--calibration")() if options.calibration else None,
+        "calibration": called(options.calibration, "--calibration") if options.calibration else None,
         "loss": function(options.loss, "--loss") if options.loss else None,
         "recover": options.recover,
         "latency": options.latency,
@@ -104,13 +107,13 @@ def prune(options: argparse.Namespace) -> int:
         lost = pretrained().save_pretrained(result, options.out)
     elif options.out:
         save(result, options.out)
-    if options.html:
-        write_html(result, options.html)
-    saved = f"saved in {options.out}" if options.out else "not saved: give --out FOLDER"
+    lines = [f"saved in {options.out}" if options.out else "not saved: give --out FOLDER"]
     if lost:
-        saved += f"; stock from_pretrained would not load it: {'; '.join(lost[:3])}"
+        lines.append(f"stock from_pretrained would not load it: {'; '.join(lost[:3])}")
+    if options.html:
+        lines.append(f"page: {write_html(result, options.html)}")
     _say(
-        options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), saved
+        options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), *lines
     )
     return DONE
 
@@ -118,14 +121,15 @@ def prune(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Several ratios, one trace."""
     model = model_of(options.model)
-    ratios = tuple(float(r) for r in options.ratios.split(","))
     found = sweep_model(
-        model, inputs_of(options.input, model), ratios=ratios, score=function(options.score, "--score"),
+        model, inputs_of(options.input, model), ratios=options.ratios, score=function(options.score, "--score"),
         file=options.file, **_asked(options),
     )  # fmt: skip
-    _say(options, found.to_dict(), str(found))
+    lines = [f"rows: {options.file}"] if options.file else []
     if options.plot:
         found.plot(options.plot)
+        lines.append(f"picture: {options.plot}")
+    _say(options, found.to_dict(), str(found), *lines)
     return DONE
 
 
@@ -148,35 +152,29 @@ def show(options: argparse.Namespace) -> int:
     """What a folder says of itself; no weight is read."""
     document = open_folder(Path(options.folder))
     plan = reduce(Plan.then, document.plans)
+    before, after = (
+        sum(prod(s) for s in plan.shapes.values()),
+        sum(prod(e.shape) for e in document.tensors.values()),
+    )
     data: dict[str, Any] = {
-        "provenance": document.provenance,
-        "parameters and buffers": sum(prod(e.shape) for e in document.tensors.values()),
-        "before": sum(prod(s) for s in plan.shapes.values()),
-        "plans": len(document.plans),
-        "repaired attributes": len(plan.repairs),
+        "provenance": document.provenance, "asked": plan.asked, "parameters and buffers": after, "before": before,
+        "plans": len(document.plans), "repaired attributes": len(plan.repairs),
         "rewritten literals": len(plan.rewrites),
-        "widths": [
-            {"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()
-        ],
-    }
-    table = _table(str(options.folder), "parameter", "before", "after")
-    for row in data["widths"][:60]:
-        table.add_row(row["name"], " x ".join(map(str, row["before"])), " x ".join(map(str, row["after"])))
-    if len(data["widths"]) > 60:
-        table.add_row(f"... and {len(data['widths']) - 60} more", "", "")
-    facts = "\n".join(f"{k}: {v}" for k, v in data.items() if k != "widths")
-    _say(options, data, table, facts)
+        "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
+    }  # fmt: skip
+    facts = [f"{k}: {v}" for k, v in document.provenance.items()]
+    facts.append(f"asked: {', '.join(f'{k}={v}' for k, v in plan.asked.items()) or '-'}")
+    facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
+    facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
+    _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 
 
 def compare(options: argparse.Namespace) -> int:
     """Two models side by side."""
     first = model_of(options.first)
-    second = (
-        load(lambda: model_of(options.first), options.second)
-        if Path(options.second).is_dir()
-        else model_of(options.second)
-    )
+    saved = (Path(options.second) / FILE_NAME).exists()
+    second = load(lambda: model_of(options.first), options.second) if saved else model_of(options.second)
     inputs = inputs_of(options.input, first)
     figures: dict[str, list[float]] = {
         name: [measure(m) for m in (first, second)]
@@ -186,23 +184,22 @@ def compare(options: argparse.Namespace) -> int:
             ("MACs", lambda m: cost.count_macs(m, inputs)),
         )
     }
-    figures["latency [s]"] = list(latencies((first, second), inputs))
+    seconds = latencies((first, second), inputs)
     shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (first, second)]
     widths: list[dict[str, Any]] = [
         {"name": n, "first": shapes[0].get(n), "second": shapes[1].get(n)}
         for n in dict.fromkeys([*shapes[0], *shapes[1]])
         if shapes[0].get(n) != shapes[1].get(n)
     ]
-    table = _table("", "", "first", "second", "ratio")
+    shown = table("", "", "first", "second", "ratio")
     for name, (a, b) in figures.items():
-        text = [f"{v:.4g}" if isinstance(v, float) else f"{v:,}" for v in (a, b)]
-        table.add_row(name, *text, f"{b / a:.1%}" if a else "-")
-    changed = _table("parameters that differ", "parameter", "first", "second")
-    for row in widths[:60]:
-        changed.add_row(
-            row["name"], *(" x ".join(map(str, row[k])) if row[k] else "-" for k in ("first", "second"))
-        )
-    if len(widths) > 60:
-        changed.add_row(f"... and {len(widths) - 60} more", "", "")
-    _say(options, {**figures, "widths": widths}, table, changed)
+        shown.add_row(name, f"{a:,}", f"{b:,}", f"{b / a:.1%}" if a else "-")
+    a, b = seconds
+    shown.add_row("latency [ms]", f"{a * 1e3:.3g}", f"{b * 1e3:.3g}", f"{b / a:.1%}")
+    parts = (
+        _shapes("parameters that differ", widths, "first", "second")
+        if widths
+        else ("all shapes are the same",)
+    )
+    _say(options, {**figures, "latency [s]": seconds, "widths": widths}, shown, *parts)
     return DONE

@@ -6,10 +6,13 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Any
 
 from rich.console import Console
 
 from ..errors import DepgraphError
+from ..importance import CRITERIA
 from . import commands
 
 DONE, REFUSED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -23,90 +26,135 @@ INPUT = (
     "package.module:function that returns example inputs; once for each argument of forward. Without: what the model's "
     "example_input_array or dummy_inputs says"
 )
-STATUSES = (
-    "exit status: 0 done; 1 refused, with the reason on standard error; 2 a wrong command line; 3 the smaller model does not "
-    "compute what it should (verify); 130 interrupted"
-)
+FOLDER = "what `depgraph prune --out` wrote"
+STATUSES = """exit status:
+  0 done; 1 refused, with the reason on standard error; 2 a wrong command line;
+  3 the smaller model does not compute what it should (verify); 130 interrupted"""
+
+
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
         prog="depgraph", description="Make any PyTorch model physically smaller, and check the result.",
-        epilog=STATUSES,
+        epilog="depgraph COMMAND --help has an example of each.\n\n" + STATUSES, formatter_class=Help,
     )  # fmt: skip
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
+    for command in (_inspect, _prune, _sweep, _verify, _show, _compare, _completion):
+        command(add)
+    return top
 
-    inspect = _command(add, "inspect", commands.inspect, "groups, what can shrink, and what locks the rest")
-    inspect.add_argument("model", help=MODEL)
-    _inputs(inspect)
-    inspect.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
-    inspect.add_argument(
-        "--top", type=int, default=20, metavar="N", help="groups to list (default: %(default)s)"
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with examples, whose lines stay as they are, and room for the names of commands."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+def _inspect(add: Add) -> None:
+    made = _command(
+        add, "inspect", commands.inspect, "groups, what can shrink, and what locks the rest",
+        "depgraph inspect mypackage.models:make_net --input 1x3x224x224 --html net.html",
+    )  # fmt: skip
+    made.add_argument("model", help=MODEL)
+    _inputs(made)
+    _ignore(made)
+    made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+    made.add_argument(
+        "--top", type=count, default=20, metavar="N", help="groups to list (default: %(default)s)"
     )
 
-    prune = _command(add, "prune", commands.prune, "make a model smaller and save it")
-    prune.add_argument("model", help=MODEL)
-    _inputs(prune)
-    _how(prune)
-    prune.add_argument("-o", "--out", metavar="FOLDER", help="where to save the smaller model and its plan")
-    prune.add_argument(
+
+def _prune(add: Add) -> None:
+    made = _command(
+        add, "prune", commands.prune, "make a model smaller and save it",
+        "depgraph prune mypackage.models:make_net --input 1x3x224x224 --max-macs 0.5 --out smaller",
+        "depgraph prune ./bert --input 'input_ids=1x16:int64<30000' --uniform --max-params 0.8 --pretrained --out small-bert",
+    )  # fmt: skip
+    made.add_argument("model", help=MODEL)
+    _inputs(made)
+    _budgets(made)
+    _how(made)
+    made.add_argument("-o", "--out", metavar="FOLDER", help="where to save the smaller model and its plan")
+    made.add_argument(
         "--pretrained",
         action="store_true",
         help="save for from_pretrained (with --uniform, where a config can say the result)",
     )
-    prune.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+    made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
 
-    sweep = _command(
-        add, "sweep", commands.sweep, "prune at several ratios; a table and a picture of the trade-off"
-    )
-    sweep.add_argument("model", help=MODEL)
-    _inputs(sweep)
-    _how(sweep, budgets=False)
-    sweep.add_argument(
-        "--ratios", default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8", help="pruning ratios (default: %(default)s)"
-    )
-    sweep.add_argument(
+
+def _sweep(add: Add) -> None:
+    made = _command(
+        add, "sweep", commands.sweep, "prune at several ratios; a table and a picture of the trade-off",
+        "depgraph sweep mypackage.models:make_net --input 1x3x224x224 --score mypackage.data:accuracy --plot curve.png",
+    )  # fmt: skip
+    made.add_argument("model", help=MODEL)
+    _inputs(made)
+    _how(made)
+    made.add_argument(
+        "--ratios", type=numbers, default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8", metavar="R,R,...",
+        help="pruning ratios (default: %(default)s)",
+    )  # fmt: skip
+    made.add_argument(
         "--score",
         required=True,
         metavar="FUNCTION",
         help="package.module:function from a model to a number, higher is better",
     )
-    sweep.add_argument("--file", help="JSON lines to add rows to; rows that it has are not computed again")
-    sweep.add_argument("--plot", metavar="FILE", help="picture to write")
+    made.add_argument("--file", help="JSON lines to add rows to; rows that it has are not computed again")
+    made.add_argument("--plot", metavar="FILE", help="picture to write")
 
-    verify = _command(
-        add, "verify", commands.verify, "check a saved model against the original that it was made of"
-    )
-    verify.add_argument("folder", help="what `depgraph prune --out` wrote")
-    verify.add_argument("--model", required=True, help=MODEL + "; with the weights that it had")
-    _inputs(verify)
 
-    show = _command(
-        add, "show", commands.show, "what a saved folder holds: shapes before and after, provenance"
-    )
-    show.add_argument("folder", help="what `depgraph prune --out` wrote")
+def _verify(add: Add) -> None:
+    made = _command(
+        add, "verify", commands.verify, "check a saved model against the original that it was made of",
+        "depgraph verify smaller --model mypackage.models:make_net --input 1x3x224x224",
+    )  # fmt: skip
+    made.add_argument("folder", help=FOLDER)
+    made.add_argument("--model", required=True, help=MODEL + "; with the weights that it had")
+    _inputs(made)
 
-    compare = _command(
-        add, "compare", commands.compare, "two models side by side: widths, parameters, MACs, latency"
-    )
-    compare.add_argument("first", help=MODEL)
-    compare.add_argument("second", help="another, or the folder of a saved one, whose original is the first")
-    _inputs(compare)
 
-    completion = add(
-        "completion", help="print a completion script for a shell", description="Print a completion script."
-    )
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    completion.set_defaults(run=None)
-    return top
+def _show(add: Add) -> None:
+    made = _command(
+        add, "show", commands.show, "what a saved folder holds: shapes before and after, provenance",
+        "depgraph show smaller",
+    )  # fmt: skip
+    made.add_argument("folder", help=FOLDER)
+
+
+def _compare(add: Add) -> None:
+    made = _command(
+        add, "compare", commands.compare, "two models side by side: widths, parameters, MACs, latency",
+        "depgraph compare mypackage.models:make_net smaller --input 1x3x224x224",
+    )  # fmt: skip
+    made.add_argument("first", help=MODEL)
+    made.add_argument("second", help="another, or the folder of a saved one, whose original is the first")
+    _inputs(made)
+
+
+def _completion(add: Add) -> None:
+    made = add(
+        "completion", help="print a completion script for a shell", formatter_class=Help,
+        description="Print a completion script for a shell (needs shtab: pip install shtab).",
+        epilog="example:\n  depgraph completion bash > ~/.local/share/bash-completion/completions/depgraph",
+    )  # fmt: skip
+    made.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    made.set_defaults(run=None)
 
 
 def _command(
-    add: Callable[..., argparse.ArgumentParser], name: str, run: Callable[..., int], text: str
+    add: Add, name: str, run: Callable[..., int], text: str, *examples: str
 ) -> argparse.ArgumentParser:
-    made = add(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=STATUSES)
+    made = add(
+        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help,
+        epilog="\n  ".join(("example:", *examples)) + "\n\n" + STATUSES,
+    )  # fmt: skip
     made.add_argument("--json", action="store_true", help="print figures as JSON on standard output")
     made.set_defaults(run=run)
     return made
@@ -114,27 +162,41 @@ def _command(
 
 def _inputs(to: argparse.ArgumentParser) -> None:
     to.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
+
+
+def _ignore(to: Any) -> None:
     to.add_argument(
         "--ignore", action="append", default=[], metavar="GLOB", help="modules or parameters to leave alone"
     )
 
 
-def _how(to: argparse.ArgumentParser, budgets: bool = True) -> None:
-    if budgets:
-        budget = to.add_argument_group("how much", "without any: half of each prunable dim")
-        budget.add_argument("--ratio", type=float, help="share of each prunable dim to remove, such as 0.5")
-        for name, text in (
-            ("params", "parameters"),
-            ("macs", "multiply-accumulates of one forward pass"),
-            ("bytes", "bytes of parameters and buffers"),
-            ("memory", "bytes of activations at their peak"),
-            ("latency", "seconds of one forward pass on this machine"),
-        ):
-            budget.add_argument(
-                f"--max-{name}", type=number, metavar="N", help=f"at most so many {text}: 0.5 of what it has, or a number"
-            )  # fmt: skip
+def _budgets(to: argparse.ArgumentParser) -> None:
+    budget = to.add_argument_group("how much", "without any: half of each prunable dim")
+    budget.add_argument(
+        "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
+    )
+    for name, text in (
+        ("params", "parameters"),
+        ("macs", "multiply-accumulates of one forward pass"),
+        ("bytes", "bytes of parameters and buffers"),
+        ("memory", "bytes of activations at their peak"),
+    ):
+        budget.add_argument(
+            f"--max-{name}", type=number, metavar="N", help=f"at most so many {text}: 0.5 of what it has, or a number"
+        )  # fmt: skip
+    budget.add_argument(
+        "--max-latency", type=number, metavar="N",
+        help="at most so long for one forward pass on this machine: 0.5 of what it takes, or a time such as 12ms",
+    )  # fmt: skip
+
+
+def _how(to: argparse.ArgumentParser) -> None:
     what = to.add_argument_group("what")
-    what.add_argument("--importance", default="l1", help="criterion (default: %(default)s)")
+    _ignore(what)
+    what.add_argument(
+        "--importance", default="l1", metavar="NAME",
+        help=f"criterion (default: %(default)s): {', '.join(CRITERIA)}",
+    )  # fmt: skip
     what.add_argument("--scope", choices=("local", "global", "isomorphic"), help="which groups compete")
     what.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of this")
     what.add_argument("--uniform", action="store_true", help="equal widths in repeated blocks")
@@ -142,18 +204,38 @@ def _how(to: argparse.ArgumentParser, budgets: bool = True) -> None:
         "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
     )
     what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
-    what.add_argument("--recover", metavar="HOW", help="win accuracy back from calibration data: auto")
+    what.add_argument(
+        "--recover", metavar="HOW",
+        help="win accuracy back from calibration data: auto, reconstruction, compensation or statistics",
+    )  # fmt: skip
     what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
     what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
 
 
-def number(text: str) -> float | int:
-    """0.5 is a share, 1000 a number, 1e9 a number too."""
+def number(text: str) -> float | int | str:
+    """0.5 is a share, 1000 a number, 1e9 a number too; what else there is (``12ms``, ``3MB``) has a unit."""
     try:
         return int(text)
     except ValueError:
+        pass
+    try:
         value = float(text)
-    return int(value) if value > 1 and value == int(value) else value
+    except ValueError:
+        return text
+    return int(value) if isfinite(value) and value > 1 and value == int(value) else value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.1,0.2``."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -169,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = whole.parse_args(words)
     errors = Console(stderr=True, highlight=False)
     if options.command == "completion":
-        return _completion(whole, options.shell, errors)
+        return _script(whole, options.shell, errors)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
@@ -194,7 +276,7 @@ def _refused(errors: Console, text: str, with_traceback: bool) -> int:
     return REFUSED
 
 
-def _completion(whole: argparse.ArgumentParser, shell: str, errors: Console) -> int:
+def _script(whole: argparse.ArgumentParser, shell: str, errors: Console) -> int:
     try:
         import shtab  # noqa: PLC0415  only this command needs it
     except ImportError:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..integrations import PRETRAINED
+from ..store.document import FILE_NAME
 
 INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+?)(?:<(?P<bound>\d+))?)?")
 OWN_EXAMPLES = ("example_input_array", "dummy_inputs")  # attributes by which models say what they take
@@ -52,6 +54,15 @@ def function(text: str, what: str) -> Callable[..., Any]:
     return found
 
 
+def called(text: str, what: str) -> Any:
+    """What the function that ``package.module:name`` names returns."""
+    made = function(text, what)
+    try:
+        return made()
+    except Exception as error:  # the user's own code may raise anything
+        raise InputError(f"{what} {text!r} raised {type(error).__name__}: {error}") from error
+
+
 def model_of(text: str) -> nn.Module:
     """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode.
 
@@ -59,15 +70,17 @@ def model_of(text: str) -> nn.Module:
         InputError: there is no such thing, it raises, or it is no module.
     """
     if os.path.isdir(text):
+        if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():
+            raise InputError(
+                f"{text} holds a smaller model, which is made of its original: give that one as the model (verify and "
+                "compare take the folder too)"
+            )
         return pretrained().from_folder(text)
     found = named_object(text, "the model")
     if not isinstance(found, nn.Module):
         if not callable(found):
             raise InputError(f"{text!r} is neither a model nor a function that makes one")
-        try:
-            found = found()
-        except Exception as error:  # the user's own code may raise anything
-            raise InputError(f"{text!r} raised {type(error).__name__}: {error}") from error
+        found = called(text, "the model")
     if not isinstance(found, nn.Module):
         raise InputError(f"{text!r} made a {type(found).__name__}, not a torch.nn.Module")
     return found.eval()
@@ -99,7 +112,7 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
             "no --input given, and the model does not say what it takes: --input 1x3x224x224, for one"
         )
     if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
-        return function(texts[0], "--input")()
+        return called(texts[0], "--input")
     dice = torch.Generator().manual_seed(seed)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}

@@ -30,6 +30,7 @@ from .size_table import Integers
 ROUNDS = 8  # plans that are measured at most
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10,
          "MiB": 1 << 20, "GiB": 1 << 30}  # fmt: skip
+WITH_UNIT = {"max_latency": tuple(UNITS)[:3], "max_bytes": tuple(UNITS)[3:], "max_memory": tuple(UNITS)[3:]}
 
 
 @dataclass
@@ -250,7 +251,7 @@ def amount(given: Any, whole: float, name: str) -> float:
         InputError: it is no share, number or number with a unit, or more than `whole`, what the original has.
     """
     ways = "a fraction up to 1" + (" or a text as '12ms'" if name == "max_latency" else " or a positive int")
-    if isinstance(given, str):
+    if isinstance(given, str) and name in WITH_UNIT:
         value = _with_unit(given, name)
     elif isinstance(given, bool) or not isinstance(given, (int, float)):
         raise InputError(f"{name} must be a number ({ways}), not {given!r}")
@@ -271,10 +272,9 @@ def amount(given: Any, whole: float, name: str) -> float:
 
 def _with_unit(given: str, name: str) -> float:
     match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]+)\s*", given)
-    units = {"max_latency": ("s", "ms", "us"), "max_bytes": tuple(UNITS)[3:], "max_memory": tuple(UNITS)[3:]}
-    if match is None or match[2] not in units.get(name, ()):
+    if match is None or match[2] not in WITH_UNIT[name]:
         raise InputError(
-            f"{name}={given!r} is no amount: pass a number with one of {', '.join(units.get(name, ()))}"
+            f"{name}={given!r} is no amount: pass a number with one of {', '.join(WITH_UNIT[name])}"
         )
     value = float(match[1]) * UNITS[match[2]]
     if not value > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from ..data.calibration import Calibration, Loss
@@ -27,6 +24,7 @@ from ..proof.verify import verify as verify_values
 from ..prune import Constraint, analyze, as_module, flipped
 from ..select import Masks, Selection, choose, nothing_text
 from ..select.blocks import Block
+from ..tables import printed, table
 from . import pictures
 from .records import Records, name_of
 from .score import Score, score_of
@@ -94,19 +92,12 @@ class Sensitivity:
         return pictures.sensitivity(self, path)
 
     def __str__(self) -> str:
-        title = f"one group cut (dense: {self.dense:.4g})"
-        table = Table(title=title, title_justify="left", header_style="bold")
-        table.add_column("group")
-        for ratio in self.ratios:
-            table.add_column(f"{ratio:g}", justify="right")
+        cells = table(f"one group cut (dense: {self.dense:.4g})", "group", *(f"{r:g}" for r in self.ratios))
         for name, row in zip(self.groups, self.scores, strict=True):
-            table.add_row(name, *(f"{s:.4g}" if np.isfinite(s) else "failed" for s in row))
-        out = io.StringIO()
-        console = Console(file=out, width=110, highlight=False)
-        console.print(table)
-        for (name, ratio), error in self.errors.items():
-            console.print(f"{name} at {ratio:g}: {error}", markup=False)
-        return out.getvalue().rstrip()
+            cells.add_row(name, *(f"{s:.4g}" if np.isfinite(s) else "failed" for s in row))
+        return printed(
+            cells, *(f"{name} at {ratio:g}: {error}" for (name, ratio), error in self.errors.items())
+        )
 
 
 def sensitivity(
@@ -201,8 +192,8 @@ def sensitivity(
             known[name, ratio] = value
         if error is not None:
             errors[name, ratio] = error
-    table = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
-    scores = table.reshape(len(blocks), len(ratios))
+    found = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
+    scores = found.reshape(len(blocks), len(ratios))
     return Sensitivity(known["dense", 0], list(blocks), _tensors(blocks), ratios, scores, errors)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from ..costs import cost
@@ -25,6 +22,7 @@ from ..importance.criterion import normalisation
 from ..progress import track
 from ..prune import OF_ANALYZE, analyze, as_module, prune
 from ..select import Request
+from ..tables import printed, table
 from . import pictures
 from .records import Records, name_of
 from .score import Score, score_of
@@ -113,27 +111,11 @@ class Sweep:
 
     def __str__(self) -> str:
         timed = self.dense.latency is not None
-        table = Table(title="sweep", title_justify="left", header_style="bold")
-        table.add_column("asked")
-        for heading in (
-            "parameters",
-            "left",
-            "MACs",
-            "left",
-            *(("ms", "speed-up") if timed else ()),
-            "score",
-            "change",
-        ):
-            table.add_column(heading, justify="right")
+        times = ("ms", "speed-up") if timed else ()
+        cells = table("sweep", "asked", "parameters", "left", "MACs", "left", *times, "score", "change")
         for row in (self.dense, *self.rows):
-            table.add_row(row.name, *self._cells(row, timed))
-        out = io.StringIO()
-        console = Console(file=out, width=110, highlight=False)
-        console.print(table)
-        for row in self.rows:
-            if row.error:
-                console.print(f"{row.name}: {row.error}", markup=False)
-        return out.getvalue().rstrip()
+            cells.add_row(row.name, *self._cells(row, timed))
+        return printed(cells, *(f"{row.name}: {row.error}" for row in self.rows if row.error))
 
     def _cells(self, row: Row, timed: bool) -> list[str]:
         cells = []

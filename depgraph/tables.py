@@ -1,0 +1,34 @@
+"""Tables and lines of text as people read them: the one place that lays them out."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NARROW, WIDE = 60, 110  # characters
+
+
+def width() -> int:
+    """Of a line: that of the terminal, within reason; without one the widest."""
+    return min(max(shutil.get_terminal_size((WIDE, 1)).columns, NARROW), WIDE)
+
+
+def table(title: str, *headings: str) -> Table:
+    """An empty table: names in the first column, numbers in the others."""
+    made = Table(title=title or None, title_justify="left", header_style="bold")
+    for i, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if i else "left", overflow="fold")
+    return made
+
+
+def printed(*parts: Any) -> str:
+    """Tables and lines, one below the other; brackets and colons in them are what they are, no markup."""
+    out = io.StringIO()
+    console = Console(file=out, width=width(), highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+    return out.getvalue().rstrip()
