@@ -214,6 +214,21 @@ def test_an_average_of_weights_and_a_scaler_go_on() -> None:
     assert torch.allclose(average.module.up.weight, 0.75 * before + 0.25 * small.up.weight, atol=1e-12)
 
 
+def test_a_plan_from_a_wrapped_model_carries_the_optimizer_of_the_module_in_it() -> None:
+    model, _ = made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, range(2))
+    result = depgraph.prune(
+        nn.DataParallel(model.eval()), torch.randn(4, 3, 5, 5, dtype=torch.float64), pruning_ratio=0.4
+    )
+    momentum = {n: optimizer.state[p]["momentum_buffer"] for n, p in model.named_parameters()}
+    small = result.model.module
+    result.plan.apply_to_optimizer(optimizer, model, small)
+    for name, parameter in small.named_parameters():
+        kept = momentum[name][result.plan.mask(f"module.{name}")].reshape(parameter.shape)
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], kept), name
+
+
 def test_what_cannot_be_carried_is_refused_before_anything_changes() -> None:
     model, plan = made()
     small = depgraph.apply(model, plan)

@@ -492,6 +492,24 @@ def test_rewinding_is_slicing_the_early_weights() -> None:
     assert torch.equal(early.stem.weight, made().stem.weight), "no memory is shared"
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_weights_of_before_the_model_was_wrapped_are_early_weights(wrap: Any) -> None:
+    """And those of after it, for a model that is wrapped no more."""
+    torch.manual_seed(3)
+    model, x = nn.Sequential(nn.Linear(7, 14), nn.ReLU(), nn.Linear(14, 3)).eval(), torch.randn(2, 7)
+    early = copy.deepcopy(model)
+    disturb(model, 0)
+    around, alone = depgraph.prune(wrap(model), x), depgraph.prune(model, x)
+    wanted = rewind(alone.plan, early, alone.model)
+    for got in (
+        rewind(around.plan, early.state_dict(), around.model),
+        rewind(alone.plan, wrap(early).state_dict(), alone.model),
+        rewind(around.plan, wrap(early), alone.model),
+    ):
+        for one, two in zip(got.parameters(), wanted.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
 def test_rewinding_keeps_ties_types_and_what_a_state_dict_lacks() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

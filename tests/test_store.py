@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +198,129 @@ def test_a_plan_replays_in_place_and_the_model_can_be_saved(tmp_path: Path) -> N
     assert_same(depgraph.load(Small, tmp_path / "saved"), model)
 
 
-def test_wrapped_models(tmp_path: Path) -> None:
-    """A wrapper that was pruned comes back as one; one that was put around the result is left out."""
-    inside = pruned()
-    depgraph.save(nn.DataParallel(inside.model), tmp_path / "inside")
-    assert_same(depgraph.load(Small, tmp_path / "inside"), inside.model)
-    around = pruned(nn.DataParallel(Small().eval()))
-    depgraph.save(around, tmp_path / "around")
-    assert_same(depgraph.load(lambda: nn.DataParallel(Small()), tmp_path / "around"), around.model)
+class Nested(nn.Module):
+    """A part that is wrapped or not, tied weights, a held table, a number to repair, a literal to rewrite, extra state."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.width, self.steps = 22, 3
+        self.body, self.one, self.two = wrap(Small(22)), nn.Conv2d(5, 13, 1), nn.Conv2d(13, 13, 1)
+        self.three = nn.Conv2d(13, 13, 1)
+        self.three.weight = self.two.weight
+        self.table = {"shift": torch.linspace(0, 1, 13)}
+        self.flat, self.last = Flat(), nn.Linear(13 * 20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(self.body(x)).relu() + self.table["shift"][:, None, None]
+        return self.last(self.flat(self.three(self.two(x).relu())))
+
+    def get_extra_state(self) -> int:
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
+
+
+class Flat(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 260)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    return model
+
+
+WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [nn.DataParallel, compiled, bare]
+
+
+@pytest.mark.parametrize("loaded_in", WRAPPERS)
+@pytest.mark.parametrize("saved_in", WRAPPERS)
+def test_wrappers_are_no_part_of_a_folder(saved_in: Any, loaded_in: Any, tmp_path: Path) -> None:
+    """Pruned in one wrapper around all of it and one around a part, loaded with others or with none."""
+
+    def build(wrap: Any) -> nn.Module:
+        torch.manual_seed(8)
+        return wrap(Nested(wrap).eval())
+
+    result = pruned(build(saved_in))
+    assert result.plan.cuts
+    assert result.plan.rewrites
+    wanted = pruned(build(bare)).model
+    wanted.steps = wanted.steps + 4
+    inner = result.model if saved_in is bare else next(result.model.children())
+    inner.steps = 7
+    inner.one.bias.requires_grad_(False)
+    wanted.one.bias.requires_grad_(False)
+    for given in (result, result.model, inner):
+        depgraph.save(given, tmp_path / "saved")
+        stored = load_file(tmp_path / "saved" / "model.safetensors")
+        assert stored.keys() == wanted.state_dict().keys() - {"three.weight", "_extra_state"}
+        loaded = depgraph.load(lambda: build(loaded_in), tmp_path / "saved")
+        assert type(loaded) is type(build(loaded_in))
+        inside = loaded if loaded_in is bare else next(loaded.children())
+        assert type(inside.body) is (Small if loaded_in is bare else type(loaded))
+        assert inside.steps == 7
+        assert torch.equal(loaded(images()), wanted(images()))
+        if loaded_in is bare:
+            assert_same(loaded, wanted)
+    (plan,) = depgraph.load_plans(tmp_path / "saved")
+    for replayed in (plan, result.plan):
+        assert torch.equal(
+            depgraph.apply(build(loaded_in), replayed)(images()), pruned(build(bare)).model(images())
+        )
+        assert depgraph.verify(build(loaded_in), loaded, replayed, images()).status == "equal"
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS[:2])
+def test_a_result_that_was_wrapped_and_pruned_again_keeps_its_past(wrap: Any, tmp_path: Path) -> None:
+    second = pruned(wrap(pruned(Small(29).eval()).model))
+    assert len(second.before) == 1
+    depgraph.save(second, tmp_path / "saved")
+    loaded = depgraph.load(lambda: Small(29), tmp_path / "saved")
+    assert_same(loaded, next(second.model.children()))
+    second.model = copy.deepcopy(second.model)
+    depgraph.save(second, tmp_path / "copy")
+    assert_same(depgraph.load(lambda: Small(29), tmp_path / "copy"), loaded)
+    one, two = depgraph.load_plans(tmp_path / "copy")
+    assert [t.shape for t in depgraph.apply(Small(29), one.then(two)).parameters()] == [
+        t.shape for t in loaded.parameters()
+    ]
+
+
+def test_a_name_of_the_users_own_is_no_wrapper(tmp_path: Path) -> None:
+    """An attribute `module` with a sibling of the same names: nothing is mistaken for it."""
+
+    class Own(Small):
+        def __init__(self) -> None:
+            super().__init__(14)
+            self.module = nn.Module()
+            self.module.first, self.module.last = nn.Conv2d(5, 14, 1), nn.Conv2d(14, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module.last(self.module.first(super().forward(x)).relu())
+
+    result = pruned(nn.DataParallel(Own().eval()))
+    depgraph.save(result, tmp_path / "saved")
+    assert_same(depgraph.load(Own, tmp_path / "saved"), result.model.module)
+    with pytest.raises(depgraph.PlanError, match="module"):
+        depgraph.apply(Small(), result.plan)
+
+
+def test_a_factory_that_holds_on_to_parameters_is_refused(tmp_path: Path) -> None:
+    """What reduces gradients would go on with the parameters that it was made with."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        result = pruned(nn.parallel.DistributedDataParallel(Small().eval()))
+        depgraph.save(result, tmp_path / "saved")
+        with pytest.raises(depgraph.StoreError, match="wrap what load returns"):
+            depgraph.load(lambda: nn.parallel.DistributedDataParallel(Small()), tmp_path / "saved")
+        assert_same(depgraph.load(Small, tmp_path / "saved"), result.model.module)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------ factories

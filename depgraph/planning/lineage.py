@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..tracing.wrappers import core, plain_names
+from .names import renamed
 from .plan import Plan
 
 _plans: WeakKeyDictionary[nn.Module, tuple[Plan, ...]] = WeakKeyDictionary()
@@ -14,11 +16,13 @@ _plans: WeakKeyDictionary[nn.Module, tuple[Plan, ...]] = WeakKeyDictionary()
 def plans_of(model: nn.Module) -> tuple[Plan, ...]:
     """The plans that were applied to get `model`, the first one first; () for a model that no plan is known of.
 
-    A model is known by what it is, not by what it has: of a copy nothing is known.
+    A model is known by what it is, not by what it has: of a copy nothing is known. Wrappers around it do not count, and the
+    plans have the names without them.
     """
-    return _plans.get(model, ())
+    return _plans.get(core(model), ())
 
 
 def note(model: nn.Module, small: nn.Module, plan: Plan) -> None:
-    """Remember that `plan` made `small` of `model`, as long as `small` is alive."""
-    _plans[small] = (*plans_of(model), plan)
+    """Remember that `plan`, which fits `model`, made `small` of it, as long as `small` is alive."""
+    plain = plain_names(model)
+    _plans[core(small)] = (*plans_of(model), plan if plain is str else renamed(plan, plain, plain))

@@ -60,7 +60,7 @@ class Cut:
     def slice(self, tensor: torch.Tensor) -> torch.Tensor:
         """The kept entries of `tensor` in a new contiguous tensor; shared where nothing goes."""
         if tensor.is_meta:
-            return tensor.new_empty(self.new_shape)
+            return torch.empty(self.new_shape, dtype=tensor.dtype, device="meta")
         out = tensor
         if self.blocks is not None:
             rows = self.shape[0] // len(self.blocks)

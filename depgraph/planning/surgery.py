@@ -14,6 +14,7 @@ from ..tracing.sizes import holders
 from ..tracing.tensors import held_tensors, named_tensors, skeleton
 from ..tracing.wrappers import check_changeable, replace_inner, wrapped
 from .lineage import note
+from .names import fitted
 from .plan import Cut, Plan, Repair, Rewrite
 from .rewrite import rewrite_module
 
@@ -42,7 +43,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
     Args:
         model: a model with the shapes that the plan was made for; any weights, any device, also meta.
-        plan: what stays.
+        plan: what stays; also one for the same model in other wrappers (data parallel, compiled), or in none.
         inplace: change `model` itself, instead of a copy.
 
     Returns:
@@ -52,7 +53,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    held = held_tensors(model)
+    plan, held = fitted(plan, model), held_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
     _check(model, plan, tensors, tensors.keys() - held.keys())
     if inplace and plan.rewrites:  # what fails must fail before anything changes
@@ -151,8 +152,8 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
-    with torch.no_grad():
-        data = cut.slice(tensor.detach())
+    data = cut.slice(tensor.detach())
+    if not data.is_meta:
         if data.data_ptr() == tensor.data_ptr() and data.numel():
             data = data.clone()
         layout = LAYOUTS.get(tensor.dim())

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import VerificationError
 from ..inputs import Examples, fresh_inputs, map_tensors
+from ..planning.names import fitted
 from ..planning.plan import Plan
 from ..tracing.tensors import all_tensors, named_tensors, output_leaves, skeleton
 from ..tracing.wrappers import eagerly
@@ -142,6 +143,7 @@ def verify(
     """
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
+    plan = fitted(plan, model)
     examples = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
     proofs = [_verify_one(model, small, plan, example, tolerance) for example in examples]
     least = next((p for p in proofs if p.status != "equal"), proofs[0])

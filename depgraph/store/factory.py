@@ -129,11 +129,13 @@ def left_on_meta(model: nn.Module) -> list[str]:
             found.append(".".join(map(str, place)))
             continue
         for key, inner in _inside(value):
-            if type(inner) not in _PLAIN:
+            kind = type(inner)
+            if kind not in _PLAIN and (kind not in _TABLES or inner):
                 ahead.append(((*place, key), inner))
     return found
 
 
+_TABLES = frozenset((dict, OrderedDict, list, tuple, set, frozenset, deque))
 _PLAIN = frozenset((int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size))
 
 

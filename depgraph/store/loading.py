@@ -17,6 +17,7 @@ from ..planning.plan import Plan
 from ..planning.surgery import INTERNALS, apply, assign, put, recompute
 from ..tracing.sizes import holders, is_plain_object
 from ..tracing.tensors import named_tensors
+from ..tracing.wrappers import inner_name, is_distributed, plain_names
 from .document import Document, open_folder
 from .factory import build, left_on_meta, resolved, takes_config
 from .weights import Entry, read
@@ -102,12 +103,17 @@ class _Loader:
         title = f"{self.folder} is not of the model that the factory builds:"
         model, ours = build(self.make, device)
         self.built = True
+        if any(is_distributed(module) for module in model.modules()):
+            raise StoreError(
+                "the factory returns a DistributedDataParallel, which reduces the gradients of the parameters it was made "
+                "with\n  fix: let it return the module, and wrap what load returns"
+            )
         try:
             for plan in self.document.plans:
                 model, ours = apply(model, plan, inplace=ours), True
         except DepgraphError as error:
             raise StoreError(f"{title}\n{error}") from error
-        problems = self.differences(*named_tensors(model)) + self.misplaced(model)
+        problems = self.differences(*_named(model)) + self.misplaced(model)
         problems += [f"module {path!r:.60} is not in the model" for path in self.missing(model)]
         if problems:
             raise StoreError(listed(title, problems))
@@ -115,11 +121,12 @@ class _Loader:
 
     def filled(self, model: nn.Module) -> nn.Module | None:
         """The model with its tensors, modes and states; None where something in it has no values even then."""
-        tensors, (named, _), frozen = self.values, named_tensors(model), set(self.document.frozen)
+        tensors, (named, _), frozen = self.values, _named(model), set(self.document.frozen)
+        paths = _paths(model)
         assign(model, named, {n: _like(named[n], tensors[n], n not in frozen) for n in named})
         for name, places in self.document.held.items():
             for place, keys in places:
-                if (setter := _setter(model, place, keys)) is not None:
+                if (setter := _setter(model, paths[place], keys)) is not None:
                     setter(tensors[name])
         self.left = left_on_meta(model)
         if self.left:
@@ -143,16 +150,16 @@ class _Loader:
 
     def misplaced(self, model: nn.Module) -> list[str]:
         """The held tensors of the folder that the model has no place for."""
+        paths = _paths(model)
         return [
             f"{name!r:.80}: the model has no attribute {'.'.join(map(str, (place, *keys))):.80}"
             for name, places in self.document.held.items()
             for place, keys in places
-            if _setter(model, place, keys) is None
+            if place not in paths or _setter(model, paths[place], keys) is None
         ]
 
     def missing(self, model: nn.Module) -> set[str]:
-        document, paths = self.document, {path for path, _ in model.named_modules(remove_duplicate=False)}
-        return {*document.training, *document.extra_state} - paths
+        return {*self.document.training, *self.document.extra_state} - _paths(model).keys()
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
@@ -166,13 +173,31 @@ class _Loader:
     def set_states(self, model: nn.Module) -> None:
         training = "" in self.document.training
         other = {path for path in self.document.training if path}
-        for path, module in model.named_modules():
+        plain = plain_names(model)
+        for name, module in model.named_modules():
+            path = plain(name)
             module.training = training != (path in other)
-            if path in self.document.extra_state:
+            if path in self.document.extra_state and inner_name(module) is None:
                 try:
                     module.set_extra_state(_copied(self.document.extra_state[path]))
                 except Exception as error:
                     raise StoreError(f"{path or 'the model'} refuses its extra state: {error}") from error
+
+
+def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters and buffers, and ties between them, in the names without wrappers."""
+    (tensors, ties), plain = named_tensors(model), plain_names(model)
+    return {plain(n): t for n, t in tensors.items()}, {plain(n): plain(first) for n, first in ties.items()}
+
+
+def _paths(model: nn.Module) -> dict[str, str]:
+    """The path of each module without wrappers -> its path."""
+    plain = plain_names(model)
+    return {
+        plain(path): path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if inner_name(module) is None
+    }
 
 
 def _unlike(name: str, tensor: Tensor, entry: Entry) -> list[str]:

@@ -18,13 +18,13 @@ from torch import nn
 
 from ..errors import InputError, StoreError, listed
 from ..planning.lineage import plans_of
+from ..planning.names import fitted
 from ..planning.origin import built_from
 from ..planning.plan import Plan
 from ..planning.surgery import put
 from ..prune import PruneResult
 from ..tracing.sizes import holders
-from ..tracing.tensors import held_tensors, named_tensors
-from ..tracing.wrappers import inner_name
+from ..tracing.tensors import held_tensors, named_tensors, unwrapped
 from .document import FILE_NAME, Document
 from .folders import replacing
 from .weights import MODEL, NAMES, OTHER, write
@@ -84,12 +84,8 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
         raise InputError(f"save takes a model or what prune returned, not {type(model).__name__}")
     if plans is not None:
         return model, (plans,) if isinstance(plans, Plan) else tuple(plans)
-    inner: nn.Module | None = model
-    while inner is not None:
-        if plans_of(inner):
-            return inner, plans_of(inner)
-        name = inner_name(inner)
-        inner = inner.get_submodule(name) if name else None
+    if plans_of(model):
+        return model, plans_of(model)
     if isinstance(given, PruneResult):
         return model, (*given.before, given.plan)
     raise InputError(
@@ -106,18 +102,20 @@ def described(
     Raises:
         StoreError: something of the model can't be stored; everything is listed.
     """
+    model = unwrapped(model)
     named, ties = named_tensors(model)
-    problems = _differences(named, ties, plans)
-    views = _views(named)
     held = {
         name: found
         for name, found in held_tensors(model).items()
         if all(isinstance(k, (str, int)) for _, keys in found.places for k in keys)
     }
+    plans = [fitted(plan, model) for plan in plans]
+    problems = _differences(named, ties, plans)
+    views = _views(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
     document = Document(
-        plans=list(plans),
+        plans=plans,
         ties=ties,
         views=views,
         held={name: found.places for name, found in held.items()},

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import sizes
-from .wrappers import copied
+from .wrappers import copied, core, inner_name, without
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -103,6 +103,14 @@ def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     return copied(model, memo)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """`model` without wrappers: the module in them, or where parts are wrapped, a copy of the tree on the same tensors."""
+    model = core(model)
+    if not any(inner_name(module) for module in model.modules()):
+        return model
+    return without(skeleton(model, {id(t): t for t in all_tensors(model).values()}))
 
 
 def tensor_leaves(value: Any) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import InputError
 
+NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
          "_forward_hooks_always_called")  # fmt: skip
 OPTIONS = ("device_ids", "output_device", "dim", "process_group", "find_unused_parameters",
@@ -59,7 +60,8 @@ def _compiled() -> Any:
     return getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
 
 
-def _distributed(module: nn.Module) -> bool:
+def is_distributed(module: nn.Module) -> bool:
+    """Whether it reduces gradients over processes."""
     kind = getattr(nn.parallel, "DistributedDataParallel", None)
     return kind is not None and isinstance(module, kind)
 
@@ -69,7 +71,30 @@ def inner_name(module: nn.Module) -> str | None:
     compiled = _compiled()
     if compiled is not None and isinstance(module, compiled):
         return "_orig_mod"
-    return "module" if isinstance(module, nn.DataParallel) or _distributed(module) else None
+    return "module" if isinstance(module, nn.DataParallel) or is_distributed(module) else None
+
+
+def core(model: nn.Module) -> nn.Module:
+    """`model` without the wrappers around all of it."""
+    name = inner_name(model)
+    return model if name is None else core(model.get_submodule(name))
+
+
+def plain_names(model: nn.Module) -> Callable[[str], str]:
+    """What makes of a name in `model` (of a tensor, a module) the one that it has without wrappers."""
+    inner = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        if (name := inner_name(module)) is not None
+    }
+    if not inner:
+        return str
+
+    def plain(name: str) -> str:
+        steps = name.split(".")
+        return ".".join(s for i, s in enumerate(steps) if ".".join(steps[: i + 1]) not in inner)
+
+    return plain
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -145,6 +170,16 @@ def wrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def without(model: nn.Module) -> nn.Module:
+    """`model` with what is in it in the place of every `Passing`."""
+    for module in list(model.modules()):
+        for key, child in module._modules.items():
+            while isinstance(child, Passing):
+                (child,) = child._modules.values()
+            module._modules[key] = child
+    return model
+
+
 def wrapped_like(wrapper: nn.Module, model: nn.Module) -> nn.Module:
     """`model` in a wrapper like `wrapper`, with its options and hooks. Of a distributed one every process must make one."""
     stand = Passing(wrapper)
@@ -197,7 +232,7 @@ def check_unsharded(model: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
 
 def check_changeable(model: nn.Module) -> None:
     """Refuse to change a model in place where something outside holds on to its parameters."""
-    if any(_distributed(m) for m in model.modules()):
+    if any(is_distributed(m) for m in model.modules()):
         raise InputError(
             "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
             "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, PlanError
+from ..planning.names import fitted
 from ..planning.plan import Cut, Plan
 from ..tracing.tensors import named_tensors
 
@@ -51,6 +52,7 @@ def apply_to_optimizer(
             "model and small are the same object: with inplace=True the parameters that the optimizer knows are gone\n"
             "  fix: prune or apply with inplace=False"
         )
+    plan = fitted(plan, model)
     old, (new, aliases) = named_tensors(model)[0], named_tensors(small)
     name_of = {id(t): n for n, t in old.items()}
     known = [id(p) in name_of for group in optimizer.param_groups for p in group["params"]]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import PlanError, listed
+from ..planning.names import fitted, names_in
 from ..planning.plan import Plan
 from ..tracing.tensors import named_tensors, skeleton
 from ..tracing.wrappers import wrapped
@@ -32,11 +33,11 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
         PlanError: `initial` lacks a parameter or has one of another shape than the plan is for, or `model` is not what
             the plan makes.
     """
-    if isinstance(initial, nn.Module):
-        found = dict(named_tensors(initial)[0])
-    else:
-        found = {plan.aliases.get(n, n): t for n, t in initial.items() if isinstance(t, torch.Tensor)}
-    tensors = named_tensors(model)[0]
+    plan, (tensors, ties) = fitted(plan, model), named_tensors(model)
+    name_of = names_in(model, [*tensors, *ties])  # of weights from before the model was wrapped, too
+    early_ones = named_tensors(initial)[0] if isinstance(initial, nn.Module) else initial
+    renamed = {name_of(n): t for n, t in early_ones.items() if isinstance(t, torch.Tensor)}
+    found = {plan.aliases.get(n, n): t for n, t in renamed.items()}
     required = {n for n, t in tensors.items() if isinstance(t, nn.Parameter)}
     problems, new = [], {}
     for name, now in tensors.items():
