@@ -14,6 +14,14 @@ T = TypeVar("T")
 PATIENCE = 1.0  # seconds of work before a bar appears by itself
 
 
+def length(items: object) -> int | None:
+    """How many `items` there are; None where they do not say (a `DataLoader` of an iterable data set has a length that raises)."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:
+        return None
+
+
 def track(
     items: Iterable[T], text: str, progress: bool | None = None, total: int | None = None
 ) -> Iterator[T]:
@@ -31,7 +39,7 @@ def track(
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield from items
         return
-    count = total if total is not None else len(items) if isinstance(items, Sized) else None
+    count = length(items) if total is None else total
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(text, total=count)

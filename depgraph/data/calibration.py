@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ..errors import InputError
 from ..inputs import each_example, map_tensors, split_inputs
@@ -35,7 +36,7 @@ class Calibration:
 
     Each batch has the form of `example_inputs` (a tensor, a tuple of positional arguments or a dict of keyword
     arguments), or is a pair of that and a target. A pair is told from two positional arguments by the example: where
-    forward takes two tensors itself, two are two arguments, unless a loss is given, which needs targets.
+    forward takes two arguments itself, two that are made up alike are these, unless a loss is given, which needs targets.
     """
 
     def __init__(
@@ -62,20 +63,20 @@ class Calibration:
                 f"calibration must be an iterable of batches, not {type(batches).__name__}: put a single batch into a list"
             )
         self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
-        args, kwargs = each_example(example_inputs)[0]
-        self._inputs = len(args) if not kwargs else None
-        self._device = next((t.device for t in tensor_leaves((args, kwargs))), torch.device("cpu"))
+        self._args, kwargs = each_example(example_inputs)[0]
+        tensors = tensor_leaves((self._args, kwargs))
+        self._devices = {t.device for t in tensors}
+        self._infinite = any(
+            bool(torch.isinf(_values(t)).any()) for t in tensors
+        )  # masks that are added may hold -inf
         self.loss, self.progress = loss, progress
-
-    def __len__(self) -> int:
-        """Number of batches, where it is known."""
-        return len(self._batches) if isinstance(self._batches, Sized) else 0
 
     def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
         """Each batch, checked, its tensors copied (a model may write into them).
 
         Raises:
-            InputError: there are none, one lies on another device than the example inputs, or holds NaN or infinity.
+            InputError: there are none, one lies on another device than the example inputs, or holds NaN, or infinity where
+                the example inputs hold none.
         """
         empty = True
         for i, given in enumerate(track(self._batches, text, self.progress)):
@@ -88,9 +89,19 @@ class Calibration:
         """The loss of the model's `output` on `batch`: a scalar.
 
         Raises:
-            InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
+            InputError: there is no loss to be had, the function fails, or what it gives is NaN, infinite or no scalar.
         """
-        return loss_value(self.loss, output, batch.target)
+        try:
+            return loss_value(self.loss, output, batch.target)
+        except InputError:
+            raise
+        except Exception as error:
+            given = " and ".join(
+                f"{name} {_described(v)}" for name, v in (("output", output), ("target", batch.target))
+            )
+            raise InputError(
+                f"the loss could not be computed from {given}: {type(error).__name__}: {error}"
+            ) from error
 
     def _checked(self, given: Any, position: int) -> Batch:
         inputs, target = self._split(given)
@@ -99,12 +110,14 @@ class Calibration:
         except InputError as error:
             raise InputError(f"calibration batch {position}: {error}") from error
         for tensor in tensor_leaves((args, kwargs)):
-            if tensor.device != self._device:
+            if self._devices and tensor.device not in self._devices:
+                known = ", ".join(sorted(map(str, self._devices)))
                 raise InputError(
-                    f"calibration batch {position} lies on {tensor.device}, the example inputs on {self._device}: "
+                    f"calibration batch {position} lies on {tensor.device}, the example inputs on {known}: "
                     "move the batches to the model's device"
                 )
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            wrong = torch.isnan(_values(tensor)) if self._infinite else _not_finite(tensor)
+            if bool(wrong.any()):
                 raise InputError(f"calibration batch {position} holds NaN or infinite values")
         args, kwargs = map_tensors((args, kwargs), torch.clone)
         return Batch(args, kwargs, target)
@@ -112,13 +125,37 @@ class Calibration:
     def _split(self, given: Any) -> tuple[Any, Any]:
         """(inputs, target or None) of one batch: see the class."""
         pair = isinstance(given, (tuple, list)) and len(given) == 2
-        if pair and (self.loss is not None or self._inputs != 2 or not isinstance(given[0], torch.Tensor)):
+        if pair and (self.loss is not None or len(self._args) != 2 or not _alike(given[0], self._args[0])):
             return given[0], given[1]
         if self.loss is not None:
             raise InputError(
                 f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
             )
         return given, None
+
+
+def _not_finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(_values(tensor)).logical_not_()
+
+
+def _values(tensor: torch.Tensor) -> torch.Tensor:
+    """What is stored of a tensor: of a sparse one its values, of one without memory nothing."""
+    if tensor.is_meta:
+        return torch.zeros(0)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._values()
+    return tensor if tensor.layout == torch.strided else tensor.values()
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether both are tensors, or made up of as many in the same way."""
+    return bool(pytree.tree_structure(one) == pytree.tree_structure(other))
+
+
+def _described(value: Any) -> str:
+    """The tensors in `value`, by type, shape and device."""
+    tensors = [f"{str(t.dtype)[6:]} {list(t.shape)} on {t.device}" for t in tensor_leaves(value)]
+    return ", ".join(tensors) or type(value).__name__
 
 
 def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
@@ -140,5 +177,7 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
     if not bool(torch.isfinite(value.detach())):
-        raise InputError(f"the loss of a batch is {float(value.detach())}: are weights and data finite?")
+        held = [t for t in tensor_leaves(target) if bool(_not_finite(t).any())]
+        fix = "its target holds NaN or infinite values" if held else "are weights and data finite?"
+        raise InputError(f"the loss of a batch is {float(value.detach())}: {fix}")
     return value

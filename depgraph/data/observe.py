@@ -51,9 +51,7 @@ def observe(
         for _, inputs in call.inputs(windows):
             visit(call.consumer, inputs)
 
-    watch = Watch(model, wanted, each)
-    for batch in calibration.batches(text):
-        watch.run(batch)
+    Watch(model, wanted, each).run_all(calibration, text)
 
 
 __all__ = ["Consumer", "Visit", "consumers", "observe"]

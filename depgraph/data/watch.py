@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..grouping.propagate import Product
 from ..tracing.record import PACKED, WHOLE, in_order, is_composite, open_python_functions
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.wrappers import eagerly
-from .calibration import Batch
+from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, is_convolution, layout_of
 from .patches import patches
@@ -143,6 +143,12 @@ class Watch:
         """
         with prepared():
             return self.run_prepared(batch)
+
+    def run_all(self, calibration: Calibration, text: str) -> None:
+        """`run` on each batch; `text` is what a progress bar calls it."""
+        with closing(calibration.batches(text)) as batches:
+            for batch in batches:
+                self.run(batch)
 
     def run_prepared(self, batch: Batch) -> Any:
         """`run` inside of `prepared`: of this thread's state alone nothing is assumed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +45,7 @@ def run(
     graph: DependencyGraph, wanted: Iterable[Consumer], data: Calibration, see: Callable[[Call], None]
 ) -> None:
     """Run the model of `graph` on the batches of `data` and show `see` each call of the consumers in `wanted`."""
-    watch = Watch(graph.model, wanted, see)
-    with closing(data.batches("observing inputs")) as batches:
-        for batch in batches:
-            watch.run(batch)
+    Watch(graph.model, wanted, see).run_all(data, "observing inputs")
 
 
 def is_convolution(consumer: Consumer) -> bool:

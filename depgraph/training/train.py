@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..exploring.score import Score, in_eval_mode, score_of
 from ..inputs import map_tensors, split_inputs
 from ..planning.plan import Plan
-from ..progress import track
+from ..progress import length, track
 from ..tracing.tensors import named_tensors, tensor_leaves
 from .hidden import Projection, captured, has_module
 
@@ -300,7 +300,8 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _total(data: Iterable[Any], epochs: int | None, steps: int | None) -> int | None:
-    return steps if epochs is None else epochs * len(data) if isinstance(data, Sized) else None
+    known = length(data)
+    return steps if epochs is None else None if known is None else epochs * known
 
 
 def _default_optimizer(model: nn.Module, lr: float, total: int | None) -> tuple[torch.optim.Optimizer, Any]:
