@@ -37,6 +37,7 @@ from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, P
 from depgraph.costs.cost import count_macs, parameter_count
 
 Row = dict[str, Any]
+AS_PRUNED = ("share", "macs", "params", "seconds", "score", "renormed")
 
 
 @dataclass
@@ -66,8 +67,8 @@ class Results:
     def best(self, case: Case, tool: str) -> str | None:
         """The method of this tool whose first seed scored best before training, random and plain magnitude apart.
 
-        On held-out calibration data where the case has that, else as evaluated; then with batch norms re-estimated,
-        where the row has that: without, most criteria score like guessing.
+        On held-out calibration data where the case has that, else as evaluated; either with batch norms re-estimated,
+        where there are any: without, most criteria score like guessing.
         """
         shown = [
             r for r in self.rows
@@ -109,16 +110,10 @@ def measure(
     row = _row(case, str(method), method.tool, method.options, seed, train)
     try:
         pruned = _pruned(method, case, seed, models)
-        row |= _size(case, pruned.model) | {
-            "seconds": round(pruned.seconds, 1),
-            "score": case.score(pruned.model),
-        }
-        if not train and case.held_out:
-            row["held_out"] = case.held_out(pruned.model, seed)
-        if not train and "recover" not in method.options:
-            again = copy.deepcopy(pruned.model)
-            if renorm(again, case.calibration(seed)):
-                row["renormed"] = case.score(again)
+        known = results.find(case.name, str(method), seed, False) or {}
+        row |= {key: known[key] for key in AS_PRUNED if key in known} or _as_pruned(
+            case, method, seed, pruned, choose=not train
+        )
         if train and case.tune:
             case.tune(pruned.model, seed)
             row["tuned"] = case.score(pruned.model)
@@ -127,6 +122,22 @@ def measure(
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     results.add(row)
     say(row)
+
+
+def _as_pruned(case: Case, method: Method, seed: int, pruned: Pruned, choose: bool) -> Row:
+    """What is measured before any training; with `choose` also the figure that methods are chosen by."""
+    row = _size(case, pruned.model) | {
+        "seconds": round(pruned.seconds, 1),
+        "score": case.score(pruned.model),
+    }
+    ready = pruned.model  # as good as it gets without training
+    if "recover" not in method.options:
+        ready = copy.deepcopy(pruned.model)
+        if renorm(ready, case.calibration(seed)):
+            row["renormed"] = case.score(ready)
+    if choose and case.held_out:
+        row["held_out"] = case.held_out(ready, seed)
+    return row
 
 
 def _pruned(method: Method, case: Case, seed: int, models: Path | None) -> Pruned:

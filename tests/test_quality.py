@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import depgraph
 from benchmarks import quality
 from benchmarks.real import digits, fashion, fetch, methods, report
 from benchmarks.real.case import Budget, Case, Hints
@@ -59,6 +61,64 @@ def test_a_sample_depends_on_its_seed_alone():
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
     assert len(first.images.flatten(1).unique(dim=0)) == 20
+
+
+def test_training_afterwards_is_that_of_distill(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fashion, "TUNING_IMAGES", 200)
+    torch.manual_seed(0)
+    teacher, data = digits.net().eval(), digits.training()
+    student = depgraph.prune(teacher, torch.zeros(1, 1, 8, 8), max_macs=0.5).model
+    other = copy.deepcopy(student)
+    before = [p.clone() for p in student.parameters()]
+    batches = fashion.answered(teacher, data, seed=7)
+    assert [len(images) for images, _ in batches] == [64, 64, 64]
+    drawn = data.sample(200, 7).training_epoch(64, torch.Generator().manual_seed(7), mirror=True)
+    for (images, logits), (expected, _) in zip(batches, drawn, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.allclose(logits, teacher(expected), atol=1e-5)
+    fashion.distil(student, batches, seed=0)
+    optimizer = torch.optim.SGD(other.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    rise = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.01, total_steps=3, pct_start=0.2, cycle_momentum=False
+    )
+    images_alone = [images for images, _ in batches]
+    depgraph.distill(
+        other, teacher, images_alone, optimizer=optimizer, scheduler=rise, alpha=1.0, progress=False
+    )
+    assert not any(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+    for (name, got), expected in zip(student.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5), name
+
+
+def test_a_part_and_the_rest_share_nothing():
+    data = digits.training()
+    first, rest = data.part(0, 1000), data.part(1000, len(data))
+    assert torch.equal(torch.cat([first.images, rest.images]), data.images)
+    assert torch.equal(torch.cat([first.labels, rest.labels]), data.labels)
+
+
+def test_methods_without_recovery_are_chosen_with_batch_norms_re_estimated():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Linear(11, 3)).eval()
+    inputs = torch.randn(29, 7) * 5 + 3
+    case = tiny_case(
+        build=lambda: model,
+        example=lambda: inputs,
+        calibration=lambda seed: [(inputs, torch.arange(29) % 3)],
+        score=lambda small: {"mean": small[1].running_mean.abs().sum().item()},
+        held_out=lambda small, seed: small[1].running_mean.abs().sum().item(),
+    )
+    results = quality.Results(None)
+    small = methods.prune(methods.MAGNITUDE, case, 0).model
+    quality.measure(case, methods.MAGNITUDE, 0, False, results)
+    quality.measure(case, methods.MAGNITUDE, 1, True, results)
+    first, second = results.rows
+    wanted = small[0](inputs).mean(0).abs().sum().item()
+    for row in results.rows:
+        assert row["score"]["mean"] == small[1].running_mean.abs().sum().item()
+        assert row["renormed"]["mean"] == pytest.approx(wanted, rel=1e-5)
+    assert first["held_out"] == pytest.approx(wanted, rel=1e-5)
+    assert "held_out" not in second
 
 
 def test_a_budget_leaves_out_what_is_kept():

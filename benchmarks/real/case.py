@@ -65,8 +65,9 @@ class Case:
         loss: ``loss(output, target)``.
         score: model -> figures; the first is the one that methods are compared by.
         higher: whether more of it is better.
-        held_out: (model, seed) -> the figure that methods are chosen by, on calibration data that the seed does not draw and
-            that is never evaluated; None where methods are chosen by the evaluated figure of the first seed.
+        held_out: (model, seed) -> the figure that methods are chosen by, on training data that the seed does not draw for
+            calibration and that is never evaluated; None where methods are chosen by the evaluated figure of the first
+            seed.
         hints: for Torch-Pruning.
         tune: (model, seed) -> None, the same short training for everybody; None where there is none.
         image: shape of one input, where latency is measured.

@@ -14,11 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import depgraph
+from depgraph.training.train import soft_loss
+
 from . import fetch, nets
 
 EPOCHS = {"resnet20": 7, "mobilenet": 6, "vgg": 7}
 MEAN, DEVIATION = 0.2860, 0.3530
 PADDING = 2
+TUNING_IMAGES = 20_000  # a third of an epoch
+TUNING_BATCH = 64
+TUNING_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class Images:
         """`count` of them, drawn without replacement."""
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         return Images(self.images[chosen], self.labels[chosen])
+
+    def part(self, first: int, end: int) -> Images:
+        """Those from `first` on, up to `end` but without it."""
+        return Images(self.images[first:end], self.labels[first:end])
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """All of them in their order, as (images, labels)."""
@@ -108,6 +118,34 @@ def train(
                     flush=True,
                 )
     net.eval().to(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def answered(teacher: nn.Module, data: Images, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches for `distil`: 20 000 of the images, shifted and mirrored, and the teacher's logits of them."""
+    teacher.eval().to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(seed)
+    epoch = data.sample(TUNING_IMAGES, seed).training_epoch(TUNING_BATCH, generator, mirror=True)
+    images = [batch.contiguous(memory_format=torch.channels_last) for batch, _ in epoch]
+    return [(batch, teacher(batch)) for batch in images]
+
+
+def distil(student: nn.Module, data: list[tuple[Tensor, Tensor]], seed: int) -> None:
+    """Once through `data` by SGD, whose rate rises for a fifth and then falls to 0; the loss asks for the teacher's logits.
+
+    It is the loss of ``depgraph.distill(student, teacher, ...)``, with the teacher's logits worked out once for all students.
+    """
+    optimizer = torch.optim.SGD(
+        student.parameters(), TUNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, TUNING_RATE, total_steps=len(data), pct_start=0.2, cycle_momentum=False
+    )
+    student.to(memory_format=torch.channels_last)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout
+        depgraph.finetune(student, data, soft_loss, optimizer=optimizer, scheduler=schedule, progress=False)
+    student.to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
