@@ -27,7 +27,8 @@ in the folders, names that begin with an underscore) may change any time.
 
 from __future__ import annotations
 
-from .costs.cost import CostModel, count_macs, measure_latency, parameter_count
+from .costs.cost import CostModel, count_macs, parameter_count
+from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
 from .errors import (
     BudgetError,

@@ -6,6 +6,8 @@ import copy
 import importlib
 import json
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import depgraph
 from depgraph import errors
+from depgraph.costs.memory import measure_memory
+from depgraph.tracing.wrappers import copied
 
 # --------------------------------------------------------------------------------------------- small networks
 
@@ -982,3 +986,108 @@ def test_blocks_that_only_fail_together_are_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "verify_values", picky)
     result = depgraph.prune(Residual(), torch.randn(2, 3, 8, 6), pruning_ratio=0.5)
     assert ("block.0.weight" in result.plan.cuts) != ("second.0.weight" in result.plan.cuts)
+
+
+class Clipped(nn.Module):
+    """Writes into its weights whenever it runs, through a view of one that it reads only later, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 5, max_norm=0.5)
+        self.up, self.middle, self.down = nn.Linear(5, 11), nn.Linear(11, 13), nn.Linear(13, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(self.up(self.embed(x)).tanh())
+        self.down.weight.data.t().mul_(0.5)
+        self.up.bias.detach().add_(1)
+        return self.down(y.tanh())
+
+
+@pytest.mark.parametrize("limit", [depgraph.proof.verify.DOUBLE_LIMIT, 0])
+@pytest.mark.parametrize(("kind", "how"), [(torch.float32, "statistics"), (torch.float64, "statistics"),
+                                          (torch.float32, "reconstruction")])  # fmt: skip
+def test_weights_that_forward_writes_into_stay(
+    limit: int, kind: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depgraph.proof.verify.DOUBLE_LIMIT", limit)
+    model, x = Clipped().to(kind).eval(), torch.arange(7)
+    before = copy.deepcopy(model.state_dict())
+    result = depgraph.prune(model, x, calibration=[x], importance="wanda", recover=how)
+    _ = result.report.macs, measure_memory(model, x)
+    assert result.report.parameters[1] < result.report.parameters[0]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        kept = value[result.plan.mask(name)]
+        if how == "statistics":  # there are none here
+            assert torch.equal(result.model.state_dict()[name].flatten(), kept), f"the smaller {name}"
+    model(x)
+    assert all(not torch.equal(v, before[n]) for n, v in model.state_dict().items() if n in WRITTEN)
+
+
+WRITTEN = ("embed.weight", "up.bias", "down.weight")
+
+
+class Odd(nn.Module):
+    """Attributes that a copy of a module tree has to get right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(3, 5), nn.BatchNorm1d(5)
+        self.same = [self.first, {"again": self.again, "weight": self.first.weight}]
+        self.table = {"list": [1, (2, {3})], "names": {"b", "a"}, "empty": set()}
+        self.shared = self.table
+        self.order = OrderedDict(b=[1], a=self.table["list"])
+        self.order.note = "kept"  # type: ignore[attr-defined]
+        self.me = [self]
+
+
+class WithSlots(nn.Module):
+    """The copy protocol of modules forgets slots: copies are given them."""
+
+    __slots__ = ("more",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = [1, 2]
+
+
+class OwnState(nn.Module):
+    """Says itself what it is copied from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.layer = threading.Lock(), nn.Linear(3, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+
+def test_copies_of_module_trees_are_what_deepcopy_makes() -> None:
+    model = nn.Sequential(Odd(), WithSlots(), OwnState(), torch.fx.symbolic_trace(nn.Linear(3, 2)))
+    made = copied(model, {})
+    odd, own = made[0], model[0]
+    assert odd is not own
+    assert odd.me[0] is odd
+    assert odd.same[0] is odd.first
+    assert odd.same[1]["again"] is odd.again
+    assert odd.same[1]["weight"] is odd.first.weight is not own.first.weight
+    assert odd.shared is odd.table is not own.table
+    assert odd.order["a"] is odd.table["list"]
+    assert (odd.table, odd.order, odd.order.note) == (own.table, own.order, "kept")
+    assert not any(odd.table[k] is own.table[k] for k in own.table)
+    assert made[1].more == [1, 2]
+    assert made[1].more is not model[1].more
+    assert made[2].lock is not model[2].lock
+    assert made[3](torch.ones(1, 3)).shape == (1, 2)
+    for (path, new), (_, old) in zip(made.named_modules(), model.named_modules(), strict=True):
+        slow = copy.deepcopy(old)
+        assert type(new).__name__ == type(slow).__name__, path
+        assert list(vars(new)) == list(vars(slow)), path
+        for name, value in vars(old).items():
+            assert not isinstance(value, dict | set) or vars(new)[name] is not value, (path, name)
+    states = made.state_dict().values(), model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))

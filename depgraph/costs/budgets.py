@@ -23,7 +23,7 @@ from ..planning.surgery import apply
 from ..select import Budget, Masks, Request
 from . import cost
 from .cost import Cost
-from .latency import RATIOS, LatencyTable, latencies, measure_rows, relative_latency
+from .latency import RATIOS, LatencyTable, measure_latency, measure_rows, relative_latency
 from .memory import measure_memory, memory_cost
 from .size_table import Integers
 
@@ -192,7 +192,7 @@ def read_budgets(
             measure, cost_of = _on(measure_memory, example_inputs), memory_cost
             whole = measure(model)
         else:
-            (whole,) = latencies([model], example_inputs)
+            whole = measure_latency(model, example_inputs)
             measure, near = _seconds(model, example_inputs, whole), 0.05
             cost_of = _Latency(graph, example_inputs, request)
         noisy = name == "max_latency"

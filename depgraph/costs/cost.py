@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..grouping.graph import DependencyGraph
-from ..inputs import each_example, map_tensors
-from ..tracing.tensors import named_tensors, skeleton
-from ..tracing.trace import quiet_fakes
-from ..tracing.wrappers import eagerly
+from ..inputs import Arguments
+from ..tracing.tensors import named_tensors
 from .size_table import Floats, Integers, SizeTable
+from .stand_ins import on_stand_ins
 
 
 class Cost(Protocol):
@@ -138,45 +135,13 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model
     depends on data. The counter does not know the kernels of whole layers, which run as the products they are made of.
     """
-    tensors = named_tensors(model)[0].values()
-    for fake in (True, False):
-        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-        stand_in = mode.from_tensor if fake else torch.Tensor.detach
-        twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
-        examples = map_tensors(each_example(example_inputs), stand_in)
+
+    def count(twin: nn.Module, examples: list[Arguments]) -> int:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
-        try:
-            with quiet_fakes(), mode, torch.no_grad(), eagerly(), _without_fused_layers(), counter:
-                for args, kwargs in examples:
-                    twin(*args, **kwargs)
-            return int(counter.get_total_flops()) // 2
-        except Exception:
-            if not fake:
-                raise
-    raise AssertionError("unreachable")
+        with _without_fused_layers(), counter:
+            for args, kwargs in examples:
+                twin(*args, **kwargs)
+        return int(counter.get_total_flops()) // 2
 
-
-def measure_latency(model: nn.Module, example_inputs: Any, repeats: int = 20) -> float:
-    """Median seconds of one forward pass (of one on each of `Examples`) in eval mode without gradients.
-
-    Three passes go before, to warm up.
-    """
-    examples = each_example(example_inputs)
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    times = []
-    try:
-        with torch.no_grad():
-            for i in range(repeats + 3):
-                start = time.perf_counter()
-                for args, kwargs in examples:
-                    model(*args, **kwargs)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                if i >= 3:
-                    times.append(time.perf_counter() - start)
-    finally:
-        for module in training:
-            module.training = True
-    return sorted(times)[len(times) // 2]
+    return on_stand_ins(model, example_inputs, count)

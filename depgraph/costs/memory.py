@@ -13,24 +13,21 @@ and asks, at each op, which of the storages made so far still exist.
 from __future__ import annotations
 
 import operator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..grouping.graph import DependencyGraph
-from ..inputs import each_example, map_tensors
+from ..inputs import Arguments
+from ..tracing.modes import CallMode
 from ..tracing.record import Node
-from ..tracing.tensors import named_tensors, skeleton, tensor_leaves
-from ..tracing.trace import quiet_fakes
-from ..tracing.wrappers import eagerly
+from ..tracing.tensors import tensor_leaves
 from .size_table import Floats, Integers, SizeTable
+from .stand_ins import on_stand_ins
 
 # Ops whose result shares memory with their argument, though their schema does not say so.
 SHARING = ("aten::_unsafe_view", "aten::_reshape_alias")
@@ -140,28 +137,20 @@ def measure_memory(model: nn.Module, example_inputs: Any) -> int:
 
     Measured on fake tensors, without arithmetic; on real ones where the path through the model depends on data.
     """
-    tensors = named_tensors(model)[0].values()
-    for fake in (True, False):
-        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-        stand_in = mode.from_tensor if fake else torch.Tensor.detach
-        twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
-        examples = map_tensors(each_example(example_inputs), stand_in)
-        peak = 0
-        try:
-            with quiet_fakes(), mode, torch.no_grad(), eagerly():
-                for args, kwargs in examples:
-                    watch = _Watch([*twin.parameters(), *twin.buffers(), *tensor_leaves((args, kwargs))])
-                    with watch:
-                        twin(*args, **kwargs)
-                    peak = max(peak, watch.peak)
-            return peak
-        except Exception:
-            if not fake:
-                raise
-    raise AssertionError("unreachable")
+
+    def peak(twin: nn.Module, examples: list[Arguments]) -> int:
+        peaks = []
+        for args, kwargs in examples:
+            watch = _Watch([*twin.parameters(), *twin.buffers(), *tensor_leaves((args, kwargs))])
+            with watch:
+                twin(*args, **kwargs)
+            peaks.append(watch.peak)
+        return max(peaks)
+
+    return on_stand_ins(model, example_inputs, peak)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(CallMode):
     """Notes the storages that ops make, and the most bytes that existed at once."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
 from ..grouping.propagate import Product
+from ..tracing.modes import CallMode, Kept
 from ..tracing.record import PACKED, WHOLE, in_order, is_composite, open_python_functions
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.wrappers import eagerly
@@ -129,6 +129,7 @@ class Watch:
         self.keys = keys.known
         self.makers = {form[0] for form in self.keys if isinstance(form, tuple)}
         self.twin, self.tensors = twin(model)
+        self.kept = Kept(self.twin.parameters())
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
@@ -167,6 +168,7 @@ class Watch:
             ) from error
         finally:
             self.made.clear()
+            self.kept.restore()
         if self.failure is not None:  # the model's own code caught it
             raise self.failure
         return out
@@ -272,19 +274,16 @@ def prepared() -> Iterator[None]:
         yield
 
 
-class _Aten(TorchDispatchMode):
+class _Aten(CallMode):
     """Sees each ATen call."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self.watch = watch
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.watch.kept.before(func, args, kwargs)
         if self.watch.paused or func.namespace == "prim":
             return func(*args, **kwargs)
         if is_composite(func):

@@ -425,7 +425,9 @@ def _mixed(name: str, a: Any, b: Any) -> Any:
 def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
     """The number at (module path, attribute, *keys into it) of `model`."""
     path, *rest = key
-    value: Any = model.get_submodule(path)
+    value: Any = model
+    for name in path.split(".") if path else ():
+        value = value._modules[name]
     for step in rest:
         value = value[step] if isinstance(value, tuple) else holders(value, step)[0][step]
     return value

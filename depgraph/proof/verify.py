@@ -7,18 +7,18 @@ model is run as it is; their outputs are compared in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import VerificationError
 from ..inputs import Examples, fresh_inputs, map_tensors
 from ..planning.names import fitted
 from ..planning.plan import Plan
+from ..tracing.modes import CallMode, Untouched
 from ..tracing.tensors import all_tensors, named_tensors, output_leaves, skeleton
 from ..tracing.wrappers import eagerly
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
@@ -63,8 +63,8 @@ def masked_outputs(
     """
     args, kwargs = fresh_inputs(example_inputs)
     tensors = all_tensors(model)
-    run = MaskedRun(double)
     replaced: dict[int, Tensor] = {}
+    masks: list[tuple[Tensor, Tensor]] = []
     for name, tensor in tensors.items():
         cut = plan.cuts.get(name)
         if cut is None:
@@ -73,17 +73,23 @@ def masked_outputs(
         value = tensor.detach().masked_fill(~mask, 0)
         held = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
         replaced[id(tensor)] = held
-        run.give(held, mask.float())
+        masks.append((held, mask.float()))
     shared = {id(t): t for t in tensors.values() if id(t) not in replaced and isinstance(t, nn.Parameter)}
+    run = MaskedRun(double, shared.values())
+    for held, mask in masks:
+        run.give(held, mask)
     twin = skeleton(model, {**replaced, **shared}).eval()
-    with (
-        torch.no_grad(),
-        eagerly(),
-        torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
-        _NoFastAttention(),
-        run,
-    ):
-        out = twin(*args, **kwargs)
+    try:
+        with (
+            torch.no_grad(),
+            eagerly(),
+            torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+            _NoFastAttention(),
+            run,
+        ):
+            out = twin(*args, **kwargs)
+    finally:
+        run.kept.restore()
     return out, run
 
 
@@ -159,7 +165,6 @@ def _verify_one(
     for double in (True, False) if wide else (False,):
         try:
             left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
-            args, kwargs = fresh_inputs(inputs)
             with _same_conditions(double):
                 wanted, run = masked_outputs(left, plan, inputs, double)
         except Unfollowed as why:
@@ -171,15 +176,8 @@ def _verify_one(
                 f"the masked original failed to run: {type(error).__name__}: {error}"
             ) from error
         try:
-            twin = skeleton(right, {id(t): t for t in named_tensors(right)[0].values()}).eval()
-            with (
-                torch.no_grad(),
-                eagerly(),
-                _NoFastAttention(),
-                _same_conditions(double),
-                _Widen() if double else nullcontext(),
-            ):
-                got = twin(*args, **kwargs)
+            with _NoFastAttention(), _same_conditions(double):
+                got = _run(right, inputs, _Widen() if double else None)
         except Exception as error:
             raise VerificationError(
                 f"the smaller model failed to run: {type(error).__name__}: {error}"
@@ -211,7 +209,7 @@ def _verify_one(
     raise AssertionError("unreachable")
 
 
-class _Widen(TorchDispatchMode):
+class _Widen(CallMode):
     """Casts to a narrower float type become casts to float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -244,7 +242,7 @@ def _widened(value: Any) -> Any:
         wide: dict[int, Any] = {}
         for t in tensors.values():
             if t.is_floating_point():
-                data = t.detach().double()
+                data = t.detach().to(torch.float64, copy=True)
                 wide[id(t)] = nn.Parameter(data, requires_grad=False) if isinstance(t, nn.Parameter) else data
         return skeleton(value, wide).double()
     return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t.clone())
@@ -270,8 +268,10 @@ def _check_shapes(small: nn.Module, example_inputs: Any, wanted: Any) -> None:
         )
 
 
-def _run(model: nn.Module, example_inputs: Any) -> Any:
+def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any] | None = None) -> Any:
+    """What `model` returns in eval mode, inside `mode` if it is a copy, else unchanged by what forward writes."""
     args, kwargs = fresh_inputs(example_inputs)
-    twin = skeleton(model, {id(t): t for t in model.parameters()}).eval()
-    with torch.no_grad(), eagerly():
+    parameters = {id(p): p for p in model.parameters()}
+    twin = skeleton(model, parameters).eval()
+    with torch.no_grad(), eagerly(), mode or Untouched(parameters.values()):
         return twin(*args, **kwargs)

@@ -16,6 +16,7 @@ from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
 from ..inputs import each_example
 from ..planning.plan import Plan
+from ..tracing.modes import Untouched
 from ..tracing.tensors import output_leaves
 from ..tracing.trace import trace
 from .changes import Changes
@@ -196,7 +197,7 @@ def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
     """The floating-point outputs of a model in eval mode; of complex ones both parts."""
     copy, _ = twin(model)
     own = batch.copy()
-    with prepared(), torch.no_grad():
+    with prepared(), torch.no_grad(), Untouched(copy.parameters()):
         try:
             out = copy(*own.args, **own.kwargs)
         except Exception as error:

@@ -20,6 +20,7 @@ from ..data.calibration import Batch
 from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
 from ..progress import track
+from ..tracing.modes import Untouched
 from .changes import Changes
 from .pairs import op_name
 from .result import NOT_FINITE, LayerRecovery, Recovery
@@ -71,7 +72,7 @@ def estimate(
     with prepared():
         for batch in track(batches, "batch-norm statistics", progress):
             own = batch.copy()
-            with torch.no_grad(), mode:
+            with torch.no_grad(), mode, Untouched(model.parameters()):
                 model(*own.args, **own.kwargs)
     for (mean, variance), (first, second, count) in mode.sums.items():
         if not bool(torch.isfinite(first + second).all()):

@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import sizes
+from .modes import CallMode, Kept
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .tensors import tensor_leaves
 
@@ -236,12 +236,9 @@ class Recorder:
         nested = [
             u for t in results if isinstance(t, (tuple, list)) for u in t if isinstance(u, torch.Tensor)
         ]
-        node = self.graph.create_node(
-            "call_function",
-            op,
-            tuple(map(self.argument, args)),
-            {k: self.argument(v) for k, v in kwargs.items()},
-        )
+        given = tuple(map(self.argument, args)), {k: self.argument(v) for k, v in kwargs.items()}
+        node = self.graph.create_node("call_function", op)
+        node.args, node.kwargs = given  # given to create_node, each would be searched for symbolic numbers
         node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
         node.meta["source"] = source_line()
         node.meta["training"] = self.training
@@ -251,7 +248,8 @@ class Recorder:
             self.remember(out, node)
         else:
             for i, tensor in enumerate(flat + nested):
-                item = self.graph.create_node("call_function", operator.getitem, (node, i))
+                item = self.graph.create_node("call_function", operator.getitem)
+                item.args = (node, i)
                 item.meta.update(node.meta, shapes=[tuple(tensor.shape)], dtype=tensor.dtype)
                 self.remember(tensor, item)
         return node
@@ -291,20 +289,17 @@ def is_composite(op: Any) -> bool:
     return _composite[op]
 
 
-class AtenMode(TorchDispatchMode):
-    """Records each ATen call."""
+class AtenMode(CallMode):
+    """Records each ATen call; what it writes into `kept` can be undone."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, kept: Kept) -> None:
         super().__init__()
-        self.recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # spares each call a wrapper that only matters under torch.compile
+        self.recorder, self.kept = recorder, kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
+        self.kept.before(func, args, kwargs)
         if r.paused or func.namespace == "prim" or func is aten.lift_fresh.default:
             return r.computed(func, args, kwargs)
         if is_composite(func):  # not taken apart before it came here, as in inference mode

@@ -1,7 +1,7 @@
 """Model and example inputs -> a torch.fx graph of the ATen calls that one run makes.
 
-The run happens on a skeleton of the model, a deep copy that shares its parameters, so it can't leave a mark on the
-user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
+The run happens on a skeleton of the model, a deep copy that shares its parameters, and what it writes into these is
+undone, so it can't leave a mark on the user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
 every path that depends on data works. Where it becomes dearer than that, the run is begun anew on fake tensors, which
 cost no arithmetic and no memory.
 """
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..errors import InputError, TraceError
 from ..inputs import Arguments, each_example, map_tensors
 from . import sizes
+from .modes import Kept
 from .record import (
     AtenMode,
     Comparison,
@@ -147,6 +148,8 @@ def _run(
     held = every.keys() - tensors.keys()
     with ExitStack() as stack:
         mode: Any = nullcontext()
+        kept = Kept(() if fake else model.parameters())
+        stack.callback(kept.restore)
         if fake:
             stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -176,7 +179,7 @@ def _run(
         stack.enter_context(watch_modules(twin, recorder))
         stack.enter_context(watch_functions(recorder))
         stack.enter_context(mode)
-        stack.enter_context(AtenMode(recorder))
+        stack.enter_context(AtenMode(recorder, kept))
         stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
         stack.enter_context(sizes.recording_reads(recorder.reads))
         stack.enter_context(PythonMode(recorder))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .copying import deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
@@ -108,19 +109,16 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, str]) -> nn.Module:
-    made: nn.Module = copy.deepcopy(model, memo)
+    made: nn.Module = deep_copy(model, memo)
     for wrapper, name in wrappers.items():
         stand = memo[id(wrapper)]
-        stand.add_module(name, copy.deepcopy(wrapper._modules[name], memo))
+        stand.add_module(name, deep_copy(wrapper._modules[name], memo))
         for hooks in HOOKS:
-            vars(stand)[hooks] = copy.deepcopy(vars(wrapper)[hooks], memo)
+            vars(stand)[hooks] = deep_copy(vars(wrapper)[hooks], memo)
     for module in model.modules():  # the copy protocol of modules forgets slots
-        slots = [
-            s for kind in type(module).__mro__ for s in getattr(kind, "__slots__", ()) if hasattr(module, s)
-        ]
-        for slot in slots:
-            if slot not in ("__dict__", "__weakref__"):
-                setattr(memo[id(module)], slot, copy.deepcopy(getattr(module, slot), memo))
+        for slot in slots_of(type(module)):
+            if hasattr(module, slot):
+                setattr(memo[id(module)], slot, deep_copy(getattr(module, slot), memo))
     return made
 
 

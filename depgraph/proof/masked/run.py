@@ -7,14 +7,14 @@ entries alive. Nothing of the dependency graph is used here, so a wrong rule can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...rules import STATED, is_pointwise
+from ...tracing.modes import CallMode, Kept, tensors_in
 from ...tracing.record import is_composite
 
 aten = torch.ops.aten
@@ -84,13 +84,13 @@ FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_emp
              "empty_strided", "new_empty_strided"}  # fmt: skip
 
 
-class MaskedRun(TorchDispatchMode):
+class MaskedRun(CallMode):
     """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
 
-    def __init__(self, double: bool = False) -> None:
-        """`double`: casts of values to a narrower float type become casts to float64."""
+    def __init__(self, double: bool = False, shared: Iterable[Tensor] = ()) -> None:
+        """`double`: casts of values to a narrower float type become casts to float64; `shared` stay as they are."""
         super().__init__()
-        self.double = double
+        self.double, self.kept = double, Kept(shared)
         self.masks: dict[int, Tensor] = {}
         self.alive: list[Any] = []
         self.restricted: set[str] = set()
@@ -116,7 +116,8 @@ class MaskedRun(TorchDispatchMode):
         if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        flat = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        self.kept.before(func, args, kwargs)
+        flat = tensors_in(args, kwargs)
         if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
             out = in_double(func, args, kwargs)
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
@@ -162,7 +163,7 @@ def _overlaps(tensor: Tensor) -> bool:
 def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where every operand is; an operand that the op changes in place changes its mask in place."""
     name = func._schema.name
-    operands = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    operands = tensors_in(args, kwargs)
     out = func(*args, **kwargs)
     results = out if isinstance(out, (tuple, list)) else [out]
     in_place = name.endswith("_") and not name.endswith("__")
@@ -173,7 +174,7 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         mask = all_alive(result.shape, result.device)
         for a in sources:
             known = run.mask(a)
-            if known is not None and len(torch.broadcast_shapes(known.shape, result.shape)) == result.dim():
+            if known is not None and known.dim() <= result.dim():
                 mask = mask * known
         if in_place and run.mask(args[0]) is not None:
             run.full(args[0]).copy_(mask)
@@ -199,7 +200,7 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     It is run on zeroed inputs, or as the user says, in either case without a look at the rule.
     """
     own = STATED[func._schema.name]
-    inputs = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    inputs = tensors_in(args, kwargs)
     alive = {"masks": [run.full(a) > 0 for a in inputs]} if own is not None else {}
 
     def call(given: Any) -> Any:
@@ -235,7 +236,7 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """An op without a handler: alive is what changes when the alive entries of its inputs do."""
     name = func._schema.name.removeprefix("aten::")
-    tensors = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    tensors = tensors_in(args, kwargs)
     masked = [a for a in tensors if id(a) in run.masks]
     if func._schema.is_mutable or not all(a.is_floating_point() or a.is_complex() for a in masked):
         raise Unfollowed(name)

@@ -1,0 +1,40 @@
+"""Runs of a model that only count: on fake tensors, without memory and arithmetic, where that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..inputs import Arguments, each_example, map_tensors
+from ..tracing.modes import Untouched
+from ..tracing.tensors import named_tensors, skeleton
+from ..tracing.trace import quiet_fakes
+from ..tracing.wrappers import eagerly
+
+Found = TypeVar("Found")
+
+
+def on_stand_ins(
+    model: nn.Module, example_inputs: Any, count: Callable[[nn.Module, list[Arguments]], Found]
+) -> Found:
+    """``count(twin, examples)`` on a copy of `model` in eval mode with fake tensors.
+
+    On real ones where the path through the model depends on data.
+    """
+    tensors = list(named_tensors(model)[0].values())
+    for fake in (True, False):
+        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else Untouched(tensors)
+        stand_in = mode.from_tensor if fake else torch.Tensor.detach
+        twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
+        examples = map_tensors(each_example(example_inputs), mode.from_tensor if fake else torch.clone)
+        try:
+            with quiet_fakes(), mode, torch.no_grad(), eagerly():
+                return count(twin, examples)
+        except Exception:
+            if not fake:
+                raise
+    raise AssertionError("unreachable")
