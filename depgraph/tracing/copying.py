@@ -20,7 +20,7 @@ _TABLES = frozenset((dict, OrderedDict))
 
 def deep_copy(value: Any, memo: dict[int, Any]) -> Any:
     """``copy.deepcopy(value, memo)``."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _ATOMIC:
         return value
     key = id(value)
@@ -44,7 +44,7 @@ def deep_copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _usual(kind: type) -> bool:
+def _usual(kind: Any) -> bool:
     """Whether modules of this class are copied as torch's own are: a new object, then its attributes."""
     special = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
     return (
@@ -56,7 +56,7 @@ def _usual(kind: type) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def slots_of(kind: type) -> tuple[str, ...]:
+def slots_of(kind: Any) -> tuple[str, ...]:
     """The attributes that a class declares as ``__slots__``."""
     names = [s for k in kind.__mro__ for s in _listed(vars(k).get("__slots__", ()))]
     return tuple(s for s in dict.fromkeys(names) if s not in ("__dict__", "__weakref__"))

@@ -60,7 +60,7 @@ class Kept:
         self.saved = {}
 
 
-def _memory(tensor: torch.Tensor) -> int | None:
+def _memory(tensor: Any) -> int | None:
     """What tells the memory of a tensor from that of others; None where it is not one plain piece."""
     if tensor.layout is not torch.strided or is_traceable_wrapper_subclass(tensor):
         return None
