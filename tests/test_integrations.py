@@ -266,6 +266,112 @@ def test_a_whole_lightning_module() -> None:
     assert trainer.optimizers[0].param_groups[0]["params"] == list(module.parameters())
 
 
+def step_by_hand(model: nn.Module, teacher: nn.Module, batch: Any, alpha: float) -> torch.Tensor:
+    """alpha * T^2 * KL(teacher || student) at T = 1.7, and the rest on the targets."""
+    x, y = batch
+    logits = model(x)
+    with torch.no_grad():
+        p = torch.log_softmax(teacher(x) / 1.7, -1)
+    soft = (p.exp() * (p - torch.log_softmax(logits / 1.7, -1))).sum(-1).mean() * 1.7**2
+    return alpha * soft + (1 - alpha) * F.cross_entropy(logits, y)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
+@pytest.mark.parametrize("way", ["tensor", "dict", "whole"])
+def test_distilling_in_lightning(way: str) -> None:
+    """Weights of a run by hand, with pruning on the way; afterwards everything is as it was."""
+    lightning = pytest.importorskip("lightning.pytorch")
+    from depgraph.integrations.lightning import Distilling, Pruning
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            with torch.no_grad():
+                self.net[0](batch[0])  # of no account
+            logits = self(batch[0]) if way == "whole" else self.net(batch[0])
+            with torch.no_grad():
+                self.eval()
+                self(batch[0] + 1)  # likewise: no gradient
+                self.train()
+            loss = F.cross_entropy(logits, batch[1])
+            return {"loss": loss, "more": 1} if way == "dict" else loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    teacher = net()
+    with torch.no_grad():
+        teacher[5].weight.mul_(3)
+    teacher.train()
+    before = copy.deepcopy(teacher.state_dict())
+    name = "" if way == "whole" else "net"
+    distilling = Distilling(teacher, network=name, temperature=1.7, alpha=0.3)
+    pruning = Pruning(torch.zeros(2, 5), network=name, **OPTIONS)
+    module = Module()
+    trainer = lightning.Trainer(
+        max_steps=9, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[distilling, pruning],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(data(9), batch_size=None))
+
+    model, by_hand = net(), copy.deepcopy(teacher).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    hosted = Hosted(torch.zeros(2, 5), **OPTIONS)
+    hosted.begin(model)
+    for step, batch in enumerate(data(9), 1):
+        loss = step_by_hand(model, by_hand, batch, 0.3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        hosted.after_step(model, [optimizer], step)
+    assert model[0].out_features == module.net[0].out_features == 11
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(module.net.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert teacher.training
+    assert all(p.grad is None for p in teacher.parameters())
+    assert "training_step" not in vars(module)
+    assert "training_step" not in vars(pruning.hosted.result.model)
+    assert not module._forward_hooks
+    assert not module.net._forward_hooks
+
+
+@pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
+def test_what_lightning_can_not_distil_is_refused() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    from depgraph.integrations.lightning import Distilling
+
+    class Module(lightning.LightningModule):
+        def __init__(self, automatic: bool) -> None:
+            super().__init__()
+            self.net, self.automatic_optimization = net(), automatic
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    for automatic, match in ((True, "did not call forward"), (False, "optimizes by itself")):
+        module = Module(automatic)
+        trainer = lightning.Trainer(
+            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Distilling(net())],
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        with pytest.raises(depgraph.InputError, match=match):
+            trainer.fit(module, torch.utils.data.DataLoader(data(), batch_size=None))
+        assert "training_step" not in vars(module)
+    for bad in ({"alpha": 1.5}, {"temperature": 0.0}):
+        with pytest.raises(depgraph.InputError, match="must lie"):
+            Distilling(net(), **bad)
+
+
 # ---------------------------------------------------------------------------------------------- transformers
 
 

@@ -1,19 +1,23 @@
-"""Gradual pruning while Lightning trains: `Pruning`, a callback.
+"""Gradual pruning and distillation while Lightning trains: two callbacks.
 
 Pruning(example_inputs, every=100, steps=5, max_macs=0.5, network="net")
+Distilling(teacher, network="net", temperature=2.0, alpha=0.5)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import DepgraphError, PlanError
+from ..errors import DepgraphError, InputError, PlanError
+from ..exploring.score import in_eval_mode
+from ..training.train import check_mix, logits_of, soft_loss
 from .hosted import Hosted
 
 try:
@@ -23,6 +27,7 @@ except ImportError as missing:
         "depgraph.integrations.lightning needs Lightning\n  fix: pip install lightning"
     ) from missing
 
+STEP = "training_step"
 OWNED = ("_trainer", "_fabric")  # what a LightningModule knows of its trainer: no part of the network
 
 
@@ -77,13 +82,105 @@ class Pruning(Callback):
 
     @contextmanager
     def _found(self, pl_module: Any) -> Iterator[nn.Module]:
-        """The network, without its ties to the trainer meanwhile."""
+        """The network, without its ties to the trainer and to `Distilling` meanwhile."""
         kept = {name: vars(pl_module)[name] for name in OWNED if name in vars(pl_module)}
         vars(pl_module).update(dict.fromkeys(kept))
+        if STEP in vars(pl_module):
+            kept[STEP] = vars(pl_module).pop(STEP)
         try:
             yield pl_module.get_submodule(self.network)
         finally:
             vars(pl_module).update(kept)
 
 
-__all__ = ["Pruning"]
+class Distilling(Callback):
+    """Makes the loss of ``training_step`` be ``alpha * soft + (1 - alpha) * hard``: see `depgraph.distill`.
+
+    *Hard* is the loss that ``training_step`` returns. For *soft* the teacher gets what the network is called with in that
+    step; with several calls it is their mean. Works beside `Pruning`, whose network stays the same object.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, *, network: str = "", temperature: float = 2.0, alpha: float = 0.5
+    ) -> None:
+        """Say from whom, and how much.
+
+        Args:
+            teacher: the dense network; stays as it is, in eval mode and without gradients, and is no part of checkpoints. It
+                takes what the network takes, and is moved to the device of the network's logits.
+            network: path of the network in the LightningModule; the whole (its ``forward``) by default.
+            temperature: T of the softmax, above 0.
+            alpha: share of the soft term, 0 to 1.
+
+        Raises:
+            InputError: a bad number.
+        """
+        check_mix(alpha, temperature)
+        self.teacher, self.network, self.temperature, self.alpha = teacher, network, temperature, alpha
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the soft term into ``training_step``.
+
+        Raises:
+            InputError: the module calls its optimizers itself, and so has used the loss already.
+        """
+        if not pl_module.automatic_optimization:
+            raise InputError(
+                "the module optimizes by itself (automatic_optimization=False): what training_step returns is not used\n"
+                "  fix: add depgraph.training.train.soft_loss(logits, aim) to the loss there"
+            )
+        pl_module.training_step = self._distilled(pl_module, pl_module.training_step)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """The module is as it was."""
+        vars(pl_module).pop(STEP, None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Likewise."""
+        self.on_fit_end(trainer, pl_module)
+
+    def _distilled(self, pl_module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(step)
+        def distilled(*args: Any, **kwargs: Any) -> Any:
+            with _calls(pl_module.get_submodule(self.network)) as calls:
+                given = step(*args, **kwargs)
+            if given is None:  # Lightning's way to pass over a batch
+                return None
+            if not calls:
+                raise InputError(
+                    f"training_step did not call {self.network or 'forward of the module'}, so there is nothing to distil\n"
+                    "  fix: network=... names the module that is called"
+                )
+            soft = torch.stack([self._soft(*call) for call in calls]).mean()
+            total = self.alpha * soft + (1 - self.alpha) * (
+                given["loss"] if isinstance(given, dict) else given
+            )
+            return {**given, "loss": total} if isinstance(given, dict) else total
+
+        return distilled
+
+    def _soft(self, args: Any, kwargs: Any, output: Any) -> torch.Tensor:
+        logits = logits_of(output, "network")
+        self.teacher.to(logits.device)
+        with torch.no_grad(), in_eval_mode(self.teacher):
+            aim = logits_of(self.teacher(*args, **kwargs), "teacher")
+        return soft_loss(logits, aim, self.temperature)
+
+
+@contextmanager
+def _calls(network: nn.Module) -> Iterator[list[tuple[Any, Any, Any]]]:
+    """The arguments and the output of each call of `network` meanwhile, but for those without gradients."""
+    seen: list[tuple[Any, Any, Any]] = []
+
+    def note(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            seen.append((args, kwargs, output))
+
+    handle = network.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+__all__ = ["Distilling", "Pruning"]

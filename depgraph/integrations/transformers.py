@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DepgraphError, InputError, PlanError
+from ..errors import DepgraphError, PlanError
 from ..exploring.score import in_eval_mode
-from ..training.train import soft_loss
+from ..training.train import check_mix, soft_loss
 from .hosted import Hosted
 
 try:
@@ -94,8 +94,7 @@ class DistillingTrainer(Trainer):
         Raises:
             InputError: a bad number.
         """
-        if not 0 <= alpha <= 1 or not temperature > 0:
-            raise InputError(f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0")
+        check_mix(alpha, temperature)
         super().__init__(*args, **kwargs)
         self.teacher, self.temperature, self.alpha = teacher, temperature, alpha
 

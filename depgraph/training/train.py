@@ -122,10 +122,9 @@ def distill(
         InputError: as for `finetune`; an unknown module; outputs that differ in a dim that the plan does not explain.
     """
     share = (1.0 if loss is None else 0.5) if alpha is None else alpha
-    if not 0 <= share <= 1 or not 0 < temperature < inf or not 0 <= hidden_weight < inf:
-        raise InputError(
-            f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0, hidden_weight={hidden_weight} at 0 or above"
-        )
+    check_mix(share, temperature)
+    if not 0 <= hidden_weight < inf:
+        raise InputError(f"hidden_weight={hidden_weight} must lie at 0 or above")
     if teacher is model:
         raise InputError(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
@@ -141,10 +140,10 @@ def distill(
     def loss_of(batch: Batch) -> Tensor:
         asked = Batch(*map_tensors((batch.args, batch.kwargs), lambda t: t.to(there)))
         with torch.no_grad(), in_eval_mode(teacher), captured(teacher, hidden) as wanted:
-            aim = _logits(teacher(*asked.args, **asked.kwargs), "teacher")
+            aim = logits_of(teacher(*asked.args, **asked.kwargs), "teacher")
         with captured(model, hidden) as got:
             output = model(*batch.args, **batch.kwargs)
-        logits = _logits(output, "model")
+        logits = logits_of(output, "model")
         total = share * soft_loss(logits, aim.to(logits.device), temperature)
         if share < 1:
             total = total + (1 - share) * loss_value(loss, output, batch.target)
@@ -158,13 +157,20 @@ def distill(
     )  # fmt: skip
 
 
+def check_mix(alpha: float, temperature: float) -> None:
+    """Refuse a share of the soft term outside 0..1, and a temperature that is none."""
+    if not 0 <= alpha <= 1 or not 0 < temperature < inf:
+        raise InputError(f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0")
+
+
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     """T^2 * KL(teacher || student) of softmax(logits / T): [..., classes] each -> scalar, the mean over positions."""
     if student.shape != teacher.shape:
         raise InputError(
             f"the logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
         )
-    s, t = (F.log_softmax(x.flatten(0, -2) / temperature, -1) for x in (student, teacher))
+    wide = torch.promote_types(student.dtype, torch.float32)  # sums over many classes
+    s, t = (F.log_softmax(x.flatten(0, -2).to(wide) / temperature, -1) for x in (student, teacher))
     return F.kl_div(s, t, log_target=True, reduction="batchmean") * temperature**2
 
 
@@ -330,7 +336,7 @@ def _check(
         raise InputError("patience needs a score function")
 
 
-def _logits(output: Any, whose: str) -> Tensor:
+def logits_of(output: Any, whose: str) -> Tensor:
     """The logits in what a model returns: the tensor, its ``logits``, or the first tensor of a tuple."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if found is None and not isinstance(output, Mapping):
