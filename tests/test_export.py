@@ -98,20 +98,22 @@ def doubled(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
     return 2 * output
 
 
+class Long(torch.nn.Module):
+    """Hundreds of operations, and a size as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        for _ in range(700):
+            x = x * 0.999
+        return self.two(x.reshape(-1, 14))
+
+
 def test_a_module_with_many_nodes_can_be_pickled() -> None:
     """Nodes are a chain: pickled as it is, it would be as deep a recursion as it is long."""
-
-    class Long(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.one(x)
-            for _ in range(700):
-                x = x * 0.999
-            return self.two(x.reshape(-1, 14))
-
     x = torch.randn(2, 5)
     result = depgraph.prune(Long().eval(), x)
     assert result.report.rewritten == [""]

@@ -100,6 +100,55 @@ def test_a_network_inside_another_object() -> None:
     assert part.training
 
 
+class Written(nn.Module):
+    """A size as a number in the forward of the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.one, self.two = nn.Linear(5, 22), nn.Linear(11, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.one(x)
+        return self.two(y[:, :11].relu() * y[:, 11:])
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self(x), y)
+
+
+def test_a_network_whose_own_forward_is_rewritten() -> None:
+    """The object has the new forward, keeps its methods, and goes on from a checkpoint."""
+    model, hosted = Written(), Hosted(torch.zeros(2, 5), **OPTIONS)
+    methods = model.loss  # what somebody holds on to
+    by_hand = Written()
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01) for m in (model, by_hand)]
+    pruner = depgraph.GradualPruner(by_hand, torch.zeros(2, 5), steps=2, ramp="linear", pruning_ratio=0.5)
+    hosted.begin(model)
+    done, widths = False, []
+    for step, (x, y) in enumerate(data(), 1):
+        losses = [methods(x, y), F.cross_entropy(by_hand(x), y)]
+        assert losses[0].equal(losses[1])
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        hosted.after_step(model, optimizers[:1], step)
+        if step >= 2 and (step - 2) % 3 == 0 and not done:
+            result = pruner.step(by_hand, optimizers[1])
+            by_hand, done = result.model, result.done
+        widths.append(model.one.out_features)
+        if step == 6:
+            state, weights = json.loads(json.dumps(hosted.state_dict())), copy.deepcopy(model.state_dict())
+            wanted = model(x)
+    assert widths == [22] + [18] * 3 + [12] * 8
+    assert isinstance(model, Written)
+    again, later = Written(), Hosted(torch.zeros(2, 5), **OPTIONS)
+    later.resume(again, state)
+    again.load_state_dict(weights)
+    assert torch.equal(again(data()[5][0]), wanted)
+    assert Written()(x).shape == (8, 3), "the class itself is not touched"
+
+
 def test_regularisers_act_until_the_last_step_and_are_made_anew() -> None:
     """Weight decay on everything by a factor, counted by hand."""
     made = []
@@ -179,7 +228,7 @@ def test_bad_input() -> None:
         hosted.resume(model, {"other": 1})
     with pytest.raises(depgraph.PlanError, match="GradualPruner"):
         hosted.resume(model, {"pruner": {"plan": 3}, "done": False})
-    with pytest.raises(depgraph.InputError, match="another class"):
+    with pytest.raises(depgraph.InputError, match="can't become"):
         become(net(), nn.Linear(5, 3))
 
 

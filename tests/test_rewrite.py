@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import torch
 from torch import Tensor, nn
 
@@ -61,3 +64,53 @@ def test_a_copy_of_a_rewritten_module_has_all_that_it_had() -> None:
     assert twice.note == "kept"
     assert list(twice.state_dict()) == list(once.state_dict()) == list(Unused().state_dict())
     assert twice.first.out_channels < once.first.out_channels < 14
+
+
+class Counting(Scaled):
+    """Methods, a property and modes of its own, and a constructor that takes what nobody keeps."""
+
+    kind = "counting"
+
+    def __init__(self, secret: object) -> None:
+        super().__init__()
+        self.calls = 0
+
+    @property
+    def width(self) -> int:
+        return self.first.out_channels
+
+    def train(self, mode: bool = True) -> Counting:
+        super().train(mode)
+        self.scale.requires_grad_(False)
+        self.calls += 1
+        return self
+
+    def twice(self, x: Tensor) -> Tensor:
+        return 2 * self(x)
+
+
+def test_a_rewritten_module_is_still_of_its_class() -> None:
+    """Methods other than forward, after copies and pickles, and after being rewritten again."""
+    x = torch.randn(2, 3, 2, 3)
+    once = depgraph.prune(Counting(object()), x, pruning_ratio=0.3).model
+    again = depgraph.prune(once, x, pruning_ratio=0.3).model
+    for small in (once, again):
+        buffer = io.BytesIO()
+        torch.save(small, buffer)
+        buffer.seek(0)
+        copies = (small, copy.copy(small), copy.deepcopy(small), torch.load(buffer, weights_only=False))
+        for one in copies:
+            assert isinstance(one, Counting)
+            assert isinstance(one, torch.fx.GraphModule)
+            assert type(one).__mro__.count(Counting) == 1
+            assert (type(one).__name__, type(one).__module__) == ("Counting", Counting.__module__)
+            assert (one.width, one.kind) == (small.first.out_channels, "counting")
+            assert torch.equal(one.twice(x), 2 * small(x))
+            calls = one.calls
+            assert one.eval() is one
+            assert one.calls == calls + 1
+    assert again.width < once.width < 14
+    assert Counting.forward is Scaled.forward, "the class itself is not touched"
+    with torch.no_grad():
+        copies[2].first.weight.zero_()
+    assert again.first.weight.abs().min() > 0

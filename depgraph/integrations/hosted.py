@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import DepgraphError, InputError, PlanError
 from ..inputs import map_tensors
 from ..planning.plan import Plan
+from ..planning.rewrite import class_of
 from ..prune import analyze
 from ..training.schedule import GradualPruner, GradualResult
 
@@ -159,15 +160,14 @@ class Hosted:
 def become(network: nn.Module, other: nn.Module) -> None:
     """Let the object `network` be `other`: the same modules, parameters and attributes, shared from now on.
 
+    Where a literal in its own forward was rewritten, it has the rewritten forward too.
+
     Raises:
-        InputError: they are of different classes (a literal in the network's own forward was rewritten).
+        InputError: they are of different classes.
     """
-    if type(network) is not type(other):
-        raise InputError(
-            f"the smaller model is a {type(other).__name__} of another class, as a literal in the forward of the network itself "
-            "was rewritten; the trainer holds on to the object it began with\n"
-            "  fix: put the number into an attribute, or the network into a module that the trainer gets"
-        )
+    if class_of(network) is not class_of(other):
+        raise InputError(f"a {type(network).__name__} can't become a {type(other).__name__}")
+    network.__class__ = type(other)
     for name in vars(network).keys() - vars(other).keys():
         del vars(network)[name]
     vars(network).update(vars(other))

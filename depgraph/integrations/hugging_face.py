@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..planning.rewrite import Rewritten, class_of
 from ..planning.surgery import INTERNALS
 from ..prune import PruneResult
 from ..store import load, save
@@ -50,7 +51,7 @@ def save_pretrained(
     wrong: list[str] = []
 
     def stock(new: Path) -> None:
-        kind: Any = type(model)
+        kind: Any = class_of(model)
         config: Any = copy.deepcopy(model.config)
         try:
             config.architectures = [kind.__name__]
@@ -134,8 +135,13 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
     loaded = dict(got.named_modules())
     for path, module in wanted.named_modules():
         other = loaded.get(path)
-        if other is None or type(other) is not type(module):
+        if isinstance(module, Rewritten):
+            problems.append(
+                f"a number in forward of {path or 'the model'!r} was rewritten, which no config says"
+            )
+        elif other is None or type(other) is not type(module):
             problems.append(f"{path or 'the model'!r} is no {type(module).__name__}")
+        if other is None or type(other) is not type(module):
             continue
         numbers, others = _numbers(module), _numbers(other)
         problems += [

@@ -6,6 +6,7 @@ import copy
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from types import new_class
 from typing import Any
 
 import torch
@@ -49,14 +50,20 @@ for _operator in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ipow"):
 class Rewritten(fx.GraphModule):
     """A module with a recorded forward in which literals were rewritten, and with all else that it had.
 
-    A plain GraphModule keeps, in copies and pickles, only what forward reads, and pickles its code to record it once
+    It is of the original's class too, so methods other than forward, properties and ``isinstance`` are what they were. A
+    plain GraphModule keeps, in copies and pickles, only what forward reads, and pickles its code to record it once
     more, in-place operations as others. Here both keep every child, attribute and hook, and the graph as it is.
+
+    Attributes:
+        original: the class that the module had before.
     """
 
+    original: type[nn.Module]
+
     @classmethod
-    def made_of(cls, state: dict[str, Any], graph: fx.Graph, name: str) -> Rewritten:
-        """A module with the attributes `state`, and a forward that runs `graph`."""
-        made = _empty(name)
+    def made_of(cls, state: dict[str, Any], graph: fx.Graph, original: type[nn.Module]) -> Rewritten:
+        """A module of class `original` with the attributes `state`, and a forward that runs `graph`."""
+        made = _empty(original)
         made._fill(state, graph)
         return made
 
@@ -68,23 +75,38 @@ class Rewritten(fx.GraphModule):
         return {name: value for name, value in vars(self).items() if name != "_graph"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewritten:
-        made = memo[id(self)] = _empty(type(self).__name__)
+        made = memo[id(self)] = _empty(self.original)
         made._fill(copy.deepcopy(self._state(), memo), copy.deepcopy(self.graph))
         return made
 
     def __copy__(self) -> Rewritten:
-        return self.made_of(self._state(), copy.deepcopy(self.graph), type(self).__name__)
+        return self.made_of(self._state(), copy.deepcopy(self.graph), self.original)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _empty, (type(self).__name__,), (self._state(), _to_rows(self.graph), self.graph._codegen)
+        return _empty, (self.original,), (self._state(), _to_rows(self.graph), self.graph._codegen)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
 
     def __setstate__(self, saved: tuple[dict[str, Any], list[_Row], Any]) -> None:
         state, rows, codegen = saved
         self._fill(state, _from_rows(rows, codegen))
 
 
-def _empty(name: str) -> Rewritten:
-    return Rewritten({}, fx.Graph(), class_name=name)
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class that a module has by the code of its owner, whether its forward was rewritten or not."""
+    return module.original if isinstance(module, Rewritten) else type(module)
+
+
+def _empty(original: type[nn.Module]) -> Rewritten:
+    """A module of a class of its own, since a GraphModule writes its forward into its class; no constructor is called."""
+    kind = new_class(
+        original.__name__, (Rewritten, original), exec_body=lambda body: body.update(original=original)
+    )
+    kind.__module__, kind.__qualname__ = original.__module__, original.__qualname__
+    made: Rewritten = object.__new__(kind)
+    vars(made).update(vars(fx.GraphModule({}, fx.Graph())))
+    return made
 
 
 @dataclass(frozen=True)
@@ -259,4 +281,4 @@ def rewrite_module(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
     if not changed:
         return module
     state = {name: value for name, value in vars(module).items() if name != "_graph"}
-    return Rewritten.made_of(state, graph, type(module).__name__)
+    return Rewritten.made_of(state, graph, class_of(module))

@@ -48,7 +48,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
     Returns:
         The smaller model: of the same class, with parameters that require grad, are tied, and live where they did.
-        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``.
+        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``, too, and ``isinstance`` of its class.
 
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
