@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,7 +24,7 @@ def length(items: object) -> int | None:
 
 def track(
     items: Iterable[T], text: str, progress: bool | None = None, total: int | None = None
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """The `items`, with a bar on standard error while they are worked through.
 
     Args:

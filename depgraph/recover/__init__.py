@@ -24,8 +24,9 @@ from .compensation import compensate
 from .pairs import Pair, pairs
 from .reconstruction import Reconstruction
 from .result import LayerRecovery, Recovery
-from .sequence import held_out, reconstruct
+from .sequence import reconstruct
 from .statistics import estimate, has_statistics
+from .task import Task
 
 METHODS = ("reconstruction", "compensation", "statistics")
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
@@ -54,7 +55,8 @@ def recover(
         graph: the original's, from `analyze`.
         calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once.
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
-            or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these;
+            or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
+            this order;
             a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
         example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
         progress: as for `prune`.
@@ -63,7 +65,8 @@ def recover(
         what was done where, with each layer's error before and after.
 
     Raises:
-        InputError: no data, bad data, or an unknown method. After this or any other exception `small` is as it was.
+        InputError: no data, bad data, or an unknown method. After this or any other exception `small` is as it was, but
+            for what a function of your own has done.
     """
     if callable(how) and not isinstance(how, Reconstruction):
         how(model, small, plan, graph, calibration)
@@ -77,13 +80,13 @@ def recover(
     )
     batches = list(data.batches("reading calibration data"))
     example = _example(batches[0]) if example_inputs is None else example_inputs
-    told, changes = Recovery(), Changes(small)
+    task = Task(model, Changes(small), batches, progress=progress)
     try:
-        _run(model, plan, graph, batches, steps, how == "auto", example, changes, told, progress)
+        _run(task, steps, graph, plan, example)
     except BaseException:
-        changes.undo()
+        task.changes.undo()
         raise
-    return told
+    return task.told
 
 
 def check(how: Any, calibration: Any) -> None:
@@ -130,21 +133,10 @@ def _calibration(batches: Any, example_inputs: Any, progress: bool | None) -> Ca
     return Calibration(batches, example_inputs, progress=progress)
 
 
-def _run(
-    model: nn.Module,
-    plan: Plan,
-    graph: DependencyGraph,
-    batches: list[Batch],
-    steps: list[Any],
-    auto: bool,
-    example: Any,
-    changes: Changes,
-    told: Recovery,
-    progress: bool | None,
-) -> None:
-    several = [b for b, held in zip(batches, held_out(len(batches)), strict=True) if held]
-    judges = several or batches
-    wanted = [_outputs(model, b) for b in judges]
+def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, example: Any) -> None:
+    told, changes = task.told, task.changes
+    judges = [b for b, held in zip(task.batches, task.held, strict=True) if held] or task.batches
+    wanted = [_outputs(task.model, b) for b in judges]
     error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
@@ -153,22 +145,7 @@ def _run(
     for step in steps:
         done = len(told.layers)
         changes.begin()
-        if step == "statistics":
-            if has_statistics(graph):
-                estimate(batches, changes, told, progress)
-        elif step == "compensation":
-            solved = {r.name for r in told.layers if r.kept and r.method == "reconstruction"}
-            compensate(
-                model,
-                [p for p in found if not auto or p.name not in solved],
-                batches,
-                changes,
-                told,
-                progress,
-            )
-        else:
-            settings = step if isinstance(step, Reconstruction) else Reconstruction()
-            reconstruct(model, found, batches, changes, settings, told, len(each_example(example)), progress)
+        _step(step, task, found, graph, len(each_example(example)))
         if not changes.since:
             continue
         new = _error(wanted, [_outputs(changes.model, b) for b in judges])
@@ -182,6 +159,18 @@ def _run(
         else:
             error = new
     told.output = None if first is None or error is None else (first, error)
+
+
+def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs: int) -> None:
+    """One method; constants are for layers that were not reconstructed, which has found theirs."""
+    if step == "statistics":
+        if has_statistics(graph):
+            estimate(task)
+    elif step == "compensation":
+        solved = {r.name for r in task.told.layers if r.kept and r.method == "reconstruction"}
+        compensate(task, [p for p in found if p.name not in solved])
+    else:
+        reconstruct(task, found, step if isinstance(step, Reconstruction) else Reconstruction(), runs)
 
 
 def _undone(layer: LayerRecovery) -> LayerRecovery:

@@ -13,38 +13,25 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
-from ..data.calibration import Batch
 from ..data.watch import Call, Watch
-from ..progress import track
-from .changes import Changes
 from .pairs import Pair
-from .result import NOT_FINITE, UNREACHED, LayerRecovery, Recovery
-from .sequence import held_out, without_removed
+from .result import NOT_FINITE, UNREACHED, LayerRecovery
+from .sequence import without_removed
 from .solve import wide
+from .task import Task
 
 NO_PLACE = "has no bias, and none is made: a model built from the same config could not load it"
 
 
-def compensate(
-    model: nn.Module,
-    found: Iterable[Pair],
-    batches: list[Batch],
-    changes: Changes,
-    told: Recovery,
-    progress: bool | None = None,
-) -> None:
+def compensate(task: Task, found: Iterable[Pair]) -> None:
     """Add to the biases of the smaller model what the removed inputs gave on average.
 
     Args:
-        model: the original.
+        task: the models and the data.
         found: pairs of consumers; those that lost no inputs are left alone.
-        batches: calibration.
-        changes: of the smaller model.
-        told: what was done is added here.
-        progress: as for `track`.
     """
+    told = task.told
     wanted = [p for p in found if p.loses]
     told.skipped += [(p.name, NO_PLACE) for p in wanted if p.shift is None]
     by_consumer = {p.dense: p for p in wanted if p.shift is not None}
@@ -57,13 +44,11 @@ def compensate(
         pair = by_consumer[call.consumer]
         for where, _, missing in without_removed(call, pair):
             sums[pair].add(where, missing.to(wide(missing.device)), held_now)
-        sums[pair].whole[int(held_now)] += float(call.out.double().square().sum())
+        sums[pair].whole[held_now] += float(call.out.double().square().sum())
 
-    watch = Watch(model, list(by_consumer), see)
-    for batch, held_now in track(  # noqa: B007  `see` reads it
-        list(zip(batches, held_out(len(batches)), strict=True)), "means of removed inputs", progress
-    ):
-        watch.run(batch.copy())
+    watch = Watch(task.model, list(by_consumer), see)
+    for batch, held_now in task.each("means of removed inputs"):  # noqa: B007  `see` reads it
+        watch.run(batch)
     for pair, found_sums in sums.items():
         if not float(found_sums.count.sum()):
             told.skipped.append((pair.name, UNREACHED))
@@ -75,7 +60,7 @@ def compensate(
         kept = after < before
         told.layers.append(LayerRecovery(pair.name, "compensation", before, after, kept))
         if kept:
-            changes.add_constant(pair, found_sums.mean())
+            task.changes.add_constant(pair, found_sums.mean())
 
 
 class _Sums:

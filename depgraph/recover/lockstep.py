@@ -33,7 +33,6 @@ class Run:
         self.done = self.closing = False
         self.failure: BaseException | None = None
         self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
-        self._grad = torch.is_grad_enabled()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 

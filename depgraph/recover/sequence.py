@@ -2,245 +2,207 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from ..data.calibration import Batch
 from ..data.watch import Call, Watch, prepared
 from ..progress import track
-from .changes import Changes
 from .lockstep import Run
 from .pairs import Pair
-from .reconstruction import (
-    COLUMNS,
-    ENTRIES,
-    Grams,
-    Member,
-    NotFinite,
-    Reconstruction,
-    choose,
-    taken,
-)
-from .result import NOT_FINITE, UNREACHED, LayerRecovery, Recovery
+from .reconstruction import COLUMNS, ENTRIES, Grams, Member, NotFinite, Reconstruction, choose, taken
+from .result import NOT_FINITE, UNREACHED, LayerRecovery
 from .solve import Sums, wide
+from .task import Task
 
 Tensor = torch.Tensor
 
 
-def held_out(count: int) -> list[bool]:
-    """Which of so many batches are held out: the last fifth, at least one where there are two."""
-    held = max(1, count // 5) if count > 1 else 0
-    return [i >= count - held for i in range(count)]
-
-
-def reconstruct(
-    model: nn.Module,
-    found: list[Pair],
-    batches: list[Batch],
-    changes: Changes,
-    settings: Reconstruction,
-    told: Recovery,
-    runs_of: int = 1,
-    progress: bool | None = None,
-) -> None:
+def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of: int = 1) -> None:
     """Solve the weights of the smaller model, layer by layer.
 
     Layers that are called several times in a run, and those of which the two models are given other samples (a router
     decides otherwise), are solved on the original's inputs without the removed ones: their error is that of the removal.
 
     Args:
-        model: the original.
+        task: the models and the data.
         found: the pairs of consumers.
-        batches: calibration.
-        changes: of the smaller model.
         settings: damping and the like.
-        told: what was done is added here.
         runs_of: how many runs the trace holds.
-        progress: as for `track`.
     """
     often = [p for p in found if len([c for c in p.dense.calls if not c.node.meta.get("training")]) > runs_of]
-    from_original(model, often, batches, changes, settings, told, progress)
-    once = [p for p in found if p not in often]
-    rest = _in_lockstep(model, once, batches, changes, settings, told, progress)
-    from_original(model, rest, batches, changes, settings, told, progress)
+    from_original(task, often, settings)
+    once = [p for p in found if p not in often and (settings.everywhere or p.loses)]
+    steps = _Lockstep(task, once, settings)
+    steps.solve()
+    from_original(task, steps.unmatched, settings)
 
 
-def _in_lockstep(
-    model: nn.Module,
-    found: list[Pair],
-    batches: list[Batch],
-    changes: Changes,
-    settings: Reconstruction,
-    told: Recovery,
-    progress: bool | None,
-) -> list[Pair]:
-    """Solve each pair when all batches have come to it; the pairs whose samples do not match."""
-    if not settings.everywhere:
-        found = [p for p in found if p.loses]
-    place = {p.small: i for i, p in enumerate(found)}
-    held, grams = held_out(len(batches)), Grams()
-    solved: set[int] = set()
-    unmatched: list[Pair] = []
-    runs: list[tuple[Run, Run]] = []
-    with prepared():
+class _Lockstep:
+    """All batches side by side through both models: each pair is solved when all of them have come to it.
+
+    Attributes:
+        found: the pairs, in the order of execution.
+        runs: (of the original, of the smaller model) for each batch.
+        solved: places of the pairs that were come to.
+        unmatched: the pairs whose samples do not match.
+    """
+
+    def __init__(self, task: Task, found: list[Pair], settings: Reconstruction) -> None:
+        self.task, self.found, self.settings, self.grams = task, found, settings, Grams()
+        self.runs: list[tuple[Run, Run]] = []
+        self.solved: set[int] = set()
+        self.unmatched: list[Pair] = []
+
+    def solve(self) -> None:
+        """Run, and solve each pair on the way."""
+        told = self.task.told
+        with prepared(), closing(track(self.found, "reconstructing layers", self.task.progress)) as steps:
+            try:
+                self._start()
+                waiting = [run for _, run in self.runs if run.advance() is not None]
+                while waiting and len(self.solved) < len(self.found):
+                    self._next(waiting, steps)
+                    waiting = [run for _, run in self.runs if run.call is not None]
+                for _ in steps:
+                    pass
+            finally:
+                for pair in self.runs:
+                    for run in pair:
+                        run.close()
+        missed = [p for i, p in enumerate(self.found) if i not in self.solved and p.loses]
+        told.skipped += [(p.name, UNREACHED) for p in missed]
+
+    def _start(self) -> None:
+        dense, small = [p.dense for p in self.found], [p.small for p in self.found]
+        joins = [p for p in self.found if p.joins and self.settings.streams]
+        for batch in self.task.batches:
+            first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins])
+            second = Run(self.task.changes.model, small, batch.copy(), True, [p.small for p in joins])
+            self.runs.append((first, second))
+
+    def _next(self, waiting: list[Run], steps: Iterator[Pair]) -> None:
+        """Solve the first pair that some runs wait at, and let them go on."""
+        place = {p.small: i for i, p in enumerate(self.found)}
+        now = min(place[run.call.consumer] for run in waiting if run.call is not None)
+        here = [
+            i
+            for i, (_, run) in enumerate(self.runs)
+            if run.call is not None and place[run.call.consumer] == now
+        ]
+        if now not in self.solved:
+            next(steps, None)
+            self.solved.add(now)
+            self._solve(self.found[now], here)
+        for i in here:
+            self.runs[i][1].advance()
+
+    def _solve(self, pair: Pair, here: list[int]) -> None:
+        """Solve a pair that the runs `here` wait at."""
+        members = []
+        for i in here:
+            dense, small = self.runs[i]
+            call = dense.to(pair.dense)
+            if call is not None and small.call is not None:
+                members.append(Member(call, small.call, self.task.held[i]))
+        if len(members) < len(here) or not all(m.matches() for m in members):
+            self.unmatched.append(pair)
+            return
+        members = [m for m in members if m.small.x.numel()]
+        if all(m.held for m in members):
+            members = [replace(m, held=False) for m in members]
+        if not members:
+            return
         try:
-            for batch in batches:
-                joins = [p for p in found if p.joins and settings.streams]
-                dense = Run(model, [p.dense for p in found], batch.copy(), False, [p.dense for p in joins])
-                small = Run(
-                    changes.model, [p.small for p in found], batch.copy(), True, [p.small for p in joins]
-                )
-                runs.append((dense, small))
-            steps = iter(track(found, "reconstructing layers", progress))
-            waiting = [run for _, run in runs if run.advance() is not None]
-            while waiting and len(solved) < len(found):
-                now = min(place[run.call.consumer] for run in waiting if run.call is not None)
-                here = [
-                    i
-                    for i, (_, run) in enumerate(runs)
-                    if run.call is not None and place[run.call.consumer] == now
-                ]
-                if now not in solved:
-                    next(steps, None)
-                    solved.add(now)
-                    _solve(
-                        found[now],
-                        [(*runs[i], held[i]) for i in here],
-                        changes,
-                        settings,
-                        told,
-                        grams,
-                        unmatched,
-                        runs,
-                    )
-                for i in here:
-                    runs[i][1].advance()
-                waiting = [run for _, run in runs if run.call is not None]
-            for _ in steps:
-                pass
-        finally:
-            for pair in runs:
-                for run in pair:
-                    run.close()
-    told.skipped += [(p.name, UNREACHED) for i, p in enumerate(found) if i not in solved and p.loses]
-    return unmatched
+            change, said = self.settings.solve(pair, members, self.grams)
+        except NotFinite:
+            self.task.told.skipped.append((pair.name, NOT_FINITE))
+            return
+        if said is not None:
+            self.task.told.layers.append(said)
+        if change is not None:
+            self.task.changes.add(pair, change.weight, change.constant)
+            for _, small in self.runs:
+                self.task.changes.hand_to(small, pair)
+            for i in here:
+                self.task.changes.repeat(self.runs[i][1])
 
 
-def _solve(
-    pair: Pair,
-    here: list[tuple[Run, Run, bool]],
-    changes: Changes,
-    settings: Reconstruction,
-    told: Recovery,
-    grams: Grams,
-    unmatched: list[Pair],
-    runs: list[tuple[Run, Run]],
-) -> None:
-    members = []
-    for dense, small, held in here:
-        call = dense.to(pair.dense)
-        if call is not None and small.call is not None:
-            members.append(Member(call, small.call, held))
-    if len(members) < len(here) or not all(m.matches() for m in members):
-        unmatched.append(pair)
-        return
-    members = [m for m in members if m.small.x.numel()]
-    if all(m.held for m in members):
-        members = [replace(m, held=False) for m in members]
-    if not members:
-        return
-    try:
-        change, said = settings.solve(pair, members, grams)
-    except NotFinite:
-        told.skipped.append((pair.name, NOT_FINITE))
-        return
-    if said is not None:
-        told.layers.append(said)
-    if change is not None:
-        changes.add(pair, change.weight, change.constant)
-        for _, small in runs:
-            changes.hand_to(small, pair)
-        for _, small, _ in here:
-            changes.repeat(small)
-
-
-def from_original(
-    model: nn.Module,
-    found: Iterable[Pair],
-    batches: list[Batch],
-    changes: Changes,
-    settings: Reconstruction,
-    told: Recovery,
-    progress: bool | None = None,
-) -> None:
+def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -> None:
     """Solve pairs that lose inputs on the original's own inputs: what the kept ones say of the removed ones."""
     wanted = []
     for pair in found:
         if pair.loses and len(pair.stacks) * pair.columns.shape[1] ** 2 > 4 * max(COLUMNS**2, ENTRIES):
-            told.skipped.append((pair.name, "is too wide to be solved from the original's inputs"))
+            task.told.skipped.append((pair.name, "is too wide to be solved from the original's inputs"))
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
         now: list[Pair] = []
         entries = 0
-        while wanted and (
-            not now or entries + wanted[0].at[:, 0].numel() * wanted[0].columns.shape[1] <= 4 * ENTRIES
-        ):
-            entries += wanted[0].at[:, 0].numel() * wanted[0].columns.shape[1]
+        while wanted and (not now or entries + _entries(wanted[0]) <= 4 * ENTRIES):
+            entries += _entries(wanted[0])
             now.append(wanted.pop(0))
-        _wave(model, now, batches, changes, settings, told, progress)
+        _solve_at_once(task, now, settings)
 
 
-def _wave(
-    model: nn.Module,
-    found: list[Pair],
-    batches: list[Batch],
-    changes: Changes,
-    settings: Reconstruction,
-    told: Recovery,
-    progress: bool | None,
-) -> None:
+def _entries(pair: Pair) -> int:
+    """Of its Gram matrices."""
+    return pair.at[:, 0].numel() * pair.columns.shape[1]
+
+
+class _Seen:
+    """What the calls of a pair gave: of the fitted batches and of those that are held out."""
+
+    def __init__(self, pair: Pair, device: torch.device) -> None:
+        stacks, rows, columns = pair.at.shape
+        self.sums = [Sums.zero(stacks, columns, rows, device) for _ in range(2)]
+        self.whole = [0.0, 0.0]
+
+    def judged(self) -> tuple[Sums, Sums, float]:
+        """Sums to fit, sums to judge by, and the squares of the results there; all of them where either has none."""
+        fit, held = self.sums
+        if bool(fit.count.sum()) and bool(held.count.sum()):
+            return fit, held, self.whole[1]
+        both = fit.plus(held)
+        return both, both, sum(self.whole)
+
+
+def _solve_at_once(task: Task, found: list[Pair], settings: Reconstruction) -> None:
     by_consumer = {p.dense: p for p in found}
-    sums: dict[Pair, list[Sums]] = {}
-    whole = {pair: [0.0, 0.0] for pair in found}  # of what is fitted, of what is held out
-    held = held_out(len(batches))
-    current = [False]
+    seen: dict[Pair, _Seen] = {}
+    held_now = False
 
     def see(call: Call) -> None:
         pair = by_consumer[call.consumer]
         device = call.x.device
-        if pair not in sums:
-            stacks, rows, columns = pair.at.shape
-            sums[pair] = [Sums.zero(stacks, columns, rows, device) for _ in range(2)]
+        if pair not in seen:
+            seen[pair] = _Seen(pair, device)
+        mine = seen[pair]
         for part, x, missing in without_removed(call, pair):
-            sums[pair][current[0]].add(part, x.to(wide(device)), missing.to(wide(device)))
-        whole[pair][current[0]] += float(call.out.double().square().sum())
+            mine.sums[held_now].add(part, x.to(wide(device)), missing.to(wide(device)))
+        mine.whole[held_now] += float(call.out.double().square().sum())
 
-    watch = Watch(model, list(by_consumer), see)
-    for batch, current[0] in track(list(zip(batches, held, strict=True)), "original's inputs", progress):
-        watch.run(batch.copy())
+    watch = Watch(task.model, list(by_consumer), see)
+    for batch, held_now in task.each("original's inputs"):  # noqa: B007  `see` reads it
+        watch.run(batch)
     for pair in found:
-        if pair not in sums:
-            told.skipped.append((pair.name, UNREACHED))
+        if pair not in seen:
+            task.told.skipped.append((pair.name, UNREACHED))
             continue
-        judged = bool(sums[pair][1].count.sum()) and bool(sums[pair][0].count.sum())
-        fit, other = sums[pair] if judged else [sums[pair][0].plus(sums[pair][1])] * 2
+        fit, held, whole = seen[pair].judged()
         try:
-            step = choose(fit, other, pair.shift is not None, settings.damping)
+            step = choose(fit, held, pair.shift is not None, settings.damping)
         except NotFinite:
-            told.skipped.append((pair.name, NOT_FINITE))
+            task.told.skipped.append((pair.name, NOT_FINITE))
             continue
-        total = max(whole[pair][1] if judged else sum(whole[pair]), 1e-300)
+        before, after = (error / max(whole, 1e-300) for error in (step.before, step.after))
         kept = step.change is not None
         detail = f"damping {step.change.damping:g}, from the original's inputs" if step.change else ""
-        told.layers.append(
-            LayerRecovery(pair.name, "reconstruction", step.before / total, step.after / total, kept, detail)
-        )
+        task.told.layers.append(LayerRecovery(pair.name, "reconstruction", before, after, kept, detail))
         if step.change is not None:
-            changes.add(pair, step.change.weight, step.change.constant)
+            task.changes.add(pair, step.change.weight, step.change.constant)
 
 
 def without_removed(call: Call, pair: Pair) -> Iterable[tuple[slice, Tensor, Tensor]]:

@@ -10,20 +10,17 @@ normalisation, section 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..data.calibration import Batch
 from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
-from ..progress import track
 from ..tracing.modes import Untouched
-from .changes import Changes
 from .pairs import op_name
-from .result import NOT_FINITE, LayerRecovery, Recovery
+from .result import NOT_FINITE, LayerRecovery
+from .task import Task
 
 Tensor = torch.Tensor
 
@@ -56,28 +53,22 @@ def has_statistics(graph: DependencyGraph) -> bool:
     return any("batch_norm" in op_name(node) for node in graph.trace.graph.nodes)
 
 
-def estimate(
-    batches: Iterable[Batch], changes: Changes, told: Recovery, progress: bool | None = None
-) -> None:
+def estimate(task: Task) -> None:
     """Estimate the running statistics of every batch norm of the smaller model anew.
 
     Args:
-        batches: calibration.
-        changes: of the smaller model.
-        told: what was done is added here.
-        progress: as for `track`.
+        task: the models and the data.
     """
-    model, tensors = twin(changes.model)
+    model, tensors = twin(task.changes.model)
     mode = _OfTheBatch({id(t): name for name, t in tensors.items()})
     with prepared():
-        for batch in track(batches, "batch-norm statistics", progress):
-            own = batch.copy()
+        for batch, _ in task.each("batch-norm statistics"):
             with torch.no_grad(), mode, Untouched(model.parameters()):
-                model(*own.args, **own.kwargs)
+                model(*batch.args, **batch.kwargs)
     for (mean, variance), (first, second, count) in mode.sums.items():
         if not bool(torch.isfinite(first + second).all()):
-            told.skipped.append((mean, NOT_FINITE))
+            task.told.skipped.append((mean, NOT_FINITE))
             continue
-        changes.set(mean, first / count)
-        changes.set(variance, second / count)
-        told.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))
+        task.changes.set(mean, first / count)
+        task.changes.set(variance, second / count)
+        task.told.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))
