@@ -1,6 +1,6 @@
 """Saved folders with something wrong: `python -m benchmarks.mutated_folders --count 1000 --start 0`.
 
-Each seed changes a folder that `depgraph.save` wrote: bytes, files, fields of plan.json, tensors; half of the changed
+Each seed changes a folder that `depgraph.save` wrote: bytes, files, text and fields of plan.json, tensors, what both say; half of the changed
 plan.json get a fitting checksum, as somebody would who wants the folder to be believed. Loading must end within seconds
 and within a bound of memory, with an error of depgraph's, or with the very model that was saved; a folder whose
 checksums were made to fit may also give another model, as one may save whatever one likes. Each load runs in a process
@@ -14,6 +14,7 @@ import collections
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 import depgraph
 from depgraph.store.document import _first_line
 
-SECONDS = 20
+SECONDS = 60  # of wall time, on a busy machine
 BYTES = 1 << 30  # that a load may take, on top of what the process has
 
 
@@ -324,8 +325,132 @@ def in_shapes(folder: Path, dice: random.Random) -> str:
     return "shapes: huge"
 
 
+def in_text(folder: Path, dice: random.Random) -> str:
+    """What JSON text can say and data can't: fields twice, numbers that are none, depth, size, other encodings."""
+    path = folder / "plan.json"
+    first, _, rest = path.read_text().partition("\n")
+    spots = [m.start() for m in re.finditer(r"(?<=[\[ ])\d+(?=[,\]}])", rest)]
+    spot = dice.choice(spots)
+    end = spot + len(re.match(r"\d+", rest[spot:])[0])  # type: ignore[index]
+    words = [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-0",
+        "1.0",
+        "true",
+        "9" * 5000,
+        "0x10",
+        "1_0",
+        "[" * 200000,
+    ]
+    text, encoding = rest, "utf-8"
+    kind = dice.choice(["twice", "number", "number", "dims", "deep", "version", "encoding", "more"])
+    if kind == "twice":
+        name = dice.choice(["format", "plans", "tensors", "ties", "shapes", "cuts", "config", "first.weight"])
+        text = re.sub(rf'"{re.escape(name)}": ', lambda m: f'"{name}": {dice.choice(["1", "{}", "[]"])}, {m[0]}', rest, count=1)  # fmt: skip
+    elif kind == "number":
+        text = rest[:spot] + dice.choice(words) + rest[end:]
+    elif kind == "dims":
+        text = re.sub(
+            r'("(?:first|last)\.weight": )\[', lambda m: f"{m[1]}[{f'{2**62}, ' * 200000}", rest, count=1
+        )
+    elif kind == "deep":
+        depth = dice.choice([500, 5000, 500000])
+        text = rest.replace('"provenance": {', '"provenance": {"x": ' + '{"x": ' * depth + "1" + "}" * depth + ", ", 1)  # fmt: skip
+    elif kind == "version":
+        text = re.sub(
+            r'"format": \d+',
+            f'"format": {dice.choice(["0", "2", "3", "null", "[]", "9" * 30, "1.5"])}',
+            rest,
+            count=dice.randint(1, 2),
+        )
+    elif kind == "more":
+        text = rest + dice.choice(["{}", "}", "\n\n{}", "\x00", ","])
+    else:
+        encoding = dice.choice(["utf-16", "utf-8-sig", "utf-32"])
+    signed = dice.random() < 0.7
+    path.write_bytes(f"{_first_line(text) if signed else first}\n{text}\n".encode(encoding))
+    return "text, signed" if signed else "text"
+
+
+def in_meaning(folder: Path, dice: random.Random) -> str:
+    """plan.json and the files agree with each other, and not with the model: ties, views, types, flags, places."""
+    plan = folder / "plan.json"
+    data = json.loads(plan.read_text())
+    data.pop("sha256")
+    names = sorted(data["tensors"])
+    one, two = dice.choice(names), dice.choice(names)
+    kind = dice.choice(["tie", "tie", "untie", "view", "type", "plans", "held", "modes", "stride"])
+    if kind == "tie":
+        data["ties"] = {dice.choice([*data["ties"], one, "two.weight"]): two}
+    elif kind == "untie":
+        name, first = data["ties"].popitem()
+        data["tensors"][name] = data["tensors"][first]
+    elif kind == "view":
+        data["views"] = {dice.choice(["two.weight", "new", one]): two}
+        if dice.random() < 0.5:
+            data["ties"] = {}
+    elif kind == "type":
+        other = retyped(folder, data["tensors"][one], one, dice)
+        data["tensors"][one]["dtype"] = other
+    elif kind == "plans":
+        data["plans"] = dice.choice([[], data["plans"][:1], data["plans"][::-1], data["plans"] * 2])
+    elif kind == "held":
+        data["held"][one] = [
+            ["", [dice.choice(["table", "steps", "config", "forward", "_modules", "training"])]]
+        ]
+    elif kind == "modes":
+        data["training"], data["frozen"] = [dice.choice(["", "first", "nowhere"])], [one]
+    else:
+        row = data["tensors"][one]
+        row["stride"] = dice.choice(
+            [row["shape"][::-1], [0] * len(row["shape"]), [1] * len(row["shape"]), [2**62]]
+        )
+    write_plan(plan, data, signed=True)
+    return f"meaning: {kind}, signed"
+
+
+def retyped(folder: Path, row: dict[str, Any], name: str, dice: random.Random) -> str:
+    """Let a file say another type of the same size for one tensor; the name that we have for it."""
+    same = [("F32", "float32"), ("I32", "int32"), ("U32", "uint32")], [("I64", "int64"), ("F64", "float64"), ("U64", "uint64")]  # fmt: skip
+    code, ours = dice.choice(same[0] if row["dtype"] == "float32" else same[1])
+    path = folder / row["file"]
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header[name]["dtype"] = code
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    return ours
+
+
+def in_extras(folder: Path, dice: random.Random) -> str:
+    """What nobody asked for, beside the files or in the index: it is not read."""
+    kind = dice.choice(["index", "files", "links"])
+    if kind == "index":
+        index = folder / "model.safetensors.index.json"
+        said = json.loads(index.read_text())
+        for name in said["weight_map"]:
+            said["weight_map"][name] = dice.choice(
+                ["../../outside", "/dev/zero", "", "model.safetensors", "C:\\x"]
+            )
+        index.write_text(json.dumps(said))
+    elif kind == "files":
+        name = dice.choice(
+            ["model.safetensors", "pytorch_model.bin", "model-00009-of-00009.safetensors", "torch.py", "x"]
+        )
+        (folder / name).write_bytes(dice.randbytes(99))
+    else:
+        (folder / "torch").symlink_to("/")
+        os.mkfifo(folder / "config.json")
+    return f"extras: {kind}"
+
+
 MUTATIONS: list[Callable[[Path, random.Random], str]] = [
     in_bytes, in_bytes, in_bytes, in_fields, in_fields, in_fields, in_fields, in_tensors, in_tensors, in_header, in_files, in_shapes,
+    in_text, in_text, in_meaning, in_meaning, in_extras,
 ]  # fmt: skip
 
 
@@ -392,7 +517,7 @@ def try_seed(
     folder = scratch / f"seed{seed}" / "saved"
     shutil.copytree(original, folder)
     kind = dice.choice(MUTATIONS)(folder, dice)
-    signed = kind in ("fields, signed", "files: names", "shapes: huge")
+    signed = kind.endswith("signed") or kind in ("files: names", "shapes: huge")
     said = alone(lambda: outcome(folder, wanted, signed))
     shutil.rmtree(folder.parent)
     return kind, said

@@ -22,6 +22,7 @@ from ..planning.surgery import INTERNALS
 from ..prune import PruneResult
 from ..store import load, save
 from ..tracing.tensors import held_tensors, named_tensors
+from ..tracing.wrappers import core
 
 STOCK = ("config.json", "generation_config.json")
 
@@ -46,6 +47,7 @@ def save_pretrained(
         StoreError: as for `depgraph.save`.
     """
     model: Any = model_or_result.model if isinstance(model_or_result, PruneResult) else model_or_result
+    model = core(model) if isinstance(model, nn.Module) else model
     if not hasattr(type(model), "from_pretrained") or not hasattr(model, "config"):
         raise InputError(f"{type(model).__name__} is no transformers model: use depgraph.save")
     wrong: list[str] = []

@@ -12,6 +12,7 @@ from ..errors import PlanError, listed
 from .plan import FORMAT, Cut, Indices, Plan, Repair, Rewrite
 
 LARGEST = 2**63 - 1
+MOST_DIMS = 64  # of a tensor; NumPy has no more
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -109,6 +110,16 @@ def is_whole(value: Any, low: int = 0) -> bool:
     return type(value) is int and low <= value <= LARGEST
 
 
+def are_sizes(value: Any) -> bool:
+    """Whether `value` can be the shape of a tensor: a short list of sizes whose product fits into 64 bits."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_DIMS
+        and all(map(is_whole, value))
+        and math.prod(value) <= LARGEST
+    )
+
+
 class _Reader:
     def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
         self.data, self.problems = data, problems
@@ -130,7 +141,7 @@ class _Reader:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found = {}
         for name, shape in self.table("shapes").items():
-            if not isinstance(shape, list) or not all(map(is_whole, shape)) or math.prod(shape) > LARGEST:
+            if not are_sizes(shape):
                 self.problems.append(f"the shape of {_short(name)} is none: {_short(shape)}")
             else:
                 found[name] = tuple(shape)

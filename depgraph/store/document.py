@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import PlanError, StoreError, listed
 from ..planning.plan import Plan
-from ..planning.plan_json import LARGEST, as_data, is_whole, parse, read
+from ..planning.plan_json import are_sizes, as_data, is_whole, parse, read
 from .folders import checked
 from .weights import DTYPES, FILE, NAMES, Entry, differences, is_dense
 
@@ -177,10 +176,6 @@ class _Fields:
         return {}
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_whole, value)) and math.prod(value) <= LARGEST
-
-
 def _are_places(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(v, list)
@@ -200,7 +195,7 @@ def _entry(row: Any) -> Entry | None:
         or row.keys() - {"stride"} != {"dtype", "shape", "file", "crc32"}
         or not isinstance(row["dtype"], str)
         or row["dtype"] not in DTYPES
-        or not _are_sizes(row["shape"])
+        or not are_sizes(row["shape"])
         or not isinstance(row["file"], str)
         or not FILE.fullmatch(row["file"])
         or not is_whole(row["crc32"])
@@ -209,7 +204,7 @@ def _entry(row: Any) -> Entry | None:
     stride = row.get("stride")
     shape = tuple(row["shape"])
     if stride is not None and not (
-        _are_sizes(stride) and len(stride) == len(shape) and is_dense(shape, tuple(stride))
+        are_sizes(stride) and len(stride) == len(shape) and is_dense(shape, tuple(stride))
     ):
         return None
     return Entry(

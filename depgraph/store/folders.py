@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
 
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a disk says late, when it is asked whether it has the bytes
 
 
 @contextmanager
@@ -76,13 +78,20 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have what was written on the disk before it counts; where a file system can't say so, go on."""
-    with suppress(OSError):
+    """Have what was written on the disk before it counts; where a file system can't say so, go on.
+
+    Raises:
+        OSError: the disk has not taken it.
+    """
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno in LOST:
+            raise
 
 
 def _put(new: Path, folder: Path) -> None:

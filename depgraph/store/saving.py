@@ -110,7 +110,8 @@ def described(
         if all(isinstance(k, (str, int)) for _, keys in found.places for k in keys)
     }
     plans = [fitted(plan, model) for plan in plans]
-    problems = _differences(named, ties, plans)
+    problems = _differences(named, ties, plans, held)
+    problems += ["what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)]
     views = _views(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
@@ -136,14 +137,16 @@ def described(
     )
 
 
-def _differences(named: Mapping[str, Tensor], ties: dict[str, str], plans: Sequence[Plan]) -> list[str]:
+def _differences(
+    named: Mapping[str, Tensor], ties: dict[str, str], plans: Sequence[Plan], held: Mapping[str, Any]
+) -> list[str]:
     """Where the model is not what its last plan makes."""
     if not plans:
         return []
     last = plans[-1]
     problems = [f"{n!r} is not in its plan" for n in named.keys() - last.shapes.keys()]
     problems += [
-        f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() if n not in last.cuts
+        f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() - held.keys()
     ]
     problems += [
         f"{n!r} has shape {tuple(t.shape)}, its plan makes {last.new_shape(n)}"
@@ -204,6 +207,14 @@ def _as_json(value: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         return None
     return again if again == value else None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
