@@ -119,6 +119,19 @@ def test_other_widths_load_by_one_line(make: Any, kind: str, tmp_path: Path) -> 
     assert torch.equal(elsewhere(OURS.format(kind=kind), tmp_path / "saved"), result.model(words()).logits)
 
 
+def test_shards_of_a_wrapped_model_load_without_depgraph(tmp_path: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    model = torch.nn.DataParallel(bert())
+    result = depgraph.prune(
+        model, {"input_ids": words()}, pruning_ratio=0.5, ignore=["*attention.self*"], uniform=True
+    )
+    assert hugging_face.save_pretrained(result, tmp_path / "saved", max_shard_bytes=20_000) == []
+    assert len(list((tmp_path / "saved").glob("model-*.safetensors"))) > 1
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded(words()).logits, result.model(words()).logits)
+
+
 def test_what_a_config_would_compute_anew_is_noticed(tmp_path: Path) -> None:
     """Half of each head: all widths are equal, but the scale and the rotary frequencies are the original's."""
     result = depgraph.prune(llama(), {"input_ids": words()}, pruning_ratio=0.5)

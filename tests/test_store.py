@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import os
 import pickle
+import resource
 import signal
 import sys
 from collections import Counter
@@ -510,6 +512,100 @@ def test_models_that_are_not_what_their_plan_makes_are_refused_with_every_reason
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_whose_weights_were_packed_away_is_refused(tmp_path: Path) -> None:
+    """Every tensor that is left has been cut, and those that are gone as well."""
+
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(7, 22, bias=False), nn.Linear(22, 3, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x).relu())
+
+    result = depgraph.prune(Packed().eval(), torch.randn(2, 7))
+    result.model.first._parameters.clear()
+    result.model.first.packed = object()
+    with pytest.raises(depgraph.StoreError, match=r"'first\.weight' of its plan is not in it"):
+        depgraph.save(result, tmp_path / "saved")
+
+
+def test_what_json_cannot_say_of_a_plan_is_refused(tmp_path: Path) -> None:
+    result = pruned()
+    result.plan.asked["threshold"] = float("inf")
+    with pytest.raises(depgraph.StoreError, match="JSON"):
+        depgraph.save(result, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lazy_modules_are_made_by_a_factory_that_calls_them(tmp_path: Path) -> None:
+    def called() -> nn.Module:
+        model = nn.Sequential(nn.LazyLinear(22), nn.ReLU(), nn.LazyLinear(3))
+        model(torch.zeros(2, 7))
+        return model
+
+    x = torch.randn(2, 7)
+    result = depgraph.prune(called().eval(), x)
+    depgraph.save(result, tmp_path / "saved")
+    assert torch.equal(depgraph.load(called, tmp_path / "saved")(x), result.model(x))
+    with pytest.raises(depgraph.StoreError, match=r"'2\.weight' has no shape yet: call the model once"):
+        depgraph.load(
+            lambda: nn.Sequential(nn.LazyLinear(22), nn.ReLU(), nn.LazyLinear(3)), tmp_path / "saved"
+        )
+
+
+def test_hooks_on_the_state_dict_change_nothing(tmp_path: Path) -> None:
+    """A folder has the tensors by the names of their modules, whatever a model's own `state_dict` says."""
+
+    class Hooked(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self._register_state_dict_hook(
+                lambda m, state, prefix, meta: {f"x_{n}": t for n, t in state.items()}
+            )
+
+    result = pruned(Hooked().eval())
+    assert "x_first.weight" in result.model.state_dict()
+    depgraph.save(result, tmp_path / "saved")
+    loaded = depgraph.load(Hooked, tmp_path / "saved")
+    assert {n: octets(t) for n, t in loaded.named_parameters()} == {
+        n: octets(t) for n, t in result.model.named_parameters()
+    }
+    assert loaded.state_dict().keys() == result.model.state_dict().keys()
+
+
+KINDS = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32", "int16", "int8",
+         "uint8", "uint16", "uint32", "uint64", "bool", "complex128", "complex64", "complex32"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_every_type_comes_back(tmp_path: Path) -> None:
+    """Persistent or not, of no entries, of no dims; and a parameter that is a conjugate."""
+
+    class Typed(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in KINDS:
+                dtype = getattr(torch, name)
+                self.register_buffer(f"of_{name}", torch.tensor([[1.0, 0.0, 3.0]] * 2).to(dtype))
+                self.register_buffer(
+                    f"of_{name}_left_out", torch.tensor([5.0, 2.0]).to(dtype), persistent=False
+                )
+                self.register_buffer(f"of_{name}_empty", torch.zeros(0, 3).to(dtype))
+                self.register_buffer(f"of_{name}_scalar", torch.tensor(1.0).to(dtype))
+            self.turned = nn.Parameter(torch.view_as_complex(torch.randn(5, 2)).conj())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.turned.abs()[:, None, None]
+
+    result = pruned(Typed().eval())
+    depgraph.save(result, tmp_path / "saved")
+    loaded = depgraph.load(Typed, tmp_path / "saved")
+    assert torch.equal(loaded.turned, result.model.turned)
+    loaded.turned = result.model.turned  # the conjugate is computed now, and laid out so
+    assert_same(loaded, result.model)
+
+
 def test_folders_that_are_not_ours_are_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -565,6 +661,52 @@ def test_an_interrupted_save_leaves_what_was_there(moment: str, kind: str, tmp_p
     if kind == "error":
         assert [p.name for p in tmp_path.iterdir()] == ["saved"]
     depgraph.save(pruned(), folder)  # what a killed process left is in nobody's way
+    assert_same(depgraph.load(Small, folder), pruned().model)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(("file", "width"), [("model.safetensors", 29), ("plan.json", 14)])
+def test_a_full_disk_leaves_what_was_there(file: str, width: int, tmp_path: Path) -> None:
+    """No file can become as large as `file` is, the largest that is written."""
+    first = pruned(Small(width).eval())
+    folder = depgraph.save(first, tmp_path / "saved")
+    room = (folder / file).stat().st_size - 1
+    assert all(p.stat().st_size <= room for p in folder.iterdir() if p.name != file)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            depgraph.save(first, folder)
+        except depgraph.StoreError:
+            os._exit(3)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 3 << 8
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_disk_that_says_late_that_it_is_full_fails_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = depgraph.save(pruned(pruning_ratio=0.3), tmp_path / "saved")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fails(why: int) -> Callable[[int], None]:
+        def flush(handle: int) -> None:
+            raise OSError(why, "late")
+
+        return flush
+
+    for why in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+        monkeypatch.setattr(os, "fsync", fails(why))
+        with pytest.raises(depgraph.StoreError, match="late"):
+            depgraph.save(pruned(), folder)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    monkeypatch.setattr(os, "fsync", fails(errno.EINVAL))  # what file systems say that can't flush
+    depgraph.save(pruned(), folder)
     assert_same(depgraph.load(Small, folder), pruned().model)
 
 
