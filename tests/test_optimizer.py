@@ -72,6 +72,13 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
     "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.5),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "adamw, amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01, decoupled_weight_decay=True, weight_decay=0.1),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.3, lambd=0.5, t0=1),
+    "many groups": lambda p: torch.optim.Adam(
+        [{"params": [q], "lr": 0.01 / (i + 1)} for i, q in enumerate(p)]
+    ),
 }
 
 
@@ -125,6 +132,47 @@ def test_every_state_tensor_holds_the_kept_entries() -> None:
         assert optimizer.state[p]["step"] == before[n]["step"] == 2
     for n, p in model.named_parameters():  # nothing is shared with what the model was trained by
         assert p.shape == plan.shapes[n]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="of newer versions of torch")
+def test_momentum_that_is_made_orthogonal() -> None:
+    """Its steps mix all entries of a matrix, so they are others in a smaller one; the momentum is the same."""
+    model, plan = made()
+    matrices = {n: p for n, p in model.named_parameters() if p.dim() == 2}
+    optimizer = torch.optim.Muon(matrices.values(), lr=0.01)
+    train(model, optimizer, range(2))
+    before = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in matrices.items()}
+    small = depgraph.apply(model, plan)
+    plan.apply_to_optimizer(optimizer, model, small)
+    for n, p in small.named_parameters():
+        if n in before:
+            assert torch.equal(optimizer.state[p]["momentum_buffer"].flatten(), before[n][plan.mask(n)])
+    train(small, optimizer, range(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["plateau", "one cycle", "swa"])
+def test_schedules_go_on(kind: str) -> None:
+    """Learning rates, momenta and counts after pruning are those of a run without."""
+    schedules: dict[str, Callable[[Any], Any]] = {
+        "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=1),
+        "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=11),
+        "swa": lambda o: torch.optim.swa_utils.SWALR(o, 0.001, anneal_epochs=7),
+    }
+    rates: list[list[Any]] = []
+    for cut in (False, True):
+        model, plan = made()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        schedule, seen = schedules[kind](optimizer), []
+        for step in range(9):
+            if cut and step == 4:
+                model, old = depgraph.apply(model, plan), model
+                plan.apply_to_optimizer(optimizer, old, model)
+            train(model, optimizer, range(step, step + 1))
+            schedule.step(*([1.0] if kind == "plateau" else []))
+            seen.append([(g["lr"], g["momentum"]) for g in optimizer.param_groups])
+        rates.append([seen, schedule.state_dict()["last_epoch"]])
+    assert rates[0] == rates[1]
+    assert len({str(row) for row in rates[1][0]}) > 2
 
 
 def test_groups_keep_their_options_and_order_and_foreign_parameters() -> None:

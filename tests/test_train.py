@@ -324,6 +324,15 @@ def test_bad_input_is_refused_before_anything_changes() -> None:
     assert all(torch.allclose(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_soft_loss_of_narrow_types_is_computed_in_a_wide_one(dtype: torch.dtype) -> None:
+    dice = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(2, 3, 997, generator=dice, dtype=torch.float64).to(dtype) * 4 for _ in range(2))
+    found, wanted = soft_loss(a, b, 1.5), soft_loss(a.double(), b.double(), 1.5)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(abs(found - wanted)) < 1e-5 * float(wanted)
+
+
 def test_bad_distillation_is_refused() -> None:
     torch.manual_seed(7)
     teacher = Tokens().eval()
