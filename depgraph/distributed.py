@@ -88,6 +88,8 @@ def prune(
             lambda: analyze(bare, example_inputs, ignore=ignore, strict=strict, constraints=constraints),
             group,
         )
+        if isinstance(calibration, Iterator):  # it is read for the scores, and to recover
+            calibration = list(calibration)
         data = _together(
             lambda: None if calibration is None else Calibration(calibration, example_inputs, loss), group
         )
@@ -107,6 +109,7 @@ def prune(
         small = _together(lambda: result.model if result else apply(bare, plan), group)
         _synchronise(small, group)
         whole = wrapped_like(model, small) if inner else small
+        dist.destroy_process_group(group)
     return DistributedResult(whole, plan, result.report if result else None)
 
 

@@ -165,6 +165,13 @@ def test_one_process(tmp_path: Path) -> None:
         wanted = depgraph.prune(model, x, max_params=0.5)
         assert json.loads(found.plan.to_json()) == json.loads(wanted.plan.to_json())
         assert torch.equal(found.model(x), wanted.model(x))
+        batches = [torch.randn(7, 5) for _ in range(3)]
+        options = {"importance": "activation_variance", "recover": "reconstruction", "pruning_ratio": 0.5}
+        found = distributed.prune(model, x, calibration=iter(batches), **options)  # read twice
+        wanted = depgraph.prune(model, x, calibration=batches, **options)
+        for name, tensor in wanted.model.state_dict().items():
+            assert torch.equal(found.model.state_dict()[name], tensor), name
+        assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "no group is left behind"
         for bad in ({"inplace": True}, {"timeout": 0}, {"graph": None}):
             with pytest.raises(depgraph.InputError, match=next(iter(bad))):
                 distributed.prune(model, x, **bad)
