@@ -26,7 +26,7 @@ from benchmarks.real import fetch
 LEE = "gensim/test/test_data"
 WINDOW = 512
 EVALUATED_WINDOWS = 8
-DISTILLATION_STEPS, DISTILLATION_RATE = 48, 2e-4
+DISTILLATION_STEPS, DISTILLATION_RATE = 72, 2e-4
 TEXT_TOKENS = 256
 """MiniLM's own limit: longer texts are cut there."""
 
