@@ -26,7 +26,15 @@ class NothingToPruneError(DepgraphError):
 
 
 class BudgetError(DepgraphError):
-    """The budget lies below what floors, constraints and frozen axes allow; the message says what can be reached."""
+    """The budget lies below what floors, constraints and frozen axes allow; the message says what can be reached.
+
+    Attributes:
+        over: the least that can be reached, as a multiple of the budget, where that is known.
+    """
+
+    def __init__(self, text: str, over: float = float("inf")) -> None:
+        super().__init__(text)
+        self.over = over
 
 
 class PlanError(DepgraphError):

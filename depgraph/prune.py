@@ -18,7 +18,7 @@ from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, V
 from .exploring.score import Score, score_of
 from .grouping import axes
 from .grouping.axes import Reason
-from .grouping.graph import DependencyGraph
+from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, Scores, scores_of
 from .importance.criterion import normalisation
@@ -54,6 +54,7 @@ ASKED = (
     "round_to",
     "threshold",
     "uniform",
+    "granularity",
 )
 
 
@@ -75,12 +76,12 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
-OF_ANALYZE = ("ignore", "strict", "constraints")  # arguments of `prune` that it hands on
+OF_ANALYZE = ("ignore", "strict", "constraints", "granularity")  # arguments of `prune` that it hands on
 
 
 def analyze(
     model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False,
-    constraints: Constraint | Sequence[Constraint] = (),
+    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
 
@@ -91,21 +92,28 @@ def analyze(
         strict: raise at an op that no rule covers instead of freezing its axes.
         constraints: functions of the graph, or one, that state what else must hold: `DependencyGraph.lock`, `at_least`,
             `multiple_of` and `equal_counts`.
+        granularity: what is cut where one dim is a product, such as heads x width of a head: "coarse", the factor that is in
+            most weights (whole heads), or "fine", the one with most units (often the width). By default coarse, and fine
+            where a budget can't be met otherwise.
 
     Returns:
         what can be removed, and why the rest can't.
 
     Raises:
-        InputError: there are no example inputs, `ignore` names nothing, or a constraint does not fit the graph.
+        InputError: there are no example inputs, `ignore` names nothing, a constraint does not fit the graph, or
+            `granularity` is something else.
         TraceError: the model rejects the inputs.
         UnknownOpError: with `strict`.
     """
+    if granularity not in (None, *GRANULARITIES):
+        raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
     model = as_module(model)
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
     graph = DependencyGraph(
         propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore)
     )
+    graph.granularity = granularity
     freeze_unwritable_literals(graph)
     for constraint in [constraints] if callable(constraints) else constraints:
         if not callable(constraint):
@@ -127,8 +135,8 @@ def prune(
     max_latency: float | str | None = None, max_memory: float | str | None = None,
     importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
     normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
-    constraints: Constraint | Sequence[Constraint] = (), calibration: Iterable[Any] | None = None, loss: Loss | None = None,
-    recover: Any = None, score: Score | None = None,
+    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
+    calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
 ) -> PruneResult:  # fmt: skip
@@ -159,6 +167,7 @@ def prune(
         per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
         ignore: module paths, parameter names, or globs of them, to leave alone.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
+        granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this.
         uniform: equal widths in all repeated blocks, and in all that one field of the model's config says, so that the
             config describes the result.
@@ -209,13 +218,18 @@ def prune(
         if inplace:
             check_changeable(model)
     if graph is None:
-        graph = analyze(model, example_inputs, ignore=ignore, strict=strict, constraints=constraints)
+        graph = analyze(
+            model,
+            example_inputs,
+            ignore=ignore,
+            strict=strict,
+            constraints=constraints,
+            granularity=granularity,
+        )
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the one that analyze was called with")
-    elif ignore or strict or constraints:
-        raise InputError(
-            "ignore, strict and constraints have no effect on a finished graph: give them to analyze"
-        )
+    elif ignore or strict or constraints or granularity:
+        raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
@@ -296,8 +310,7 @@ def _settle(
             targets.restart()
             failed += 1
         except VerificationError as error:
-            blocks = [b for b in request.selection(graph, scores).blocks if any(a in masks for a in b.gone)]
-            if not _freeze_wrong(graph, masks, blocks, example_inputs, notes):
+            if not _freeze_wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, notes):
                 raise VerificationError(f"{error}\n  nothing was changed or returned") from error
             targets.restart()
             failed += 1

@@ -88,8 +88,13 @@ def random_network(seed: int) -> tuple[RandomNetwork, tuple[Tensor, ...]]:
 
 
 def random_options(seed: int, model: nn.Module) -> dict[str, Any]:
-    """A pruning ratio for that seed and, for every third, a parameter or two that must stay as they are."""
+    """A pruning ratio for that seed, which factors are cut and, for every third, parameters that must stay as they are."""
     dice = random.Random(-1 - seed)
     ratio = dice.choice((0.2, 0.35, 0.5, 0.5, 0.7, 0.9))
     names = [name for name, _ in model.named_parameters()]
-    return {"pruning_ratio": ratio, "ignore": dice.sample(names, dice.choice((0, 0, 0, 0, 1, 2)))}
+    ignored = dice.sample(names, dice.choice((0, 0, 0, 0, 1, 2)))
+    return {
+        "pruning_ratio": ratio,
+        "ignore": ignored,
+        "granularity": dice.choice((None, "coarse", "fine")),
+    }

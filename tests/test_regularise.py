@@ -89,7 +89,7 @@ def test_group_lasso_equals_a_loop_over_units_and_so_does_its_gradient(
 
 
 def test_group_lasso_takes_the_groups_that_pruning_would_cut() -> None:
-    """Of heads x width one factor is cut, the one with the most units; the other is left alone."""
+    """Of heads x width one factor is cut; the other is left alone."""
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -100,9 +100,10 @@ def test_group_lasso_takes_the_groups_that_pruning_would_cut() -> None:
             q = self.q(x).unflatten(-1, (2, 7)).transpose(-2, -3)
             return self.out((torch.softmax(q @ q.transpose(-1, -2), -1) @ q).transpose(-2, -3).flatten(-2))
 
-    graph = depgraph.analyze(Attention(), torch.randn(3, 11, 5))
-    assert sorted(g.units for g in graph.groups) == [2, 7]
-    assert GroupLasso(graph, 1.0).norms().shape == (7,)
+    for granularity, units in (("coarse", 2), ("fine", 7)):
+        graph = depgraph.analyze(Attention(), torch.randn(3, 11, 5), granularity=granularity)
+        assert sorted(g.units for g in graph.groups) == [2, 7]
+        assert GroupLasso(graph, 1.0).norms().shape == (units,)
 
 
 def test_a_unit_of_zeros_has_a_gradient_of_zero(graph: depgraph.DependencyGraph) -> None:

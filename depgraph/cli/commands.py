@@ -85,6 +85,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "ignore": options.ignore,
         "round_to": options.round_to,
         "uniform": options.uniform,
+        "granularity": options.granularity,
         "calibration": called(options.calibration, "--calibration") if options.calibration else None,
         "loss": function(options.loss, "--loss") if options.loss else None,
         "recover": options.recover,

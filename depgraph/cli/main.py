@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import DepgraphError
+from ..grouping.graph import GRANULARITIES
 from ..importance import CRITERIA
 from . import commands
 
@@ -200,6 +201,11 @@ def _how(to: argparse.ArgumentParser) -> None:
     what.add_argument("--scope", choices=("local", "global", "isomorphic"), help="which groups compete")
     what.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of this")
     what.add_argument("--uniform", action="store_true", help="equal widths in repeated blocks")
+    what.add_argument(
+        "--granularity",
+        choices=GRANULARITIES,
+        help="coarse: whole heads; fine: widths in them (by default coarse)",
+    )
     what.add_argument(
         "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
     )

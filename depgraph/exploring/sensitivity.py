@@ -110,6 +110,7 @@ def sensitivity(
     importance: str | Importance = "l1",
     ignore: Sequence[str] = (),
     constraints: Constraint | Sequence[Constraint] = (),
+    granularity: str | None = None,
     round_to: int = 1,
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -128,9 +129,10 @@ def sensitivity(
         score: ``score(model)`` -> a number, higher is better, called with each smaller model in eval mode.
         ratios: shares of a group's units to remove.
         groups: names of groups, of tensors or modules that produce them, or globs of these; None: all.
-        importance: as for `prune`, like the next five.
+        importance: as for `prune`, like the next six.
         ignore: modules, parameters or globs to leave alone.
         constraints: functions of the graph that state what else must hold.
+        granularity: whether whole heads go, or widths in them.
         round_to: every parameter dim that shrinks keeps a multiple of this.
         calibration: batches for criteria that look at data.
         loss: for criteria that look at gradients.
@@ -145,7 +147,7 @@ def sensitivity(
     """
     ratios = _checked(ratios)
     model = as_module(model)
-    graph = analyze(model, example_inputs, ignore=ignore, constraints=constraints)
+    graph = analyze(model, example_inputs, ignore=ignore, constraints=constraints, granularity=granularity)
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
@@ -157,6 +159,8 @@ def sensitivity(
     }
     if constraints:
         arguments["constraints"] = constraints
+    if granularity:
+        arguments["granularity"] = granularity
     subject = {
         "kind": "sensitivity",
         "model": model,

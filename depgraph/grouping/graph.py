@@ -24,6 +24,8 @@ from .naming import NAMING, Place, axis_at, named
 from .propagate import Dims, Propagation, leaves_of
 from .siblings import follow_siblings
 
+GRANULARITIES = ("coarse", "fine")
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -43,6 +45,8 @@ class DependencyGraph:
         groups: what can be removed, a `Group` each, largest first in the order of the model.
         tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
         constraints: polynomials in the counts of group axes that must stay 0.
+        granularity: "coarse" or "fine": which factor of a product is cut (see `select/factors.py`); None: coarse, and fine
+            where a budget can't be met otherwise.
         multiples: what `multiple_of` was told: the place, its axis, and the number.
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
@@ -53,6 +57,7 @@ class DependencyGraph:
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
         self.model = model
+        self.granularity: str | None = None
         self.multiples: list[tuple[str, Axis, int]] = []
         self.followed = follow_siblings(state, model)
         self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}

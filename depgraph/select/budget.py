@@ -177,7 +177,8 @@ def _check_reachable(
             raise BudgetError(
                 f"{b.name}={b.text(b.limit)} can't be reached: with every removable unit gone {b.text(reached)} remain "
                 f"of {b.text(whole)} ({reached / max(whole, 1e-300):.1%}){held}\n  what locks the rest:\n"
-                f"{lock_lines(selection.graph)}"
+                f"{lock_lines(selection.graph)}",
+                reached / max(b.limit, 1e-300),
             )
 
 

@@ -1,24 +1,37 @@
-"""Which groups are cut: one factor of each product dim, as far as the constraints on counts can be met."""
+"""Which groups are cut: one factor of each product dim, as far as the constraints on counts can be met.
+
+The rows of an attention projection are a product, heads x width of a head: each factor could shrink, and the other would
+have to stay, or the loss would be paid twice. What is cut is the granularity:
+
+* coarse: of the factors that only weights sum over, the one that is in most weights, or has most units where that is the
+  same. Heads are in the projections of queries, keys and values and in the one that reads them, which recovery can fit to
+  the heads that stay. The width of queries and keys is summed over where these meet, with no weight to be fitted, so that
+  nothing can make up for what goes;
+* fine: the factor with most units, so that widths follow a ratio closely.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
-from ..grouping.axes import ATOM, PRODUCT, Axis, Polynomial, Reason
+from ..grouping.axes import ATOM, PRODUCT, Axis, Polynomial, Reason, atoms
 from ..grouping.graph import DependencyGraph, Group
+from ..grouping.propagate import leaves_of
 
 Tie = tuple[Polynomial, Reason]  # a polynomial in counts that must stay zero, and why
 Choice = tuple[list[Group], list[Polynomial], dict[int, str]]
 
 
 def choose_factors(
-    graph: DependencyGraph, passed_over: Collection[int] = ()
+    graph: DependencyGraph, passed_over: Collection[int] = (), granularity: str | None = None
 ) -> tuple[list[Group], dict[int, set[int]]]:
-    """The groups that a ratio or budget cuts: of each product that a weight produces, the factor with most units.
+    """The groups that a ratio or budget cuts: of each product that a weight produces, one factor.
 
     Args:
         graph: the dependency graph.
         passed_over: ids of axes that are not to be chosen.
+        granularity: "coarse" or "fine"; None: the graph's own, or coarse.
 
     Returns:
         the groups, and for each axis id the ids of its rivals: axes that are another factor of the same product.
@@ -32,12 +45,31 @@ def choose_factors(
                 seen.add(id(axis.find()))
                 _rivals(axis, graph.by_axis, rivals)
     taken: set[int] = set()
-    for group in sorted(graph.groups, key=lambda g: -g.units):
+    coarse = partial(_coarse, graph, _summed_without_weight(graph))
+    rank = _fine if (granularity or graph.granularity) == "fine" else coarse
+    for group in sorted(graph.groups, key=rank):
         fragment = group.axis.pool is not group.axis
         if id(group.axis) not in passed_over and not rivals.get(id(group.axis), set()) & taken:
             if group.units > 1 or fragment:
                 taken.add(id(group.axis))
     return [g for g in graph.groups if id(g.axis) in taken], rivals
+
+
+def _fine(group: Group) -> tuple[float, ...]:
+    return (-group.units,)
+
+
+def _coarse(graph: DependencyGraph, unweighted: Collection[int], group: Group) -> tuple[float, ...]:
+    """What comes first is cut: by what sums over it, the parameters of the weights that it is in, its units."""
+    reach = sum(graph.tensors[n].numel() for n in {m.name for m in group.members if m.role != "scales"})
+    return id(group.axis) in unweighted, -reach, -group.units
+
+
+def _summed_without_weight(graph: DependencyGraph) -> set[int]:
+    """Ids of the atoms that some op sums over without a weight, as the product of queries and keys does."""
+    weighted = {p.node for p in graph.state.products if leaves_of(p.weight)}
+    sums = [found for node, found in graph.state.contracted.items() if node not in weighted]
+    return {id(a) for found in sums for axis in found for a in atoms(axis)}
 
 
 def _rivals(axis: Axis, groups: Mapping[int, Group], rivals: dict[int, set[int]]) -> set[int]:
@@ -55,7 +87,7 @@ def _rivals(axis: Axis, groups: Mapping[int, Group], rivals: dict[int, set[int]]
     return set().union(*found)
 
 
-def choose_groups(graph: DependencyGraph, ties: Sequence[Tie] = ()) -> Choice:
+def choose_groups(graph: DependencyGraph, ties: Sequence[Tie] = (), granularity: str | None = None) -> Choice:
     """The groups to cut, the constraints over them, and locked axes with the reason.
 
     Where a constraint can't be met with the first choice of factors (it would fix the width of a whole model because
@@ -64,9 +96,10 @@ def choose_groups(graph: DependencyGraph, ties: Sequence[Tie] = ()) -> Choice:
     Args:
         graph: the dependency graph.
         ties: further constraints beside the graph's own.
+        granularity: as in `choose_factors`.
     """
     constraints = [*graph.constraints, *ties]
-    groups, rivals = choose_factors(graph)
+    groups, rivals = choose_factors(graph, granularity=granularity)
     first = _met(graph, constraints, groups)
     taken = {id(g.axis) for g in groups}
     blamed = taken & {
@@ -80,7 +113,7 @@ def choose_groups(graph: DependencyGraph, ties: Sequence[Tie] = ()) -> Choice:
     }
     if not first[2] or not blamed:
         return first
-    second = _met(graph, constraints, choose_factors(graph, blamed)[0])
+    second = _met(graph, constraints, choose_factors(graph, blamed, granularity)[0])
     return max((first, second), key=lambda c: _reach(graph, c[0]))
 
 

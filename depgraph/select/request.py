@@ -8,9 +8,10 @@ from math import isfinite
 from typing import Any
 
 from ..errors import BudgetError, InputError, NothingToPruneError
-from ..grouping.graph import DependencyGraph
+from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
 from ..planning.plan import Plan
+from .blocks import Block
 from .budget import Budget, nothing_text
 from .earlier import lost_units
 from .normalise import NORMALISATIONS
@@ -77,14 +78,23 @@ class Request:
             )
 
     def selection(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None
-    ) -> Selection:
-        """The blocks of `graph`, under `max_ratio` instead of the request's own."""
+        self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None,
+        granularity: str | None = None,
+    ) -> Selection:  # fmt: skip
+        """The blocks of `graph`, under `max_ratio` instead of the request's own and a `granularity` instead of the graph's."""
         return Selection(
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
             normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=lost_units(graph, self.earlier),
-            threshold=self.threshold,
+            threshold=self.threshold, granularity=granularity,
         )  # fmt: skip
+
+    def blocks(self, graph: DependencyGraph, scores: Mapping[int, Scores], masks: Masks) -> list[Block]:
+        """The blocks that `masks` cut."""
+        for granularity in _granularities(graph):
+            blocks = self.selection(graph, scores, granularity=granularity).blocks
+            if masks.keys() <= {a for b in blocks for a in b.gone}:
+                break
+        return [b for b in blocks if any(a in masks for a in b.gone)]
 
     def masks(
         self, graph: DependencyGraph, scores: Mapping[int, Scores], budgets: Sequence[Budget] = ()
@@ -99,13 +109,15 @@ class Request:
         self.check([b.name for b in budgets])
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
-        if self.max_ratio is not None:
-            return self.selection(graph, scores, self.max_ratio).choose(budgets, self.per_cost)
-        try:
-            most = MOST if self._competes(bool(budgets)) else None
-            return self.selection(graph, scores, most).choose(budgets, self.per_cost)
-        except BudgetError:
-            return self.selection(graph, scores).choose(budgets, self.per_cost)
+        usual = MOST if self.max_ratio is None and self._competes(bool(budgets)) else self.max_ratio
+        failed: list[BudgetError] = []
+        for granularity in _granularities(graph):
+            for most in dict.fromkeys((usual, self.max_ratio)):
+                try:
+                    return self.selection(graph, scores, most, granularity).choose(budgets, self.per_cost)
+                except BudgetError as error:
+                    failed.append(error)
+        raise min(failed, key=lambda e: e.over)
 
     def _competes(self, budgets: bool) -> bool:
         """Whether units of several groups compete, and no share above the usual cap is asked for."""
@@ -116,3 +128,8 @@ class Request:
         asked += list(ratio.values()) if isinstance(ratio, Mapping) else [ratio]
         together = budgets or self.scope not in (None, "local") or self.threshold is not None
         return together and all(r is None or r <= MOST for r in asked)
+
+
+def _granularities(graph: DependencyGraph) -> tuple[str, ...]:
+    """How products are cut: as was asked, or coarsely where budgets can be met so, and finely otherwise."""
+    return (graph.granularity,) if graph.granularity else GRANULARITIES

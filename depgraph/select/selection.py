@@ -52,7 +52,7 @@ class Selection:
     def __init__(
         self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
-        lost: Mapping[int, int] = MappingProxyType({}), threshold: float | None = None,
+        lost: Mapping[int, int] = MappingProxyType({}), threshold: float | None = None, granularity: str | None = None,
     ) -> None:  # fmt: skip
         """Order the moves of every block by `scores` (axis id -> score per unit).
 
@@ -67,10 +67,11 @@ class Selection:
             ties: further constraints on counts.
             threshold: take the units whose normalised score is below this, instead of a ratio.
             lost: pool id -> units that an earlier plan took: ratios, caps and floors count them, too.
+            granularity: which factor of a product is cut, "coarse" or "fine"; None: as the graph says.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
         self.lost, self.threshold = lost, threshold
-        groups, relations, self.locked = choose_groups(graph, ties)
+        groups, relations, self.locked = choose_groups(graph, ties, granularity)
         self.axis = {id(g.axis): g.axis for g in groups}
         relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
         alike: dict[tuple[Any, ...], list[int]] = {}
