@@ -92,7 +92,8 @@ def test_every_step_removes_the_share_of_the_original_that_the_ramp_says(ramp: A
         disturb(model, step)
 
     model = made()
-    result = prune_gradually(model, INPUTS, steps=4, ramp=ramp, train=train, pruning_ratio=0.7)
+    how = {"pruning_ratio": 0.7, "granularity": "fine"}
+    result = prune_gradually(model, INPUTS, steps=4, ramp=ramp, train=train, **how)
     by_hand = [
         {
             "stem.weight": 13 - int((removed(k / 4, 0.7) if k else 0) * 13 + 1e-9),
@@ -106,14 +107,15 @@ def test_every_step_removes_the_share_of_the_original_that_the_ramp_says(ramp: A
     expected = [w for k, w in enumerate(by_hand) if k and w != by_hand[k - 1]]
     got = [{n: shapes[n][0] for n in by_hand[0]} for shapes in seen]
     assert got == expected
-    assert widths(result.model) == widths(depgraph.prune(model, INPUTS, pruning_ratio=0.7).model)
+    assert widths(result.model) == widths(depgraph.prune(model, INPUTS, **how).model)
 
 
 def test_ratios_by_name_caps_and_floors_count_from_the_original() -> None:
     model = made()
     by_name = prune_gradually(
-        model, INPUTS, steps=3, train=disturb, pruning_ratio={"stem": 0.5, "qkv": 0.3}, ramp="linear"
-    )
+        model, INPUTS, steps=3, train=disturb, pruning_ratio={"stem": 0.5, "qkv": 0.3}, ramp="linear",
+        granularity="fine",
+    )  # fmt: skip
     assert by_name.model.stem.out_channels == 13 - 6
     assert by_name.model.qkv.out_features == 6 * (7 - 2)
     assert by_name.model.grouped.out_channels == 22
