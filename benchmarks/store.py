@@ -1,6 +1,6 @@
 """Seconds and megabytes of saving and loading a pruned ResNet-50: `python -m benchmarks.store`, `--small` for a ResNet-18.
 
-What is measured, in seconds of processor time on one thread, each the best of several runs that take turns:
+What is measured, in seconds of processor time on one thread, each the median of several runs that take turns:
 
 * `load_state_dict` of tensors in memory into a model that is ready: what no loader can do without;
 * the same from a file, by safetensors and by torch;
@@ -13,6 +13,7 @@ Peak memory is of a process that does nothing else, beyond what it had after its
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,15 +41,15 @@ def factory(name: str) -> Callable[[], torch.nn.Module]:
     return made
 
 
-def best(works: dict[str, Callable[[], object]], times: int) -> dict[str, float]:
-    """Seconds of each of `works`: the least of `times`, all taking turns so that noise meets them alike."""
-    found = {name: float("inf") for name in works}
+def medians(works: dict[str, Callable[[], object]], times: int) -> dict[str, float]:
+    """Seconds of each of `works`: the median of `times`, all taking turns so that noise meets them alike."""
+    found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(times):
         for name, work in works.items():
             begin = time.process_time()
             work()
-            found[name] = min(found[name], time.process_time() - begin)
-    return found
+            found[name].append(time.process_time() - begin)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def measured(name: str, ratio: float, folder: Path, times: int) -> dict[str, float]:
@@ -68,10 +69,17 @@ def measured(name: str, ratio: float, folder: Path, times: int) -> dict[str, flo
         "load_state_dict, safetensors": lambda: ready.load_state_dict(load_file(weights)),
         "load_state_dict, torch.load": lambda: ready.load_state_dict(torch.load(folder / "weights.pt")),
         "building the original": make,
+        "the same on the meta device": lambda: on_meta(make),
         "depgraph.load": lambda: depgraph.load(make, saved),
         "depgraph.save": lambda: depgraph.save(result, saved),
     }
-    return {"megabytes": weights.stat().st_size / MEGABYTE, **best(works, times)}
+    return {"megabytes": weights.stat().st_size / MEGABYTE, **medians(works, times)}
+
+
+def on_meta(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return make()
 
 
 def peak(name: str, folder: Path) -> float:
@@ -107,12 +115,12 @@ def main() -> int:
     for row in list(found[0])[1:]:
         table.add_row(row, *(f"{1e3 * f[row]:.1f}" for f in found))
     table.add_section()
-    for row in (
-        "load_state_dict, from memory",
-        "load_state_dict, safetensors",
-        "load_state_dict, torch.load",
-    ):
+    ready = ("load_state_dict, from memory", "load_state_dict, safetensors", "load_state_dict, torch.load")
+    for row in ready:
         table.add_row(f"depgraph.load / {row}", *(f"{f['depgraph.load'] / f[row]:.2f}" for f in found))
+    for row in ready:
+        whole = (f["depgraph.load"] / (f[row] + f["building the original"]) for f in found)
+        table.add_row(f"depgraph.load / (building + {row})", *(f"{ratio:.2f}" for ratio in whole))
     table.add_section()
     table.add_row("weights, megabytes", *(f"{f['megabytes']:.0f}" for f in found))
     table.add_row("peak of loading, megabytes", *(f"{p:.0f}" for p in peaks))

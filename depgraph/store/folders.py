@@ -16,7 +16,8 @@ from ..errors import StoreError
 
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
-LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # what a disk says late, when it is asked whether it has the bytes
+# What a disk says late, when it is asked whether it has the bytes.
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

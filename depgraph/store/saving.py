@@ -111,7 +111,9 @@ def described(
     }
     plans = [fitted(plan, model) for plan in plans]
     problems = _differences(named, ties, plans, held)
-    problems += ["what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)]
+    problems += [
+        "what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)
+    ]
     views = _views(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
@@ -145,9 +147,7 @@ def _differences(
         return []
     last = plans[-1]
     problems = [f"{n!r} is not in its plan" for n in named.keys() - last.shapes.keys()]
-    problems += [
-        f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() - held.keys()
-    ]
+    problems += [f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() - held.keys()]
     problems += [
         f"{n!r} has shape {tuple(t.shape)}, its plan makes {last.new_shape(n)}"
         for n, t in named.items()
