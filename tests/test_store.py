@@ -8,9 +8,11 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -439,6 +441,15 @@ def test_the_config_that_a_model_was_built_from_is_saved_as_it_was(tmp_path: Pat
         depgraph.load(lambda config: Small(), tmp_path / "none")
 
 
+def test_the_config_of_a_model_that_was_pruned_twice_is_the_first_one(tmp_path: Path) -> None:
+    once = pruned(Configured(Config(29)).eval(), pruning_ratio=0.3)
+    twice = pruned(once.model, pruning_ratio=0.4)
+    assert 29 > once.model.config.width > twice.model.config.width
+    depgraph.save(twice, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "plan.json").read_text())["config"] == {"width": 29}
+    assert_same(depgraph.load(lambda config: Configured(Config(**config)), tmp_path / "saved"), twice.model)
+
+
 def test_a_factory_by_name_is_what_the_caller_names(tmp_path: Path) -> None:
     result = pruned()
     depgraph.save(result, tmp_path / "saved")
@@ -758,6 +769,91 @@ def test_every_damaged_tensor_is_named(tmp_path: Path) -> None:
     assert str(caught.value).count("has changed since it was written") == 2
     assert "'first.bias'" in str(caught.value)
     assert "'norm.running_var'" in str(caught.value)
+
+
+def signed(folder: Path, text: str) -> None:
+    """Let plan.json say `text`, with a fitting checksum."""
+    (folder / "plan.json").write_text(f"{document._first_line(text)}\n{text}\n")
+
+
+CLAIMS: list[tuple[dict[str, Any], str]] = [
+    ({"held": {"first.bias": [["nowhere", ["table"]]]}}, "no attribute nowhere.table"),
+    ({"held": {"first.bias": [["first", ["_parameters", "bias"]]]}}, "no attribute first._parameters.bias"),
+    ({"held": {"first.bias": [["first", ["new"]]]}}, "no attribute first.new"),
+    ({"held": {"first.bias": [["first", ["stride", 2]]]}}, "no attribute first.stride.2"),
+    ({"held": {"other": [["first", ["stride", 0]]]}}, "'other' can't be held"),
+    ({"ties": {"first.bias": "norm.bias"}}, "'first.bias' can't be tied to 'norm.bias'"),
+    ({"ties": {"new": "nobody"}}, "'new' can't be tied to 'nobody'"),
+    ({"ties": {"new": "norm.bias"}}, "other tensors are tied"),
+    ({"views": {"first.bias": "norm.bias"}}, "'first.bias' can't be a view of 'norm.bias'"),
+    ({"training": ["nowhere"]}, "module 'nowhere' is not in the model"),
+    ({"extra_state": {"nowhere": 3}}, "module 'nowhere' is not in the model"),
+    ({"extra_state": {"": 3}}, "the model refuses its extra state"),
+    ({"more": 1}, "unknown field 'more'"),
+    ({"format": 2}, "has format 2, this version reads 1"),
+]
+
+
+@pytest.mark.parametrize(("claim", "says"), CLAIMS)
+def test_what_a_folder_claims_is_held_against_the_model(
+    claim: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved")
+    data = json.loads((folder / "plan.json").read_text())
+    del data["sha256"]
+    signed(folder, json.dumps({**data, **claim})[1:])
+    with pytest.raises(depgraph.StoreError, match=re.escape(says)):
+        depgraph.load(Small, folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "model.safetensors/../../secret",
+        "model.safetensors\n",
+        "/etc/passwd",
+        "plan.json",
+        "",
+    ],
+)
+def test_no_path_leads_out_of_a_folder(name: str, tmp_path: Path) -> None:
+    """Not even where the folder has a folder by the name of a file."""
+    folder = depgraph.save(pruned(), tmp_path / "saved")
+    (tmp_path / "secret").write_bytes((folder / "model.safetensors").read_bytes())
+    data = json.loads((folder / "plan.json").read_text())
+    del data["sha256"]
+    for row in data["tensors"].values():
+        row["file"] = name
+    signed(folder, json.dumps(data)[1:])
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(depgraph.StoreError, match="which is no tensor"):
+        depgraph.load(Small, folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"frozen": []', '"frozen": [], "frozen": []', "given twice"),
+        ('"frozen": []', '"frozen": [NaN]', "NaN is no number"),
+        ('"frozen": []', '"frozen": [-Infinity]', "-Infinity is no number"),
+        ('"frozen": []', '"frozen": ' + "[" * 100000, "no depgraph plan"),
+        ('"frozen": []', '"frozen": ' + "9" * 5000, "no depgraph plan"),
+        ('"shape": [7]', '"shape": [' + "4611686018427387904, " * 100000 + "7]", "which is no tensor"),
+        ('"first.bias": [14]', '"first.bias": [' + "4611686018427387904, " * 100000 + "7]", "the shape of"),
+        ('"first.bias": [14]', '"first.bias": [-14]', "the shape of"),
+    ],
+)  # fmt: skip
+def test_text_that_json_permits_is_refused_at_once(old: str, new: str, says: str, tmp_path: Path) -> None:
+    folder = depgraph.save(pruned(), tmp_path / "saved")
+    rest = (folder / "plan.json").read_text().partition("\n")[2].strip()
+    assert old in rest
+    signed(folder, rest.replace(old, new, 1))
+    begin = time.process_time()
+    with pytest.raises(depgraph.StoreError, match=re.escape(says)):
+        depgraph.load(Small, folder)
+    assert time.process_time() - begin < 5
 
 
 def test_nothing_in_a_folder_is_imported_executed_or_unpickled(
