@@ -363,6 +363,18 @@ def test_distances_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_distances_far_from_zero_keep_their_precision() -> None:
+    """Weights of about a thousand that differ by about one, in float32."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(5, 11, bias=False), nn.Tanh(), nn.Linear(11, 3))
+    with torch.no_grad():
+        net[0].weight.add_(1000)
+    graph = depgraph.analyze(net, torch.randn(2, 5))
+    found = depgraph.scores_of(graph, "fpgm")[id(graph.groups[0].axis)]
+    units = torch.cat([net[0].weight, net[2].weight.T], 1).detach().double()
+    close(found, torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist").sum(1), 1e-3)
+
+
 def test_scales_are_those_of_norms_and_of_products() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -853,6 +865,44 @@ def test_covariances_far_from_zero_keep_their_precision(criterion: Any) -> None:
         given = Calibration(data, data[0], None, False)
         found.append(depgraph.scores_of(graph, criterion, calibration=given)[id(group.axis)])
     np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=1e-4)
+
+
+class Runs(nn.Module):
+    """Three experts, given 2, 11 and 7 of 20 rows; hidden units go by fours, as the kernel asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.fall = nn.Parameter(torch.randn(3, 8, 28)), nn.Parameter(torch.randn(3, 28, 4))
+        self.register_buffer("ends", torch.tensor([2, 13, 20], dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(torch._grouped_mm(x, self.rise, offs=self.ends) / 4)
+        return torch._grouped_mm(hidden, self.fall, offs=self.ends)
+
+
+def test_experts_count_by_their_share_of_the_samples() -> None:
+    torch.manual_seed(1)
+    net, batches = Runs().eval(), [torch.randn(20, 8) for _ in range(30)]
+    graph = depgraph.analyze(net, batches[0])
+    group = next(g for g in graph.groups if g.units == 7)
+    rows = [torch.cat([b[i:j] for b in batches]).double() for i, j in ((0, 2), (2, 13), (13, 20))]
+    hidden = [torch.tanh(x @ net.rise[e].double() / 4).detach() for e, x in enumerate(rows)]
+    weights = [net.fall[e].detach().double() for e in range(3)]  # [28, 4]
+    shares, units = [2 / 11, 1, 7 / 11], [list(range(4 * u, 4 * u + 4)) for u in range(7)]
+
+    def found(criterion: Any) -> Any:
+        data = Calibration(batches, batches[0], None, False)
+        return depgraph.scores_of(graph, criterion, calibration=data)[id(group.axis)]
+
+    wanda = [h.square().mean(0).sqrt() * w.abs().sum(1) for h, w in zip(hidden, weights, strict=True)]
+    close(found("wanda"), sum(s * v for s, v in zip(shares, wanda, strict=True)).view(7, 4).sum(1), 1e-4)
+    errors = [[least_error(h, h @ w, u) for u in units] for h, w in zip(hidden, weights, strict=True)]
+    close(found(Obs(damping=1e-9)), np.array(shares) @ np.array(errors), 1e-3)
+    centred = [h - h.mean(0) for h in hidden]
+    left = [
+        [least_error(h, h[:, u], u) / float(h[:, u].square().sum(1).mean()) for u in units] for h in centred
+    ]
+    close(found(Redundancy(damping=1e-9)), np.array(shares) @ np.array(left) / sum(shares), 1e-3)
 
 
 def test_a_depthwise_convolution_reads_nothing_that_stays() -> None:

@@ -105,6 +105,54 @@ def test_reconstruction_is_least_squares(bias: bool):
     assert [r.name for r in told.layers if r.kept] == ["b.weight", "c.weight"]
 
 
+def test_errors_are_those_of_the_batches_that_are_held_out():
+    """Before; and after, of what was fitted on the others, though the weight is then solved with all."""
+    model = randomised(Mlp())
+    batches = [normal(40, 5, seed=s) * (1 + s) for s in range(5)]
+    keep = [0, 2, 3, 6, 8, 9]
+    _, told = recovered(model, batches[0], {"a.weight": keep}, batches, Reconstruction(damping=1e-12))
+    with torch.no_grad():
+        whole = model.a(torch.cat(batches)).relu()
+        ones = torch.ones(200, 1).double()
+        x, y = torch.cat([whole[:, keep], ones], 1), model.b(whole)
+        fitted = x[160:] @ torch.linalg.lstsq(x[:160], y[:160]).solution
+        plain = F.linear(whole[160:, keep], model.b.weight[:, keep], model.b.bias)
+        size = y[160:].square().sum()
+    assert told.layers[0].name == "b.weight"
+    assert told.layers[0].before == pytest.approx(float((y[160:] - plain).square().sum() / size))
+    assert told.layers[0].after == pytest.approx(float((y[160:] - fitted).square().sum() / size), rel=1e-5)
+
+
+def test_each_row_takes_the_damping_that_is_best_on_what_is_held_out():
+    """Few noisy samples: some rows ask for none to speak of, others for more than the inputs weigh, one for no change."""
+    n, c = 17, 11
+    x, held = normal(n, c), normal(300, c, seed=1)
+    slopes = torch.cat([normal(2, c, seed=2), 0.3 * normal(3, c, seed=3), torch.zeros(1, c)])
+    noise = torch.tensor([0, 0.01, 1, 2, 3, 5])
+    r = x @ slopes.T + noise * normal(n, 6, seed=4)
+    wanted = held @ slopes.T
+    sums = []
+    for given, target in ((x, r), (held, wanted)):
+        one = module_of_reconstruction.Sums.zero(1, c, 6, torch.device("cpu"))
+        one.add(slice(0, 1), given[None], target[None])
+        sums.append(one)
+    step = module_of_reconstruction.choose(*sums, False, None)
+    tried = {}
+    for damping in (1e-1, 1e-2, 1e-3, 1e-5, 1e-10, 1, 10, 100):
+        load = damping * (x.T @ x).diagonal().mean() * torch.eye(c).double()
+        tried[damping] = (wanted - held @ torch.linalg.solve(x.T @ x + load, x.T @ r)).square().sum(0)
+    errors = torch.stack([wanted.square().sum(0), *tried.values()])
+    best = errors.argmin(0)
+    assert len(set(best.tolist())) >= 3
+    assert max(best.tolist()) >= 6  # of the stronger ones
+    assert step.after == pytest.approx(float(errors.min(0).values.sum()))
+    x, r = torch.cat([x, held]), torch.cat([r, wanted])
+    for row, which in enumerate(best.tolist()):
+        load = [0, *tried][which] * (x.T @ x).diagonal().mean() * torch.eye(c).double()
+        weight = torch.linalg.solve(x.T @ x + load, x.T @ r[:, row]) if which else torch.zeros(c).double()
+        torch.testing.assert_close(step.change.weight[0, row], weight)
+
+
 def test_damping_shrinks_towards_the_weights_as_they_were_cut():
     model = randomised(Mlp())
     batches = [normal(40, 5, seed=s) for s in range(5)]
@@ -268,13 +316,18 @@ def case(function: Callable[[], Any]) -> Callable[[], Any]:
     return function
 
 
-@case
-def linear() -> Any:
-    model = randomised(Mlp())
+def first_layer_copied(model: nn.Module) -> Any:
+    """The units of layer `a` that are removed are copies of those that stay."""
+    model = randomised(model)
     keep = [0, 2, 3, 6, 8, 9]
     repeat(model.a.weight, keep)
     repeat(model.a.bias, keep)
     return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+
+
+@case
+def linear() -> Any:
+    return first_layer_copied(Mlp())
 
 
 def convolutional(between: nn.Module, head: nn.Module, spatial: int = 2) -> Any:
@@ -315,10 +368,9 @@ def transposed_convolution() -> Any:
     )
 
 
-@case
-def grouped_convolution() -> Any:
+def in_two_groups(between: nn.Module, head: nn.Module) -> Any:
     """Each group keeps two of its four inputs: 0, 1 and 5, 6, of which the others are multiples."""
-    model, example, _, batches = convolutional(nn.Conv2d(8, 6, 3, groups=2), nn.Linear(90, 2))
+    model, example, _, batches = convolutional(between, head)
     with torch.no_grad():
         for tensor in (model[0].weight, model[0].bias):
             tensor[2], tensor[3], tensor[4], tensor[7] = (
@@ -328,20 +380,16 @@ def grouped_convolution() -> Any:
                 tensor[6],
             )
     return model, example, {"first": [0, 1], "second": [1, 2]}, batches
+
+
+@case
+def grouped_convolution() -> Any:
+    return in_two_groups(nn.Conv2d(8, 6, 3, groups=2), nn.Linear(90, 2))
 
 
 @case
 def grouped_transposed_convolution() -> Any:
-    model, example, _, batches = convolutional(nn.ConvTranspose2d(8, 6, 3, 2, groups=2), nn.Linear(990, 2))
-    with torch.no_grad():
-        for tensor in (model[0].weight, model[0].bias):
-            tensor[2], tensor[3], tensor[4], tensor[7] = (
-                2 * tensor[0],
-                3 * tensor[1],
-                0.5 * tensor[5],
-                tensor[6],
-            )
-    return model, example, {"first": [0, 1], "second": [1, 2]}, batches
+    return in_two_groups(nn.ConvTranspose2d(8, 6, 3, 2, groups=2), nn.Linear(990, 2))
 
 
 class Attention(nn.Module):
@@ -465,11 +513,7 @@ class Shared(nn.Module):
 
 @case
 def shared_layer() -> Any:
-    model = randomised(Shared())
-    keep = [0, 2, 3, 6, 8, 9]
-    repeat(model.a.weight, keep)
-    repeat(model.a.bias, keep)
-    return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+    return first_layer_copied(Shared())
 
 
 class Packed(nn.Module):
@@ -489,11 +533,7 @@ class Packed(nn.Module):
 
 @case
 def packed_weight() -> Any:
-    model = randomised(Packed())
-    keep = [0, 2, 3, 6, 8, 9]
-    repeat(model.a.weight, keep)
-    repeat(model.a.bias, keep)
-    return model, normal(9, 5), {"a.weight": keep}, [normal(30, 5, seed=s) for s in (1, 2, 3)]
+    return first_layer_copied(Packed())
 
 
 class Normed(nn.Module):
