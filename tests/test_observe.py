@@ -13,6 +13,7 @@ from zoo import ZOO
 import depgraph
 from depgraph.data.calibration import Calibration
 from depgraph.data.observe import consumers, observe
+from depgraph.data.patches import patches
 from depgraph.data.watch import Call, Watch
 from depgraph.errors import InputError
 
@@ -32,7 +33,23 @@ def computed(call: Call) -> Tensor:
             torch.testing.assert_close(
                 product, layout.outputs(call.args, rest, stacks, samples), **close(rest)
             )
+    chosen_alone(call, rest)
     return in_order(torch.cat(values))
+
+
+def chosen_alone(call: Call, rest: Tensor) -> None:
+    """Every third sample is what it is among all of them, with its number."""
+    layout = call.layout
+    pieces = layout.inputs(call.args, call.x, slice(None))
+    some = layout.inputs(call.args, call.x, slice(None), lambda count, start: torch.arange(1, count, 3))
+    for (stacks, samples, x), (same, numbers, taken) in zip(pieces, some, strict=True):
+        assert same == stacks
+        assert torch.equal(numbers, torch.arange(samples.start, samples.stop)[1::3])
+        assert torch.equal(taken, x[:, 1::3])
+        assert torch.equal(
+            layout.outputs(call.args, rest, stacks, numbers),
+            layout.outputs(call.args, rest, stacks, samples)[:, 1::3],
+        )
 
 
 def close(values: Tensor) -> dict[str, float]:
@@ -150,6 +167,14 @@ def test_windows_come_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch):
         )
     assert max(sizes) <= 3 * 9 * 5 * 2
     assert torch.equal(torch.cat(pieces), whole)
+    args = (batch, model[0].weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+    counted = []
+    some = patches(
+        args, lambda count, start: counted.append((count, start)) or torch.arange(count)[-start % 7 :: 7]
+    )
+    assert torch.equal(torch.cat(list(some)), whole[::7])
+    assert len(counted) == len(pieces) > 4
+    assert sum(count for count, _ in counted) == len(whole)
 
 
 def test_a_convolution_without_a_batch_dim():

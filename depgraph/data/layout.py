@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import torch
 
-from .patches import patches
+from .patches import Choice, patches
 
 Tensor = torch.Tensor
-Piece = tuple[slice, slice, Tensor]  # which stacks, which samples, x [stacks, samples, columns]
+Samples = slice | Tensor  # a range of them, or their numbers
+Piece = tuple[slice, Samples, Tensor]  # which stacks, which samples, x [stacks, samples, columns]
 
 
 class Layout(Protocol):
@@ -25,10 +26,10 @@ class Layout(Protocol):
     def matrices(self, weight: Tensor) -> Tensor:
         """The weight operand as [stacks, rows, columns]."""
 
-    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
-        """The activation of some stacks in pieces."""
+    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
+        """The activation of some stacks in pieces, or the `chosen` samples of each."""
 
-    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
         """The part of the result that belongs to a piece: [stacks, samples, rows]."""
 
 
@@ -112,12 +113,12 @@ class Einsum:
         rest = [d for d in range(x.dim()) if not any(d in part for part in parts)]
         return x.permute(*parts[0], *parts[1], *parts[2], *rest).reshape(sizes)
 
-    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
         """See `Layout`."""
         whole = self.arranged(x)
-        yield stacks, slice(0, whole.shape[1]), whole[stacks]
+        yield _taken(stacks, 0, whole[stacks], chosen)
 
-    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
         """See `Layout`."""
         parts = [[d for *_, d in part] for part in (self.stacked, self.samples, self.rows)]
         sizes = [prod(out.shape[d] for d in dims) for dims in parts]
@@ -164,20 +165,27 @@ class Convolved:
         apart = weight.unflatten(0, (self.groups, -1))
         return (apart.transpose(1, 2) if self.transposed else apart).flatten(2)
 
-    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
         """See `Layout`."""
-        done = 0
-        for piece in patches(args):
-            count = piece.shape[0]
-            blocks = piece.unflatten(1, (self.groups, -1))[:, stacks].flatten(2).transpose(0, 1)
-            yield stacks, slice(done, done + count), blocks
-            done += count
+        taken: list[Samples] = []
 
-    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+        def noted(count: int, start: int) -> Tensor | None:
+            some = None if chosen is None else chosen(count, start)
+            taken.append(slice(start, start + count) if some is None else some + start)
+            return some
+
+        for piece in patches(args, noted):
+            blocks = piece.unflatten(1, (self.groups, -1))[:, stacks].flatten(2).transpose(0, 1)
+            yield stacks, taken[-1], blocks
+
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
         """See `Layout`."""
         out = out if out.dim() > self.spatial + 1 else out[None]
-        blocks = out.unflatten(1, (self.groups, -1))[:, stacks]
-        return blocks.movedim((1, 2), (0, -1)).flatten(1, -2)[:, samples]
+        blocks = out.unflatten(1, (self.groups, -1))[:, stacks].movedim((1, 2), (0, -1))
+        if isinstance(samples, Tensor):  # nothing else is copied
+            found: Tensor = blocks[(slice(None), *torch.unravel_index(samples, blocks.shape[1:-1]))]
+            return found
+        return blocks.flatten(1, -2)[:, samples]
 
 
 @dataclass(frozen=True)
@@ -188,15 +196,23 @@ class Runs:
         """See `Layout`."""
         return weight.transpose(1, 2)
 
-    def inputs(self, args: Any, x: Tensor, stacks: slice) -> Iterator[Piece]:
+    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
         """See `Layout`."""
         ends = [0, *args[2].tolist()]
         for e in range(*stacks.indices(len(ends) - 1)):
-            yield slice(e, e + 1), slice(ends[e], ends[e + 1]), x[None, ends[e] : ends[e + 1]]
+            yield _taken(slice(e, e + 1), ends[e], x[None, ends[e] : ends[e + 1]], chosen)
 
-    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: slice) -> Tensor:
+    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
         """See `Layout`."""
         return out[None, samples]
+
+
+def _taken(stacks: slice, start: int, x: Tensor, chosen: Choice | None) -> Piece:
+    """The piece x [stacks, samples, columns], whose first sample has number `start`, or what is chosen of it."""
+    some = None if chosen is None else chosen(x.shape[1], start)
+    if some is None:
+        return stacks, slice(start, start + x.shape[1]), x
+    return stacks, some + start, x[:, some]
 
 
 def slices(count: int, entries: int, limit: int) -> Iterable[slice]:

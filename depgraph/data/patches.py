@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -10,14 +11,18 @@ import torch.nn.functional as F
 
 Tensor = torch.Tensor
 PIECE = 1 << 23  # entries of one piece
+Choice = Callable[
+    [int, int], Tensor | None
+]  # samples of a piece, number of its first -> those to take; None: all
 
 
-def patches(args: Any) -> Iterator[Tensor]:
+def patches(args: Any, chosen: Choice | None = None) -> Iterator[Tensor]:
     """The windows of a convolution's input, in pieces of at most about `PIECE` entries.
 
     Args:
         args: the arguments of ``aten.convolution``: input, weight, bias, stride, padding, dilation, transposed,
             output_padding, groups.
+        chosen: which samples of each piece are wanted; the others are never copied.
 
     Yields:
         [samples, channels of the input, kernel positions]: with the weight as ``w[o, i, positions]``, and one group, the
@@ -42,8 +47,15 @@ def patches(args: Any) -> Iterator[Tensor]:
         x = x.unfold(2 + d, reach[d] + 1, stride[d])
     x = x[_every(dilation)]
     x = x.permute(0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))  # [n, *out, channels, *kernel]
+    done = 0
     for piece in _pieces(x, rank):
-        flat = piece.reshape(-1, piece.shape[rank + 1], *kernel)
+        count = prod(piece.shape[: rank + 1])
+        some = None if chosen is None else chosen(count, done)
+        done += count
+        if some is None:
+            flat = piece.reshape(-1, piece.shape[rank + 1], *kernel)
+        else:
+            flat = piece[torch.unravel_index(some, piece.shape[: rank + 1])]
         flat = flat.flip(list(range(2, 2 + rank))) if transposed else flat
         yield flat.flatten(2)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..data.layout import Runs, is_convolution, is_grouped, slices
+from ..data.layout import Runs, Samples, is_convolution, is_grouped, slices
 from ..data.watch import Call
 from ..errors import InputError
 from .pairs import Pair
@@ -241,7 +241,7 @@ def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
     return missing, whole, count
 
 
-def _wanted(pair: Pair, member: Member, stacks: slice, samples: slice) -> Tensor:
+def _wanted(pair: Pair, member: Member, stacks: slice, samples: Samples) -> Tensor:
     """The original's result in the rows that are kept: [stacks, samples, rows]."""
     call, layout = member.dense, member.dense.layout
     if isinstance(layout, Runs):
@@ -300,12 +300,13 @@ class _Work:
         kind = wide(self.device)
         for i, member in enumerate(self.members):
             call, layout = member.small, member.small.layout
-            for part, samples, x in layout.inputs(call.args, call.x, stacks):
+
+            def some(count: int, start: int, batch: int = i) -> Tensor | None:
+                return self.chosen.of(count, batch * 100_003 + start, self.device)
+
+            for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
                 given = layout.outputs(call.args, member.result(), part, samples)
                 missing = _wanted(self.pair, member, part, samples) - given
-                some = self.chosen.of(x.shape[1], i * 100_003 + samples.start, x.device)
-                if some is not None:
-                    x, missing = x[:, some], missing[:, some]
                 x, missing = x.to(kind), missing.to(kind)
                 if self.alone:
                     held = torch.arange(x.shape[1], device=x.device) % 5 == 4
