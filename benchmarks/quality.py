@@ -33,7 +33,18 @@ import torch
 
 from benchmarks.real import cases, latency, report
 from benchmarks.real.case import Case
-from benchmarks.real.methods import MAGNITUDE, OTHER, RANDOM, RECIPES, Method, Pruned, prune, renorm, rivals
+from benchmarks.real.methods import (
+    MAGNITUDE,
+    OTHER,
+    RANDOM,
+    RECIPES,
+    Method,
+    Pruned,
+    prune,
+    recipes,
+    renorm,
+    rivals,
+)
 from depgraph.costs.cost import count_macs, parameter_count
 
 Row = dict[str, Any]
@@ -158,7 +169,7 @@ def run_case(
 ) -> None:
     """All rows of a case."""
     measure_dense(case, results)
-    methods = {str(m): m for m in [RANDOM, MAGNITUDE, *RECIPES, *rivals(case)]}
+    methods = {str(m): m for m in [RANDOM, MAGNITUDE, *recipes(case), *rivals(case)]}
     if chosen:
         methods = {name: m for name, m in methods.items() if any(c in name for c in chosen)}
     for method in methods.values():

@@ -68,6 +68,17 @@ RECIPES = [
     ),
 ]
 """Generic recipes: arguments to ``depgraph.prune``, the same for every model."""
+WIDTHS = Method(
+    "depgraph",
+    "OBS, global, widths, recover",
+    {"importance": "obs", "scope": "global", "granularity": "fine"} | _RECOVERED,
+    data=True,
+)
+
+
+def recipes(case: Case) -> list[Method]:
+    """`RECIPES`; where there may be heads, also the one that cuts widths inside them."""
+    return RECIPES if case.image else [*RECIPES, WIDTHS]
 
 
 def rivals(case: Case) -> list[Method]:
