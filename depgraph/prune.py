@@ -168,7 +168,7 @@ def prune(
         ignore: module paths, parameter names, or globs of them, to leave alone.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
-        round_to: every parameter dim that shrinks keeps a multiple of this.
+        round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
         uniform: equal widths in all repeated blocks, and in all that one field of the model's config says, so that the
             config describes the result.
         verify: compare the result with the masked original before it is returned.

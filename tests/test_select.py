@@ -139,6 +139,10 @@ def test_scopes_of_the_users_own() -> None:
     assert gone(graph, choose(graph, scores, scope=scopes, pruning_ratio=0.5, normalise="none")) == [4, 2, 5]
     floor = [Scope("layers.*", at_least=0.8)]
     assert gone(graph, choose(graph, scores, scope=floor)) == [2, 2, 3]
+    hundred = graph_of(100)
+    scores = by_layer(hundred, ramp(100))
+    masks = choose(hundred, scores, scope=[Scope("layers.0", at_least=0.07)], max_params=9 * 7 + 3)
+    assert gone(hundred, masks) == [93]  # 0.07 * 100 is a little above 7
 
 
 def test_a_fixed_part_and_a_budget_for_the_rest() -> None:

@@ -46,7 +46,7 @@ def choose(
             if budgets can't be met otherwise.
         normalise: how scores of different groups are made comparable: see `normalise.py`.
         per_cost: with budgets, take the units with the least score per saved cost first.
-        round_to: every parameter dim that shrinks keeps a multiple of this.
+        round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
         uniform: equal widths in repeated blocks, and in all that one field of the model's config says.
         threshold: instead of a ratio: the units whose normalised score is below this go.
         earlier: the plan that made the model of its original: ratios, caps and floors then count from that one's sizes.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from ..errors import InputError
@@ -193,7 +194,7 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
     may_go = units
     if scope.at_least is not None:
         share = isinstance(scope.at_least, float)
-        least = -int(-scope.at_least * units // 1) if share else int(scope.at_least)
+        least = ceil(scope.at_least * units - 1e-9) if share else int(scope.at_least)
         if least > units:
             raise InputError(
                 f"at_least={scope.at_least} of {scope} is above the {units} units of {group.name}"
