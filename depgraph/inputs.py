@@ -22,7 +22,11 @@ class Examples:
     """
 
     def __init__(self, *examples: Any) -> None:
-        """Each of `examples` as it would be given alone."""
+        """Each of `examples` as it would be given alone.
+
+        Raises:
+            InputError: there are none, or one is itself `Examples`.
+        """
         if not examples:
             raise InputError("Examples() holds no example inputs: pass each as it would be given alone")
         if any(isinstance(e, Examples) for e in examples):

@@ -200,6 +200,7 @@ def prune(
         NothingToPruneError: everything is frozen; the message says by what.
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. Nothing was changed.
+        DepgraphError: `inplace`, and a literal in the model's own forward must be rewritten.
     """
     asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance

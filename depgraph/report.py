@@ -79,6 +79,8 @@ class Report:
         plan: what was removed.
         parameters, byte_counts: before and after.
         verification: what was proved.
+        example_inputs: those that it was proved on.
+        models: the original and the smaller one.
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
         score: before and after, where a function for it was given.

@@ -83,16 +83,20 @@ class CostModel:
         return self._parameters.value(self._parameters.table.vector(counts))
 
     def macs(self, counts: dict[int, int]) -> int:
-        """Multiply-accumulates of one traced forward pass, likewise."""
+        """Multiply-accumulates of one traced forward pass with `counts`, likewise."""
         return self._macs.value(self._macs.table.vector(counts))
 
     def bytes(self, counts: dict[int, int]) -> int:
-        """Bytes of all parameters and buffers, likewise."""
+        """Bytes of all parameters and buffers with `counts`, likewise."""
         return self._bytes.value(self._bytes.table.vector(counts))
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Entries of all parameters, tied ones once."""
+    """Entries of all parameters, tied ones once.
+
+    Args:
+        model: any module.
+    """
     return sum(p.numel() for p in model.parameters())
 
 
@@ -134,6 +138,10 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
     They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model
     depends on data. The counter does not know the kernels of whole layers, which run as the products they are made of.
+
+    Args:
+        model: any module.
+        example_inputs: as for `prune`.
     """
 
     def count(twin: nn.Module, examples: list[Arguments]) -> int:

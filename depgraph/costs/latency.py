@@ -102,6 +102,10 @@ def measure_latency(model: nn.Module, example_inputs: Any) -> float:
     """Median seconds of one forward pass (of one on each of `Examples`), in eval mode without gradients.
 
     After three passes to warm up, 10 to 100 are timed: as many as fit into 0.4 s.
+
+    Args:
+        model: any module; its modes are as they were afterwards.
+        example_inputs: as for `prune`.
     """
     return latencies([model], example_inputs)[0]
 

@@ -19,7 +19,13 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: the arguments of the model's forward, and the target that a loss compares its output with."""
+    """One batch.
+
+    Attributes:
+        args: the positional arguments of the model's forward.
+        kwargs: its keyword arguments.
+        target: what a loss compares the output with.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -73,6 +79,9 @@ class Calibration:
 
     def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
         """Each batch, checked, its tensors copied (a model may write into them).
+
+        Args:
+            text: what the progress bar says.
 
         Raises:
             InputError: there are none, one lies on another device than the example inputs, or holds NaN, or infinity where

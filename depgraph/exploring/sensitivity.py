@@ -66,6 +66,9 @@ class Sensitivity:
 
         Args:
             drop: in units of the score.
+
+        Raises:
+            InputError: `drop` is below 0.
         """
         if not drop >= 0:
             raise InputError(f"drop must be 0 or more, in units of the score, not {drop!r}")
@@ -88,7 +91,7 @@ class Sensitivity:
         }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw the losses: lines for a few groups, a heat map for many; see `pictures.sensitivity`."""
+        """Draw the losses: lines for a few groups, a heat map for many; see `pictures.sensitivity`. `path` is where to write it."""
         return pictures.sensitivity(self, path)
 
     def __str__(self) -> str:

@@ -106,7 +106,7 @@ class Sweep:
         return {"dense": asdict(self.dense), "rows": [asdict(r) for r in self.rows]}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw score against MACs, parameters and latency; see `pictures.trade_off`."""
+        """Draw score against MACs, parameters and latency; see `pictures.trade_off`. `path` is where to write it."""
         return pictures.trade_off(self, path)
 
     def __str__(self) -> str:

@@ -28,7 +28,14 @@ ATOM, PRODUCT, CONCAT, RAGGED = "atom", "product", "concat", "ragged"
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an axis is frozen: a sentence, the op, the module path and the user's source line."""
+    """Why an axis is frozen.
+
+    Attributes:
+        text: a sentence without its subject: "is read at a fixed index".
+        op: the op that did it; "" where none did.
+        module: the path of the module that called it.
+        source: the user's line, as ``"file.py:12"``.
+    """
 
     text: str
     op: str = ""

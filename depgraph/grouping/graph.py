@@ -29,7 +29,14 @@ GRANULARITIES = ("coarse", "fine")
 
 @dataclass(frozen=True)
 class Frozen:
-    """Indices of a tensor dim that can't be removed, and why."""
+    """Indices of a tensor dim that can't be removed, and why.
+
+    Attributes:
+        name: the parameter or buffer.
+        dim: which of its dims.
+        count: how many of its indices.
+        reason: why.
+    """
 
     name: str
     dim: int
@@ -128,7 +135,12 @@ class DependencyGraph:
         return found
 
     def freeze(self, found: Iterable[Axis], reason: Reason) -> None:
-        """Freeze axes after the fact (verification does) and drop their groups."""
+        """Freeze axes after the fact (verification does) and drop their groups.
+
+        Args:
+            found: the axes; of a group, its `axis`.
+            reason: what `frozen` and reports say.
+        """
         for axis in found:
             for atom in axes.atoms(axis):
                 atom.frozen = atom.frozen or reason
@@ -273,7 +285,16 @@ class DependencyGraph:
     def keeps(
         self, name: str, masks: dict[int, npt.NDArray[np.bool_]]
     ) -> tuple[list[Indices | None], list[Indices] | None]:
-        """(kept indices per dim or None for all, kept indices of dim 1 per block of dim 0 or None) of tensor `name`."""
+        """What stays of a tensor.
+
+        Args:
+            name: a parameter or buffer, by its first name.
+            masks: group key -> bool array of the kept units, as `choose` gives them.
+
+        Returns:
+            the kept indices of each dim, None for all of them; and None, or the kept indices of dim 1 for each block of dim 0
+            (grouped convolutions).
+        """
         per_dim: list[Indices | None] = []
         blocks: list[Indices] | None = None
         for axis in self._dims[name]:
@@ -292,7 +313,7 @@ class DependencyGraph:
         return per_dim, blocks
 
     def mask(self, name: str, masks: dict[int, npt.NDArray[np.bool_]]) -> torch.Tensor | None:
-        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes."""
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
         from ..planning.plan import Cut  # noqa: PLC0415
 
         per_dim, blocks = self.keeps(name, masks)

@@ -22,8 +22,13 @@ Indices = npt.NDArray[np.int64]
 class Member:
     """One dim of a parameter or buffer that loses indices when units of a group go.
 
-    `indices[u]` are the positions on dim `dim` of tensor `name` that go with unit u ([units, k] int64). `rows` bounds
-    the entries to a block of dim 0 (grouped convolutions), else it is None.
+    Attributes:
+        name: the parameter or buffer, by its first name.
+        dim: which of its dims.
+        indices: [units, k] int64: the positions on that dim that go with each unit.
+        role: what the tensor does with the units: "produces" (a layer's rows), "consumes" (its columns), or "scales" (all
+            else: biases, norms, statistics).
+        rows: None, or the block of dim 0 that the entries lie in (grouped convolutions).
     """
 
     name: str
@@ -35,7 +40,12 @@ class Member:
 
 @dataclass(eq=False)
 class Group:
-    """A maximal set of dims related through one axis; its units are the smallest removable sets of indices."""
+    """A maximal set of dims related through one axis; its units are the smallest removable sets of indices.
+
+    Attributes:
+        axis: what the dims have in common.
+        members: the dims, a `Member` each.
+    """
 
     axis: Axis
     members: list[Member] = field(default_factory=list)

@@ -44,42 +44,55 @@ class Product:
 
 @dataclass
 class Propagation:
-    """Everything the rules said."""
+    """Everything the rules said.
+
+    Attributes:
+        trace: the recorded run.
+        dims: node -> dims of each of its tensors.
+        equal_counts: axes that keep equally many indices, and why.
+        work: node, factors of its multiply-accumulates.
+        contracted: node -> the axes that it sums over.
+        statistics: node -> the axes that it takes a mean, norm or maximum over.
+        counted: (node, argument) -> the axis whose count that number repeats.
+        weights: operand, produced dims, consumed dims.
+        products: what `weights` has that consumes, with the call.
+        filled: nodes whose entries are all one value.
+        comparisons: of sizes, by the user's code or inside an op: they must come out as they did.
+        unknown: op without a rule -> its calls.
+        sized: dims whose size the user's own call gives.
+        renumbered: index buffer -> the axis that its values number.
+        numbers: (node, which of its tensors) -> the axis whose indices its values are.
+        at_least: axis, how many of its indices must stay.
+    """
 
     trace: Trace
-    dims: dict[Node, list[Dims]] = field(default_factory=dict)  # node -> dims of each of its tensors
+    dims: dict[Node, list[Dims]] = field(default_factory=dict)
     equal_counts: list[tuple[list[Axis], Reason]] = field(default_factory=list)
-    work: list[tuple[Node, list[Axis | int | None]]] = field(
-        default_factory=list
-    )  # node, factors of its MACs
+    work: list[tuple[Node, list[Axis | int | None]]] = field(default_factory=list)
     contracted: dict[Node, list[Axis]] = field(default_factory=dict)
     statistics: dict[Node, list[Axis]] = field(default_factory=dict)
-    counted: dict[tuple[Node, Where], Axis] = field(
-        default_factory=dict
-    )  # (node, argument) -> axis whose count that number repeats
-    weights: list[tuple[Node, Dims, Dims]] = field(
-        default_factory=list
-    )  # operand, produced dims, consumed dims
-    products: list[Product] = field(default_factory=list)  # what `weights` has that consumes, with the call
+    counted: dict[tuple[Node, Where], Axis] = field(default_factory=dict)
+    weights: list[tuple[Node, Dims, Dims]] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     filled: set[Node] = field(default_factory=set)
-    comparisons: list[Comparison] = field(
-        default_factory=list
-    )  # of sizes, by the user's code or inside an op: they must come out as they did
+    comparisons: list[Comparison] = field(default_factory=list)
     unknown: dict[str, list[Node]] = field(default_factory=dict)
-    sized: set[tuple[Node, int | None]] = field(
-        default_factory=set
-    )  # dims whose size the user's own call gives
-    renumbered: dict[str, Axis] = field(
-        default_factory=dict
-    )  # index buffer -> the axis that its values number
-    numbers: dict[tuple[Node, int], Axis] = field(
-        default_factory=dict
-    )  # (node, which of its tensors) -> the axis whose indices its values are
-    at_least: list[tuple[Axis, int]] = field(default_factory=list)  # axis, how many of its indices must stay
+    sized: set[tuple[Node, int | None]] = field(default_factory=set)
+    renumbered: dict[str, Axis] = field(default_factory=dict)
+    numbers: dict[tuple[Node, int], Axis] = field(default_factory=dict)
+    at_least: list[tuple[Axis, int]] = field(default_factory=list)
 
 
 class Site:
-    """One call of an op, as its rule sees it: the dims of its arguments and the relations it may state."""
+    """One call of an op, as its rule sees it: the dims of its arguments and the relations it may state.
+
+    Attributes:
+        node: the call.
+        args, kwargs: its arguments; tensors are nodes, to be given to `dims` and `shape_of`.
+        shapes: the shape of each result.
+        algebra: `cut` and `factor` take an axis apart.
+        state: what all rules said so far.
+    """
 
     def __init__(self, state: Propagation, algebra: Algebra, node: Node) -> None:
         """The call `node`."""
@@ -128,7 +141,7 @@ class Site:
         return self.fixed(size, f"has its size from inside {self.node.target}")
 
     def fixed(self, size: int, text: str) -> Axis | None:
-        """A new axis that may not shrink."""
+        """A new axis of `size` indices that may not shrink, because of `text`; None for size 1."""
         axis = self.fresh(size)
         self.algebra.freeze(axis, text)
         return axis
@@ -143,7 +156,7 @@ class Site:
         self.algebra.freeze(axis, text)
 
     def equal_counts(self, axes: Sequence[Axis], text: str) -> None:
-        """All of `axes` keep equally many indices, though not the same positions."""
+        """All of `axes` keep equally many indices, though not the same positions, because of `text`."""
         place = self.algebra.place
         self.state.equal_counts.append((list(axes), Reason(text, place.op, place.module, place.source)))
 
@@ -192,7 +205,7 @@ class Site:
         self.state.statistics.setdefault(self.node, []).extend(a for a in axes if a is not None)
 
     def numbers(self, argument: Any) -> Axis | None:
-        """The axis that the values of an integer tensor are indices of, as a maximum or topk over it returns them.
+        """The axis that the values of an integer tensor `argument` are indices of, as a maximum or topk over it returns them.
 
         A rule that asks says what becomes of the axis; where none does, the axis may not shrink.
         """
@@ -205,7 +218,7 @@ class Site:
             self.state.numbers[self.node, result] = axis
 
     def looked_up(self, axis: Axis | None, index: Any, text: str) -> None:
-        """`axis` is read or written at the values of `index`: they number it, or else it may not shrink."""
+        """`axis` is read or written at the values of `index`: they number it, or else it may not shrink, because of `text`."""
         numbered = self.numbers(index)
         if axis is not None and numbered is not None and numbered.size == axis.size:
             self.same(axis, numbered)
@@ -226,7 +239,7 @@ class Site:
         activation: Any = None,
         letters: tuple[str, str, str] | None = None,
     ) -> None:
-        """`operand` is a weight that produces some of its dims in the result and consumes others.
+        """`operand` is a weight: dims `produced` of it are in the result, dims `consumed` are summed over.
 
         `activation` is the argument that it consumes them of, `letters` the einsum of (activation, weight, result) where
         the op is one: with them the inputs of the weight can be observed (`data/observe.py`).
@@ -242,7 +255,7 @@ class Site:
             self.state.work.append((self.node, list(factors)))
 
     def constant(self, argument: Any) -> torch.Tensor | None:
-        """The value of a tensor that depends on no input and no parameter, or None."""
+        """The value of a tensor `argument` that depends on no input and no parameter, or None."""
         return _constant(self.state.trace, argument)
 
     def broadcast(self, *operands: Dims, size: Sequence[int] | None = None) -> Dims:
@@ -260,7 +273,10 @@ class Site:
         return [a if a is not None else self.fresh(n) for a, n in zip(out, shape, strict=True)]
 
     def regroup(self, dims: Dims, shape: Sequence[int]) -> Dims:
-        """The dims of a reshape: smallest runs of equal product are matched, each a product split into factors."""
+        """What `dims` become in a reshape to `shape`.
+
+        Smallest runs of equal product are matched, each a product split into factors.
+        """
         axes = [a for a in dims if a is not None]
         wanted = [n for n in shape if n != 1]
         found: list[Axis] = []
@@ -307,12 +323,12 @@ class Site:
         return concat([units[i] for i in order])
 
     def join(self, axes: Sequence[Axis | None], sizes: Sequence[int]) -> Axis:
-        """The concatenation of `axes`; a dim of size 1 is a fixed segment."""
+        """The concatenation of `axes`, of `sizes`; a dim of size 1 (None) is a fixed segment."""
         parts = [a or self.fixed_segment(n) for a, n in zip(axes, sizes, strict=True) if n]
         return concat(parts)
 
     def fixed_segment(self, size: int) -> Axis:
-        """A segment that always stays."""
+        """A segment of `size` indices that always stays."""
         axis = Axis(size)
         self.algebra.freeze(
             axis, "is a dim of size 1 joined with others" if size == 1 else "is filled in by the op"
@@ -331,7 +347,7 @@ class Site:
                 self.lock(axis, f"has its size repeated inside {function}")
 
     def lock_all(self, text: str) -> list[Dims]:
-        """Freeze every axis of every argument; the results get fixed axes."""
+        """Freeze every axis of every argument, because of `text`; the results get fixed axes."""
         for argument in self.node.all_input_nodes:
             for dims in self.state.dims.get(argument, []):
                 for axis in dims:

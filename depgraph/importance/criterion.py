@@ -21,7 +21,7 @@ class Prepared(Protocol):
     """A criterion that looks at the whole model, or at data, once before it scores group by group."""
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Look at `graph` and run `calibration`.
+        """Look at `graph` and run `calibration` (None where the user gave none).
 
         Raises:
             InputError: it needs calibration data and got none.

@@ -70,7 +70,7 @@ class L1(Magnitude):
     """
 
     def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
-        """Arguments as for `Magnitude`."""
+        """`reduce` and `roles` as for `Magnitude`."""
         super().__init__(1, reduce, roles)
 
 

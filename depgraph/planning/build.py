@@ -17,8 +17,10 @@ from .rewrite import can_rewrite
 def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:
     """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing).
 
-    With `bold`, numbers of the config which forward reads without showing what for follow, too: such a plan must be
-    verified.
+    Args:
+        graph: the dependency graph.
+        masks: what `choose` returned, or what you made yourself: group key -> [units] bool, True where a unit stays.
+        bold: numbers of the config which forward reads without showing what for follow, too: such a plan must be verified.
     """
     plan = Plan(
         shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},

@@ -109,7 +109,16 @@ class Repair:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A literal in `forward` of module `path`: argument `argument` of the n-th call of `function` becomes `value`."""
+    """A literal in `forward` of module `path`: an argument of one call of `function` becomes `value`.
+
+    Attributes:
+        path: the module; "" for the model itself.
+        function: what is called, such as ``"view"``.
+        occurrence: which of its calls, from 0.
+        argument: which of its arguments, and the position in it.
+        old: what the number was.
+        value: what it becomes.
+    """
 
     path: str
     function: str

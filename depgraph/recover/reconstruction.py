@@ -146,6 +146,11 @@ class Reconstruction:
     ) -> tuple[Change | None, LayerRecovery | None]:
         """The change of a pair's weight that the held-out batches confirm, and what to report; None where nothing is missing.
 
+        Args:
+            pair: a consumer and its inputs.
+            members: what is solved together.
+            grams: the Gram matrices of its inputs.
+
         Raises:
             NotFinite: inputs or results are NaN or infinite.
         """

@@ -101,8 +101,11 @@ def equation(text: str, weight: int | None = None) -> Rule:
     """A rule from an einsum: ``equation("...k,mk,m->...m", weight=1)``.
 
     The same letter is the same axis wherever it stands; a letter that the result lacks is contracted; ``...`` are
-    leading dims that broadcast. Trailing operands may be missing in the call. `weight` is the operand that usually is
-    a weight: its letters in the result are produced by it, the others consumed.
+    leading dims that broadcast. Trailing operands may be missing in the call.
+
+    Args:
+        text: the einsum, an operand for each tensor argument.
+        weight: the operand that usually is a weight: its letters in the result are produced by it, the others consumed.
     """
     left, right = text.split("->")
     operands = left.split(",")

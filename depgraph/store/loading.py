@@ -79,6 +79,9 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
 
     They replay on any model of the original's shapes: a fresh one, or the initial weights.
 
+    Args:
+        folder: where it is.
+
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote.
     """

@@ -41,28 +41,41 @@ PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may e
 
 @dataclass
 class Trace:
-    """What one run of the model recorded."""
+    """What one run of the model recorded.
+
+    Attributes:
+        graph: the ATen calls; each node has shapes, module and the user's line in its `meta`.
+        outputs: the nodes that the model returns.
+        tensors: canonical name of each parameter and buffer that the run used -> its get_attr node.
+        aliases: every other name of a tied parameter or buffer -> its canonical name.
+        unreached: canonical names that the run did not use.
+        constants: tensors that are in no module, by a name made up for them.
+        held: names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them.
+        values: all of these by name; the user's own, not copies.
+        size_uses: numbers given to ops that repeat a size.
+        scalar_uses: numbers that ops compute with.
+        comparisons: of sizes, in the user's code.
+        reads: attributes that forward took numbers from, for whatever purpose.
+        parametrized: path of a list of parametrizations, the weight that it made.
+        escapes: what can't be followed any further: why, in which module, where.
+        fake: whether it ran on fake tensors.
+        tracked: whether numbers remembered where they came from.
+    """
 
     graph: torch.fx.Graph
     outputs: list[Node]
-    tensors: dict[
-        str, Node
-    ]  # canonical name of each parameter and buffer that the run used -> its get_attr node
-    aliases: dict[str, str]  # every other name of a tied parameter or buffer -> its canonical name
-    unreached: list[str]  # canonical names that the run did not use
+    tensors: dict[str, Node]
+    aliases: dict[str, str]
+    unreached: list[str]
     constants: dict[str, torch.Tensor]
-    held: set[
-        str
-    ]  # names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them
-    values: dict[str, torch.Tensor]  # all of these by name; the user's own, not copies
+    held: set[str]
+    values: dict[str, torch.Tensor]
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
-    reads: set[sizes.Expr]  # attributes that forward took numbers from, for whatever purpose
-    parametrized: list[tuple[str, Node]]  # path of a list of parametrizations, the weight that it made
-    escapes: list[
-        tuple[Node, str, str, str]
-    ]  # what can't be followed any further: why, in which module, where
+    reads: set[sizes.Expr]
+    parametrized: list[tuple[str, Node]]
+    escapes: list[tuple[Node, str, str, str]]
     fake: bool
     tracked: bool
 

@@ -34,6 +34,7 @@ class GradualResult(PruneResult):
     """What a step of `GradualPruner` returns: a `PruneResult` whose plan and report are about the original.
 
     Attributes:
+        before: the plans that had made the original, where it was itself a result.
         done: nothing is left to do: this is the model to keep. Otherwise it is to be trained and given to the next step.
         history: the steps that have been judged.
     """
