@@ -35,8 +35,9 @@ format: $(VENV)/.installed  ## put imports and layout in order
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(VENV)/.installed  ## write docs/ops.md from the rules
+docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference of all names to build/reference
 	$(PY) -m benchmarks.ops
+	$(PY) -m benchmarks.reference
 
 test: $(VENV)/.installed  ## all tests
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import ops
+import depgraph
+from benchmarks import ops, reference
 from depgraph.importance import CRITERIA
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -20,6 +22,29 @@ def test_the_code_on_a_page_runs(page: Path, stated: Any) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     program = "\n".join(blocks)
     exec(compile(program, str(page), "exec"), {"__name__": "__page__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES[1:] if p.name != "README.md"]
+    assert [p for p in pages if f"({p})" not in index] == []
+
+
+def test_the_reference_is_built_without_a_warning_and_has_every_public_name(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = reference.build(tmp_path).read_text()
+    assert [n for n in depgraph.__all__ if n != "pictures" and f'id="{n}"' not in page] == []
+    assert (tmp_path / "depgraph" / "exploring" / "pictures.html").exists()
+    assert [
+        n for n in CRITERIA if f"{n}" not in page + (tmp_path / "depgraph/importance.html").read_text()
+    ] == []
 
 
 def test_the_page_of_ops_says_what_the_rules_say() -> None:
