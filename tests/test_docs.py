@@ -10,23 +10,57 @@ from typing import Any
 import pytest
 
 import depgraph
-from benchmarks import ops, reference
+from benchmarks import (
+    ops,
+    reference,
+    vision_ops,  # noqa: F401  makes torchvision importable, which pages on transformers need
+)
 from depgraph.importance import CRITERIA
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+# A block of Python, and what it prints where that stands below it.
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+OPTIONAL = "timm", "torch_pruning", "transformers"  # what a page may import; CI has them
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_the_code_on_a_page_runs(page: Path, stated: Any) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    program = "\n".join(blocks)
-    exec(compile(program, str(page), "exec"), {"__name__": "__page__"})
+def test_the_code_on_a_page_runs(page: Path, stated: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text, names = page.read_text(), {"__name__": "__page__"}
+    with warnings.catch_warnings():
+        for library in OPTIONAL:
+            if re.search(rf"^(?:from|import) {library}\b", text, re.MULTILINE):
+                warnings.simplefilter("ignore")  # theirs
+                pytest.importorskip(library)
+        for block in BLOCK.finditer(text):
+            above = "\n" * text[: block.start(1)].count("\n")  # so that errors have the line of the page
+            capsys.readouterr()
+            exec(compile(above + block[1], str(page.relative_to(ROOT)), "exec"), names)
+            if block[2] is not None:
+                assert without_noise(capsys.readouterr().out) == without_noise(block[2])
+
+
+def without_noise(text: str) -> str:
+    """What a page says is printed, but for rounding errors and trailing blanks."""
+    lines = [re.sub(r"\d\.\de-\d\d", "1e-16", line).rstrip() for line in text.strip().splitlines()]
+    return "\n".join(lines)
+
+
+def test_every_fence_is_closed_and_known() -> None:
+    """No block of Python is overlooked by a typing mistake: `py` stands for one that a page says is not run on it."""
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
+        assert [f for f in fences[::2] if f not in ("python", "py", "text", "console")] == [], page
+        assert set(fences[1::2]) <= {""}, page
+        assert len(fences) % 2 == 0, page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    text = BLOCK.sub("", page.read_text())
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     assert [t for t in targets if not (page.parent / t).exists()] == []
 
 
