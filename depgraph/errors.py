@@ -33,6 +33,7 @@ class BudgetError(DepgraphError):
     """
 
     def __init__(self, text: str, over: float = float("inf")) -> None:
+        """`text` is the message."""
         super().__init__(text)
         self.over = over
 

@@ -116,7 +116,8 @@ def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, st
         for hooks in HOOKS:
             vars(stand)[hooks] = deep_copy(vars(wrapper)[hooks], memo)
     for module in model.modules():  # the copy protocol of modules forgets slots
-        for slot in slots_of(type(module)):
+        kind: Any = type(module)
+        for slot in slots_of(kind):
             if hasattr(module, slot):
                 setattr(memo[id(module)], slot, deep_copy(getattr(module, slot), memo))
     return made
