@@ -123,6 +123,30 @@ def test_errors_are_those_of_the_batches_that_are_held_out():
     assert told.layers[0].after == pytest.approx(float((y[160:] - fitted).square().sum() / size), rel=1e-5)
 
 
+def test_of_many_samples_some_are_taken(monkeypatch: pytest.MonkeyPatch):
+    """As many as were asked for, or four for each column; of every batch, and the same of inputs and results."""
+    taken: list[int] = []
+    add = module_of_reconstruction.Sums.add
+
+    def noted(self: Any, where: slice, x: Tensor, *rest: Any, **options: Any) -> None:
+        taken.append(x.shape[1])
+        add(self, where, x, *rest, **options)
+
+    monkeypatch.setattr(module_of_reconstruction.Sums, "add", noted)
+    model = randomised(Mlp())
+    keep = [0, 2, 3, 6, 8, 9]
+    repeat(model.a.weight, keep)
+    repeat(model.a.bias, keep)
+    batches = [normal(400, 5, seed=s) for s in range(5)]
+    for samples, each in ((55, 11), (3, 5)):  # 4 * 6 columns are 24 of 2000, 5 of each 400
+        taken.clear()
+        how = Reconstruction(samples=samples)
+        small, told = recovered(model, batches[0], {"a.weight": keep}, batches, how)
+        assert taken == [each] * 5
+        assert [r.name for r in told.layers if r.kept] == ["b.weight"]
+        assert error(small, model, normal(30, 5, seed=9)) < EXACT
+
+
 def test_each_row_takes_the_damping_that_is_best_on_what_is_held_out():
     """Few noisy samples: some rows ask for none to speak of, others for more than the inputs weigh, one for no change."""
     n, c = 17, 11
