@@ -183,9 +183,23 @@ def sensitivity(
     how: dict[str, Any] = {"round_to": round_to, "normalise": criterion.normalise}
     blocks = _blocks(Selection(graph, units, **how), groups)
     chosen = {r: choose(graph, units, pruning_ratio=r, **how) for r in ratios}
+    errors = _fill(graph, blocks, chosen, score, example_inputs if verify else None, known, records, progress)
+    found = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
+    scores = found.reshape(len(blocks), len(ratios))
+    return Sensitivity(known["dense", 0], list(blocks), _tensors(blocks), ratios, scores, errors)
+
+
+def _fill(
+    graph: DependencyGraph, blocks: dict[str, Block], chosen: dict[float, Masks], score: Score, example_inputs: Any,
+    known: dict[Cell, float], records: Records, progress: bool | None,
+) -> dict[Cell, str]:  # fmt: skip
+    """Score what `known` lacks, and add it there and to `records`; why a cell has no score.
+
+    The first plan of each block is verified, where example inputs are given.
+    """
     errors: dict[Cell, str] = {}
-    unchecked = set(blocks) if verify else set()
-    for name, ratio in track([(b, r) for b in blocks for r in ratios], "sensitivity", progress):
+    unchecked = set() if example_inputs is None else set(blocks)
+    for name, ratio in track([(b, r) for b in blocks for r in chosen], "sensitivity", progress):
         if (name, ratio) in known:
             continue
         masks = {a: chosen[ratio][a] for a in blocks[name].gone if a in chosen[ratio]}
@@ -199,9 +213,7 @@ def sensitivity(
             known[name, ratio] = value
         if error is not None:
             errors[name, ratio] = error
-    found = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
-    scores = found.reshape(len(blocks), len(ratios))
-    return Sensitivity(known["dense", 0], list(blocks), _tensors(blocks), ratios, scores, errors)
+    return errors
 
 
 def _score_of_one(
