@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, StoreError
+from ..tracing.copying import slots_of
 
 Factory = Callable[..., nn.Module]
 _building = threading.RLock()
@@ -141,7 +142,7 @@ _PLAIN = frozenset((int, float, str, bool, bytes, complex, type(None), torch.dty
 
 def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     """What an object holds: items, attributes, what a function has closed over."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in (dict, OrderedDict):
         yield from value.items()
         return
@@ -163,13 +164,6 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from enumerate(value)
     yield from getattr(value, "__dict__", {}).items()
-    for slot in _slots(kind):  # type: ignore[arg-type]
+    for slot in slots_of(kind):
         if hasattr(value, slot):
             yield slot, getattr(value, slot)
-
-
-@functools.cache
-def _slots(kind: type) -> tuple[str, ...]:
-    given = [getattr(base, "__slots__", ()) for base in kind.__mro__]
-    names = [name for slots in given for name in ((slots,) if isinstance(slots, str) else slots)]
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
