@@ -48,7 +48,8 @@ from .exploring.sweep import Row, Sweep, sweep
 from .grouping.axes import Axis, Reason
 from .grouping.graph import DependencyGraph, Frozen, Group, Member
 from .grouping.naming import Place
-from .grouping.propagate import Propagation, propagate
+from .grouping.propagate import propagate
+from .grouping.site import Propagation
 from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .inputs import Examples
 from .planning.build import build_plan

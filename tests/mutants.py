@@ -37,7 +37,7 @@ from depgraph.grouping.axes import Axis
 from depgraph.rules import REGISTRY, Site
 
 RULES_FOLDER = str(Path(rules.__file__).parent)
-PRUNE, PROPAGATE = sys.modules["depgraph.prune"], sys.modules["depgraph.grouping.propagate"]
+PRUNE, SITE = sys.modules["depgraph.prune"], sys.modules["depgraph.grouping.site"]
 
 # ------------------------------------------------------------------------------------------------ what can be broken
 
@@ -291,9 +291,7 @@ class Breaker:
     @contextmanager
     def _functions(self, site: WatchedSite, rule: Callable[..., Any]) -> Iterator[None]:
         """Watch `product` and `concat` as the rule's module and `Site` call them."""
-        places = [
-            (names, n) for names in (rule.__globals__, vars(PROPAGATE)) for n in FUNCTIONS if n in names
-        ]
+        places = [(names, n) for names in (rule.__globals__, vars(SITE)) for n in FUNCTIONS if n in names]
         saved = [(names, n, names[n]) for names, n in places]
         for names, n, plain in saved:
             names[n] = lambda parts, n=n, plain=plain: self.statement(site, n, plain, (list(parts),))
@@ -736,8 +734,8 @@ class Subject:
         return members, relations, [
             sorted(str((k, plain(sizes.reduce(p, graph.free)))) for k, p in sizes.attributes.items()),
             [plain(sizes.reduce(x.target, graph.free)) for x in sizes.literals], sorted(graph.state.renumbered),
-            [(plain(depgraph.grouping.axes.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
-            [plain(p) for _, factors in graph.state.work for p in [depgraph.grouping.axes.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
+            [(plain(depgraph.grouping.polynomials.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
+            [plain(p) for _, factors in graph.state.work for p in [depgraph.grouping.polynomials.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
         ]  # fmt: skip
 
     @cached_property

@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from depgraph.grouping import axes
 from depgraph.grouping.axes import ATOM, RAGGED, Axis
-from depgraph.grouping.propagate import Dims, propagate
+from depgraph.grouping.propagate import propagate
+from depgraph.grouping.site import Dims
 from depgraph.planning.plan import Cut
 from depgraph.tracing.size_uses import SizeUse
 from depgraph.tracing.trace import Trace

@@ -13,9 +13,9 @@ from probing_rows import ROWS
 from test_rules import POINTWISE, overloads
 
 from depgraph.grouping.axes import Axis, concat, product
-from depgraph.grouping.propagate import Site
+from depgraph.grouping.site import Site
 from depgraph.rules import REGISTRY
-from depgraph.tracing.record import WHOLE, is_composite
+from depgraph.tracing.whole import WHOLE, is_composite
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter"),

@@ -11,7 +11,7 @@ import torch
 
 from depgraph import rules
 from depgraph.rules import registry
-from depgraph.tracing.record import WHOLE, is_composite
+from depgraph.tracing.whole import WHOLE, is_composite
 
 POINTWISE = "aten::pointwise"  # the key of the rule for every op that torch tags as pointwise
 

@@ -383,7 +383,7 @@ def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatc
         return 1e-9 * count_macs(m, x) ** 1.2 + 1e-6
 
     rows = lambda m, _: {f"layers.{i}": seconds(m) / 4 for i in range(4)}  # noqa: E731
-    monkeypatch.setattr("depgraph.costs.budgets.latencies", lambda models, _: [seconds(m) for m in models])
+    monkeypatch.setattr("depgraph.costs.budgets.measure_latency", lambda m, _: seconds(m))
     monkeypatch.setattr("depgraph.costs.budgets.measure_rows", rows)
     monkeypatch.setattr(
         "depgraph.costs.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref)

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from ..grouping.graph import DependencyGraph
 from ..inputs import Arguments
 from ..tracing.modes import CallMode
-from ..tracing.record import Node
+from ..tracing.recorder import Node
 from ..tracing.tensors import tensor_leaves
 from .size_table import Floats, Integers, SizeTable
 from .stand_ins import on_stand_ins

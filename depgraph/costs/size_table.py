@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..grouping import axes
+from ..grouping import polynomials
 from ..grouping.axes import Axis
 from ..grouping.graph import DependencyGraph
 
@@ -57,7 +57,7 @@ class SizeTable:
         key = id(axis)
         if key not in self._sizes and key not in self._constant:
             self._alive.append(axis)
-            p = axes.count(axis, self.free)
+            p = polynomials.count(axis, self.free)
             if set(p) <= {()}:
                 self._constant[key] = p.get((), 0)
             else:

@@ -15,7 +15,8 @@ from typing import Any
 from ..grouping import axes
 from ..grouping.axes import Axis
 from ..grouping.graph import DependencyGraph
-from ..grouping.propagate import Product, Propagation, leaves_of
+from ..grouping.nodes import leaves_of
+from ..grouping.site import Product, Propagation
 from ..tracing.trace import Node
 from .layout import is_convolution, is_grouped, tokens
 

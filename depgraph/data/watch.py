@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError
-from ..grouping.propagate import Product
+from ..grouping.site import Product
 from ..tracing.modes import CallMode, Kept
-from ..tracing.record import PACKED, WHOLE, in_order, is_composite, open_python_functions
+from ..tracing.patched import open_python_functions
 from ..tracing.tensors import all_tensors, skeleton
+from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
 from ..tracing.wrappers import eagerly
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot

@@ -16,10 +16,11 @@ from torch import nn
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import Expr, holders
 from ..tracing.trace import Node
-from . import axes
-from .axes import ATOM, CONCAT, RAGGED, Axis, Polynomial, Reason
+from . import axes, polynomials
+from .axes import ATOM, CONCAT, RAGGED, Axis, Reason
 from .decisions import Decision, decision
-from .propagate import Propagation
+from .polynomials import Polynomial
+from .site import Propagation
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class SizeSystem:
     def _target(self, use: SizeUse) -> Polynomial | None:
         if use.dim is None:
             axis = self.state.counted.get((use.node, use.argument))
-            return {(): use.value} if axis is None else axes.count(axis, self.free)
+            return {(): use.value} if axis is None else polynomials.count(axis, self.free)
         if use.node not in self.state.dims:
             return None
         axis = self.state.dims[use.node][0][use.dim]
@@ -117,14 +118,14 @@ class SizeSystem:
         prefix = self._prefix(axis, use.extent)
         if prefix is None:
             return None
-        before = axes.count(axis, self.free) if use.negative else prefix if use.minus else {}
-        return axes.minus({} if use.minus else prefix, before)
+        before = polynomials.count(axis, self.free) if use.negative else prefix if use.minus else {}
+        return polynomials.minus({} if use.minus else prefix, before)
 
     def _prefix(self, axis: Axis, extent: int) -> Polynomial | None:
         """How many of the first `extent` indices of `axis` are kept; None where that is no border of its pieces."""
         axis = axis.find()
         if extent in (0, axis.size):
-            return axes.count(axis, self.free) if extent else {}
+            return polynomials.count(axis, self.free) if extent else {}
         if axis.kind == ATOM:
             return {(): extent} if id(axis) not in self.free else None
         if axis.kind == RAGGED:
@@ -136,17 +137,19 @@ class SizeSystem:
                 piece = self._prefix(part, min(extent, size))
                 if piece is None:
                     return None
-                total = axes.minus(total, {t: -n for t, n in piece.items()})
+                total = polynomials.minus(total, {t: -n for t, n in piece.items()})
                 extent -= min(extent, size)
                 if not extent:
                     return total
             return total
         inner = axis.size // axis.parts[0].find().size
         if extent % inner:
-            return {(): extent} if is_constant(axes.count(axis, self.free)) else None
+            return {(): extent} if is_constant(polynomials.count(axis, self.free)) else None
         outer = self._prefix(axis.parts[0], extent // inner)
         return (
-            None if outer is None else axes.times(outer, axes.count(axes.product(axis.parts[1:]), self.free))
+            None
+            if outer is None
+            else polynomials.times(outer, polynomials.count(axes.product(axis.parts[1:]), self.free))
         )
 
     def _direct_uses(self) -> list[tuple[SizeUse, Polynomial]]:
@@ -176,7 +179,7 @@ class SizeSystem:
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
         if key in self.attributes:
             self._require(
-                axes.minus(self.attributes[key], target),
+                polynomials.minus(self.attributes[key], target),
                 use,
                 f"shares the attribute {'.'.join(map(str, key[1:]))}",
             )
@@ -193,34 +196,30 @@ class SizeSystem:
         for operator, left, right, outcome in self.state.comparisons:
             if (operator, outcome) not in (("eq", True), ("ne", False)):
                 continue
-            for a, b in ((left, right), (right, left)):
-                p = self.polynomial(b)
-                if isinstance(a, tuple) and a[0] == "attr" and p is not None and a not in self.attributes:
-                    if not is_constant(p):
-                        self.attributes[a] = p
-                    break
+            if self._determined(left, right):
+                continue
+            p, q = self.polynomial(left), self.polynomial(right)
+            if p is not None and q is not None:
+                self._require(polynomials.minus(p, q), None, "is compared with another size")
             else:
-                p, q = self.polynomial(left), self.polynomial(right)
-                if p is not None and q is not None:
-                    self._require(axes.minus(p, q), None, "is compared with another size")
-                else:
-                    self._floor_equation(left, right)
+                atoms = self.atoms_of(left) | self.atoms_of(right)
+                self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
 
     def _bounds(self) -> None:
         """``a <= b`` of equal sizes: an attribute that nothing else determines goes on being equal."""
         for operator, left, right, _ in self.state.comparisons:
-            if operator in ("eq", "ne") or self.value(left) != self.value(right):
-                continue
-            for a, b in ((left, right), (right, left)):
-                p = self.polynomial(b)
-                if isinstance(a, tuple) and a[0] == "attr" and p is not None and a not in self.attributes:
-                    if not is_constant(p):
-                        self.attributes[a] = p
-                    break
+            if operator not in ("eq", "ne") and self.value(left) == self.value(right):
+                self._determined(left, right)
 
-    def _floor_equation(self, left: Expr, right: Expr) -> None:
-        atoms = self.atoms_of(left) | self.atoms_of(right)
-        self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
+    def _determined(self, left: Expr, right: Expr) -> bool:
+        """Whether one side is an attribute that nothing has determined yet: from now on it is the other."""
+        for a, b in ((left, right), (right, left)):
+            p = self.polynomial(b)
+            if isinstance(a, tuple) and a[0] == "attr" and p is not None and a not in self.attributes:
+                if not is_constant(p):
+                    self.attributes[a] = p
+                return True
+        return False
 
     def _infer(self, expr: Expr, target: Polynomial) -> None:
         """Solve ``expr == target`` for the one attribute in it that no use has determined: ``3 * self.dim``."""
@@ -238,15 +237,17 @@ class SizeSystem:
         known = q if open_a else p
         wanted: Polynomial | None = None
         if name == "add":
-            wanted = axes.minus(target, known)
+            wanted = polynomials.minus(target, known)
         elif name == "sub":
             wanted = (
-                axes.minus(target, {t: -n for t, n in known.items()}) if open_a else axes.minus(known, target)
+                polynomials.minus(target, {t: -n for t, n in known.items()})
+                if open_a
+                else polynomials.minus(known, target)
             )
         elif name == "mul":
-            wanted = axes.divided(target, known)
+            wanted = polynomials.divided(target, known)
         elif self.value(a) == self.value(b) * self.value(expr):
-            wanted = axes.times(target, known)
+            wanted = polynomials.times(target, known)
         if wanted is not None:
             self._infer(a if open_a else b, wanted)
 
@@ -265,10 +266,12 @@ class SizeSystem:
                 and b is not None
                 and self.value(use.expr[1]) == self.value(use.expr[2]) * abs(use.value)
             ):
-                self._require(axes.minus(a, axes.times(b, target)), use, "is divided to give another size")
+                self._require(
+                    polynomials.minus(a, polynomials.times(b, target)), use, "is divided to give another size"
+                )
                 return
         if got is not None:
-            self._require(axes.minus(got, target), use, "is computed from other sizes")
+            self._require(polynomials.minus(got, target), use, "is computed from other sizes")
             return
         atoms = self.atoms_of(use.expr) | {a for t in target for a in t}
         self._freeze(
@@ -332,16 +335,16 @@ class SizeSystem:
             value = self.value(expr)
             return self.attributes.get(expr, {(): int(value)} if isinstance(value, int) else None)
         if kind == "dim":
-            return axes.count(self.state.dims[expr[1]][0][expr[2]], self.free)
+            return polynomials.count(self.state.dims[expr[1]][0][expr[2]], self.free)
         a, b = self.polynomial(expr[1]), self.polynomial(expr[2])
         if a is None or b is None:
             return None
         if kind == "add":
-            return axes.minus(a, {t: -n for t, n in b.items()})
+            return polynomials.minus(a, {t: -n for t, n in b.items()})
         if kind == "sub":
-            return axes.minus(a, b)
+            return polynomials.minus(a, b)
         if kind == "mul":
-            return axes.times(a, b)
+            return polynomials.times(a, b)
         if is_constant(a) and is_constant(b):
             value = self.value(expr)
             return {(): value} if isinstance(value, int) else None
@@ -404,11 +407,11 @@ class SizeSystem:
             p, q = self.polynomial(left), self.polynomial(right)
             if p is None or q is None or (is_constant(p) and is_constant(q)):
                 continue
-            now = [axes.evaluate(r, counts) for r in (p, q)]
+            now = [polynomials.evaluate(r, counts) for r in (p, q)]
             if bool(getattr(now[0], compare[operator])(now[1])) != outcome:
                 found.append(({a for r in (p, q) for t in r for a in t}, f"{now[0]} {operator} {now[1]}"))
         for made in self.decisions.values():
-            numbers = [axes.evaluate(self.polynomial(use.expr) or {}, counts) for use in made.uses]
+            numbers = [polynomials.evaluate(self.polynomial(use.expr) or {}, counts) for use in made.uses]
             if not made.stands(self.state.trace, numbers):
                 atoms = {a for use in made.uses for a in self.atoms_of(use.expr)}
                 found.append((atoms, f"another branch for sizes {numbers}"))

@@ -16,13 +16,15 @@ import torch
 from ..errors import InputError
 from ..planning.origin import Origins, origins
 from ..tracing.trace import Node, Trace
-from . import axes
-from .axes import RAGGED, Axis, Polynomial, Reason
+from . import axes, polynomials
+from .axes import RAGGED, Axis, Reason
 from .constraints import SizeSystem
 from .members import Group, Indices, Member, Role, places_of, roles_of
 from .naming import NAMING, Place, axis_at, named
-from .propagate import Dims, Propagation, leaves_of
+from .nodes import leaves_of
+from .polynomials import Polynomial
 from .siblings import follow_siblings
+from .site import Dims, Propagation
 
 GRANULARITIES = ("coarse", "fine")
 
@@ -113,8 +115,8 @@ class DependencyGraph:
         free = self.free
         found = [(self.sizes.reduce(p, free), why) for p, why in self.sizes.constraints]
         for parts, why in self.state.equal_counts:
-            counts = [axes.count(p, free) for p in parts]
-            found.extend((axes.minus(c, counts[0]), why) for c in counts[1:])
+            counts = [polynomials.count(p, free) for p in parts]
+            found.extend((polynomials.minus(c, counts[0]), why) for c in counts[1:])
         unique = {tuple(sorted(p.items())): (p, why) for p, why in found if p}
         return list(unique.values())
 

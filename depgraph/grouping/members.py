@@ -12,7 +12,8 @@ from ..data.layout import is_convolution, is_grouped, tokens
 from ..tracing.trace import Node
 from . import axes
 from .axes import ATOM, CONCAT, Axis
-from .propagate import Product, Propagation, leaves_of
+from .nodes import leaves_of
+from .site import Product, Propagation
 
 Role = Literal["produces", "consumes", "scales"]
 Indices = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from ..tracing.trace import Node
 from . import axes
 from .axes import ATOM, Axis, Reason
 from .constraints import read_attribute
-from .propagate import Dims, Propagation
+from .site import Dims, Propagation
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 TIED = "a module that no run used keeps as many indices as its executed sibling"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grouping import axes
+from ..grouping import axes, polynomials
 from ..grouping.axes import Axis, Reason
 from ..grouping.constraints import is_constant
 from ..grouping.graph import DependencyGraph
@@ -36,7 +36,7 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
     counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
     values = {}
     for key, polynomial in graph.sizes.attributes.items():
-        value = axes.evaluate(polynomial, counts)
+        value = polynomials.evaluate(polynomial, counts)
         values[key] = value
         if value != graph.sizes.value(key):
             path, name, *keys = key[1:]
@@ -46,7 +46,7 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
             field_repairs(graph.model, graph.origins, values, plan, set() if bold else graph.trace.reads)
         )
     for literal in graph.sizes.literals:
-        value = axes.evaluate(literal.target, counts)
+        value = polynomials.evaluate(literal.target, counts)
         use = literal.use
         if value != use.value:
             plan.rewrites.append(

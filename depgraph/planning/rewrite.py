@@ -100,8 +100,9 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 
 def _empty(original: type[nn.Module]) -> Rewritten:
     """A module of a class of its own, since a GraphModule writes its forward into its class; no constructor is called."""
+    bare = next(k for k in original.__mro__ if "_wrapped_call" not in vars(k))  # no forward written there
     kind = new_class(
-        original.__name__, (Rewritten, original), exec_body=lambda body: body.update(original=original)
+        original.__name__, (Rewritten, bare), exec_body=lambda body: body.update(original=original)
     )
     kind.__module__, kind.__qualname__ = original.__module__, original.__qualname__
     made: Rewritten = object.__new__(kind)

@@ -17,7 +17,8 @@ import torch
 
 from ..data.consumers import Consumer, consumers
 from ..data.layout import Layout, is_convolution, layout_of
-from ..grouping.propagate import Product, Propagation, leaves_of
+from ..grouping.nodes import leaves_of
+from ..grouping.site import Product, Propagation
 from ..planning.plan import Plan
 from ..tracing.trace import Node
 

@@ -6,7 +6,7 @@ the dims of the result, or a list of dims for several results. `equation` writes
 
 from __future__ import annotations
 
-from ..grouping.propagate import Site
+from ..grouping.site import Site
 from . import (
     attention,
     contraction,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..grouping.axes import product
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 KEYS = "ranges over the keys of an attention"

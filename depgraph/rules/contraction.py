@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..grouping.axes import Axis
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import contract_as, equation, rule
 
 rule("mm")(equation("nk,km->nm", weight=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..grouping.axes import RAGGED, Axis, product
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..grouping.axes import Axis
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 PICKED = "is indexed by a tensor"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 # Not tagged as pointwise by torch, and pointwise all the same.

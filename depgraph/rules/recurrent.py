@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..grouping.axes import Axis, concat
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 PACKED = "ranges over the steps of a packed batch"

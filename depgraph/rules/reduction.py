@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..grouping.propagate import Dims, Site
+from ..grouping.site import Dims, Site
 from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")

@@ -9,7 +9,8 @@ import torch
 
 from ..errors import InputError
 from ..grouping.axes import Axis
-from ..grouping.propagate import Dims, Site, leaves_of
+from ..grouping.nodes import leaves_of
+from ..grouping.site import Dims, Site
 
 Rule = Callable[[Site], Any]
 REGISTRY: dict[str, Rule] = {}

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..grouping.axes import ATOM, Axis, Polynomial
+from ..grouping.axes import ATOM, Axis
 from ..grouping.graph import Group
+from ..grouping.polynomials import Polynomial
 from ..importance import Scores
 from .floors import Floors
 from .moves import Move, least_moves

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from ..costs.size_table import Floats, Integers
 from ..errors import InputError
-from ..grouping import axes
-from ..grouping.axes import RAGGED, Polynomial
+from ..grouping import polynomials
+from ..grouping.axes import RAGGED
 from ..grouping.graph import DependencyGraph
+from ..grouping.polynomials import Polynomial
 from ..importance import Scores
 from .blocks import Block, Sequencer, find_blocks
 from .budget import Budget, meet
@@ -117,16 +118,16 @@ class Selection:
                 if axis is None or id(axis.find()) in seen or axis.find().kind == RAGGED:
                     continue
                 seen.add(id(axis.find()))
-                note(id(axis.find()), Rounding(axes.count(axis, self.axis), self.round_to, False))
+                note(id(axis.find()), Rounding(polynomials.count(axis, self.axis), self.round_to, False))
         for i, (_, axis, number) in enumerate(self.graph.multiples):
-            note(-1 - i, Rounding(axes.count(axis, self.axis), number, True))
+            note(-1 - i, Rounding(polynomials.count(axis, self.axis), number, True))
         return sums
 
     def _check_multiples(self) -> None:
         """Refuse multiples that blocks would have to agree on."""
         block_of = {id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups}
         for place, axis, number in self.graph.multiples:
-            terms = [{block_of[a] for a in t} for t in axes.count(axis, self.axis)]
+            terms = [{block_of[a] for a in t} for t in polynomials.count(axis, self.axis)]
             apart = len(set().union(*terms)) > 1
             if any(len(t) > 1 for t in terms) or (apart and axis.find().size % number):
                 raise InputError(

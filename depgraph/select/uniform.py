@@ -18,10 +18,11 @@ from typing import Any
 
 from torch import nn
 
-from ..grouping import axes
-from ..grouping.axes import ATOM, Axis, Polynomial, Reason
+from ..grouping import polynomials
+from ..grouping.axes import ATOM, Axis, Reason
 from ..grouping.described import Described, described
 from ..grouping.graph import DependencyGraph
+from ..grouping.polynomials import Polynomial
 from ..planning.origin import Key, evaluate
 from ..tracing.sizes import Expr, attributes_in
 from .factors import Tie
@@ -84,7 +85,7 @@ def _matched(graph: DependencyGraph, a: Axis, b: Axis) -> Iterator[Polynomial]:
         for p, q in zip(a.parts, b.parts, strict=True):
             yield from _matched(graph, p.find(), q.find())
     else:
-        yield axes.minus(axes.count(a, graph.free), axes.count(b, graph.free))
+        yield polynomials.minus(polynomials.count(a, graph.free), polynomials.count(b, graph.free))
 
 
 # ------------------------------------------------------------------------------------------------------ fields
@@ -116,7 +117,7 @@ class _Fields:
         for place in self.known.places:
             if place[0] == "shape":
                 dims = self.graph.dims(place[1])  # none for what no run used: it stays
-                yield place, axes.count(dims[place[2]], free) if dims else {(): self._whole(place)}
+                yield place, polynomials.count(dims[place[2]], free) if dims else {(): self._whole(place)}
         for key, p in self.graph.sizes.attributes.items():
             if key in self.known.places or key in self.known.fields:
                 yield key, self.graph.sizes.reduce(p, free)
@@ -137,21 +138,23 @@ class _Fields:
             if expr is not None:
                 open_.append((self._cancelled(expr), size, place))
             elif place[0] == "shape":  # no field says this size
-                yield axes.minus(size, {(): self._whole(place)}), self._why(place)
+                yield polynomials.minus(size, {(): self._whole(place)}), self._why(place)
         open_.sort(key=lambda e: (e[0][0] != "attr", max(map(len, e[1]), default=0)))
         open_ += [(e, {(): self._now(e)}, p) for p, e in self.known.exprs.items() if self._held(p)]
         self._solve(open_)
         for expr, size, place in open_:
             n, d = self._value(expr)
-            yield axes.minus(n, axes.times(d, size)), self._why(place)
+            yield polynomials.minus(n, polynomials.times(d, size)), self._why(place)
         for place, powers in self.known.powers.items():
             pair = _proportion(powers)
             if pair is not None and all(f in self.fields for f in pair):
                 f, g = pair
                 (a, b), (c, d) = self.fields[f], self.fields[g]
-                left = axes.times(axes.times(a, d), {(): self.known.fields[g]})
+                left = polynomials.times(polynomials.times(a, d), {(): self.known.fields[g]})
                 yield (
-                    axes.minus(left, axes.times(axes.times(b, c), {(): self.known.fields[f]})),
+                    polynomials.minus(
+                        left, polynomials.times(polynomials.times(b, c), {(): self.known.fields[f]})
+                    ),
                     self._why(place),
                 )
 
@@ -179,7 +182,7 @@ class _Fields:
                 unknown = attributes_in(expr) - self.fields.keys()
                 if not unknown:
                     n, d = self._value(expr)
-                    self._note(axes.minus(n, axes.times(d, size)))
+                    self._note(polynomials.minus(n, polynomials.times(d, size)))
                 elif len(unknown) == 1:
                     found = self._solved(expr, (size, ONE))
                     whole = None if found is None else self._whole_number(*found)
@@ -212,7 +215,7 @@ class _Fields:
         for _ in range(2):  # what one count is may have another in it
             for a, product in self.products.items():
                 n, d = (_put(p, a, product) for p in (n, d))
-        return axes.divided(n, d)
+        return polynomials.divided(n, d)
 
     def _cancelled(self, expr: Expr) -> Expr:
         """``a // b * b`` is a, where it was when the model was built."""
@@ -287,24 +290,26 @@ def _put(p: Polynomial, atom: int, product: Polynomial) -> Polynomial:
     for term, n in p.items():
         found: Polynomial = {tuple(a for a in term if a != atom): n}
         for _ in range(term.count(atom)):
-            found = axes.times(found, product)
-        out = axes.minus(out, {t: -m for t, m in found.items()})
+            found = polynomials.times(found, product)
+        out = polynomials.minus(out, {t: -m for t, m in found.items()})
     return out
 
 
 def _product(a: Ratio, b: Ratio) -> Ratio:
-    return _reduced(axes.times(a[0], b[0]), axes.times(a[1], b[1]))
+    return _reduced(polynomials.times(a[0], b[0]), polynomials.times(a[1], b[1]))
 
 
 def _quotient(a: Ratio, b: Ratio) -> Ratio:
-    return _reduced(axes.times(a[0], b[1]), axes.times(a[1], b[0]))
+    return _reduced(polynomials.times(a[0], b[1]), polynomials.times(a[1], b[0]))
 
 
 def _sum(a: Ratio, b: Ratio, sign: int) -> Ratio:
-    left, right = axes.times(a[0], b[1]), axes.times(b[0], a[1])
-    return _reduced(axes.minus(left, {t: -sign * n for t, n in right.items()}), axes.times(a[1], b[1]))
+    left, right = polynomials.times(a[0], b[1]), polynomials.times(b[0], a[1])
+    return _reduced(
+        polynomials.minus(left, {t: -sign * n for t, n in right.items()}), polynomials.times(a[1], b[1])
+    )
 
 
 def _reduced(n: Polynomial, d: Polynomial) -> Ratio:
-    whole = axes.divided(n, d)
+    whole = polynomials.divided(n, d)
     return (n, d) if whole is None else (whole, ONE)

@@ -53,10 +53,9 @@ class Kept:
 
     def restore(self) -> None:
         """Give the tensors their values back."""
-        with torch.no_grad():
-            for pairs in self.saved.values():
-                for own, value in pairs:
-                    own.detach().copy_(value)
+        for own, value in (pair for pairs in self.saved.values() for pair in pairs):
+            with torch.no_grad(), torch.inference_mode(own.is_inference()):
+                own.detach().copy_(value)
         self.saved = {}
 
 

@@ -22,16 +22,9 @@ from ..errors import InputError, TraceError
 from ..inputs import Arguments, each_example, map_tensors
 from . import sizes
 from .modes import Kept
-from .record import (
-    AtenMode,
-    Comparison,
-    Node,
-    PythonMode,
-    Recorder,
-    open_python_functions,
-    watch_functions,
-    watch_modules,
-)
+from .patched import open_python_functions, watch_functions, watch_modules
+from .record import AtenMode, PythonMode
+from .recorder import Comparison, Node, Recorder
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, output_leaves, skeleton, tensor_leaves
 from .wrappers import check_unsharded, eagerly
@@ -77,7 +70,6 @@ class Trace:
     parametrized: list[tuple[str, Node]]
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
-    tracked: bool
 
 
 def trace(model: nn.Module, example_inputs: Any) -> Trace:
@@ -184,18 +176,7 @@ def _run(
             recorder.remember(tensor, node)
         if seconds is not None:
             recorder.patience = seconds
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(open_python_functions())
-        stack.enter_context(eagerly())
-        stack.enter_context(watch_modules(twin, recorder))
-        stack.enter_context(watch_functions(recorder))
-        stack.enter_context(mode)
-        stack.enter_context(AtenMode(recorder, kept))
-        stack.enter_context(sizes.recording_comparisons(recorder.comparisons))
-        stack.enter_context(sizes.recording_reads(recorder.reads))
-        stack.enter_context(PythonMode(recorder))
+        stack.enter_context(_recording(twin, recorder, mode, kept))
         outputs = []
         for training in (False, True) if train else (False,):
             recorder.training = training
@@ -207,6 +188,38 @@ def _run(
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
+    return _written_down(recorder, outputs, every, (tensors, aliases), fake)
+
+
+@contextmanager
+def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: Kept) -> Iterator[None]:
+    """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        open_python_functions(),
+        eagerly(),
+        watch_modules(twin, recorder),
+        watch_functions(recorder),
+        fakes,
+        AtenMode(recorder, kept),
+        sizes.recording_comparisons(recorder.comparisons),
+        sizes.recording_reads(recorder.reads),
+        PythonMode(recorder),
+    ):
+        yield
+
+
+def _written_down(
+    recorder: Recorder,
+    outputs: list[Node],
+    every: dict[str, torch.Tensor],
+    names: tuple[dict[str, torch.Tensor], dict[str, str]],
+    fake: bool,
+) -> Trace:
+    """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
+    tensors, aliases = names
     return Trace(
         graph=recorder.graph,
         outputs=outputs,
@@ -214,7 +227,7 @@ def _run(
         aliases=aliases,
         unreached=[name for name in tensors if name not in recorder.tensors],
         constants=recorder.constants,
-        held=held,
+        held=recorder.held,
         values={**every, **recorder.constants},
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
@@ -223,5 +236,4 @@ def _run(
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
         fake=fake,
-        tracked=tracked,
     )

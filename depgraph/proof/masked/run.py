@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ...rules import STATED, is_pointwise
 from ...tracing.modes import CallMode, Kept, tensors_in
-from ...tracing.record import is_composite
+from ...tracing.whole import is_composite
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -123,7 +123,7 @@ class MaskedRun(CallMode):
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
                 self.give(out, all_alive(out.shape, out.device))
             return out
-        in_place = name.endswith("_") and not name.endswith("__") and name[:-1] not in ("",)
+        in_place = name.endswith("_") and not name.endswith("__")
         handler = HANDLERS.get(name) or (HANDLERS.get(name[:-1]) if in_place else None)
         if name in STATED:
             handler = stated
@@ -144,8 +144,8 @@ class MaskedRun(CallMode):
             return out
         if zero and (out.is_floating_point() or out.is_complex()):
             dead = mask == 0
-            if dead.any():
-                out.masked_fill_(dead, 0) if not _overlaps(out) else None
+            if dead.any() and not _overlaps(out):
+                out.masked_fill_(dead, 0)
         self.give(out, mask)
         return out
 
@@ -182,11 +182,8 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             if dead.any() and result.is_floating_point():
                 result.masked_fill_(dead, 0)
             return result
-        if (
-            (result.is_floating_point() or result.is_complex()) and not in_place and mask.min() == 0
-            if mask.numel()
-            else False
-        ):
+        numbers = result.is_floating_point() or result.is_complex()
+        if numbers and not in_place and bool((mask == 0).any()):
             result = result.masked_fill(mask == 0, 0)
             if isinstance(out, Tensor):
                 out = result
