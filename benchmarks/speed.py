@@ -278,7 +278,7 @@ def time_depgraph(started: Callable[[], None], name: str, small: bool) -> Row:
         "left": _count(result.model) / _count(model),
     }
     weights = [(weight.detach(), _kept(result.plan.mask(name))) for name, weight in model.named_parameters()]
-    later = [(*_split(prune), _clocked(partial(_floor, weights))[1]) for _ in range(1 if small else 3)]
+    later = [(*_split(prune), _clocked(partial(_floor, weights))[1]) for _ in range(5 if small else 3)]
     row |= {
         name: statistics.median(times)
         for name, times in zip(("all", "trace", "floor"), zip(*later, strict=True), strict=True)
