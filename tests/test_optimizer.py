@@ -123,6 +123,8 @@ def test_every_state_tensor_holds_the_kept_entries() -> None:
     optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
     train(model, optimizer, range(2))
     before = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in model.named_parameters()}
+    kept = [optimizer.state[p]["step"] for p in model.parameters()]
+    counts = {id(t) for t in kept}
     small = depgraph.apply(model, plan)
     plan.apply_to_optimizer(optimizer, model, small)
     assert set(optimizer.state) == set(small.parameters())
@@ -132,6 +134,8 @@ def test_every_state_tensor_holds_the_kept_entries() -> None:
         assert optimizer.state[p]["step"] == before[n]["step"] == 2
     for n, p in model.named_parameters():  # nothing is shared with what the model was trained by
         assert p.shape == plan.shapes[n]
+    steps = {n: optimizer.state[p]["step"] for n, p in small.named_parameters()}
+    assert not {id(t) for t in steps.values()} & counts
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="of newer versions of torch")

@@ -173,6 +173,34 @@ def test_the_proximal_step_shrinks_an_entry_by_each_of_its_units(
         assert torch.allclose(p, expected[n], atol=1e-14), n
 
 
+class Heads(nn.Module):
+    """Rows of one matrix go with a head and with a place in all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.out = nn.Linear(7, 3 * 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.values(x).unflatten(1, (3, 5)).sum(1))
+
+
+def test_one_index_may_go_with_two_units() -> None:
+    torch.manual_seed(5)
+    graph = depgraph.analyze(Heads().double(), torch.randn(2, 7, dtype=torch.float64))
+    heads, places = sorted(graph.groups, key=lambda g: g.units)
+    assert (heads.units, places.units) == (3, 5)
+    w, b, o = (graph.tensors[n].detach().clone() for n in ("values.weight", "values.bias", "out.weight"))
+    rows = torch.cat([w, b[:, None]], 1).view(3, 5, 8)
+    h = (1 - 0.3 / rows.flatten(1).norm(dim=1)).clamp_min(0)
+    whole = torch.cat([rows.transpose(0, 1).flatten(1), o.t()], 1)
+    p = (1 - 0.3 / whole.norm(dim=1)).clamp_min(0)
+    GroupLasso(graph, 3.0, graph.groups).step(lr=0.1)
+    wanted = rows * h[:, None, None] * p[None, :, None]
+    assert torch.allclose(graph.tensors["values.weight"], wanted[..., :7].reshape(15, 7), atol=1e-12)
+    assert torch.allclose(graph.tensors["values.bias"], wanted[..., 7].reshape(15), atol=1e-12)
+    assert torch.allclose(graph.tensors["out.weight"], o * p, atol=1e-12)
+
+
 def test_training_with_the_lasso_makes_the_units_that_go_small() -> None:
     """A target that needs 3 of 13 units: after proximal training most units are exactly 0, and removing them is free."""
     torch.manual_seed(3)

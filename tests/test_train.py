@@ -253,6 +253,31 @@ def test_hidden_states_are_compared_at_the_kept_channels() -> None:
     assert not any(m._forward_hooks for m in [*model.modules(), *teacher.modules()])
 
 
+def test_a_module_that_is_called_twice_counts_once() -> None:
+    """The mean over its calls."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(self.inner(x).tanh()))
+
+    torch.manual_seed(4)
+    student, teacher, x = Twice(), Twice(), torch.randn(7, 5)
+    done = distill(
+        student, teacher, [x], hidden="inner", alpha=1.0, hidden_weight=0.5,
+        optimizer=torch.optim.SGD(student.parameters(), lr=0.0),
+    )  # fmt: skip
+    with torch.no_grad():
+        firsts = [m.inner(x) for m in (student, teacher)]
+        seconds = [m.inner(f.tanh()) for m, f in zip((student, teacher), firsts, strict=True)]
+        hidden = (F.mse_loss(*firsts) + F.mse_loss(*seconds)) / 2
+        wanted = soft_loss(student(x), teacher(x)) + 0.5 * hidden
+    assert done.losses == pytest.approx([float(wanted)], rel=1e-5)
+
+
 def test_hidden_states_of_compiled_models_are_seen() -> None:
     torch.manual_seed(5)
     teacher = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5)).eval()
