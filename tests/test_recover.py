@@ -808,6 +808,21 @@ def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
         assert torch.equal(small[1].weight, model[1].weight[:, :1]) is not right
 
 
+def test_a_mean_is_taken_only_if_held_out_batches_confirm_it():
+    """What is removed is about 2 on the fitted batches, and about -2 or 2 on the one that is held out."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.zero_()
+    x = normal(50, 2)
+    up, down = x + torch.tensor([0, 2.0]), x - torch.tensor([0, 2.0])
+    for batches, right in (([up, up, down], False), ([up, up, up], True)):
+        small, told = recovered(model, up, {"0.weight": [0]}, batches, "compensation")
+        assert [(r.name, r.kept) for r in told.layers] == [("1.weight", right)]
+        assert not any("undone" in note for note in told.notes)
+        assert torch.equal(small[1].bias, model[1].bias) is not right
+
+
 class Exponential(nn.Module):
     """Overflows where an input is large; once, or called twice."""
 
