@@ -134,7 +134,7 @@ def test_shards_of_a_wrapped_model_load_without_depgraph(tmp_path: Path) -> None
 
 def test_what_a_config_would_compute_anew_is_noticed(tmp_path: Path) -> None:
     """Half of each head: all widths are equal, but the scale and the rotary frequencies are the original's."""
-    result = depgraph.prune(llama(), {"input_ids": words()}, pruning_ratio=0.5)
+    result = depgraph.prune(llama(), {"input_ids": words()}, pruning_ratio=0.5, granularity="fine")
     assert result.model.config.head_dim < 10
     says = "\n".join(hugging_face.save_pretrained(result, tmp_path / "saved"))
     assert "self_attn.scaling" in says
