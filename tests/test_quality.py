@@ -142,6 +142,14 @@ def test_all_methods_keep_to_the_budget(what: str):
     assert case.budget.cost(case.build(), case.example()) == dense
 
 
+def test_random_units_follow_from_the_seed():
+    case = tiny_case()
+    first, again, other = (methods.prune(methods.RANDOM, case, seed).model for seed in (1, 1, 2))
+    kept = [small[2].weight for small in (first, again, other)]
+    assert torch.equal(kept[0], kept[1])
+    assert kept[0].shape != kept[2].shape or not torch.equal(kept[0], kept[2])
+
+
 def test_gradients_are_those_of_the_summed_loss():
     case = tiny_case()
     model, batches = case.build(), [*case.calibration(0), (torch.ones(2, 7), torch.tensor([2, 0]))]

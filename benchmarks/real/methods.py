@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 import depgraph
 from benchmarks.real.case import Case, run
+from depgraph.importance import Random
 
 OTHER = "Torch-Pruning"
 BISECTIONS = 10
@@ -104,6 +105,8 @@ def rivals(case: Case) -> list[Method]:
 def prune(method: Method, case: Case, seed: int) -> Pruned:
     """The dense model of the case, pruned to its budget; random draws and calibration data follow from the seed."""
     model = case.build()
+    if method.options["importance"] == "random":
+        method = replace(method, options=method.options | {"importance": Random(seed)})
     batches = case.calibration(seed) if method.data else []
     started = time.perf_counter()
     with torch.random.fork_rng(), warnings.catch_warnings():
