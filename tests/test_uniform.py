@@ -260,3 +260,47 @@ def test_what_the_class_computes_by_itself_stays(kind: type[Deep], hidden: int, 
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again(x), result.model(x))
     assert_equal_to_masked(model, result, x)
+
+
+@dataclass
+class Shared:
+    """`heads` for queries, `keys` for keys and values, each of `width`."""
+
+    heads: int = 10
+    keys: int = 5
+    width: int = 7
+
+
+class SharedKeys(nn.Module):
+    """Each head of keys serves as many heads of queries as the config's two numbers say."""
+
+    def __init__(self, config: Shared) -> None:
+        super().__init__()
+        self.config, self.width, self.groups = config, config.width, config.heads // config.keys
+        self.scale = config.width**-0.5
+        self.q, self.o = (
+            nn.Linear(11, config.heads * config.width),
+            nn.Linear(config.heads * config.width, 11),
+        )
+        self.k, self.v = (nn.Linear(11, config.keys * config.width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(t: Tensor) -> Tensor:
+            return t.view(*t.shape[:2], -1, self.width).transpose(1, 2)
+
+        k, v = (split(t).repeat_interleave(self.groups, 1) for t in (self.k(x), self.v(x)))
+        mixed = (split(self.q(x)) @ k.mT * self.scale).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+def test_heads_that_share_keys_go_where_the_width_of_a_head_is_held() -> None:
+    """The scale holds the width of a head; what is counted in heads x width is then counted in heads."""
+    torch.manual_seed(0)
+    model, x = SharedKeys(Shared()).double().eval(), torch.randn(2, 13, 11).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.4, uniform=True)
+    assert result.model.config == Shared(heads=6, keys=3)
+    again = SharedKeys(result.model.config).double()
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again(x), result.model(x))
+    assert not result.report.undescribed
+    assert_equal_to_masked(model, result, x)

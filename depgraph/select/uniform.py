@@ -200,11 +200,11 @@ class _Fields:
                 self._pin([min(left, key=str)])
 
     def _note(self, relation: Polynomial) -> None:
-        """Remember what one count is a product of, where a relation says so."""
+        """Remember what one count is a product of, or which number it must be, where a relation says so."""
         if len(relation) == 2:
             found = list(_simplest(relation).items())
             for (one, n), (other, m) in (found, found[::-1]):
-                if len(one) == 1 and other and m % n == 0:
+                if len(one) == 1 and m % n == 0:
                     self.products.setdefault(one[0], {other: -m // n})
                     return
 
