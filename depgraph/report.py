@@ -264,9 +264,9 @@ class Report:
         return widths
 
     def _lines(self) -> Iterator[str]:
-        reach = reachable(self.graph)
+        reach, count = reachable(self.graph), len(self.graph.groups)
         yield (
-            f"{len(self.graph.groups)} groups; {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
+            f"{count} group{'' if count == 1 else 's'}; {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
             "MACs can shrink"
         )
         if self.locks:
