@@ -304,3 +304,22 @@ def test_heads_that_share_keys_go_where_the_width_of_a_head_is_held() -> None:
     torch.testing.assert_close(again(x), result.model(x))
     assert not result.report.undescribed
     assert_equal_to_masked(model, result, x)
+
+
+class Saved(Classifier):
+    """A buffer that forward doesn't read, and that a state_dict holds."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.register_buffer("table", torch.arange(float(config.inner)))
+
+
+def test_a_saved_buffer_that_no_run_reads_holds_its_field() -> None:
+    """Nothing says what of it should go, and the class would make another size."""
+    torch.manual_seed(0)
+    model, x = Saved(Config()).double().eval(), torch.randn(2, 11, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    assert (result.model.config.inner, result.model.config.hidden) == (34, 12)
+    again = Saved(result.model.config).double().eval()
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again(x), result.model(x))

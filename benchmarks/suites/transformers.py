@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -118,6 +119,14 @@ def _put(config: Any, place: tuple[Any, ...], number: int) -> None:
     table[place[-1]] = number
 
 
+def _special(config: Any) -> list[int]:
+    """The tokens that a config gives a meaning of their own."""
+    found = {
+        n for place, n in _numbers(config) if re.search(r"_token_(id|index)$", str(place[-1])) and n >= 0
+    }
+    return sorted(found)
+
+
 def generation(model: Any, inputs: dict[str, Any]) -> str:
     """Whether generating with the cache differs from generating without it."""
     dtype = next(model.parameters()).dtype
@@ -127,6 +136,7 @@ def generation(model: Any, inputs: dict[str, Any]) -> str:
         if not k.startswith("decoder_")
     }
     options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
+    options["suppress_tokens"] = _special(model.config)  # one of an image, say, asks for an image
     runs = [
         model.generate(
             **inputs, **options, use_cache=cached, output_logits=True, return_dict_in_generate=True

@@ -24,7 +24,7 @@ from .constraints import read_attribute
 
 Place = tuple[
     Any, ...
-]  # ("shape", parameter, dim), ("buffer", name, dim) or ("attr", module path, attribute, *keys)
+]  # ("shape", parameter or saved buffer, dim), ("buffer", name, dim) or ("attr", module path, attribute, *keys)
 Numbers = dict[Place, float]
 EXPONENTS = tuple(Fraction(n, 4) for n in range(-12, 13))
 
@@ -143,8 +143,8 @@ def _numbers(module: nn.Module | None, path: str) -> Numbers | None:
     for name, p in module.named_parameters():
         found |= {("shape", inside + name, d): n for d, n in enumerate(p.shape)}
     for name, b in module.named_buffers():
-        if name not in kept:
-            found |= {("buffer", inside + name, d): n for d, n in enumerate(b.shape)}
+        kind = "shape" if name in kept else "buffer"  # what is saved is loaded into what the class makes
+        found |= {(kind, inside + name, d): n for d, n in enumerate(b.shape)}
     for inner, part in module.named_modules():
         place = ".".join(filter(None, (path, inner)))
         for name, value in vars(part).items():
