@@ -92,3 +92,27 @@ def test_right_results_verify(kind: type[Narrow]) -> None:
         wanted = model(x)
         torch.manual_seed(1)
         torch.testing.assert_close(result.model(x), wanted, rtol=1e-9, atol=1e-9)
+
+
+class Systems(nn.Module):
+    """A triangular system of equations for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 35), nn.Linear(5, 35), nn.Linear(35, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = (
+            layer(x).unflatten(2, (7, -1)).transpose(1, 2) for layer in (self.a, self.b)
+        )  # [n, heads, tokens, 5]
+        matrix = (a @ b.mT).tril(-1) + torch.eye(x.shape[1])
+        y = torch.linalg.solve_triangular(matrix, b, upper=False)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def test_systems_of_equations_of_heads_that_go() -> None:
+    torch.manual_seed(0)
+    model, x = Systems().eval(), torch.randn(2, 11, 5)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.out.in_features == 4 * 5
+    assert result.report.verification.status == "equal"

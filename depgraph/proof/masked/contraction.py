@@ -85,11 +85,13 @@ def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 @handles("linalg_solve_triangular")
 def solve_triangular(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
-    """Each column of the right-hand side by itself; what is dead of the matrix is not followed."""
+    """Each column of the right-hand side by itself, and each system of a batch; nothing else of a matrix may be dead."""
     a, b = run.full(args[0]), run.full(args[1])
     along = -2 if kwargs.get("left", True) else -1
-    alive = b.amax(along, keepdim=True)
-    if not bool(a.all()) or (alive != b.amin(along, keepdim=True)).any():
+    systems, alive = a.amax((-2, -1), keepdim=True), b.amax(along, keepdim=True)
+    whole = torch.equal(systems, a.amin((-2, -1), keepdim=True))
+    if not whole or not torch.equal(alive, b.amin(along, keepdim=True)):
         raise Unfollowed("linalg_solve_triangular")
-    out = func(*args, **kwargs)
-    return run.finish(out, alive.expand(out.shape).clone())
+    one = torch.eye(a.shape[-1], dtype=args[0].dtype, device=a.device)
+    out = func(torch.where(systems > 0, args[0], one), *args[1:], **kwargs)
+    return run.finish(out, (alive * systems).expand(out.shape).clone())
