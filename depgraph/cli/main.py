@@ -74,7 +74,7 @@ def _prune(add: Add) -> None:
     made = _command(
         add, "prune", commands.prune, "make a model smaller and save it",
         "depgraph prune mypackage.models:make_net --input 1x3x224x224 --max-macs 0.5 --out smaller",
-        "depgraph prune ./bert --input 'input_ids=1x16:int64<30000' --uniform --max-params 0.8 --pretrained --out small-bert",
+        "depgraph prune ./folder --input 'input_ids=1x16:int64<30000' --uniform --max-params 0.8 --pretrained --out smaller",
     )  # fmt: skip
     made.add_argument("model", help=MODEL)
     _inputs(made)
