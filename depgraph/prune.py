@@ -259,15 +259,21 @@ def prune(
     if score is not None and scored is not None:
         report.score = scored, score_of(score, small)
     if inplace:
-        if any(r.path == "" for r in plan.rewrites):
-            raise DepgraphError(
-                "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
-            )
         _ = report.macs  # of the model as it still is
-        recovered, small = small, apply(model, plan, inplace=True)
-        if won is not None:
-            take_values(small, recovered)
+        small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
+
+
+def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:
+    """`model` itself made what `small` is, with its values where they were `recovered`."""
+    if any(r.path == "" for r in plan.rewrites):
+        raise DepgraphError(
+            "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
+        )
+    changed = apply(model, plan, inplace=True)
+    if recovered:
+        take_values(changed, small)
+    return changed
 
 
 def _settle(

@@ -794,12 +794,18 @@ def test_the_model_is_not_run_where_there_is_nothing_to_recover(how: str):
     assert told.output[0] == told.output[1] > 0
 
 
-def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
-    """What holds on the fitted batches, that the removed input is the kept one, is wrong on the one that is held out."""
+def passing() -> nn.Sequential:
+    """Its first layer hands on its two inputs as they are."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)).double()
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(2))
         model[0].bias.zero_()
+    return model
+
+
+def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
+    """What holds on the fitted batches, that the removed input is the kept one, is wrong on the one that is held out."""
+    model = passing()
     x = normal(50, 1)
     same, other = torch.cat([x, x], 1), torch.cat([x, -x], 1)
     for batches, right in (([same, same, other], False), ([same, same, same], True)):
@@ -810,10 +816,7 @@ def test_a_layer_is_kept_only_if_held_out_batches_confirm_it():
 
 def test_a_mean_is_taken_only_if_held_out_batches_confirm_it():
     """What is removed is about 2 on the fitted batches, and about -2 or 2 on the one that is held out."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)).double()
-    with torch.no_grad():
-        model[0].weight.copy_(torch.eye(2))
-        model[0].bias.zero_()
+    model = passing()
     x = normal(50, 2)
     up, down = x + torch.tensor([0, 2.0]), x - torch.tensor([0, 2.0])
     for batches, right in (([up, up, down], False), ([up, up, up], True)):

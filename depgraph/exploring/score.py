@@ -16,15 +16,15 @@ Score = Callable[[nn.Module], Any]  # a number; higher is better
 
 
 @contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode; afterwards each module is in the mode it was in, also after an exception."""
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """`model` in train or eval mode; afterwards each module is in the mode it was in, also after an exception."""
     modes = [(m, m.training) for m in model.modules()]
     try:
-        model.eval()
+        model.train(training)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before
 
 
 def score_of(score: Score, model: nn.Module) -> float:
@@ -40,7 +40,7 @@ def score_of(score: Score, model: nn.Module) -> float:
     """
     if not callable(score):
         raise InputError(f"score must be a function from a model to a number, not {score!r}")
-    with in_eval_mode(model):
+    with in_mode(model, False):
         given = score(model)
     try:
         value = float(given.detach() if isinstance(given, torch.Tensor) else given)

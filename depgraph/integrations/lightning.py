@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import DepgraphError, InputError, PlanError
-from ..exploring.score import in_eval_mode
+from ..exploring.score import in_mode
 from ..training.train import check_mix, logits_of, soft_loss
 from .hosted import Hosted
 
@@ -162,7 +162,7 @@ class Distilling(Callback):
     def _soft(self, args: Any, kwargs: Any, output: Any) -> torch.Tensor:
         logits = logits_of(output, "network")
         self.teacher.to(logits.device)
-        with torch.no_grad(), in_eval_mode(self.teacher):
+        with torch.no_grad(), in_mode(self.teacher, False):
             aim = logits_of(self.teacher(*args, **kwargs), "teacher")
         return soft_loss(logits, aim, self.temperature)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import DepgraphError, PlanError
-from ..exploring.score import in_eval_mode
+from ..exploring.score import in_mode
 from ..training.train import check_mix, soft_loss
 from .hosted import Hosted
 
@@ -104,7 +104,7 @@ class DistillingTrainer(Trainer):
         """The Trainer's own loss and the soft one."""
         hard, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.teacher.to(outputs["logits"].device)
-        with torch.no_grad(), in_eval_mode(self.teacher):
+        with torch.no_grad(), in_mode(self.teacher, False):
             aim = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"})["logits"]
         soft = soft_loss(outputs["logits"], aim, self.temperature)
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.calibration import Batch
 from ..errors import InputError
-from ..exploring.score import in_eval_mode
+from ..exploring.score import in_mode
 from ..planning.plan import Plan
 from ..proof.masked import Unfollowed
 from ..proof.verify import masked_outputs
@@ -96,7 +96,7 @@ class Projection:
         """For each call of each module, the indices along each dim that are not dead, or None where all are alive."""
         inputs = batch.kwargs or batch.args
         try:
-            with in_eval_mode(self.teacher), captured(self.teacher, self.names) as seen:
+            with in_mode(self.teacher, False), captured(self.teacher, self.names) as seen:
                 _, run = masked_outputs(self.teacher, self.plan or Plan(), inputs)
         except Unfollowed as error:
             raise InputError(

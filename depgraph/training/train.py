@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf, isfinite
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.calibration import Batch, Loss, loss_value
 from ..errors import InputError
-from ..exploring.score import Score, in_eval_mode, score_of
+from ..exploring.score import Score, in_mode, score_of
 from ..inputs import map_tensors, split_inputs
 from ..planning.plan import Plan
 from ..progress import length, track
@@ -139,7 +138,7 @@ def distill(
 
     def loss_of(batch: Batch) -> Tensor:
         asked = Batch(*map_tensors((batch.args, batch.kwargs), lambda t: t.to(there)))
-        with torch.no_grad(), in_eval_mode(teacher), captured(teacher, hidden) as wanted:
+        with torch.no_grad(), in_mode(teacher, False), captured(teacher, hidden) as wanted:
             aim = logits_of(teacher(*asked.args, **asked.kwargs), "teacher")
         with captured(model, hidden) as got:
             output = model(*batch.args, **batch.kwargs)
@@ -196,7 +195,7 @@ def _fit(
             "original over: plan.apply_to_optimizer(optimizer, original, model)"
         )
     done, keeper, device = Training(), _Best(model), _device(model)
-    with _in_train_mode(model):
+    with in_mode(model, True):
         try:
             if score is not None:
                 keeper.ask(score, done)
@@ -277,17 +276,6 @@ class _Best:
         """Give the model the weights that were kept, if any were."""
         for name, tensor in named_tensors(self.model)[0].items() if self.kept is not None else ():
             tensor.copy_(self.kept[name])  # type: ignore[index]
-
-
-@contextmanager
-def _in_train_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.train()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _batch(given: Any, pairs: bool, device: torch.device) -> Batch:
