@@ -209,11 +209,11 @@ def _seconds_to_plan(model: nn.Module, inputs: Inputs, ratio: float) -> float | 
 def _own_check(case: Case, original: nn.Module, result: Any) -> Row:
     """What the suite's own check says; that a config can't say the weights' shapes is no error where the report says so."""
     text = case.check(result.model) if case.check else ""
-    known = result.report.to_dict()["undescribed"]
+    known = result.report.to_dict()["config_mismatches"]
     excused = text.startswith(CONFIG) and bool(known)
     if text and not excused and case.check:  # no fault of pruning where the original has it too
         excused = case.check(original)[:ALIKE] == text[:ALIKE]
-    return {"check": "" if excused else text, "undescribed": len(known)}
+    return {"check": "" if excused else text, "config_mismatches": len(known)}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

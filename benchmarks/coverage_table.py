@@ -129,7 +129,7 @@ def _classes(pruned: Sequence[Row]) -> str:
 
 def _configs(pruned: Sequence[Row]) -> list[str]:
     """How often the config that a model was built from can say the shapes of the smaller one."""
-    torn = [row["name"] for row in pruned if row.get("undescribed")]
+    torn = [row["name"] for row in pruned if row.get("config_mismatches")]
     even = [(row["name"], row["uniform"]) for row in pruned if row.get("uniform")]
     points = []
     if even:

@@ -26,11 +26,11 @@ from oracle import is_inexact, live_elements_only, mark_live_, true_zeros
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from depgraph.grouping import axes
-from depgraph.grouping.axes import ATOM, RAGGED, Axis
+from depgraph.axes import axes
+from depgraph.axes.axes import ATOM, RAGGED, Axis
+from depgraph.axes.op_call import Dims
 from depgraph.grouping.propagate import propagate
-from depgraph.grouping.site import Dims
-from depgraph.planning.plan import Cut
+from depgraph.plan.plan import Cut
 from depgraph.tracing.size_uses import SizeUse
 from depgraph.tracing.trace import Trace
 

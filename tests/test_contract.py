@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import depgraph
-from depgraph import errors
+from depgraph.base import errors
 from depgraph.costs.memory import measure_memory
 from depgraph.tracing.wrappers import copied
 
@@ -1003,13 +1003,13 @@ class Clipped(nn.Module):
         return self.down(y.tanh())
 
 
-@pytest.mark.parametrize("limit", [depgraph.proof.verify.DOUBLE_LIMIT, 0])
+@pytest.mark.parametrize("limit", [depgraph.verify.verify.DOUBLE_LIMIT, 0])
 @pytest.mark.parametrize(("kind", "how"), [(torch.float32, "statistics"), (torch.float64, "statistics"),
                                           (torch.float32, "reconstruction")])  # fmt: skip
 def test_weights_that_forward_writes_into_stay(
     limit: int, kind: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depgraph.proof.verify.DOUBLE_LIMIT", limit)
+    monkeypatch.setattr("depgraph.verify.verify.DOUBLE_LIMIT", limit)
     model, x = Clipped().to(kind).eval(), torch.arange(7)
     before = copy.deepcopy(model.state_dict())
     result = depgraph.prune(model, x, calibration=[x], importance="wanda", recover=how)

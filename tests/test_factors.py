@@ -10,7 +10,7 @@ from checks import check_result, prune_and_check
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.errors import BudgetError, InputError
+from depgraph.base.errors import BudgetError, InputError
 
 
 class Attention(nn.Module):

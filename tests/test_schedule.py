@@ -17,7 +17,7 @@ from zoo import ZOO
 
 import depgraph
 from depgraph import GradualPruner, prune_gradually, rewind
-from depgraph.errors import BudgetError, InputError, PlanError
+from depgraph.base.errors import BudgetError, InputError, PlanError
 from depgraph.training.ramps import RAMPS, ramp_of
 
 

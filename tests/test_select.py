@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import depgraph
+from depgraph.base.errors import BudgetError, InputError
 from depgraph.costs.cost import byte_cost, byte_count, count_macs, mac_cost, parameter_cost, parameter_count
 from depgraph.costs.latency import LatencyTable
 from depgraph.costs.memory import measure_memory, memory_cost
 from depgraph.costs.size_table import SizeTable
-from depgraph.errors import BudgetError, InputError
-from depgraph.planning.build import build_plan
+from depgraph.grouping.build import build_plan
 from depgraph.select import Budget, Scope, choose
 from depgraph.select.normalise import normalised
 
@@ -383,10 +383,10 @@ def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatc
         return 1e-9 * count_macs(m, x) ** 1.2 + 1e-6
 
     rows = lambda m, _: {f"layers.{i}": seconds(m) / 4 for i in range(4)}  # noqa: E731
-    monkeypatch.setattr("depgraph.costs.budgets.measure_latency", lambda m, _: seconds(m))
-    monkeypatch.setattr("depgraph.costs.budgets.measure_rows", rows)
+    monkeypatch.setattr("depgraph.select.budgets.measure_latency", lambda m, _: seconds(m))
+    monkeypatch.setattr("depgraph.select.budgets.measure_rows", rows)
     monkeypatch.setattr(
-        "depgraph.costs.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref)
+        "depgraph.select.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref)
     )
     result = depgraph.prune(model, x, max_latency=0.5)
     assert 0.95 * 0.5 <= seconds(result.model) / seconds(model) <= 0.5
@@ -485,7 +485,7 @@ def test_a_config_says_the_result_by_value(how: dict) -> None:
     config = result.model.config
     assert config.heads < 5
     assert (config.hidden, config.grow) == (6 * config.heads, 2.0)
-    assert result.report.undescribed == []
+    assert result.report.config_mismatches == []
     again = Rounded(config).double().eval()
     again.load_state_dict(result.model.state_dict())
     assert torch.equal(again(x), result.model(x))

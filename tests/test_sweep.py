@@ -63,7 +63,7 @@ def test_what_is_frozen_meanwhile_is_free_again(net: nn.Module, x: Tensor) -> No
     graph = depgraph.analyze(net, x)
     groups = list(graph.groups)
     with graph.unfreezing():
-        graph.freeze([groups[0].axis], depgraph.grouping.axes.Reason("is frozen for a while"))
+        graph.freeze([groups[0].axis], depgraph.axes.axes.Reason("is frozen for a while"))
         assert groups[0].axis.frozen is not None
         assert len(graph.groups) == len(groups) - 1
     assert graph.groups == groups

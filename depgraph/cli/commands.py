@@ -11,19 +11,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import VerificationError
+from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
-from ..errors import VerificationError
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
-from ..planning.plan import Plan
-from ..proof.verify import verify as verify_values
+from ..plan.plan import Plan
 from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
-from ..tables import printed, table
+from ..verify.verify import verify as verify_values
 from .sources import called, function, inputs_of, model_of, pretrained
 
 DONE, DIFFERENT = 0, 3

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import DepgraphError
+from ..base.errors import DepgraphError
 from ..grouping.graph import GRANULARITIES
 from ..importance import CRITERIA
 from . import commands

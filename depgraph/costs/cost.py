@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..base.inputs import Arguments
 from ..grouping.graph import DependencyGraph
-from ..inputs import Arguments
 from ..tracing.tensors import named_tensors
 from .size_table import Floats, Integers, SizeTable
 from .stand_ins import on_stand_ins

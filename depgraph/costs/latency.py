@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..base.inputs import each_example
 from ..grouping.graph import DependencyGraph
-from ..inputs import each_example
 from .size_table import Floats, Integers, SizeTable
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed

@@ -21,11 +21,11 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
+from ..base.inputs import Arguments
+from ..base.running import CallMode
+from ..base.values import tensor_leaves
 from ..grouping.graph import DependencyGraph
-from ..inputs import Arguments
-from ..tracing.modes import CallMode
 from ..tracing.recorder import Node
-from ..tracing.tensors import tensor_leaves
 from .size_table import Floats, Integers, SizeTable
 from .stand_ins import on_stand_ins
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from ..grouping import axes
-from ..grouping.axes import Axis
+from ..axes import axes
+from ..axes.axes import Axis
+from ..axes.nodes import is_convolution, is_grouped, leaves_of, tokens
+from ..axes.op_call import DimFacts, Product
 from ..grouping.graph import DependencyGraph
-from ..grouping.nodes import leaves_of
-from ..grouping.site import Product, Propagation
 from ..tracing.trace import Node
-from .layout import is_convolution, is_grouped, tokens
 
 Step = int | str
 
@@ -64,9 +63,9 @@ class Consumer:
         )
 
 
-def consumers(graph: DependencyGraph | Propagation) -> list[Consumer]:
+def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:
     """The weights of a model that consume dims of activations, in the order in which they are first called."""
-    state = graph if isinstance(graph, Propagation) else graph.state
+    state = graph if isinstance(graph, DimFacts) else graph.state
     order = {node: i for i, node in enumerate(state.trace.graph.nodes)}
     keys = Keys()
     found: dict[Any, Consumer] = {}
@@ -82,7 +81,7 @@ def consumers(graph: DependencyGraph | Propagation) -> list[Consumer]:
     return list(found.values())
 
 
-def _consumer(state: Propagation, product: Product) -> Consumer:
+def _consumer(state: DimFacts, product: Product) -> Consumer:
     present = [a for a in product.consumed if a is not None]
     axis = axes.product(present) if present else None
     atoms = {id(a) for a in axes.atoms(axis)} if axis is not None else set()

@@ -13,16 +13,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..errors import InputError
-from ..grouping.site import Product
-from ..tracing.modes import CallMode, Kept
+from ..axes.nodes import is_convolution
+from ..axes.op_call import Product
+from ..base.errors import InputError
+from ..base.running import CallMode, WriteGuard
 from ..tracing.patched import open_python_functions
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
 from ..tracing.wrappers import eagerly
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
-from .layout import Layout, is_convolution, layout_of
+from .layout import Layout, layout_of
 from .patches import patches
 
 Tensor = torch.Tensor
@@ -87,7 +88,7 @@ class Call:
                 yield from enumerate(x, stacks.start or 0)
 
 
-class Enough(BaseException):
+class StopRun(BaseException):
     """Raised by what watches a run to end it early."""
 
 
@@ -109,7 +110,7 @@ class Watch:
         choices: bool = False,
         joins: Iterable[Consumer] = (),
     ) -> None:
-        """Call `before` and `see` before and after each call of a consumer in `wanted`; they may raise `Enough`.
+        """Call `before` and `see` before and after each call of a consumer in `wanted`; they may raise `StopRun`.
 
         With `choices`, calls say which entries were picked before (`Call.choices`). Consumers in `joins` are seen when
         their result is about to be added to something, once, by whichever of the two callbacks there is.
@@ -130,7 +131,7 @@ class Watch:
         self.keys = keys.known
         self.makers = {form[0] for form in self.keys if isinstance(form, tuple)}
         self.twin, self.tensors = twin(model)
-        self.kept = Kept(self.twin.parameters())
+        self.kept = WriteGuard(self.twin.parameters())
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
@@ -159,7 +160,7 @@ class Watch:
         try:
             with torch.inference_mode(False), torch.no_grad(), _Aten(self), _Python(self):
                 out = self.twin(*batch.args, **batch.kwargs)
-        except Enough:
+        except StopRun:
             return None
         except Exception as error:
             if self.failure is not None:

@@ -11,21 +11,21 @@ from typing import Any
 
 from torch import nn
 
+from ..base.errors import DepgraphError, InputError
+from ..base.progress import track
+from ..base.running import Score, score_of
+from ..base.tables import printed, table
 from ..costs import cost
-from ..costs.budgets import check_budgets
 from ..costs.latency import latencies
 from ..data.calibration import Calibration
-from ..errors import DepgraphError, InputError
 from ..grouping.graph import DependencyGraph, Group
 from ..importance import CRITERIA, Importance, Scores, scores_of
 from ..importance.criterion import normalisation
-from ..progress import track
 from ..prune import OF_ANALYZE, analyze, as_module, prune
 from ..select import Request
-from ..tables import printed, table
+from ..select.budgets import check_budgets
 from . import pictures
 from .records import Records, name_of
-from .score import Score, score_of
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BUDGETS = ("max_macs", "max_params", "max_bytes", "max_memory", "max_latency")

@@ -8,12 +8,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..data.layout import is_convolution, is_grouped, tokens
+from ..axes import axes
+from ..axes.axes import ATOM, CONCAT, Axis
+from ..axes.nodes import is_convolution, is_grouped, leaves_of, tokens
+from ..axes.op_call import DimFacts, Product
 from ..tracing.trace import Node
-from . import axes
-from .axes import ATOM, CONCAT, Axis
-from .nodes import leaves_of
-from .site import Product, Propagation
 
 Role = Literal["produces", "consumes", "scales"]
 Indices = npt.NDArray[np.int64]
@@ -86,7 +85,7 @@ def places_of(axis: Axis) -> list[tuple[Axis, Indices]]:
     return [(a, axes.positions(axis, a)) for a in dict.fromkeys(axes.atoms(axis))]
 
 
-def roles_of(state: Propagation) -> dict[tuple[int, Node, int], Role]:
+def roles_of(state: DimFacts) -> dict[tuple[int, Node, int], Role]:
     """(atom id, get_attr node, dim) -> role, from the contractions that each tensor takes part in."""
     roles: dict[tuple[int, Node, int], Role] = {}
     dims = {

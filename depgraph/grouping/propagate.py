@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from ..errors import UnknownOpError
+from ..axes.axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason
+from ..axes.op_call import DimFacts, Dims, OpCall
+from ..base.errors import UnknownOpError
 from ..rules import rule_for
 from ..tracing.recorder import Node
 from ..tracing.trace import Trace
 from ..tracing.whole import own_namespace
-from .axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason
-from .site import Dims, Propagation, Site
 
 
-def propagate(trace: Trace, strict: bool = False) -> Propagation:
+def propagate(trace: Trace, strict: bool = False) -> DimFacts:
     """Give every dim of every tensor of `trace` an axis.
 
     Args:
@@ -31,7 +31,7 @@ def propagate(trace: Trace, strict: bool = False) -> Propagation:
     Raises:
         UnknownOpError: with `strict`, naming the op, the module and the user's line.
     """
-    state, algebra = Propagation(trace, comparisons=list(trace.comparisons)), Algebra()
+    state, algebra = DimFacts(trace, comparisons=list(trace.comparisons)), Algebra()
     for use in trace.size_uses:
         made: Any = use.node
         state.sized.add((made, use.dim))
@@ -86,8 +86,8 @@ def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:
     return dims
 
 
-def _apply(state: Propagation, algebra: Algebra, node: Node, rule: Any, strict: bool) -> list[Dims]:
-    site = Site(state, algebra, node)
+def _apply(state: DimFacts, algebra: Algebra, node: Node, rule: Any, strict: bool) -> list[Dims]:
+    site = OpCall(state, algebra, node)
     foreign = own_namespace(node.target)
     silent = not site.shapes and not foreign and not node.target._schema.is_mutable  # type: ignore[union-attr]
     if rule is None and silent:
@@ -128,7 +128,7 @@ VALUES_KEPT = {"view", "reshape", "_unsafe_view", "flatten", "transpose", "permu
 ORDER_ONLY = {"sort", "argsort", "empty_like", "zeros_like", "ones_like", "new_zeros"}
 
 
-def _pass_numbers(site: Site) -> None:
+def _pass_numbers(site: OpCall) -> None:
     """Tensors that hold indices of an axis: moved they still do; what else an op makes of them is not followed."""
     node, state = site.node, site.state
     name = str(node.target).split(".")[1]
@@ -143,7 +143,7 @@ def _pass_numbers(site: Site) -> None:
             site.lock(axis, f"is numbered by values that go into {node.target}")
 
 
-def _settle(state: Propagation, algebra: Algebra) -> None:
+def _settle(state: DimFacts, algebra: Algebra) -> None:
     """What can be said only when every op has been seen: which ragged dims stand beside their blocks."""
     for node, results in state.dims.items():
         for dims in results:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..base.errors import InputError
+from ..base.values import map_tensors, tensor_leaves
 from ..data.calibration import Batch, Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph
-from ..inputs import map_tensors
-from ..tracing.tensors import all_tensors, skeleton, tensor_leaves
+from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.wrappers import eagerly
 from .sums import moved_from
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Member
 from .criterion import REDUCTIONS, Scores, checked_roles, chosen, counted
 from .sums import MemberSums, absolute, moved_from, squared, values_of

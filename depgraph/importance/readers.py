@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..axes import axes
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer, consumers
 from ..data.watch import Call, Watch
-from ..grouping import axes
 from ..grouping.graph import DependencyGraph, Indices
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from ..errors import InputError
+from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Member
 from ..grouping.propagate import VALUES_KEPT
 from .criterion import Scores

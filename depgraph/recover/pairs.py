@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from ..axes.nodes import is_convolution, leaves_of
+from ..axes.op_call import DimFacts, Product
 from ..data.consumers import Consumer, consumers
-from ..data.layout import Layout, is_convolution, layout_of
-from ..grouping.nodes import leaves_of
-from ..grouping.site import Product, Propagation
-from ..planning.plan import Plan
+from ..data.layout import Layout, layout_of
+from ..plan.plan import Plan
 from ..tracing.trace import Node
 
 Tensor = torch.Tensor
@@ -90,7 +90,7 @@ class Pair:
         return (~stays).nonzero()[:, 1].view(len(self.stacks), -1)
 
 
-def pairs(dense: Propagation, small: Propagation, plan: Plan) -> tuple[list[Pair], list[tuple[str, str]]]:
+def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], list[tuple[str, str]]]:
     """Pair the consumers of both models.
 
     Args:
@@ -137,7 +137,7 @@ def _apart(found: list[Pair], skipped: list[tuple[str, str]]) -> list[Pair]:
     return [p for p in found if count[p.name]]
 
 
-def _shared(state: Propagation, consumer: Consumer) -> str:
+def _shared(state: DimFacts, consumer: Consumer) -> str:
     """What else uses the parameter of a consumer, which a change of it would change, too."""
     leaves = leaves_of(consumer.calls[0].weight)
     if len(leaves) != 1:
@@ -206,9 +206,7 @@ def _matrices(product: Product, positions: Tensor) -> tuple[Tensor, Tensor] | No
     return None if operand is None else (operand, _layout(product, operand).matrices(operand))
 
 
-def _pair(
-    consumer: Consumer, other: Consumer, dense: Propagation, small: Propagation, plan: Plan
-) -> Pair | None:
+def _pair(consumer: Consumer, other: Consumer, dense: DimFacts, small: DimFacts, plan: Plan) -> Pair | None:
     product, rest = consumer.calls[0], other.calls[0]
     name = consumer.name
     shape, smaller = plan.shapes[name], plan.new_shape(name)
@@ -267,7 +265,7 @@ def _joins(node: Node) -> bool:
 # ------------------------------------------------------------------------------------------------ adding a constant
 
 
-def _shift(state: Propagation, product: Product, matrices: Tensor) -> Shift | None:
+def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
     """Where a constant can be added to what a product gives: its own bias, one added behind it, a norm's running mean."""
     node = product.node
     for candidate, sign, spread, argument in (*_own_bias(node), *_behind(node)):

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from ..base.progress import track
 from ..data.watch import Call, Watch, prepared
-from ..progress import track
 from .lockstep import Run
 from .pairs import Pair
 from .reconstruction import COLUMNS, ENTRIES, Grams, Member, NotFinite, Reconstruction, choose, taken

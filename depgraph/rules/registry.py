@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-from ..grouping.axes import Axis
-from ..grouping.nodes import leaves_of
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis
+from ..axes.nodes import leaves_of
+from ..axes.op_call import Dims, OpCall
+from ..base.errors import InputError
 
-Rule = Callable[[Site], Any]
+Rule = Callable[[OpCall], Any]
 REGISTRY: dict[str, Rule] = {}
 
 
@@ -32,7 +32,7 @@ STATED: dict[str, Masked | None] = {}  # ops that users stated a rule for -> how
 
 
 def op_rule(name: str, *, masked: Masked | None = None) -> Callable[[Rule], Rule]:
-    """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `Site`.
+    """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `OpCall`.
 
     Without a rule, whatever the op touches is frozen, and so it is where an op changes its arguments in place. A rule is
     believed when groups are made and checked when the result is verified: the op is run on the original with removed
@@ -88,7 +88,7 @@ def is_pointwise(op: Any) -> bool:
 
 
 def _in_place(base: Rule) -> Rule:
-    def apply(site: Site) -> Any:
+    def apply(site: OpCall) -> Any:
         out = base(site)
         first: Dims = out[0] if out and isinstance(out[0], list) else out
         for a, b in zip(first, site.dims(site.args[0]), strict=True):
@@ -111,7 +111,7 @@ def equation(text: str, weight: int | None = None) -> Rule:
     left, right = text.split("->")
     operands = left.split(",")
 
-    def apply(site: Site) -> Dims:
+    def apply(site: OpCall) -> Dims:
         return contract_as(
             site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight
         )
@@ -147,7 +147,7 @@ def _common_shape(operands: list[Dims]) -> tuple[int, ...]:
 
 
 def contract_as(
-    site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None = None
+    site: OpCall, arguments: list[Any], operands: list[str], result: str, weight: int | None = None
 ) -> Dims:
     """Apply the einsum `operands` -> `result` (letters, at most one ``...`` each) to tensor `arguments`."""
     bound: dict[str, Axis | None] = {}

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from ..costs.cost import byte_cost, mac_cost, parameter_cost
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
-from ..planning.plan import Plan
+from ..plan.plan import Masks, Plan
 from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
 from .factors import choose_factors
 from .request import Request
 from .scope import Scope
-from .selection import Masks, Selection
+from .selection import Selection
 
 COSTS = {"max_params": parameter_cost, "max_macs": mac_cost, "max_bytes": byte_cost}
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from ..grouping.axes import ATOM, PRODUCT, Axis, Reason, atoms
+from ..axes.axes import ATOM, PRODUCT, Axis, Reason, atoms
+from ..axes.nodes import leaves_of
+from ..axes.polynomials import Polynomial
 from ..grouping.graph import DependencyGraph, Group
-from ..grouping.nodes import leaves_of
-from ..grouping.polynomials import Polynomial
 
 Tie = tuple[Polynomial, Reason]  # a polynomial in counts that must stay zero, and why
 Choice = tuple[list[Group], list[Polynomial], dict[int, str]]

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from ..errors import BudgetError, InputError, NothingToPruneError
+from ..base.errors import BudgetError, InputError, NothingToPruneError
 from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
-from ..planning.plan import Plan
+from ..plan.plan import Masks, Plan
+from .already_pruned import already_pruned_units
 from .blocks import Block
 from .budget import Budget, nothing_text
-from .earlier import lost_units
 from .normalise import NORMALISATIONS
+from .repeated import ties
 from .scope import MOST, Scope, check_scope
-from .selection import Masks, Selection
-from .uniform import ties
+from .selection import Selection
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Request:
         """The blocks of `graph`, under `max_ratio` instead of the request's own and a `granularity` instead of the graph's."""
         return Selection(
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
-            normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=lost_units(graph, self.earlier),
+            normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=already_pruned_units(graph, self.earlier),
             threshold=self.threshold, granularity=granularity,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, StoreError
+from ..base.errors import InputError, StoreError
 from ..tracing.copying import slots_of
 
 Factory = Callable[..., nn.Module]

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from ..base.values import tensor_leaves
 from . import sizes
 from .size_uses import ScalarUse, SizeUse
-from .tensors import tensor_leaves
 
 Node = torch.fx.Node
 Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome

@@ -12,15 +12,16 @@ An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from ..base.values import is_plain_object
+from .attributes import Items
 
 Expr = Any  # int | tuple, as the module docstring says
 
@@ -215,37 +216,11 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
             value[k] = track_inside(v, (*key, k), seen)
     elif is_plain_object(value) and id(value) not in seen:
         seen.add(id(value))
-        for table in (vars(value), _Items(value)) if isinstance(value, dict) else (vars(value),):
+        for table in (vars(value), Items(value)) if isinstance(value, dict) else (vars(value),):
             for k, v in list(table.items()):
                 table[k] = track_inside(v, (*key, k), seen)
         _watch(value)
     return value
-
-
-def holders(value: Any, step: Any) -> list[Any]:
-    """What of `value` holds its entry `step`: its items, its attributes, or both (a config that is a dict as well)."""
-    if isinstance(value, list):
-        return [value]
-    attributes = getattr(value, "__dict__", {})
-    found = [attributes] if step in attributes else []
-    return [*found, _Items(value)] if isinstance(value, dict) and step in value else found
-
-
-class _Items:
-    """The items of a dict, also of one whose own methods permit no change."""
-
-    def __init__(self, table: dict[Any, Any]) -> None:
-        self.table = table
-
-    def items(self) -> Iterable[tuple[Any, Any]]:
-        """Keys and values."""
-        return dict.items(self.table)
-
-    def __getitem__(self, key: Any) -> Any:
-        return dict.__getitem__(self.table, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        dict.__setitem__(self.table, key, value)
 
 
 _reads: set[Expr] | None = None
@@ -303,17 +278,3 @@ def nodes_in(expr: Expr) -> set[Any]:
     if not isinstance(expr, tuple) or expr[0] == "attr":
         return set()
     return {expr[1]} if expr[0] == "dim" else nodes_in(expr[1]) | nodes_in(expr[2])
-
-
-def is_plain_object(value: Any) -> bool:
-    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device, Enum))
-        and not callable(value)
-        and (
-            type(value) is SimpleNamespace
-            or type(value).__module__.partition(".")[0]
-            not in ("builtins", "torch", "types", "functools", "weakref")
-        )
-    )

@@ -18,15 +18,16 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import InputError, TraceError
-from ..inputs import Arguments, each_example, map_tensors
+from ..base.errors import InputError, TraceError
+from ..base.inputs import Arguments, each_example
+from ..base.running import WriteGuard
+from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
-from .modes import Kept
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
 from .recorder import Comparison, Node, Recorder
 from .size_uses import ScalarUse, SizeUse
-from .tensors import all_tensors, named_tensors, output_leaves, skeleton, tensor_leaves
+from .tensors import all_tensors, named_tensors, skeleton
 from .wrappers import check_unsharded, eagerly
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
@@ -153,7 +154,7 @@ def _run(
     held = every.keys() - tensors.keys()
     with ExitStack() as stack:
         mode: Any = nullcontext()
-        kept = Kept(() if fake else model.parameters())
+        kept = WriteGuard(() if fake else model.parameters())
         stack.callback(kept.restore)
         if fake:
             stack.enter_context(quiet_fakes())
@@ -192,7 +193,7 @@ def _run(
 
 
 @contextmanager
-def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: Kept) -> Iterator[None]:
+def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
         torch.random.fork_rng(devices=[]),

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ..base.errors import InputError
 from ..costs import cost
-from ..costs.budgets import amount
 from ..costs.latency import measure_latency
 from ..costs.memory import measure_memory
-from ..errors import InputError
+from ..select.budgets import amount
 
 Ramp = Callable[[float], float]  # share of the way -> share of what is to be removed
 
@@ -93,7 +93,7 @@ WHOLE: dict[str, Callable[[nn.Module, Any], float]] = {
 
 
 @dataclass(frozen=True)
-class Aims:
+class Schedule:
     """What `prune` is asked for in the end, and on the way.
 
     Attributes:
@@ -107,7 +107,7 @@ class Aims:
     example_inputs: Any
 
     @classmethod
-    def read(cls, model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Aims:
+    def read(cls, model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Schedule:
         """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none.
 
         Raises:

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..base.errors import InputError, PlanError
+from ..base.progress import track
+from ..base.running import Score, score_of
 from ..costs import cost
 from ..costs.latency import latencies
-from ..errors import InputError, PlanError
-from ..exploring.score import Score, score_of
-from ..planning.build import build_plan
-from ..planning.lineage import plans_of
-from ..planning.plan import Plan
-from ..planning.surgery import apply
-from ..progress import track
-from ..proof.verify import Verification
+from ..grouping.build import build_plan
+from ..plan.plan import Plan
 from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
 from ..report import Report
+from ..surgery.apply import apply
+from ..surgery.lineage import plans_of
 from ..tracing.tensors import named_tensors
-from .ramps import Aims, Ramp, ramp_of
+from ..verify.verify import Verification
+from .ramps import Ramp, Schedule, ramp_of
 
 Drop = float | tuple[float, float]
 
@@ -125,7 +125,7 @@ class GradualPruner:
         first = {n: options.pop(n) for n in OF_ANALYZE if n in options}
         self._graph = analyze(model, example_inputs, **first)
         self._each = first
-        self._aims = Aims.read(model, example_inputs, options)
+        self._aims = Schedule.read(model, example_inputs, options)
         self._options = options
         self._figures = cost.parameter_count(model), cost.byte_count(model)
         self._probe()

@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
+from ..plan.plan import Rewrite
 from ..tracing.tensors import named_tensors, skeleton
-from .plan import Rewrite
 
 # Names under which torch.fx may show a call that the trace saw under another name.
 SYNONYMS = {

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import VerificationError
-from ..inputs import Examples, fresh_inputs, map_tensors
-from ..planning.names import fitted
-from ..planning.plan import Plan
-from ..tracing.modes import CallMode, Untouched
-from ..tracing.tensors import all_tensors, named_tensors, output_leaves, skeleton
+from ..base.errors import VerificationError
+from ..base.inputs import Examples, fresh_inputs
+from ..base.running import CallMode, WriteGuardMode
+from ..base.values import map_tensors, output_leaves
+from ..plan.names import fitted
+from ..plan.plan import Plan
+from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from ..tracing.wrappers import eagerly
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 
@@ -273,5 +274,5 @@ def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any
     args, kwargs = fresh_inputs(example_inputs)
     parameters = {id(p): p for p in model.parameters()}
     twin = skeleton(model, parameters).eval()
-    with torch.no_grad(), eagerly(), mode or Untouched(parameters.values()):
+    with torch.no_grad(), eagerly(), mode or WriteGuardMode(parameters.values()):
         return twin(*args, **kwargs)

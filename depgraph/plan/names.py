@@ -8,7 +8,7 @@ from itertools import combinations
 
 from torch import nn
 
-from ..tracing.tensors import held_tensors, named_tensors
+from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import NAMES, inner_name, plain_names
 from .plan import Plan
 
@@ -31,7 +31,7 @@ def fitted(plan: Plan, model: nn.Module) -> Plan:
     Returns:
         `plan`, where its names are those of the model already, or no other ones fit better.
     """
-    (tensors, ties), held = named_tensors(model), held_tensors(model)
+    (tensors, ties), held = named_tensors(model), attribute_tensors(model)
     there = {*tensors, *ties, *held}
     if plan.shapes.keys() <= there:
         return plan

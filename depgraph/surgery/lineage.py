@@ -6,9 +6,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from ..plan.names import renamed
+from ..plan.plan import Plan
 from ..tracing.wrappers import core, plain_names
-from .names import renamed
-from .plan import Plan
 
 _plans: WeakKeyDictionary[nn.Module, tuple[Plan, ...]] = WeakKeyDictionary()
 

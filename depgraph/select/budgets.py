@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..errors import BudgetError, InputError
+from ..base.errors import BudgetError, InputError
+from ..costs import cost
+from ..costs.cost import Cost
+from ..costs.latency import RATIOS, LatencyTable, measure_latency, measure_rows, relative_latency
+from ..costs.memory import measure_memory, memory_cost
+from ..costs.size_table import Integers
+from ..grouping.build import build_plan
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
-from ..planning.build import build_plan
-from ..planning.surgery import apply
-from ..select import Budget, Masks, Request
-from . import cost
-from .cost import Cost
-from .latency import RATIOS, LatencyTable, measure_latency, measure_rows, relative_latency
-from .memory import measure_memory, memory_cost
-from .size_table import Integers
+from ..plan.plan import Masks
+from ..surgery.apply import apply
+from . import Budget, Request
 
 ROUNDS = 8  # plans that are measured at most
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from .errors import InputError
 
 
 class CallMode(TorchDispatchMode):
@@ -28,7 +33,7 @@ def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Ten
     return found
 
 
-class Kept:
+class WriteGuard:
     """Tensors of the user's that a run shares: what it writes into their memory is undone by `restore`.
 
     Some layers write into their own weights (``nn.Embedding(max_norm=...)``). A copy is made at the first such write.
@@ -66,13 +71,13 @@ def _memory(tensor: Any) -> int | None:
     return int(tensor.untyped_storage()._cdata)
 
 
-class Untouched(CallMode):
+class WriteGuardMode(CallMode):
     """What runs inside may write into `tensors`: afterwards they are as they were."""
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         """`tensors`: what is shared with the user's model."""
         super().__init__()
-        self.kept = Kept(tensors)
+        self.kept = WriteGuard(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.kept.before(func, args, kwargs or {})
@@ -81,3 +86,42 @@ class Untouched(CallMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.kept.restore()
+
+
+Score = Callable[[nn.Module], Any]  # a number; higher is better
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """`model` in train or eval mode; afterwards each module is in the mode it was in, also after an exception."""
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, before in modes:
+            module.training = before
+
+
+def score_of(score: Score, model: nn.Module) -> float:
+    """What `score` says of `model`, which is in eval mode meanwhile.
+
+    Args:
+        score: ``score(model)`` -> a number (a float, or a tensor of one entry); higher is better: an accuracy, or the
+            negative of a loss.
+        model: handed to `score` as it is.
+
+    Raises:
+        InputError: `score` is no function, or gave no finite number.
+    """
+    if not callable(score):
+        raise InputError(f"score must be a function from a model to a number, not {score!r}")
+    with in_mode(model, False):
+        given = score(model)
+    try:
+        value = float(given.detach() if isinstance(given, torch.Tensor) else given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"score must give a number, not {given!r}"[:300]) from error
+    if not isfinite(value):
+        raise InputError(f"score gave {value}: a finite number is needed")
+    return value

@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import nn
 
-from ..grouping import polynomials
-from ..grouping.axes import ATOM, Axis, Reason
-from ..grouping.described import Described, described
+from ..axes import polynomials
+from ..axes.axes import ATOM, Axis, Reason
+from ..axes.polynomials import Polynomial
+from ..config.described import Described, described
+from ..config.origin import Key, evaluate
 from ..grouping.graph import DependencyGraph
-from ..grouping.polynomials import Polynomial
-from ..planning.origin import Key, evaluate
 from ..tracing.sizes import Expr, attributes_in
 from .factors import Tie
 

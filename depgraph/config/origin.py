@@ -21,9 +21,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..grouping.constraints import read_attribute
-from ..tracing.sizes import Expr, Size, expression, is_plain_object, track_inside
-from .plan import Plan, Repair
+from ..base.values import is_plain_object
+from ..plan.plan import Plan, Repair
+from ..tracing.attributes import read_attribute
+from ..tracing.sizes import Expr, Size, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
 OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -204,7 +205,7 @@ def field_repairs(
     return [Repair(k[1], k[2], tuple(k[3:]), v, read_attribute(model, k[1:])) for k, v in repairs.items()]
 
 
-def undescribed(small: nn.Module, found: Origins) -> list[str]:
+def config_mismatches(small: nn.Module, found: Origins) -> list[str]:
     """The parameters and numbers of the smaller model that its class, called with the repaired object, makes otherwise.
 
     Forward computes a size in its own way, or layers that were built from one field came out different: then no value

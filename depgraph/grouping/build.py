@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grouping import axes, polynomials
-from ..grouping.axes import Axis, Reason
-from ..grouping.constraints import is_constant
-from ..grouping.graph import DependencyGraph
-from ..select import Masks
-from .origin import field_repairs
-from .plan import Cut, Plan, Repair, Rewrite
-from .rewrite import can_rewrite
+from ..axes import axes, polynomials
+from ..axes.axes import Axis, Reason
+from ..config.origin import field_repairs
+from ..plan.plan import Cut, Masks, Plan, Repair, Rewrite
+from ..surgery.rewrite import can_rewrite
+from .graph import DependencyGraph
+from .sizes import is_constant
 
 
 def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, PlanError
-from ..planning.names import fitted
-from ..planning.plan import Cut, Plan
+from ..base.errors import InputError, PlanError
 from ..tracing.tensors import named_tensors
+from .names import fitted
+from .plan import Cut, Plan
 
 State = dict[Any, Any]
 

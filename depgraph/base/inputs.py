@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .errors import InputError
-from .tracing.sizes import is_plain_object
+from .values import map_tensors
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -58,26 +57,6 @@ def each_example(example_inputs: Any) -> list[Arguments]:
     if isinstance(example_inputs, Examples):
         return [split_inputs(e) for e in example_inputs.examples]
     return [split_inputs(example_inputs)]
-
-
-def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """`value` with each tensor in it replaced by ``change(tensor)``; containers and plain objects on the way are copied."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, (list, tuple)):
-        items = [map_tensors(v, change) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        made = copy.copy(value)
-        for k, v in value.items():
-            made[k] = map_tensors(v, change)  # type: ignore[index]
-        return made
-    if is_plain_object(value):
-        made = copy.copy(value)
-        for k, v in vars(value).items():
-            vars(made)[k] = map_tensors(v, change)
-        return made
-    return value
 
 
 def fresh_inputs(example_inputs: Any) -> Arguments:

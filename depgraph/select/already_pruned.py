@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..errors import InputError, listed
+from ..base.errors import InputError, listed
 from ..grouping.graph import DependencyGraph, Group
-from ..planning.plan import Plan
+from ..plan.plan import Plan
 
 
-def lost_units(graph: DependencyGraph, earlier: Plan | None) -> dict[int, int]:
+def already_pruned_units(graph: DependencyGraph, earlier: Plan | None) -> dict[int, int]:
     """Pool id -> how many units more the dims of the original had, that `earlier` made the graph's model of.
 
     A dim that lost a share of its indices to another factor (heads, where the width of a head is cut now) lost that share

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ..errors import PlanError, listed
-from ..tracing.sizes import holders
-from ..tracing.tensors import held_tensors, named_tensors, skeleton
+from ..base.errors import PlanError, listed
+from ..plan.names import fitted
+from ..plan.plan import Cut, Plan, Repair, Rewrite
+from ..tracing.attributes import holders, put
+from ..tracing.tensors import attribute_tensors, named_tensors, skeleton
 from ..tracing.wrappers import check_changeable, replace_inner, wrapped
 from .lineage import note
-from .names import fitted
-from .plan import Cut, Plan, Repair, Rewrite
 from .rewrite import rewrite_module
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
@@ -53,7 +53,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    plan, held = fitted(plan, model), held_tensors(model)
+    plan, held = fitted(plan, model), attribute_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
     _check(model, plan, tensors, tensors.keys() - held.keys())
     if inplace and plan.rewrites:  # what fails must fail before anything changes
@@ -186,23 +186,6 @@ def _repair(model: nn.Module, repair: Repair) -> None:
     holder: Any = vars(model.get_submodule(repair.path))
     steps = [repair.name, *repair.keys]
     put(holder, steps, repair.value)
-
-
-def put(holder: Any, steps: list[Any], value: Any) -> Any:
-    """`holder` with the entry at `steps` set to `value`: changed in place, or a new one for a tuple."""
-    if not steps:
-        return value
-    if isinstance(holder, tuple):
-        items = list(holder)
-        items[steps[0]] = put(items[steps[0]], steps[1:], value)
-        return type(holder)(items)
-    tables = holders(holder, steps[0])
-    old = tables[0][steps[0]]
-    new = put(old, steps[1:], value)
-    for table in tables:  # a config may repeat its fields as items
-        if table[steps[0]] is old or (not isinstance(old, torch.Tensor) and table[steps[0]] == old):
-            table[steps[0]] = new
-    return holder
 
 
 def recompute(model: nn.Module) -> None:

@@ -90,3 +90,20 @@ def constant_value(trace: Trace, node: Any, depth: int = 0) -> torch.Tensor | No
                     value = None
     node.meta["constant"] = value if isinstance(value, torch.Tensor) else None
     return node.meta["constant"]
+
+
+def is_convolution(op: Any) -> bool:
+    """Whether the op is a convolution of any kind."""
+    return "convolution" in op._schema.name
+
+
+def is_grouped(op: Any) -> bool:
+    """Whether the op multiplies runs of rows by a matrix each."""
+    return bool(op._schema.name == "aten::_grouped_mm")
+
+
+def tokens(letters: str, rank: int) -> list[str]:
+    """A name for each dim of an einsum's operand; leading dims that broadcast are numbered from the last one."""
+    head, dots, tail = letters.partition("...")
+    middle = rank - len(head) - len(tail) if dots else 0
+    return [*head, *(f".{i}" for i in range(middle, 0, -1)), *tail]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PlanError, listed
+from ..base.errors import PlanError, listed
 from .plan import Cut, Indices, Plan, Repair
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PlanError, listed
+from ..base.errors import PlanError, listed
 from .plan import FORMAT, Cut, Indices, Plan, Repair, Rewrite
 
 LARGEST = 2**63 - 1

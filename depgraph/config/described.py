@@ -17,10 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from ..planning.origin import Key, Origins, build, built_from, evaluate, outermost
-from ..planning.surgery import put
+from ..tracing.attributes import put, read_attribute
 from ..tracing.sizes import Expr, attributes_in
-from .constraints import read_attribute
+from .origin import Key, Origins, build, built_from, evaluate, outermost
 
 Place = tuple[
     Any, ...

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ...base.running import CallMode, WriteGuard, tensors_in
 from ...rules import STATED, is_pointwise
-from ...tracing.modes import CallMode, Kept, tensors_in
 from ...tracing.whole import is_composite
 
 aten = torch.ops.aten
@@ -90,7 +90,7 @@ class MaskedRun(CallMode):
     def __init__(self, double: bool = False, shared: Iterable[Tensor] = ()) -> None:
         """`double`: casts of values to a narrower float type become casts to float64; `shared` stay as they are."""
         super().__init__()
-        self.double, self.kept = double, Kept(shared)
+        self.double, self.kept = double, WriteGuard(shared)
         self.masks: dict[int, Tensor] = {}
         self.alive: list[Any] = []
         self.restricted: set[str] = set()

@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import nn
 
+from ..axes import axes, polynomials
+from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.op_call import DimFacts
+from ..axes.polynomials import Polynomial
+from ..tracing.attributes import read_attribute
 from ..tracing.size_uses import ScalarUse, SizeUse
-from ..tracing.sizes import Expr, holders
+from ..tracing.sizes import Expr
 from ..tracing.trace import Node
-from . import axes, polynomials
-from .axes import ATOM, CONCAT, RAGGED, Axis, Reason
 from .decisions import Decision, decision
-from .polynomials import Polynomial
-from .site import Propagation
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def is_constant(polynomial: Polynomial) -> bool:
 class SizeSystem:
     """The equations of one trace, over the atoms that are free when it is built."""
 
-    def __init__(self, state: Propagation, model: nn.Module) -> None:
+    def __init__(self, state: DimFacts, model: nn.Module) -> None:
         """Collect and solve; atoms that the code's arithmetic can't follow are frozen."""
         self.state, self.model = state, model
         self.attributes: dict[tuple[Any, ...], Polynomial] = {}
@@ -423,14 +424,3 @@ def _mixed(name: str, a: Any, b: Any) -> Any:
     if name in operations:
         return operations[name]
     return a // b if name == "floordiv" else a % b
-
-
-def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
-    """The number at (module path, attribute, *keys into it) of `model`."""
-    path, *rest = key
-    value: Any = model
-    for name in path.split(".") if path else ():
-        value = value._modules[name]
-    for step in rest:
-        value = value[step] if isinstance(value, tuple) else holders(value, step)[0][step]
-    return value

@@ -1,4 +1,4 @@
-"""What rules state: `Site`, one call of an op as its rule sees it, and `Propagation`, where all that is said is kept."""
+"""What rules state: `OpCall`, one call of an op as its rule sees it, and `DimFacts`, where all that is said is kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Product:
 
 
 @dataclass
-class Propagation:
+class DimFacts:
     """Everything the rules said.
 
     Attributes:
@@ -77,7 +77,7 @@ class Propagation:
     at_least: list[tuple[Axis, int]] = field(default_factory=list)
 
 
-class Site:
+class OpCall:
     """One call of an op, as its rule sees it: the dims of its arguments and the relations it may state.
 
     Attributes:
@@ -88,7 +88,7 @@ class Site:
         state: what all rules said so far.
     """
 
-    def __init__(self, state: Propagation, algebra: Algebra, node: Node) -> None:
+    def __init__(self, state: DimFacts, algebra: Algebra, node: Node) -> None:
         """The call `node`."""
         self.state, self.algebra, self.node = state, algebra, node
         self.args, self.kwargs = node.args, node.kwargs

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import PlanError
+from ..base.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
+Masks = dict[int, npt.NDArray[np.bool_]]  # of what is kept
 FORMAT = 2
 
 
@@ -171,7 +172,7 @@ class Plan:
         self, optimizer: torch.optim.Optimizer, model: torch.nn.Module, small: torch.nn.Module
     ) -> torch.optim.Optimizer:
         """Let `optimizer` go on with `small` where it was with `model`: see `depgraph.apply_to_optimizer`."""
-        from ..training.optimizer import apply_to_optimizer  # noqa: PLC0415
+        from .optimizer import apply_to_optimizer  # noqa: PLC0415
 
         return apply_to_optimizer(self, optimizer, model, small)
 
