@@ -41,7 +41,7 @@ from .base.errors import (  # fmt: skip
     VerificationError,
 )
 from .base.inputs import Examples
-from .base.version import __version__
+from .base.version import __version__ as __version__
 from .costs.cost import CostModel, count_macs, parameter_count
 from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
