@@ -30,7 +30,7 @@ def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
 def in_double(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only."""
     wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
-    return DOUBLE.get(func, func)(*args, **kwargs) if wide else func(*args, **kwargs)
+    return DOUBLE.get(func._schema.name, func)(*args, **kwargs) if wide else func(*args, **kwargs)
 
 
 def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
@@ -51,7 +51,9 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__:
     return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
 
 
-DOUBLE: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
+DOUBLE: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_mm
+}  # by name: older versions of torch lack it
 
 
 def all_alive(shape: Any, device: torch.device) -> Tensor:
