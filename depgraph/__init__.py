@@ -8,7 +8,7 @@ use them one by one (docs/guides/inside-another-tool.md):
 | trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `DimFacts`, `OpCall`, `Axis`, `Rule` |
 | group | `analyze` | `DependencyGraph`, `Group`, `Member`, `Frozen`, `Reason`, `Constraint`, `Place` |
 | rank | `scores_of` | `CRITERIA`, `Importance`, `Prepared`, `L1`, `Scores`, `Calibration`, `Batch` |
-| choose | `choose` | `Masks`, `Scope`, `Budget`, `CostModel` |
+| choose | `choose`, `register_budget` | `Masks`, `Scope`, `Budget`, `BudgetKind`, `CostModel` |
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
@@ -77,6 +77,7 @@ __all__ = [
     "Batch",
     "Budget",
     "BudgetError",
+    "BudgetKind",
     "Calibration",
     "Constraint",
     "CostModel",
@@ -142,6 +143,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "recover",
+    "register_budget",
     "rewind",
     "save",
     "scores_of",
