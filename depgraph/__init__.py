@@ -60,7 +60,7 @@ from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
-from .select import Budget, Scope, choose
+from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace

@@ -192,7 +192,7 @@ def test_what_does_not_verify_is_found_among_widths_too() -> None:
     )
     graph = depgraph.analyze(model, X, ignore=["0.out.bias"])
     request, scores = depgraph.select.Request(), depgraph.scores_of(graph)
-    cost = depgraph.select.COSTS["max_params"](graph)
+    cost = depgraph.costs.cost.parameter_cost(graph)
     masks = request.masks(
         graph, scores, [depgraph.select.Budget("max_params", cost, least(model, (1, 1, 1)) + 200)]
     )

@@ -71,10 +71,16 @@ class BudgetKind:
         """How an amount may be given."""
         bare = ["a positive int"] if self.bare else []
         units = [f"a text with a unit ({', '.join(self.units)})"] if self.units else []
-        return ", ".join(["a share up to 1 (0.5 or '50%')", *bare, *units])
+        return " or ".join(["a share up to 1 (0.5 or '50%')", *bare, *units])
 
     def cost_of(self, graph: DependencyGraph, example_inputs: Any, request: Request) -> CostOf:
-        """The model of the cost: a graph, whose axes may be frozen later -> a `Cost`."""
+        """The model of the cost: a graph, whose axes may be frozen later -> a `Cost`.
+
+        Args:
+            graph: the dependency graph of the original.
+            example_inputs: what it was traced with.
+            request: what else was asked for: models of the cost that are measured keep to it.
+        """
         if self.calibrate is not None:
             return self.calibrate(graph, example_inputs, request)
         assert self.cost is not None  # noqa: S101  register_budget sees to it
@@ -82,6 +88,9 @@ class BudgetKind:
 
     def check(self, given: Any) -> None:
         """Refuse what is no amount, whatever the model is.
+
+        Args:
+            given: as for `amount`.
 
         Raises:
             InputError: see `amount`.
@@ -107,7 +116,7 @@ class BudgetKind:
 
     def _read(self, given: Any) -> tuple[float | None, float]:
         """A share and no amount, or no share and an amount."""
-        wrong = InputError(f"{self.name} must be {self.ways}, not {given!r}")
+        wrong = InputError(f"{self.name}={given!r} can't be read: give {self.ways}")
         if isinstance(given, str):
             match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(%|[A-Za-z]*)\s*", given)
             try:
@@ -130,7 +139,11 @@ class BudgetKind:
         return None, float(min(given, 10**300))
 
     def spell(self, value: float) -> int | str:
-        """An amount as an argument that `amount` reads as just that."""
+        """An amount as an argument that `amount` reads as just that.
+
+        Args:
+            value: in what `measure` returns.
+        """
         if self.bare:
             return max(int(value), 1)
         unit = min(self.units, key=lambda u: self.units[u])
@@ -142,6 +155,12 @@ BUDGETS: dict[str, BudgetKind] = {}
 
 def register_budget(kind: BudgetKind) -> BudgetKind:
     """Make `kind` an argument of `prune`, `choose`, `sweep`, `prune_gradually` and an option of the command line.
+
+    Args:
+        kind: what is bounded, how it is modelled and measured, and its units.
+
+    Returns:
+        `kind`.
 
     Raises:
         InputError: its name does not begin with ``max_``, or is taken; it has neither `cost` nor `calibrate`.
