@@ -34,7 +34,11 @@ class Flash:  # a cost is a function of how many units of each group are left
 
 
 pages = depgraph.BudgetKind(
-    "max_flash", "bytes in flash memory", Flash, lambda model, inputs: 1.1 * byte_count(model), {"KB": 1000, "MB": 1000000}
+    "max_flash",
+    "bytes in flash memory",
+    Flash,
+    lambda model, inputs: 1.1 * byte_count(model),
+    {"KB": 1000, "MB": 1000000},
 )
 depgraph.register_budget(pages)  # depgraph.prune(model, inputs, max_flash="300KB")
 ```
