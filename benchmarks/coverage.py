@@ -24,7 +24,7 @@ from benchmarks.coverage_row import TOLERANCE, measure
 from benchmarks.isolate import Row
 from benchmarks.peers import LIMIT, torch_pruning
 from benchmarks.rows import append, read
-from benchmarks.suites import LIBRARIES, SUITES, suite
+from benchmarks.suites import SUITES, suite
 
 HEADING = """# Coverage
 
@@ -67,7 +67,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="skip the models that --out has a row for")
     parser.add_argument("--markdown", type=Path, help="file to write summaries and tables to")
     options = parser.parse_args(words)
-    options.suites = SUITES if options.suite == "all" else (options.suite,)
+    options.suites = tuple(SUITES) if options.suite == "all" else (options.suite,)
     known = {name for suite_name in options.suites for name in suite(suite_name)}
     unknown = sorted(set(options.models.split(",")) - known) if options.models else []
     if unknown:
@@ -123,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> int:
             versions=", ".join(
                 f"{n} {version(n)}"
                 for n in dict.fromkeys(
-                    ("torch", "torch-pruning", *(n for s in options.suites for n in LIBRARIES[s]))
+                    ("torch", "torch-pruning", *(n for s in options.suites for n in SUITES[s].libraries))
                 )
             ),
         )

@@ -110,6 +110,8 @@ def mutants(file: str, source: bytes) -> Iterator[Mutant]:
                 for row, column in ((old.lineno, old.col_offset), (old.end_lineno, old.end_col_offset))
             )
             text = f"({ast.unparse(new)})" if isinstance(new, ast.expr) else ast.unparse(new)
+            if ast.unparse(old) == ast.unparse(new):  # equal arguments swapped
+                continue
             yield Mutant(file, old.lineno, way, start, end, text, lines, around)
         for child in parts(node):
             yield from visit(child, lines, around)
