@@ -22,6 +22,7 @@ from torch import nn
 
 from ..base.inputs import each_example
 from ..grouping.graph import DependencyGraph
+from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed
@@ -37,17 +38,19 @@ class LatencyTable:
 
     def __init__(self, graph: DependencyGraph) -> None:
         """Rows for the modules of `graph`, without points: see `add`."""
-        work = [(n, f) for n, f in graph.state.work if not n.meta.get("training")]
-        made = [n for n in graph.trace.graph.nodes if n.op == "call_function" and "dtype" in n.meta]
-        made = [n for n in made if not n.meta.get("training")]
-        self.paths = list(dict.fromkeys(n.meta["module"] for n in [*made, *(n for n, _ in work)]))
+        work = graph.state.work
+        calls = [(n, record_of(n)) for n in graph.trace.graph.nodes if n.op == "call_function"]
+        made = [n for n, record in calls if record.one_tensor and not record.training]
+        self.paths = list(dict.fromkeys(record_of(n).module for n in [*made, *(n for n, _ in work)]))
         self.row = {path: i for i, path in enumerate(self.paths)}
         rows = len(self.paths)
         self.macs, self.written = SizeTable(graph, rows), SizeTable(graph, rows)
         for n, factors in work:
-            self.macs.add(factors, row=self.row[n.meta["module"]])
+            self.macs.add(factors, row=self.row[record_of(n).module])
         for n in made:
-            self.written.add(graph.state.dims[n][0], n.meta["dtype"].itemsize, self.row[n.meta["module"]])
+            self.written.add(
+                graph.state.dims[n][0], record_of(n).dtype.itemsize, self.row[record_of(n).module]
+            )
         self.points: list[tuple[Floats, Floats]] = []  # [rows] work, [rows] seconds
 
     def add(self, counts: Integers, seconds: Mapping[str, float]) -> None:

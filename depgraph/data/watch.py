@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..axes.nodes import is_convolution
+from ..axes.nodes import base_name
 from ..axes.op_call import Product
 from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuard
@@ -76,7 +76,7 @@ class Call:
 
         The groups of a convolution are side by side in one piece of stack 0.
         """
-        if is_convolution(self.product.node.target):
+        if self.consumer.is_convolution:
             if windows:
                 yield from ((0, piece) for piece in patches(self.args))
             else:
@@ -190,9 +190,9 @@ class Watch:
         found = [c for c in found if id(c) not in self.joins]
         for consumer in found:
             self._tell(self.before, Call(consumer, args, None, self.choices))
-        if self.pending and op._schema.name in ("aten::add", "aten::add_"):
+        if self.pending and base_name(op) == "add":
             self._join(args)
-        if self.noting and op._schema.name.removeprefix("aten::").rstrip("_") in PICKS:
+        if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
         for consumer in found:

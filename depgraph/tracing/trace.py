@@ -25,7 +25,7 @@ from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Comparison, Node, Recorder
+from .recorder import Comparison, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
 from .wrappers import check_unsharded, eagerly
@@ -38,7 +38,7 @@ class Trace:
     """What one run of the model recorded.
 
     Attributes:
-        graph: the ATen calls; each node has shapes, module and the user's line in its `meta`.
+        graph: the ATen calls; what was seen of each is its `NodeRecord`, ``node.meta["depgraph"]``.
         outputs: the nodes that the model returns.
         tensors: canonical name of each parameter and buffer that the run used -> its get_attr node.
         aliases: every other name of a tied parameter or buffer -> its canonical name.
@@ -171,9 +171,7 @@ def _run(
         recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
-            node.meta.update(
-                shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
-            )
+            write_record(node, [tensor], kind="input")
             recorder.remember(tensor, node)
         if seconds is not None:
             recorder.patience = seconds
@@ -186,7 +184,7 @@ def _run(
                 outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
-            outputs = [n for n in made if len(n.meta["shapes"]) == 1]
+            outputs = [n for n in made if len(record_of(n).shapes) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(recorder, outputs, every, (tensors, aliases), fake)
