@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from ..base.inputs import each_example
+from ..base.running import in_mode
+from ..base.switches import around_calls, same_random_state
 from ..grouping.graph import DependencyGraph
 from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
@@ -130,17 +132,13 @@ def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any
 def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:
     """Seconds of each pass of each model; the models take turns."""
     times: list[list[float]] = [[] for _ in models]
-    training = [[m for m in model.modules() if m.training] for model in models]
-    try:
+    with ExitStack() as stack:
         for model in models:
-            model.eval()
+            stack.enter_context(in_mode(model, False))
         slowest = max(min(_run(model, example_inputs) for _ in range(3)) for model in models)
         for _ in _passes(slowest):
             for model, found in zip(models, times, strict=True):
                 found.append(_run(model, example_inputs))
-    finally:
-        for module in (m for found in training for m in found):
-            module.training = True
     return times
 
 
@@ -150,7 +148,7 @@ def _passes(seconds: float) -> Iterable[int]:
 
 def _run(model: nn.Module, example_inputs: Any) -> float:
     """Seconds of one pass."""
-    with torch.no_grad():
+    with same_random_state(), torch.no_grad():
         start = time.perf_counter()
         for args, kwargs in each_example(example_inputs):
             model(*args, **kwargs)
@@ -162,33 +160,21 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
 @contextmanager
 def _timed(model: nn.Module) -> Iterator[dict[str, float]]:
     """While this lasts, seconds that each module of `model` spends in itself are added up in the dict it gives."""
-    paths = {id(m): path for path, m in model.named_modules()}
-    training = [m for m in model.modules() if m.training]
-    original = nn.Module.__call__
     rows: dict[str, float] = {}
     inner = [0.0]
     wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = paths.get(id(self))
-        if path is None:
-            return original(self, *args, **kwargs)
+    def around(path: str, module: nn.Module, run: Callable[[], Any]) -> Any:
         inner.append(0.0)
         wait()
         start = time.perf_counter()
         try:
-            return original(self, *args, **kwargs)
+            return run()
         finally:
             wait()
             spent = time.perf_counter() - start
             rows[path] = rows.get(path, 0.0) + spent - inner.pop()
             inner[-1] += spent
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    model.eval()
-    try:
+    with in_mode(model, False), around_calls(model, around):
         yield rows
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        for module in training:
-            module.training = True

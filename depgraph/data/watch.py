@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,9 @@ from ..axes.nodes import base_name
 from ..axes.op_call import Product
 from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuard
-from ..tracing.patched import open_python_functions
+from ..base.switches import eagerly, open_functions, same_random_state
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
-from ..tracing.wrappers import eagerly
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, layout_of
@@ -154,11 +153,11 @@ class Watch:
                 self.run(batch)
 
     def run_prepared(self, batch: Batch) -> Any:
-        """`run` inside of `prepared`: of this thread's state alone nothing is assumed."""
+        """`run` where `prepared` holds, be it in another thread."""
         self.made.clear()
         self.failure, self.choices, self.pending = None, 0, []
         try:
-            with torch.inference_mode(False), torch.no_grad(), _Aten(self), _Python(self):
+            with torch.inference_mode(False), torch.no_grad(), open_functions(), _Aten(self), _Python(self):
                 out = self.twin(*batch.args, **batch.kwargs)
         except StopRun:
             return None
@@ -269,10 +268,7 @@ def twin(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
 @contextmanager
 def prepared() -> Iterator[None]:
     """What a watched run changes for the whole process, put back afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        stack.enter_context(open_python_functions())
-        stack.enter_context(eagerly())
+    with same_random_state(), eagerly(), open_functions():
         yield
 
 

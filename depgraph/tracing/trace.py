@@ -8,7 +8,6 @@ cost no arithmetic and no memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..base.errors import InputError, TraceError
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
+from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
 from .patched import open_python_functions, watch_functions, watch_modules
@@ -28,7 +28,7 @@ from .record import AtenMode, PythonMode
 from .recorder import Comparison, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
-from .wrappers import check_unsharded, eagerly
+from .wrappers import check_unsharded
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
@@ -126,17 +126,6 @@ def _reach_more(
     return both if missing - set(both.unreached) else found
 
 
-@contextmanager
-def quiet_fakes() -> Iterator[None]:
-    """Torch logs a traceback for each op that fails on fake tensors; here a failure only means the next way to run."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _run(
     model: nn.Module,
     examples: list[Arguments],
@@ -194,7 +183,7 @@ def _run(
 def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
-        torch.random.fork_rng(devices=[]),
+        same_random_state(),
         torch.inference_mode(False),
         torch.no_grad(),
         open_python_functions(),
