@@ -111,6 +111,7 @@ def as_module(model: Any) -> Any:
     return model
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,

@@ -15,7 +15,6 @@ import torch
 
 from ..axes import axes, polynomials
 from ..axes.axes import RAGGED, Axis, Reason
-from ..axes.nodes import leaves_of
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
 from ..base.errors import InputError
@@ -386,7 +385,7 @@ class DependencyGraph:
 def _mark_channels(state: DimFacts) -> None:
     """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
     for operand, produced, consumed in state.weights:
-        if leaves_of(operand):
+        if state.leaves_of(operand):
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True

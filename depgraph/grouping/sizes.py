@@ -15,12 +15,13 @@ from torch import nn
 
 from ..axes import axes, polynomials
 from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.nodes import base_name
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
 from .decisions import Decision, decision
 
 
@@ -295,7 +296,7 @@ class SizeSystem:
             else:
                 found = self._suspects(use)
             text = f"sets a number that the op computes with ({use.value:g})"
-            self._freeze(found, Reason(text, str(use.node.target), use.node.meta["module"], use.source))
+            self._freeze(found, Reason(text, str(use.node.target), record_of(use.node).module, use.source))
 
     def _decides(self, use: ScalarUse) -> bool:
         """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""
@@ -309,8 +310,7 @@ class SizeSystem:
 
     def _suspects(self, use: Any) -> set[int]:
         """Atoms of dims whose size n explains a bare factor n, 1/n, sqrt(n) or 1/sqrt(n)."""
-        name = str(use.node.target)
-        if not name.startswith(("aten.mul", "aten.div")) or use.value <= 0 or use.value == 1:
+        if base_name(use.node.target) not in ("mul", "div") or use.value <= 0 or use.value == 1:
             return set()
         dims = [a for n in use.node.all_input_nodes for d in self.state.dims.get(n, []) for a in d]
         for n in use.node.all_input_nodes:
@@ -360,7 +360,7 @@ class SizeSystem:
         if expr[0] == "attr":
             return read_attribute(self.model, expr[1:])
         if expr[0] == "dim":
-            return expr[1].meta["shapes"][0][expr[2]]
+            return record_of(expr[1]).shape[expr[2]]
         a, b = self.value(expr[1]), self.value(expr[2])
         function = {
             "add": "__add__",
