@@ -8,10 +8,11 @@ competes with whom), `budget.py` (how far), `uniform.py` (equal widths), `select
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..costs.cost import byte_cost, mac_cost, parameter_cost
+from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
-from ..importance import Scores
 from ..plan.plan import Masks, Plan
 from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
@@ -24,7 +25,7 @@ COSTS = {"max_params": parameter_cost, "max_macs": mac_cost, "max_bytes": byte_c
 
 
 def choose(
-    graph: DependencyGraph, scores: Mapping[int, Scores], *, pruning_ratio: float | Mapping[str, float] | None = None,
+    graph: DependencyGraph, scores: Mapping[str, Any], *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: int | None = None, max_macs: int | None = None, max_bytes: int | None = None,
     budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
     normalise: str = "mean", per_cost: bool = False, round_to: int = 1, uniform: bool = False,
@@ -34,7 +35,7 @@ def choose(
 
     Args:
         graph: the dependency graph.
-        scores: axis id -> [units] scores, the lowest go first.
+        scores: group name -> [units] scores (arrays, tensors or lists), the lowest go first: what `scores_of` gives, or your own.
         pruning_ratio: the share of the units of each prunable dim that goes (of each field that competes, with such a
             `scope`); or a ratio for each group that a name or glob names, later ones first: the rest stays whole.
         max_params: at most so many parameters.
@@ -52,7 +53,7 @@ def choose(
         earlier: the plan that made the model of its original: ratios, caps and floors then count from that one's sizes.
 
     Returns:
-        axis id -> bool array, True where a unit stays; axes that lose nothing are absent.
+        group name -> bool array, True where a unit stays; groups that lose nothing are absent.
 
     Raises:
         InputError: arguments that are out of range, contradict each other, or name nothing.
@@ -64,7 +65,7 @@ def choose(
     request = Request(
         pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
     )
-    return request.masks(graph, scores, [*own, *budgets])
+    return request.masks(graph, checked_scores(graph, scores), [*own, *budgets])
 
 
 __all__ = [

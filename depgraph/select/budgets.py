@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..axes.axes import Axis
 from ..base.errors import BudgetError, InputError
 from ..costs import cost
 from ..costs.cost import Cost
@@ -93,7 +94,7 @@ class Targets:
     best_slack: float = np.inf
     over: str = ""
 
-    def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[int, Scores]) -> Masks:
+    def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[str, Scores]) -> Masks:
         """The next plan to try: which units stay.
 
         Raises:
@@ -143,8 +144,8 @@ def _same(a: Masks, b: Masks) -> bool:
 
 
 def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
-    """[free axes] how many units `masks` keep."""
-    kept = [int(masks[a].sum()) if a in masks else axis.size for a, axis in graph.free.items()]
+    """[groups] how many units `masks` keep."""
+    kept = [int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups]
     return np.array(kept, dtype=np.int64)
 
 
@@ -198,7 +199,7 @@ def read_budgets(
             cost_of = _Latency(graph, example_inputs, request)
         noisy = name == "max_latency"
         target = Target(name, amount(value, whole, name), whole, measure, cost_of, near, noisy=noisy)
-        full = np.array([axis.size for axis in graph.free.values()], dtype=np.int64)
+        full = counts_of(graph, {})
         target.factor = whole / max(cost_of(graph).value(full), 1e-300) if measure is not None else 1.0
         found.targets.append(target)
     return found
@@ -218,17 +219,17 @@ def _seconds(model: nn.Module, example_inputs: Any, whole: float) -> Callable[[n
 
 
 class _Latency:
-    """The latency of a graph's model from a table that is made once, by axis ids that outlive frozen axes."""
+    """The latency of a graph's model from a table that is made once, by axes that outlive frozen groups."""
 
     def __init__(self, graph: DependencyGraph, example_inputs: Any, request: Request) -> None:
-        self.points: list[tuple[dict[int, int], dict[str, float]]] = []
-        ones = {id(g.axis): np.ones(g.units) for g in graph.groups}
+        self.points: list[tuple[dict[Axis, int], dict[str, float]]] = []
+        ones = {g.name: np.ones(g.units) for g in graph.groups}
         for ratio in RATIOS:
-            small, counts = graph.model, {a: axis.size for a, axis in graph.free.items()}
+            small, counts = graph.model, {a: a.size for a in graph.by_axis}
             if ratio:
                 even = Request(pruning_ratio=ratio, round_to=request.round_to, uniform=request.uniform)
                 masks = even.masks(graph, ones)
-                counts = dict(zip(graph.free, counts_of(graph, masks).tolist(), strict=True))
+                counts = dict(zip(graph.by_axis, counts_of(graph, masks).tolist(), strict=True))
                 try:
                     small = apply(graph.model, build_plan(graph, masks))
                     rows = measure_rows(small, example_inputs)
