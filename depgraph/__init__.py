@@ -41,6 +41,7 @@ from .base.errors import (  # fmt: skip
     VerificationError,
 )
 from .base.inputs import Examples
+from .base.version import __version__ as __version__
 from .costs.cost import CostModel, count_macs, parameter_count
 from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
@@ -69,7 +70,6 @@ from .training.schedule import GradualPruner, GradualResult, prune_gradually
 from .training.train import Training, distill, finetune
 from .verify.verify import Verification, verify
 
-__version__ = "0.1.0"
 __all__ = [
     "CRITERIA",
     "L1",

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..axes.nodes import is_convolution
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
 from ..data.watch import Call
 from ..grouping.graph import DependencyGraph, Indices
-from .readers import Reader, blocks, matrices, run
+from .readers import Reader, blocks, is_convolution, matrices, run
 
 Tensor = torch.Tensor
 STILL = 1e-12  # a variance of so much of the mean square is rounding

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..axes.nodes import is_convolution, leaves_of
+from ..axes.nodes import is_convolution, leaves_of, op_name
 from ..axes.op_call import DimFacts, Product
 from ..data.consumers import Consumer, consumers
 from ..data.layout import Layout, layout_of
@@ -164,12 +164,6 @@ def _scaled(consumer: Consumer) -> str:
         return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
-
-
-def op_name(node: Node) -> str:
-    """Name of the op that a node calls, without its overload; "" where it calls none."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name).removeprefix("aten::")
 
 
 def _moves(node: Node) -> bool:
