@@ -50,8 +50,8 @@ from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
 from .exploring.sweep import Row, Sweep, sweep
 from .grouping.build import build_plan
+from .grouping.given import Place
 from .grouping.graph import DependencyGraph, Frozen, Group, Member
-from .grouping.naming import Place
 from .grouping.propagate import propagate
 from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .plan.optimizer import apply_to_optimizer

@@ -18,7 +18,6 @@ from .base.values import tensor_leaves
 from .costs import cost
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
-from .grouping.build import freeze_unwritable_literals
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, scores_of
@@ -85,19 +84,14 @@ def analyze(
     """
     if granularity not in (None, *GRANULARITIES):
         raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
+    stated = [constraints] if callable(constraints) else list(constraints)
+    if not all(map(callable, stated)):
+        raise InputError(f"constraints must be functions of a DependencyGraph, not {constraints!r}")
     model = as_module(model)
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
-    graph = DependencyGraph(
-        propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore)
-    )
-    graph.granularity = granularity
-    freeze_unwritable_literals(graph)
-    for constraint in [constraints] if callable(constraints) else constraints:
-        if not callable(constraint):
-            raise InputError(f"constraints must be functions of a DependencyGraph, not {constraint!r}")
-        constraint(graph)
-    return graph
+    ignored = tuple([ignore] if isinstance(ignore, str) else ignore)
+    return DependencyGraph(propagate(recorded, strict=strict), model, ignored, granularity, stated)
 
 
 # The arguments of `analyze` that calls which prune hand on to it.
@@ -165,7 +159,7 @@ def prune(
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
-            again. What a check freezes stays frozen in it (`DependencyGraph.unfreezing` undoes that).
+            again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
@@ -219,7 +213,7 @@ def prune(
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
     targets = read_budgets(graph, example_inputs, request)
-    small, plan, proof = settle(graph, example_inputs, scores, request, targets, verify, notes)
+    small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
     won = None
     if recover is not None:
         won = win_back(

@@ -89,12 +89,12 @@ def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:
 def _consumer(state: DimFacts, product: Product) -> Consumer:
     present = [a for a in product.consumed if a is not None]
     axis = axes.product(present) if present else None
-    atoms = {id(a) for a in axes.atoms(axis)} if axis is not None else set()
+    atoms = set(axes.atoms(axis)) if axis is not None else set()
     places = [
         (leaf, d)
         for leaf in state.leaves_of(product.weight)
         for d, dim in enumerate(state.dims[leaf][0])
-        if dim is not None and atoms & {id(a) for a in axes.atoms(dim)}
+        if dim is not None and not atoms.isdisjoint(axes.atoms(dim))
     ]
     leaves = [leaf for leaf, _ in places] or state.leaves_of(product.weight)
     leaf = max(leaves, key=lambda n: prod(record_of(n).shape))

@@ -142,7 +142,7 @@ class ScoredOnce:
         named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
         self.normalise = normalisation(named)  # type: ignore[arg-type]
         self.graph: DependencyGraph | None = None
-        self.scores: dict[int, Scores] = {}
+        self.scores: dict[str, Scores] = {}
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Score all groups of `graph`, unless that was the last one."""
@@ -152,7 +152,7 @@ class ScoredOnce:
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
-        return self.scores[id(group.axis)]
+        return self.scores[group.name]
 
 
 def sweep(
@@ -230,9 +230,8 @@ class _Run:
             return self._measured(argument, value, self.model, score_of(self.score, self.model))
         graph = self.graph
         try:
-            with graph.unfreezing():
-                asked = {**self.rest, argument: value}
-                small = prune(self.model, self.example_inputs, graph=graph, **asked).model
+            asked = {**self.rest, argument: value}
+            small = prune(self.model, self.example_inputs, graph=graph, **asked).model
         except InputError:
             raise
         except DepgraphError as error:

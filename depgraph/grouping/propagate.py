@@ -151,12 +151,12 @@ def _settle(state: DimFacts, algebra: Algebra) -> None:
                         algebra.place = replace(_place(node), source="")
                         algebra.collapse(axis)
     algebra.place = Reason("")
-    seen: set[int] = set()
+    seen: set[Axis] = set()
     for results in state.dims.values():
         for dims in results:
             for whole in dims:
-                if whole is not None and id(whole.find()) not in seen:
-                    seen.add(id(whole.find()))
+                if whole is not None and whole.find() not in seen:
+                    seen.add(whole.find())
                     for atom in _lone_units(whole):
                         algebra.freeze(atom, "is the only index of a dim")
 

@@ -191,11 +191,11 @@ class Random:
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Number the groups of `graph`."""
-        self.numbers = {id(g.axis): i for i, g in enumerate(graph.groups)}
+        self.numbers = {g.name: i for i, g in enumerate(graph.groups)}
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64, uniform in 0..1."""
-        return np.random.default_rng([self.seed, self.numbers[id(group.axis)]]).random(group.units)
+        return np.random.default_rng([self.seed, self.numbers[group.name]]).random(group.units)
 
 
 class GeometricMedian:

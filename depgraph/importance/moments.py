@@ -26,7 +26,7 @@ class Use:
     """Units of a group, and their columns ([units, k], numbered as in the `Moments` that it is a use of)."""
 
     consumer: Consumer
-    axis: int
+    group: str
     units: Indices
     columns: Indices
 
@@ -132,7 +132,7 @@ class Moments:
 
 def observed(
     graph: DependencyGraph,
-    readers: Mapping[int, list[Reader]],
+    readers: Mapping[str, list[Reader]],
     data: Calibration,
     *,
     windows: bool,
@@ -148,7 +148,7 @@ def observed(
 
     Args:
         graph: whose model is run.
-        readers: axis id -> the readers of a group.
+        readers: group name -> its readers.
         data: the batches.
         windows: of convolutions take every kernel position as a column of its own.
         centred: about the mean.
@@ -178,11 +178,11 @@ def observed(
         by_consumer.clear()
 
 
-def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> list[Moments]:
+def _plan(readers: Mapping[str, list[Reader]], windows: bool, widest: int) -> list[Moments]:
     """What is to be observed, consumers with one input together."""
     together: dict[Any, Moments] = {}
     parts: list[Moments] = []
-    for axis, own in readers.items():
+    for group, own in readers.items():
         for reader in own:
             consumer = reader.consumer
             positions = _positions(consumer) if windows else 1
@@ -194,17 +194,17 @@ def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> li
                 if consumer not in found.consumers:
                     found.consumers.append(consumer)
                 units = np.arange(len(reader.columns))
-                found.uses.append(Use(consumer, axis, units, reader.columns))
+                found.uses.append(Use(consumer, group, units, reader.columns))
                 continue
-            parts += _parts(reader, axis, positions, widest)
+            parts += _parts(reader, group, positions, widest)
     return [*together.values(), *parts]
 
 
-def _parts(reader: Reader, axis: int, positions: int, widest: int) -> Iterator[Moments]:
+def _parts(reader: Reader, group: str, positions: int, widest: int) -> Iterator[Moments]:
     """Runs of whole units, of each block of a grouped convolution by themselves."""
     consumer = reader.consumer
     whole = Moments([consumer], None, positions=positions, blocks=blocks(consumer))
-    every = Use(consumer, axis, np.arange(len(reader.columns)), reader.columns)
+    every = Use(consumer, group, np.arange(len(reader.columns)), reader.columns)
     for block in range(whole.blocks):
         first = block * whole.width // positions
         for units, entries in whole.entries(every, block):
@@ -213,7 +213,7 @@ def _parts(reader: Reader, axis: int, positions: int, widest: int) -> Iterator[M
             for start in range(0, len(units), step):
                 some = slice(start, start + step)
                 columns = np.unique(taken[some])
-                use = Use(consumer, axis, units[some], np.searchsorted(columns, taken[some]))
+                use = Use(consumer, group, units[some], np.searchsorted(columns, taken[some]))
                 yield Moments([consumer], columns, [use], positions, block=block)
 
 

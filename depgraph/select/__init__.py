@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ..base.errors import InputError
+from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
-from ..importance import Scores
 from ..plan.plan import Masks, Plan
 from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
 from .budget_kinds import BUDGETS, BudgetKind, register_budget
+from .budgets import counts_of
 from .factors import choose_factors
 from .request import OPTIONS, Request
 from .scope import Scope
@@ -27,7 +26,7 @@ from .selection import Selection
 
 
 def choose(
-    graph: DependencyGraph, scores: Mapping[int, Scores], *, pruning_ratio: float | Mapping[str, float] | None = None,
+    graph: DependencyGraph, scores: Mapping[str, Any], *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
@@ -37,7 +36,7 @@ def choose(
 
     Args:
         graph: the dependency graph.
-        scores: axis id -> [units] scores, the lowest go first.
+        scores: group name -> [units] scores (arrays, tensors or lists), the lowest go first: what `scores_of` gives, or your own.
         pruning_ratio: the share of the units of each prunable dim that goes (of each field that competes, with such a
             `scope`); or a ratio for each group that a name or glob names, later ones first: the rest stays whole.
         max_params: at most so many parameters: a share of what there is (0.5), a number, or a text as for `prune`.
@@ -58,7 +57,7 @@ def choose(
         **further_budgets: those of `register_budget`.
 
     Returns:
-        axis id -> bool array, True where a unit stays; axes that lose nothing are absent.
+        group name -> bool array, True where a unit stays; groups that lose nothing are absent.
 
     Raises:
         InputError: arguments that are out of range, contradict each other, or name nothing; a budget that is measured,
@@ -67,14 +66,16 @@ def choose(
         BudgetError: a budget is below what can be reached.
     """
     request = Request.of(locals(), further_budgets)
-    full = np.array([axis.size for axis in graph.free.values()], dtype=np.int64)
     limits = list(budgets)
     for kind, given in request.amounts:
         if kind.cost is None:
             raise InputError(f"{kind.name} is measured on runs of the model: give it to prune")
         cost = kind.cost(graph)
-        limits.append(Budget(kind.name, cost, kind.amount(given, cost.value(full)), kind.show))
-    return replace(request, budgets={b.name: b for b in limits}).masks(graph, scores, limits)
+        limits.append(
+            Budget(kind.name, cost, kind.amount(given, cost.value(counts_of(graph, {}))), kind.show)
+        )
+    request = replace(request, budgets={b.name: b for b in limits})
+    return request.masks(graph, checked_scores(graph, scores), limits)
 
 
 __all__ = [

@@ -86,7 +86,7 @@ class Targets:
     best_slack: float = np.inf
     over: str = ""
 
-    def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[int, Scores]) -> Masks:
+    def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[str, Scores]) -> Masks:
         """The next plan to try: which units stay.
 
         Raises:
@@ -136,8 +136,8 @@ def _same(a: Masks, b: Masks) -> bool:
 
 
 def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
-    """[free axes] how many units `masks` keep."""
-    kept = [int(masks[a].sum()) if a in masks else axis.size for a, axis in graph.free.items()]
+    """[groups] how many units `masks` keep."""
+    kept = [int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups]
     return np.array(kept, dtype=np.int64)
 
 
@@ -170,5 +170,5 @@ def _target(
             return kind.compare(small, model, example_inputs) * whole
         return float(kind.measure(small, example_inputs))
 
-    full = np.array([axis.size for axis in graph.free.values()], dtype=np.int64)
+    full = counts_of(graph, {})
     return Target(kind, limit, whole, measure, cost_of, whole / max(cost_of(graph).value(full), 1e-300))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..axes.axes import Axis
 from ..costs.cost import Cost
 from ..costs.latency import RATIOS, LatencyTable, measure_rows
 from ..grouping.build import build_plan
@@ -22,15 +23,15 @@ def latency_cost(
     graph: DependencyGraph, example_inputs: Any, request: Request
 ) -> Callable[[DependencyGraph], Cost]:
     """Time the model of `graph` and copies of it that keep to `request`; the points outlive axes that are frozen later."""
-    points: list[tuple[dict[int, int], dict[str, float]]] = []
-    ones = {id(g.axis): np.ones(g.units) for g in graph.groups}
+    points: list[tuple[dict[Axis, int], dict[str, float]]] = []
+    ones = {g.name: np.ones(g.units) for g in graph.groups}
     even = replace(request, pruning_ratio=None, scope=None, max_ratio=None, per_cost=False, normalise="mean",
                    threshold=None, already_pruned=None, budgets={})  # fmt: skip
     for ratio in RATIOS:
-        small, counts = graph.model, {a: axis.size for a, axis in graph.free.items()}
+        small, counts = graph.model, {a: a.size for a in graph.by_axis}
         if ratio:
             masks = replace(even, pruning_ratio=ratio).masks(graph, ones)
-            counts = {a: int(masks[a].sum()) if a in masks else n for a, n in counts.items()}
+            counts = {g.axis: int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups}
             try:
                 small = apply(graph.model, build_plan(graph, masks))
                 rows = measure_rows(small, example_inputs)

@@ -135,7 +135,7 @@ class Request:
             )
 
     def selection(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None,
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], max_ratio: float | None = None,
         granularity: str | None = None,
     ) -> Selection:  # fmt: skip
         """The blocks of `graph`, under `max_ratio` instead of the request's own and a `granularity` instead of the graph's."""
@@ -145,18 +145,18 @@ class Request:
             lost=already_pruned_units(graph, self.already_pruned), threshold=self.threshold, granularity=granularity,
         )  # fmt: skip
 
-    def blocks(self, graph: DependencyGraph, scores: Mapping[int, Scores], masks: Masks) -> list[Block]:
+    def blocks(self, graph: DependencyGraph, scores: Mapping[str, Scores], masks: Masks) -> list[Block]:
         """The blocks that `masks` cut."""
         for granularity in _granularities(graph):
             blocks = self.selection(graph, scores, granularity=granularity).blocks
-            if masks.keys() <= {a for b in blocks for a in b.gone}:
+            if masks.keys() <= {name for b in blocks for name in b.names}:
                 break
-        return [b for b in blocks if any(a in masks for a in b.gone)]
+        return [b for b in blocks if any(name in masks for name in b.names)]
 
     def masks(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], budgets: Sequence[Budget] = ()
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], budgets: Sequence[Budget] = ()
     ) -> Masks:
-        """Which units stay: axis id -> bool array, for the axes that lose some.
+        """Which units stay: group name -> bool array, for the groups that lose some.
 
         Raises:
             InputError: a name that matches nothing.
