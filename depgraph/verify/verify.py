@@ -17,7 +17,7 @@ from torch import nn
 from ..base.errors import VerificationError
 from ..base.inputs import Examples, fresh_inputs
 from ..base.running import CallMode, WriteGuardMode
-from ..base.switches import eagerly, same_random_state, without_fast_attention
+from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
 from ..base.values import map_tensors, output_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
@@ -84,7 +84,7 @@ def masked_outputs(
         with (
             torch.no_grad(),
             eagerly(),
-            torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+            without_mkldnn(),
             without_fast_attention(),
             run,
         ):
