@@ -101,7 +101,7 @@ def prune(
                 bare, example_inputs, importance=averaged, graph=graph, calibration=calibration, loss=loss, **options
             )  # fmt: skip
             if isinstance(importance, str):
-                found.plan.asked = {**found.plan.asked, "importance": importance}
+                found.plan.request = {**found.plan.request, "importance": importance}
             return found
 
         result = _by_the_first(decide, group)

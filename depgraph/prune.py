@@ -226,7 +226,7 @@ def prune(
         slow, fast = latencies([model, small], example_inputs)
         seconds = slow, fast
     also = {"importance": importance, "granularity": granularity}
-    plan.asked = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds

@@ -148,7 +148,7 @@ class Report:
         """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
         if not self.graph.groups:
             return []
-        further = ties(self.graph) if self.plan.asked.get("uniform") else ()
+        further = ties(self.graph) if self.plan.request.get("uniform") else ()
         ones = {g.name: np.ones(g.units) for g in self.graph.groups}
         return list(Selection(self.graph, ones, ties=further).locked.items())
 

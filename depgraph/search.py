@@ -83,7 +83,7 @@ def _tried(
     if not targets.settled(graph, masks, small):
         return []
     if request.uniform:
-        described = apply(graph.model, build_plan(graph, masks, bold=verify))
+        described = apply(graph.model, build_plan(graph, masks, assume_unused_config_reads=verify))
         if refused := _undescribed(graph, masks, described):
             return refused
     proof = Verification("skipped", detail="verify=False")
@@ -106,11 +106,11 @@ def _proved(
 
     Numbers of a config that forward reads for purposes that are not seen follow the plan where the outputs allow it.
     """
-    bold = build_plan(graph, masks, bold=True)
-    if bold.repairs != plan.repairs:
+    fuller = build_plan(graph, masks, assume_unused_config_reads=True)
+    if fuller.repairs != plan.repairs:
         try:
-            other = apply(graph.model, bold)
-            return other, bold, verify_values(graph.model, other, bold, example_inputs)
+            other = apply(graph.model, fuller)
+            return other, fuller, verify_values(graph.model, other, fuller, example_inputs)
         except (VerificationError, PlanError):  # forward computes with them: they stay
             pass
     return small, plan, verify_values(graph.model, small, plan, example_inputs)

@@ -48,7 +48,7 @@ def test_a_budget_of_ones_own_is_found_everywhere(energy: Any, net: nn.Module, x
     result = depgraph.prune(net, x, max_energy=0.6)
     check_result(net, result, x)
     assert 0.5 * whole < energy(result.model, x) <= 0.6 * whole
-    assert result.plan.asked["max_energy"] == 0.6
+    assert result.plan.request["max_energy"] == 0.6
 
     asked = f"{whole * 0.7e9}nJ"
     assert energy(depgraph.prune(net, x, max_energy=asked).model, x) <= 0.7 * whole

@@ -83,7 +83,7 @@ def test_whole_heads_go_those_with_the_least_weight() -> None:
 def test_fine_takes_widths_and_leaves_heads() -> None:
     result = prune_and_check(model_of(Attention(13, 5, 11, 7)), X, pruning_ratio=0.4, granularity="fine")
     assert rows(result.model) == [(5, 5 * 7, 5 * 5)]
-    assert result.plan.asked["granularity"] == "fine"
+    assert result.plan.request["granularity"] == "fine"
 
 
 def test_one_width_for_all_projections_is_not_preferred_though_a_weight_consumes_it() -> None:

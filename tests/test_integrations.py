@@ -13,7 +13,7 @@ from torch import nn
 
 import depgraph
 from benchmarks import vision_ops  # noqa: F401  # makes torchvision importable, for what imports it
-from depgraph.integrations.hosted import InPlacePruner, become
+from depgraph.integrations.hosted import InPlacePruner, adopt
 
 
 def net() -> nn.Module:
@@ -229,7 +229,7 @@ def test_bad_input() -> None:
     with pytest.raises(depgraph.PlanError, match="GradualPruner"):
         hosted.resume(model, {"pruner": {"plan": 3}, "done": False})
     with pytest.raises(depgraph.InputError, match="can't become"):
-        become(net(), nn.Linear(5, 3))
+        adopt(net(), nn.Linear(5, 3))
 
 
 # ------------------------------------------------------------------------------------------------- Lightning

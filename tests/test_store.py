@@ -113,7 +113,8 @@ def test_a_folder_is_json_and_what_the_state_dict_has(tmp_path: Path) -> None:
     assert says["provenance"]["class"] == "test_store.Small"
     assert says["provenance"]["torch"] == torch.__version__
     assert (
-        says["plans"][0]["asked"].items() >= {"pruning_ratio": 0.5, "importance": "l1", "round_to": 1}.items()
+        says["plans"][0]["request"].items()
+        >= {"pruning_ratio": 0.5, "importance": "l1", "round_to": 1}.items()
     )
     assert [p.to_json() for p in depgraph.load_plans(folder)] == [result.plan.to_json()]
 
@@ -543,7 +544,7 @@ def test_a_model_whose_weights_were_packed_away_is_refused(tmp_path: Path) -> No
 
 def test_what_json_cannot_say_of_a_plan_is_refused(tmp_path: Path) -> None:
     result = pruned()
-    result.plan.asked["threshold"] = float("inf")
+    result.plan.request["threshold"] = float("inf")
     with pytest.raises(depgraph.StoreError, match="JSON"):
         depgraph.save(result, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

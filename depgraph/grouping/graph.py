@@ -395,7 +395,7 @@ class DependencyGraph:
         """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
         total: Counter[Reason] = Counter()
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point() or name in self.trace.held:
+            if not tensor.is_floating_point() or name in self.trace.attribute_tensors:
                 continue
             dims = self._dims.get(name)
             if dims is None:

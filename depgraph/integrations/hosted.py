@@ -111,7 +111,7 @@ class InPlacePruner:
         before = self._current
         self.result = self._pruner.step(before, optimizer)
         self._current = self.result.model
-        become(network, self._current)
+        adopt(network, self._current)
         self._regularise(network)
         return self._current is not before
 
@@ -139,7 +139,7 @@ class InPlacePruner:
         if self._pruner is None:
             raise DepgraphError("begin(network) comes before resume")
         self._current = self._pruner.resume(state["pruner"])
-        become(network, self._current)
+        adopt(network, self._current)
         if state["done"]:
             self.result, self._acting = self._pruner.step(self._current), None
         else:
@@ -157,7 +157,7 @@ class InPlacePruner:
             self._acting = self.regulariser(analyze(self._current, self._inputs(network)))
 
 
-def become(network: nn.Module, other: nn.Module) -> None:
+def adopt(network: nn.Module, other: nn.Module) -> None:
     """Let the object `network` be `other`: the same modules, parameters and attributes, shared from now on.
 
     Where a literal in its own forward was rewritten, it has the rewritten forward too.

@@ -17,7 +17,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         raise PlanError(listed("these plans do not make one: apply them one after the other", problems))
     plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
     *earlier, last = [*_steps(first), *_steps(second)] or [{}]
-    plan.asked = {**last, "earlier": earlier} if earlier else last
+    plan.request = {**last, "earlier": earlier} if earlier else last
     for name, cut in second.cuts.items():
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
@@ -28,8 +28,8 @@ def composed(first: Plan, second: Plan) -> Plan:
 
 def _steps(plan: Plan) -> list[dict[str, Any]]:
     """What was asked for, step by step."""
-    earlier = plan.asked.get("earlier")
-    last = {k: v for k, v in plan.asked.items() if k != "earlier"}
+    earlier = plan.request.get("earlier")
+    last = {k: v for k, v in plan.request.items() if k != "earlier"}
     return [*(earlier if isinstance(earlier, list) else ()), *([last] if last else ())]
 
 

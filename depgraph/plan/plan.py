@@ -14,7 +14,7 @@ from ..base.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
 Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
-        asked: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
+        request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
 
@@ -148,7 +148,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
-    asked: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.

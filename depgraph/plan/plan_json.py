@@ -38,7 +38,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             cuts[name]["numbers"] = number(cut.numbers)
     return {
         "format": FORMAT,
-        "asked": plan.asked,
+        "request": plan.request,
         "shapes": {n: list(s) for n, s in plan.shapes.items()},
         "aliases": plan.aliases,
         "sets": sets,
@@ -85,14 +85,18 @@ def from_text(text: str) -> Plan:
 
 def read(data: Any, problems: list[str]) -> Plan:
     """The plan in `data`, what `as_data` made; what is wrong is added to `problems`, and the plan is then of no use."""
+    if (
+        isinstance(data, dict) and data.get("format") == 2 and "request" not in data
+    ):  # it called the request otherwise
+        data = {"request" if k == "asked" else k: v for k, v in data.items()} | {"format": FORMAT}
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
         problems.append(f"plan format {_short(found)} is not {FORMAT}, the one that this version reads")
         return Plan()
-    known = {"format", "asked", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
+    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
-    plan = Plan(asked=reader.table("asked"))
+    plan = Plan(request=reader.table("request"))
     plan.shapes = reader.shapes()
     plan.aliases = reader.aliases(plan.shapes)
     sets = reader.sets()

@@ -57,7 +57,7 @@ def _grouped(
     whole, inner = (near, far) if not transposed else (far, near)  # weight dim 0, weight dim 1
     if i == 1 or o == 1:
         group = Axis(groups)
-        site.counts(group, 6)
+        site.argument_is_size_of(group, 6)
         site.repaired(group)
         parts = {n: product([group, Axis(n)]) if n > 1 else group for n in {i, o}}
         site.same(x, parts[i])

@@ -65,7 +65,7 @@ def group_norm(site: OpCall) -> list[Dims]:
         for size in (x[0], axis, *x[2:]):
             site.repaired(size)
     if axis is not None and axis.size == groups:  # one channel each
-        site.counts(axis, 6 if native else 1)
+        site.argument_is_size_of(axis, 6 if native else 1)
         site.repaired(axis)
         site.statistic(*x[2:])
         return _with_stats(site, x, x[:2])

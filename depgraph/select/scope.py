@@ -67,7 +67,7 @@ class Rules:
     Attributes:
         ratios: axis -> the ratio that the last name of its group says.
         owner: axis -> which of the scopes with a ratio its group belongs to.
-        caps: pool -> how many of its units may go.
+        caps: original axis -> how many of its units may go.
         notes: one line per floor or cap of the user's, for errors.
     """
 
@@ -148,18 +148,20 @@ def rules_of(
         scope: as in `choose`, checked.
         ratio: `pruning_ratio` there.
         max_ratio: the largest share of any group that may go.
-        lost: pool -> units that an earlier plan took: shares count them, too.
+        lost: original axis -> units that an earlier plan took: shares count them, too.
 
     Raises:
         InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
             the units of a group.
     """
     rules = Rules()
-    pools: dict[Axis, int] = {}
+    originals: dict[Axis, int] = {}
     for g in groups:
-        pools[g.axis.pool] = pools.get(g.axis.pool, lost.get(g.axis.pool, 0)) + g.units
+        originals[g.axis.original_axis] = (
+            originals.get(g.axis.original_axis, lost.get(g.axis.original_axis, 0)) + g.units
+        )
     if max_ratio is not None:
-        rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
+        rules.caps = {p: _share(max_ratio, n) for p, n in originals.items()}
     if isinstance(ratio, Mapping):
         for pattern, value in ratio.items():
             for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
@@ -171,7 +173,7 @@ def rules_of(
         for a, g in found.items():
             if one.ratio is not None:
                 rules.owner[a] = i
-            _cap(rules, one, g, pools[g.axis.pool])
+            _cap(rules, one, g, originals[g.axis.original_axis])
     rules.caps = {p: max(0, n - lost.get(p, 0)) for p, n in rules.caps.items()}
     return rules
 
@@ -206,8 +208,8 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
     if scope.at_most_ratio is not None:
         may_go = min(may_go, _share(scope.at_most_ratio, units))
         rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
-    pool = group.axis.pool
-    rules.caps[pool] = min(rules.caps.get(pool, units), may_go)
+    original = group.axis.original_axis
+    rules.caps[original] = min(rules.caps.get(original, units), may_go)
 
 
 def _share(ratio: float, units: int) -> int:

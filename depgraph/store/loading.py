@@ -128,7 +128,7 @@ class _Loader:
         tensors, (named, _), frozen = self.values, _named(model), set(self.document.frozen)
         paths = _paths(model)
         assign(model, named, {n: _like(named[n], tensors[n], n not in frozen) for n in named})
-        for name, places in self.document.held.items():
+        for name, places in self.document.attribute_tensors.items():
             for place, keys in places:
                 if (setter := _setter(model, paths[place], keys)) is not None:
                     setter(tensors[name])
@@ -142,7 +142,7 @@ class _Loader:
     def differences(self, named: dict[str, Tensor], ties: dict[str, str]) -> list[str]:
         """Where the model has other parameters and buffers than the folder."""
         document = self.document
-        entries = {n: e for n, e in document.tensors.items() if n not in document.held}
+        entries = {n: e for n, e in document.tensors.items() if n not in document.attribute_tensors}
         entries |= {n: document.tensors[first] for n, first in document.views.items()}
         problems = [f"{n!r:.80} is in the folder, not in the model" for n in entries.keys() - named.keys()]
         problems += [f"{n!r:.80} is in the model, not in the folder" for n in named.keys() - entries.keys()]
@@ -153,11 +153,11 @@ class _Loader:
         return sorted(problems)
 
     def misplaced(self, model: nn.Module) -> list[str]:
-        """The held tensors of the folder that the model has no place for."""
+        """The attribute tensors of the folder that the model has no place for."""
         paths = _paths(model)
         return [
             f"{name!r:.80}: the model has no attribute {'.'.join(map(str, (place, *keys))):.80}"
-            for name, places in self.document.held.items()
+            for name, places in self.document.attribute_tensors.items()
             for place, keys in places
             if place not in paths or _setter(model, paths[place], keys) is None
         ]

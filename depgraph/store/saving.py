@@ -112,7 +112,7 @@ def described(
     plans = [fitted(plan, model) for plan in plans]
     problems = _differences(named, ties, plans, held)
     problems += [
-        "what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)
+        "what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.request)
     ]
     views = _views(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
@@ -121,7 +121,7 @@ def described(
         plans=plans,
         ties=ties,
         views=views,
-        held={name: found.places for name, found in held.items()},
+        attribute_tensors={name: found.places for name, found in held.items()},
         frozen=[n for n, p in model.named_parameters() if not p.requires_grad],
         training=([""] if model.training else [])
         + [p for p, m in model.named_modules() if p and m.training != model.training],

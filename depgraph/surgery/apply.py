@@ -54,9 +54,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
-    plan, held = fitted(plan, model), attribute_tensors(model)
-    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
-    _check(model, plan, tensors, tensors.keys() - held.keys())
+    plan, attributes = fitted(plan, model), attribute_tensors(model)
+    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in attributes.items()}}
+    _check(model, plan, tensors, tensors.keys() - attributes.keys())
     if inplace and plan.rewrites:  # what fails must fail before anything changes
         apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
@@ -64,8 +64,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         check_changeable(model)
         small = model
         assign(model, tensors, new)
-        for name in new.keys() & held.keys():
-            for path, keys in held[name].places:
+        for name in new.keys() & attributes.keys():
+            for path, keys in attributes[name].places:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})

@@ -114,9 +114,9 @@ def source_line() -> str:
 class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
-    def __init__(self, names: dict[int, str], held: set[str]) -> None:
-        """`names`: id of a skeleton's tensor -> canonical name; those in `held` are neither parameters nor buffers."""
-        self.held = held
+    def __init__(self, names: dict[int, str], attribute_tensors: set[str]) -> None:
+        """`names`: id of a skeleton's tensor -> canonical name; those in `attribute_tensors` are neither parameters nor buffers."""
+        self.attribute_tensors = attribute_tensors
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
@@ -168,7 +168,7 @@ class Recorder:
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
         else:
-            kind = "attribute" if name in self.held else "tensor"
+            kind = "attribute" if name in self.attribute_tensors else "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
         write_record(node, [tensor], kind=kind, module=self.stack[-1][0], source=source_line())

@@ -44,7 +44,7 @@ class Trace:
         aliases: every other name of a tied parameter or buffer -> its canonical name.
         unreached: canonical names that the run did not use.
         constants: tensors that are in no module, by a name made up for them.
-        held: names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them.
+        attribute_tensors: names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them.
         values: all of these by name; the user's own, not copies.
         size_uses: numbers given to ops that repeat a size.
         scalar_uses: numbers that ops compute with.
@@ -62,7 +62,7 @@ class Trace:
     aliases: dict[str, str]
     unreached: list[str]
     constants: dict[str, torch.Tensor]
-    held: set[str]
+    attribute_tensors: set[str]
     values: dict[str, torch.Tensor]
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
@@ -140,7 +140,7 @@ def _run(
     """
     tensors, aliases = named_tensors(model)
     every = all_tensors(model)
-    held = every.keys() - tensors.keys()
+    attribute_tensors = every.keys() - tensors.keys()
     with ExitStack() as stack:
         mode: Any = nullcontext()
         kept = WriteGuard(() if fake else model.parameters())
@@ -157,7 +157,7 @@ def _run(
         twin = skeleton(model, stand_in)
         if tracked:
             sizes.track_attributes(twin)
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
+        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, attribute_tensors)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             write_record(node, [tensor], kind="input")
@@ -215,7 +215,7 @@ def _written_down(
         aliases=aliases,
         unreached=[name for name in tensors if name not in recorder.tensors],
         constants=recorder.constants,
-        held=recorder.held,
+        attribute_tensors=recorder.attribute_tensors,
         values={**every, **recorder.constants},
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,

@@ -209,12 +209,12 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     def listed(out: Any) -> list[Any]:
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def other(a: Any) -> Any:
         if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
             return a
-        drawn = torch.randn(a.shape, generator=dice).to(a) * (1 + a.detach().abs().mean())
+        drawn = torch.randn(a.shape, generator=generator).to(a) * (1 + a.detach().abs().mean())
         return drawn * run.full(a).to(a.dtype)
 
     out = call((args, kwargs))
@@ -244,12 +244,12 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     if not all(isinstance(r, Tensor) and (r.is_floating_point() or r.is_complex()) for r in results):
         raise Unfollowed(name)
     masks = [torch.zeros(r.shape, device=r.device) for r in results]
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def moved(a: Any) -> Any:
         if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
             return a
-        return a * (1 + 0.1 * torch.rand(a.shape, generator=dice).to(a))
+        return a * (1 + 0.1 * torch.rand(a.shape, generator=generator).to(a))
 
     for _ in range(2):
         again = func(*pytree.tree_map(moved, args), **pytree.tree_map(moved, kwargs))
