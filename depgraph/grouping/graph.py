@@ -71,7 +71,15 @@ class DependencyGraph:
         self, state: DimFacts, model: torch.nn.Module, ignore: Sequence[str] = (), granularity: str | None = None,
         constraints: Iterable[Callable[[DependencyGraph], Any]] = (),
     ) -> None:  # fmt: skip
-        """Read the atoms off `state`; the other arguments are those of `analyze`."""
+        """Read the atoms off `state`.
+
+        Args:
+            state: what the rules said.
+            model: the model that was traced.
+            ignore: names or globs of modules, parameters or buffers to leave alone.
+            granularity: as for `analyze`.
+            constraints: functions of the graph, which state what else must hold.
+        """
         self.state = state
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
