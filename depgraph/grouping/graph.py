@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ..axes import axes, polynomials
-from ..axes.axes import RAGGED, Axis, Reason
+from ..axes.axes import Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.errors import InputError
 from ..config.origin import Origins, origins
 from ..tracing.trace import Node, Trace
@@ -302,14 +303,11 @@ class DependencyGraph:
             if axis is None:
                 per_dim.append(None)
                 continue
-            root = axis.find()
-            if root.kind == RAGGED:
-                kept = [axes.kept(p, masks) for p in root.parts]
-                if not all(k.all() for k in kept):
-                    blocks = [np.flatnonzero(k) for k in kept]
+            if is_ragged(axis):
+                blocks = kept_by_block(axis, masks)
                 per_dim.append(None)
                 continue
-            mask = axes.kept(root, masks)
+            mask = axes.kept(axis, masks)
             per_dim.append(None if mask.all() else np.flatnonzero(mask))
         return per_dim, blocks
 
@@ -364,20 +362,15 @@ class DependencyGraph:
             for d, axis in enumerate(dims):
                 if axis is None:
                     continue
-                root = axis.find()
-                whole = root.kind == RAGGED
-                pieces = enumerate(root.parts) if whole else [(0, root)]
-                rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
-                for b, piece in pieces:
-                    found = places.get(id(piece.find()))
+                for piece, bounds in pieces(axis, 1 if dims[0] is None else dims[0].size):
+                    found = places.get(id(piece))
                     if found is None:
-                        found = places[id(piece.find())] = places_of(piece.find())
+                        found = places[id(piece)] = places_of(piece)
                     for atom, indices in found:
                         if atom.frozen is not None:
                             continue
                         group = groups.setdefault(id(atom), Group(atom))
                         role = roles.get((id(atom), node, d), "scales")
-                        bounds = (b * rows, (b + 1) * rows) if whole else None
                         group.members.append(Member(name, d, indices, role, bounds))
         return list(groups.values())
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..axes import polynomials
-from ..axes.axes import RAGGED
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..base.errors import InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
@@ -113,7 +113,7 @@ class Selection:
         seen: set[int] = set()
         for name in self.graph.trace.tensors if self.round_to > 1 else ():
             for axis in self.graph.dims(name):
-                if axis is None or id(axis.find()) in seen or axis.find().kind == RAGGED:
+                if axis is None or id(axis.find()) in seen or is_ragged(axis):
                     continue
                 seen.add(id(axis.find()))
                 note(id(axis.find()), Rounding(polynomials.count(axis, self.axis), self.round_to, False))
