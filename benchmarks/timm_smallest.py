@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import vision_ops  # noqa: F401  # timm imports torchvision
 from torch import nn
-
-from benchmarks import vision_ops  # noqa: F401  # timm imports torchvision
 
 DATA = Path(__file__).with_name("timm_smallest.json")
 BATCH = 2

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import vision_ops  # noqa: F401  # transformers imports torchvision
+from outputs import backward_works, tensors
 from torch import Tensor, nn
 
-from benchmarks import vision_ops  # noqa: F401  # transformers imports torchvision
 from benchmarks.isolate import Row, isolated
-from benchmarks.outputs import backward_works, tensors
 from benchmarks.shrink import HIDDEN, IMAGE, shrunk
 from benchmarks.transformers_exceptions import GIVEN, INPUTS
 

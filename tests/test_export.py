@@ -12,13 +12,12 @@ import pytest
 import torch
 from checks import prune_and_check
 from export_models import MODELS
+from export_ways import WAYS, Sent, other_batch
+from literals import Halves, Literals
+from outputs import deviation, shapes
 from zoo_entry import ready
 
 import depgraph
-from benchmarks.export_ways import WAYS, Sent
-from benchmarks.exports import other_batch
-from benchmarks.literals import Halves, Literals
-from benchmarks.outputs import deviation, shapes
 
 # What `make test` does not install is measured by `python -m benchmarks.exports`; compiled code takes half a minute each.
 QUICK = [name for name in WAYS if not name.startswith("torchao") and not name.endswith("inductor")]

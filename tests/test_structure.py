@@ -1061,7 +1061,7 @@ def installed(name: str) -> Any:
     """A library that tests can do without."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    import benchmarks.suites  # noqa: F401  which makes torchvision fit for import, as these libraries import it
+    import vision_ops  # noqa: F401  # makes torchvision fit for import, as these libraries import it
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,8 +13,9 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
-from benchmarks import vision_ops  # noqa: F401  # makes torchvision importable, for all that import it
-from benchmarks.suites.case import Case, Inputs, call
+import vision_ops  # noqa: F401  # makes torchvision importable, for all that import it
+
+from benchmarks.suites.case import Case
 
 __all__ = ["LIBRARIES", "SUITES", "Case", "Inputs", "call", "suite"]
 

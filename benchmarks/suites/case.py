@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from outputs import Inputs
 from torch import Tensor, nn
-
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,13 +29,6 @@ class Case:
     inputs: Callable[[], Inputs]
     note: str = ""
     check: Callable[[nn.Module], str] | None = None
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What `model` returns for example inputs of any form."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
