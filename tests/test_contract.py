@@ -777,6 +777,9 @@ def test_report_says_what_locks() -> None:
     locks = json.dumps(data["locks"])
     assert "ignore" in locks
     assert "output" in locks
+    counts = [lock["params"] for lock in data["locks"]]
+    assert counts == sorted(counts, reverse=True), "what holds most comes first"
+    assert counts[0] > counts[-1]
 
 
 def test_unverified_result_says_so() -> None:
