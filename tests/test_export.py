@@ -47,7 +47,9 @@ def send(kind: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", QUICK)
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in ("bert", "vit") else k for k in MODELS]
+)
 def test_ways_out(kind: str, way: str) -> None:
     send(kind, way)
 
