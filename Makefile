@@ -28,10 +28,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,bench]'
 	@touch $@
 
-check: $(VENV)/.installed  ## lint, format and types
+check: $(VENV)/.installed  ## lint, format, types and the staircase of folders
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.installed  ## put imports and layout in order
 	$(PY) -m ruff check --fix .
@@ -39,6 +40,7 @@ format: $(VENV)/.installed  ## put imports and layout in order
 
 docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference of all names to build/reference
 	$(PY) -m tools.ops
+	$(PY) -m tools.options
 	$(PY) -m tools.reference
 
 test: $(VENV)/.installed  ## the tests of every topic but the slow ones, on all cores, in less than three minutes

@@ -102,7 +102,7 @@ def _general(reason: str) -> str:
 
 def _library_path(source: str | None) -> str:
     """A place in a library, or in these benchmarks, without the folder that it lies in."""
-    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/suites/")[2]
+    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/models/")[2]
 
 
 def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str) -> Row:
@@ -209,11 +209,11 @@ def _seconds_to_plan(model: nn.Module, inputs: Inputs, ratio: float) -> float | 
 def _own_check(case: Case, original: nn.Module, result: Any) -> Row:
     """What the suite's own check says; that a config can't say the weights' shapes is no error where the report says so."""
     text = case.check(result.model) if case.check else ""
-    known = result.report.to_dict()["undescribed"]
+    known = result.report.to_dict()["config_mismatches"]
     excused = text.startswith(CONFIG) and bool(known)
     if text and not excused and case.check:  # no fault of pruning where the original has it too
         excused = case.check(original)[:ALIKE] == text[:ALIKE]
-    return {"check": "" if excused else text, "undescribed": len(known)}
+    return {"check": "" if excused else text, "config_mismatches": len(known)}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

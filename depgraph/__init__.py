@@ -5,10 +5,10 @@ use them one by one (docs/guides/inside-another-tool.md):
 
 | stage | functions | what they take and return |
 |---|---|---|
-| trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `Propagation`, `Site`, `Axis`, `Rule` |
+| trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `DimFacts`, `OpCall`, `Axis`, `Rule` |
 | group | `analyze` | `DependencyGraph`, `Group`, `Member`, `Frozen`, `Reason`, `Constraint`, `Place` |
 | rank | `scores_of` | `CRITERIA`, `Importance`, `Prepared`, `L1`, `Scores`, `Calibration`, `Batch` |
-| choose | `choose` | `Masks`, `Scope`, `Budget`, `CostModel` |
+| choose | `choose`, `register_budget` | `Masks`, `Scope`, `Budget`, `BudgetKind`, `CostModel` |
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
@@ -27,10 +27,9 @@ in the folders, names that begin with an underscore) may change any time.
 
 from __future__ import annotations
 
-from .costs.cost import CostModel, count_macs, parameter_count
-from .costs.latency import measure_latency
-from .data.calibration import Batch, Calibration
-from .errors import (
+from .axes.axes import Axis, Reason
+from .axes.op_call import DimFacts
+from .base.errors import (  # fmt: skip
     BudgetError,
     DepgraphError,
     InputError,
@@ -40,36 +39,37 @@ from .errors import (
     TraceError,
     UnknownOpError,
     VerificationError,
-)  # fmt: skip
+)
+from .base.inputs import Examples
+from .base.version import __version__ as __version__
+from .costs.cost import CostModel, count_macs, parameter_count
+from .costs.latency import measure_latency
+from .data.calibration import Batch, Calibration
 from .exploring import pictures
 from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
 from .exploring.sweep import Row, Sweep, sweep
-from .grouping.axes import Axis, Reason
+from .grouping.build import build_plan
 from .grouping.graph import DependencyGraph, Frozen, Group, Member
 from .grouping.naming import Place
 from .grouping.propagate import propagate
-from .grouping.site import Propagation
 from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
-from .inputs import Examples
-from .planning.build import build_plan
-from .planning.plan import Cut, Plan, Repair, Rewrite
-from .planning.surgery import apply
-from .proof.verify import Verification, verify
+from .plan.optimizer import apply_to_optimizer
+from .plan.plan import Cut, Masks, Plan, Repair, Rewrite
 from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
-from .rules import Rule, Site, equation, op_rule
-from .select import Budget, Masks, Scope, choose
+from .rules import OpCall, Rule, equation, op_rule
+from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .store import load, load_plans, save
+from .surgery.apply import apply
 from .tracing.trace import Trace, trace
-from .training.optimizer import apply_to_optimizer
 from .training.regularise import GroupLasso, GrowingRegularisation, Slimming
 from .training.rewind import rewind
 from .training.schedule import GradualPruner, GradualResult, prune_gradually
 from .training.train import Training, distill, finetune
+from .verify.verify import Verification, verify
 
-__version__ = "0.1.0"
 __all__ = [
     "CRITERIA",
     "L1",
@@ -77,12 +77,14 @@ __all__ = [
     "Batch",
     "Budget",
     "BudgetError",
+    "BudgetKind",
     "Calibration",
     "Constraint",
     "CostModel",
     "Cut",
     "DependencyGraph",
     "DepgraphError",
+    "DimFacts",
     "Examples",
     "Frozen",
     "GradualPruner",
@@ -96,11 +98,11 @@ __all__ = [
     "Masks",
     "Member",
     "NothingToPruneError",
+    "OpCall",
     "Place",
     "Plan",
     "PlanError",
     "Prepared",
-    "Propagation",
     "PruneResult",
     "Reason",
     "Reconstruction",
@@ -113,7 +115,6 @@ __all__ = [
     "Scope",
     "Scores",
     "Sensitivity",
-    "Site",
     "Slimming",
     "StoreError",
     "Sweep",
@@ -142,6 +143,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "recover",
+    "register_budget",
     "rewind",
     "save",
     "scores_of",

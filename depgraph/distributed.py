@@ -19,16 +19,16 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from .base.errors import DepgraphError, InputError
 from .data.calibration import Calibration
-from .errors import DepgraphError, InputError
 from .grouping.graph import DependencyGraph, Group
 from .importance import CRITERIA, Importance, scores_of
 from .importance.criterion import normalisation
-from .planning.plan import Plan
-from .planning.surgery import apply
+from .plan.plan import Plan
 from .prune import PruneResult, analyze
 from .prune import prune as prune_alone
 from .report import Report
+from .surgery.apply import apply
 from .tracing.tensors import named_tensors
 from .tracing.wrappers import inner_name, wrapped_like
 

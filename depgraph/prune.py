@@ -4,58 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .base.errors import DepgraphError, InputError, NothingToPruneError, VerificationError
+from .base.inputs import each_example
+from .base.running import Score, score_of
+from .base.values import tensor_leaves
 from .costs import cost
-from .costs.budgets import Targets, check_budgets, read_budgets
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
-from .errors import DepgraphError, InputError, NothingToPruneError, PlanError, VerificationError
-from .exploring.score import Score, score_of
-from .grouping import axes
-from .grouping.axes import Reason
+from .grouping.build import freeze_unwritable_literals
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.propagate import propagate
-from .importance import CRITERIA, Importance, Scores, scores_of
+from .importance import CRITERIA, Importance, scores_of
 from .importance.criterion import normalisation
-from .inputs import each_example
-from .planning.build import build_plan, freeze_unwritable_literals
-from .planning.lineage import plans_of
-from .planning.origin import undescribed
-from .planning.plan import Plan
-from .planning.surgery import apply
-from .proof.verify import Verification
-from .proof.verify import verify as verify_values
+from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
-from .select import Block, Masks, Request, Scope, nothing_text
-from .tracing.tensors import named_tensors, take_values, tensor_leaves
+from .search import settle
+from .select import Request, Scope, nothing_text
+from .select.budgets import read_budgets
+from .surgery.apply import apply
+from .surgery.lineage import plans_of
+from .tracing.tensors import named_tensors, take_values
 from .tracing.trace import trace
 from .tracing.wrappers import check_changeable
-
-# Arguments of `prune` that a plan remembers, where they are numbers or names.
-ASKED = (
-    "pruning_ratio",
-    "max_params",
-    "max_macs",
-    "max_bytes",
-    "max_latency",
-    "max_memory",
-    "importance",
-    "scope",
-    "max_ratio",
-    "normalise",
-    "per_cost",
-    "round_to",
-    "threshold",
-    "uniform",
-    "granularity",
-)
 
 
 @dataclass
@@ -76,7 +55,6 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
-OF_ANALYZE = ("ignore", "strict", "constraints", "granularity")  # arguments of `prune` that it hands on
 
 
 def analyze(
@@ -122,6 +100,10 @@ def analyze(
     return graph
 
 
+# The arguments of `analyze` that calls which prune hand on to it.
+OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
 def as_module(model: Any) -> Any:
     """An ExportedProgram as a module; anything else as it is."""
     if hasattr(model, "graph_signature") and hasattr(model, "module"):
@@ -129,6 +111,7 @@ def as_module(model: Any) -> Any:
     return model
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
@@ -138,7 +121,8 @@ def prune(
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
+    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    **further_budgets: Any,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -185,11 +169,12 @@ def prune(
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
-        earlier: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
+        already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
         the smaller model, the plan, and a report.
@@ -202,15 +187,10 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
         DepgraphError: `inplace`, and a literal in the model's own forward must be rewritten.
     """
-    asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
+    arguments = dict(locals())
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-    normalise = normalise or normalisation(cast(Importance, criterion))
-    request = Request(
-        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
-    )
-    limits = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_memory": max_memory,
-              "max_latency": max_latency}  # fmt: skip
-    check_budgets(request, limits)
+    arguments["normalise"] = normalise or normalisation(cast(Importance, criterion))
+    request = Request.of(arguments, further_budgets)
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
@@ -238,8 +218,8 @@ def prune(
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request, limits)
-    small, plan, proof = _settle(graph, example_inputs, scores, request, targets, verify, notes)
+    targets = read_budgets(graph, example_inputs, request)
+    small, plan, proof = settle(graph, example_inputs, scores, request, targets, verify, notes)
     won = None
     if recover is not None:
         won = win_back(
@@ -251,7 +231,9 @@ def prune(
     if latency:
         slow, fast = latencies([model, small], example_inputs)
         seconds = slow, fast
-    plan.asked, before = asked, plans_of(model)
+    also = {"importance": importance, "granularity": granularity}
+    plan.asked = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    before = plans_of(model)
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
     )
@@ -274,137 +256,6 @@ def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool)
     if recovered:
         take_values(changed, small)
     return changed
-
-
-def _settle(
-    graph: DependencyGraph,
-    example_inputs: Any,
-    scores: Mapping[int, Scores],
-    request: Request,
-    targets: Targets,
-    verify: bool,
-    notes: list[str],
-) -> tuple[nn.Module, Plan, Verification]:
-    """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
-
-    Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
-    with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
-    fails only together with others by bisection. Plans under budgets that are measured are made until one is settled on.
-    """
-    failed = 0
-    while failed < 20:
-        masks = targets.masks(graph, request, scores)
-        if _freeze_flipped(graph, masks, notes):
-            targets.restart()
-            failed += 1
-            continue
-        plan = build_plan(graph, masks)
-        small = apply(graph.model, plan)
-        if not targets.settled(graph, masks, small):
-            continue
-        if request.uniform:
-            described = apply(graph.model, build_plan(graph, masks, bold=verify))
-            if _freeze_undescribed(graph, masks, described, notes):
-                targets.restart()
-                failed += 1
-                continue
-        proof = Verification("skipped", detail="verify=False")
-        try:
-            if verify:
-                small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
-            if not request.uniform or not _freeze_undescribed(graph, masks, small, notes):
-                return small, plan, proof
-            targets.restart()
-            failed += 1
-        except VerificationError as error:
-            if not _freeze_wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, notes):
-                raise VerificationError(f"{error}\n  nothing was changed or returned") from error
-            targets.restart()
-            failed += 1
-    raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
-
-
-def _proved(
-    graph: DependencyGraph, masks: Masks, small: nn.Module, plan: Plan, example_inputs: Any
-) -> tuple[nn.Module, Plan, Verification]:
-    """The smaller model, verified, with as many repairs as verify.
-
-    Numbers of a config that forward reads for purposes that are not seen follow the plan where the outputs allow it.
-    """
-    bold = build_plan(graph, masks, bold=True)
-    if bold.repairs != plan.repairs:
-        try:
-            other = apply(graph.model, bold)
-            return other, bold, verify_values(graph.model, other, bold, example_inputs)
-        except (VerificationError, PlanError):  # forward computes with them: they stay
-            pass
-    return small, plan, verify_values(graph.model, small, plan, example_inputs)
-
-
-def _freeze_undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module, notes: list[str]) -> bool:
-    """Freeze the axes that `masks` cut in parameters which no config can say; whether there were any.
-
-    A number that no config can say (a scale, say, computed from a width) stands for the parameters of its module.
-    """
-    names = undescribed(small, graph.origins)
-    owners = tuple(n.rpartition(".")[0] + "." for n in names if n not in graph.tensors)
-    found = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
-    dims = [axis for n in found for axis in graph.dims(n) if axis is not None]
-    cut = {id(a): a for axis in dims for a in axes.atoms(axis) if id(a) in masks}
-    if cut:
-        graph.freeze(cut.values(), Reason("has a size that what the model was built from can't say"))
-        notes.append(
-            f"{', '.join(names[:3])} stay whole: what the model was built from can't say their new sizes"
-        )
-    return bool(cut)
-
-
-def flipped(graph: DependencyGraph, masks: Masks) -> list[tuple[set[int], str]]:
-    """The comparisons of sizes in forward that `masks` would change: ids of the axes in each, and how it comes out."""
-    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
-    return graph.sizes.flipped(counts)
-
-
-def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> bool:
-    """Freeze the axes of comparisons in forward that `masks` would change; whether there were any."""
-    found = flipped(graph, masks)
-    for atoms, text in found:
-        reason = Reason(f"enters a comparison in forward that would change ({text})")
-        graph.freeze([graph.sizes.free[a] for a in atoms], reason)
-        notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
-    return bool(found)
-
-
-def _freeze_wrong(
-    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, notes: list[str]
-) -> bool:
-    """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
-
-    def problem(cut: Sequence[Block]) -> str:
-        plan = build_plan(graph, {a: masks[a] for block in cut for a in block.gone if a in masks})
-        try:
-            if plan.cuts:
-                verify_values(graph.model, apply(graph.model, plan), plan, example_inputs)
-        except (VerificationError, PlanError) as error:
-            return str(error)
-        return ""
-
-    def freeze(block: Block, why: str) -> None:
-        names = ", ".join(g.name for g in block.groups[:3])
-        graph.freeze([g.axis for g in block.groups], Reason(why))
-        notes.append(f"{names} stay whole: the result would not have equalled the masked original")
-
-    alone = [(block, why) for block in blocks if (why := problem([block]))]
-    for block, why in alone:
-        freeze(block, f"did not verify when cut alone ({why})")
-    if not alone and len(blocks) > 1:
-        right, wrong = 1, len(blocks)  # so many of the first blocks verify together; so many don't
-        while wrong - right > 1:
-            middle = (right + wrong) // 2
-            right, wrong = (right, middle) if problem(blocks[:middle]) else (middle, wrong)
-        alone = [(blocks[wrong - 1], problem(blocks[:wrong]))]
-        freeze(alone[0][0], f"did not verify when cut with others ({alone[0][1]})")
-    return bool(alone)
 
 
 def _check_has_values(model: nn.Module) -> None:

@@ -13,17 +13,17 @@ import numpy as np
 from rich.table import Table
 from torch import nn
 
+from .axes import axes
+from .axes.axes import Reason
+from .base.tables import printed, table
+from .config.origin import config_mismatches
 from .costs import cost
-from .grouping import axes
-from .grouping.axes import Reason
 from .grouping.graph import DependencyGraph
-from .planning.origin import undescribed
-from .planning.plan import Plan
-from .proof.verify import Verification
+from .plan.plan import Plan
 from .recover.result import Recovery
 from .select import Selection
-from .select.uniform import ties
-from .tables import printed, table
+from .select.repeated import ties
+from .verify.verify import Verification
 
 
 def reachable(graph: DependencyGraph) -> dict[str, float]:
@@ -199,14 +199,14 @@ class Report:
                 "detail": self.verification.detail,
                 "restricted": list(self.verification.restricted),
             },
-            "undescribed": self.undescribed,
+            "config_mismatches": self.config_mismatches,
             "notes": list(self.notes),
         }
 
     @cached_property
-    def undescribed(self) -> list[str]:
+    def config_mismatches(self) -> list[str]:
         """Parameters that the class, called with the fields that the model was built from, makes otherwise; [] without such."""
-        return [] if self.models is None else undescribed(self.models[1], self.graph.origins)
+        return [] if self.models is None else config_mismatches(self.models[1], self.graph.origins)
 
     def _about_the_rest(self) -> list[str]:
         """What became of parameters that no run on the example inputs used, and of the object the model was built from."""
@@ -216,10 +216,10 @@ class Report:
             notes.append(
                 f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like siblings"
             )
-        if self.undescribed:
-            names = ", ".join(self.undescribed[:3])
+        if self.config_mismatches:
+            names = ", ".join(self.config_mismatches[:3])
             notes.append(
-                f"its config can't say {names}{' ...' if len(self.undescribed) > 3 else ''}: layers built from one field "
+                f"its config can't say {names}{' ...' if len(self.config_mismatches) > 3 else ''}: layers built from one field "
                 "have several sizes now, so save the model with its plan"
             )
         parameters = {n for n, _ in self.graph.model.named_parameters()}

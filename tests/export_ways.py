@@ -114,8 +114,10 @@ def _onnx(sent: Sent) -> Pairs:
     program = torch.onnx.export(
         sent.model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False
     )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [i.name for i in session.get_inputs()]
     pairs = []

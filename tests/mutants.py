@@ -33,11 +33,11 @@ from zoo_entry import Entry, image, tokens, vector, words
 
 import depgraph
 from depgraph import rules
-from depgraph.grouping.axes import Axis
-from depgraph.rules import REGISTRY, Site
+from depgraph.axes.axes import Axis
+from depgraph.rules import REGISTRY, OpCall
 
 RULES_FOLDER = str(Path(rules.__file__).parent)
-PRUNE, SITE = sys.modules["depgraph.prune"], sys.modules["depgraph.grouping.site"]
+PRUNE, SITE = sys.modules["depgraph.prune"], sys.modules["depgraph.axes.op_call"]
 
 # ------------------------------------------------------------------------------------------------ what can be broken
 
@@ -147,12 +147,12 @@ ON_ALGEBRA = ("unify", "factor", "factors", "segments", "cut")
 FUNCTIONS = ("product", "concat")
 
 
-def forget(site: Site, rule: Callable[..., Any]) -> Any:
+def forget(site: OpCall, rule: Callable[..., Any]) -> Any:
     """No relation at all, results of new axes."""
     return [[site.fresh(n) for n in shape] for shape in site.shapes]
 
 
-def refuse(site: Site, rule: Callable[..., Any]) -> Any:
+def refuse(site: OpCall, rule: Callable[..., Any]) -> Any:
     """Everything that the op touches is frozen."""
     return site.lock_all("mutant")
 
@@ -167,7 +167,7 @@ def equal_dims(out: Any) -> tuple[int, int] | None:
     return None
 
 
-def exchange(site: Site, rule: Callable[..., Any]) -> Any:
+def exchange(site: OpCall, rule: Callable[..., Any]) -> Any:
     """Two dims of one size in the first result change places."""
     out = rule(site)
     found = equal_dims(out)
@@ -180,10 +180,10 @@ def exchange(site: Site, rule: Callable[..., Any]) -> Any:
     return [first, *out[1:]] if nested else first
 
 
-def unnoted(name: str) -> Callable[[Site, Callable[..., Any]], Any]:
+def unnoted(name: str) -> Callable[[OpCall, Callable[..., Any]], Any]:
     """What the rule writes into the state's `name` is taken out again."""
 
-    def run(site: Site, rule: Callable[..., Any]) -> Any:
+    def run(site: OpCall, rule: Callable[..., Any]) -> Any:
         noted = getattr(site.state, name)
         before = set(noted)
         out = rule(site)
@@ -195,7 +195,7 @@ def unnoted(name: str) -> Callable[[Site, Callable[..., Any]], Any]:
 
 
 NOTED = ("filled", "counted", "renumbered")
-WHOLE: dict[str, Callable[[Site, Callable[..., Any]], Any]] = {
+WHOLE: dict[str, Callable[[OpCall, Callable[..., Any]], Any]] = {
     "forget": forget, "refuse": refuse, "exchange dims": exchange,
     **{f"note no {name}": unnoted(name) for name in NOTED},
 }  # fmt: skip
@@ -214,10 +214,10 @@ class WatchedAlgebra:
         return lambda *args: self._site.breaker.statement(self._site, name, method, args)
 
 
-class WatchedSite(Site):
-    """A `Site` whose statements go through a breaker; what a statement does inside itself is not looked at."""
+class WatchedSite(OpCall):
+    """A `OpCall` whose statements go through a breaker; what a statement does inside itself is not looked at."""
 
-    def __init__(self, site: Site, breaker: Breaker) -> None:
+    def __init__(self, site: OpCall, breaker: Breaker) -> None:
         super().__init__(site.state, site.algebra, site.node)
         self.understood = site.understood
         self.inner, self.breaker = site.algebra, breaker
@@ -225,7 +225,7 @@ class WatchedSite(Site):
 
 
 def _watch(name: str) -> None:
-    plain = getattr(Site, name)
+    plain = getattr(OpCall, name)
 
     def statement(self: WatchedSite, *args: Any) -> Any:
         if self.algebra is self.inner:
@@ -264,21 +264,21 @@ class Breaker:
             self.seen[mutant] = None
         return do(*args)
 
-    def around(self, rule: Callable[..., Any]) -> Callable[[Site], Any]:
+    def around(self, rule: Callable[..., Any]) -> Callable[[OpCall], Any]:
         """`rule` under this breaker."""
 
-        def watched(site: Site) -> Any:
+        def watched(site: OpCall) -> Any:
             with self._functions(own := WatchedSite(site, self), rule):
                 return rule(own)
 
-        def apply(site: Site) -> Any:
+        def apply(site: OpCall) -> Any:
             if self.mutant is None:
                 return self._note_whole(site, watched)
             return watched(site) if self.mutant.at else WHOLE[self.mutant.way](site, rule)
 
         return apply
 
-    def _note_whole(self, site: Site, rule: Callable[..., Any]) -> Any:
+    def _note_whole(self, site: OpCall, rule: Callable[..., Any]) -> Any:
         """Run the rule and note the ways of breaking it as a whole that this call allows."""
         before = {name: len(getattr(site.state, name)) for name in NOTED}
         self.seen.update({Mutant(self.rule, way): None for way in ("forget", "refuse")})
@@ -290,7 +290,7 @@ class Breaker:
 
     @contextmanager
     def _functions(self, site: WatchedSite, rule: Callable[..., Any]) -> Iterator[None]:
-        """Watch `product` and `concat` as the rule's module and `Site` call them."""
+        """Watch `product` and `concat` as the rule's module and `OpCall` call them."""
         places = [(names, n) for names in (rule.__globals__, vars(SITE)) for n in FUNCTIONS if n in names]
         saved = [(names, n, names[n]) for names, n in places]
         for names, n, plain in saved:
@@ -691,14 +691,10 @@ class Subject:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.trace = depgraph.trace(self.model, self.inputs)
-        self.meta = {node: dict(node.meta) for node in self.trace.graph.nodes}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """`depgraph` takes the recorded trace instead of making a new one."""
-        for node, meta in self.meta.items():  # propagation keeps what it knows there
-            node.meta.clear()
-            node.meta.update(meta)
         plain = PRUNE.trace
         PRUNE.trace = lambda model, inputs: self.trace
         try:
@@ -734,8 +730,8 @@ class Subject:
         return members, relations, [
             sorted(str((k, plain(sizes.reduce(p, graph.free)))) for k, p in sizes.attributes.items()),
             [plain(sizes.reduce(x.target, graph.free)) for x in sizes.literals], sorted(graph.state.renumbered),
-            [(plain(depgraph.grouping.polynomials.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
-            [plain(p) for _, factors in graph.state.work for p in [depgraph.grouping.polynomials.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
+            [(plain(depgraph.axes.polynomials.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
+            [plain(p) for _, factors in graph.state.work for p in [depgraph.axes.polynomials.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
         ]  # fmt: skip
 
     @cached_property

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 import pytest
 
-from depgraph.grouping import axes, polynomials
-from depgraph.grouping.axes import Algebra, Axis, atoms, concat, kept, product
+from depgraph.axes import axes, polynomials
+from depgraph.axes.axes import Algebra, Axis, atoms, concat, kept, product
 
 
 def classes_by_hand(size: int, relations: list[tuple[list[int], list[int]]]) -> list[int]:

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import ZOO
 
 import depgraph
-from depgraph.planning.plan import Cut, Plan, Repair, Rewrite
+from depgraph.plan.plan import Cut, Plan, Repair, Rewrite
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 

@@ -13,7 +13,7 @@ from checks import check_result, prune_and_check
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.errors import InputError
+from depgraph.base.errors import InputError
 
 
 class Chain(nn.Module):

@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import depgraph
-from depgraph import errors
+from depgraph.base import errors
 from depgraph.costs.memory import measure_memory
 from depgraph.tracing.wrappers import copied
+from depgraph.verify.verify import DOUBLE_LIMIT
 
 # --------------------------------------------------------------------------------------------- small networks
 
@@ -978,7 +980,7 @@ def test_what_kernels_ask_of_strides_in_the_models_own_type_is_met() -> None:
 
 def test_blocks_that_only_fail_together_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cuts that verify alone and not together: the second stays whole."""
-    module = importlib.import_module("depgraph.prune")
+    module = importlib.import_module("depgraph.search")
     honest = module.verify_values
 
     def picky(model: nn.Module, small: nn.Module, plan: depgraph.Plan, inputs: Any) -> depgraph.Verification:
@@ -1006,13 +1008,13 @@ class Clipped(nn.Module):
         return self.down(y.tanh())
 
 
-@pytest.mark.parametrize("limit", [depgraph.proof.verify.DOUBLE_LIMIT, 0])
+@pytest.mark.parametrize("limit", [DOUBLE_LIMIT, 0])
 @pytest.mark.parametrize(("kind", "how"), [(torch.float32, "statistics"), (torch.float64, "statistics"),
                                           (torch.float32, "reconstruction")])  # fmt: skip
 def test_weights_that_forward_writes_into_stay(
     limit: int, kind: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depgraph.proof.verify.DOUBLE_LIMIT", limit)
+    monkeypatch.setattr(sys.modules["depgraph.verify.verify"], "DOUBLE_LIMIT", limit)
     model, x = Clipped().to(kind).eval(), torch.arange(7)
     before = copy.deepcopy(model.state_dict())
     result = depgraph.prune(model, x, calibration=[x], importance="wanda", recover=how)

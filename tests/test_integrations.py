@@ -13,7 +13,7 @@ import vision_ops  # noqa: F401  # makes torchvision importable, for what import
 from torch import nn
 
 import depgraph
-from depgraph.integrations.hosted import Hosted, become
+from depgraph.integrations.hosted import InPlacePruner, become
 
 
 def net() -> nn.Module:
@@ -52,7 +52,7 @@ def plain_run(batches: Any = None) -> tuple[nn.Module, list[float], torch.optim.
     return model, losses, optimizer
 
 
-def hosted_run(hosted: Hosted, model: nn.Module) -> tuple[list[float], list[tuple[int, int]]]:
+def hosted_run(hosted: InPlacePruner, model: nn.Module) -> tuple[list[float], list[tuple[int, int]]]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     losses, widths = [], []
     hosted.begin(model)
@@ -68,7 +68,7 @@ def hosted_run(hosted: Hosted, model: nn.Module) -> tuple[list[float], list[tupl
 
 
 def test_the_object_that_is_trained_gets_smaller_as_a_new_one_would() -> None:
-    model, hosted = net(), Hosted(torch.zeros(2, 5), **OPTIONS)
+    model, hosted = net(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
     losses, widths = hosted_run(hosted, model)
     expected, wanted, _ = plain_run()
     assert losses == wanted
@@ -90,7 +90,7 @@ def test_a_network_inside_another_object() -> None:
 
     whole = Whole().train()
     part = whole.part
-    hosted = Hosted(torch.zeros(2, 5), every=1, steps=1, pruning_ratio=0.5)
+    hosted = InPlacePruner(torch.zeros(2, 5), every=1, steps=1, pruning_ratio=0.5)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
     hosted.begin(part)
     assert hosted.after_step(part, [optimizer], 1)
@@ -118,7 +118,7 @@ class Written(nn.Module):
 
 def test_a_network_whose_own_forward_is_rewritten() -> None:
     """The object has the new forward, keeps its methods, and goes on from a checkpoint."""
-    model, hosted = Written(), Hosted(torch.zeros(2, 5), **OPTIONS)
+    model, hosted = Written(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
     methods = model.loss  # what somebody holds on to
     by_hand = Written()
     optimizers = [torch.optim.AdamW(m.parameters(), lr=0.01) for m in (model, by_hand)]
@@ -142,7 +142,7 @@ def test_a_network_whose_own_forward_is_rewritten() -> None:
             wanted = model(x)
     assert widths == [22] + [18] * 3 + [12] * 8
     assert isinstance(model, Written)
-    again, later = Written(), Hosted(torch.zeros(2, 5), **OPTIONS)
+    again, later = Written(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
     later.resume(again, state)
     again.load_state_dict(weights)
     assert torch.equal(again(data()[5][0]), wanted)
@@ -165,7 +165,7 @@ def test_regularisers_act_until_the_last_step_and_are_made_anew() -> None:
                 p.data.mul_(0.5)
 
     model = net()
-    hosted = Hosted(
+    hosted = InPlacePruner(
         torch.zeros(2, 5), every=2, steps=2, ramp="linear", pruning_ratio=0.5, regulariser=Shrinking
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
@@ -181,13 +181,13 @@ def test_regularisers_act_until_the_last_step_and_are_made_anew() -> None:
 def test_a_run_that_is_taken_up_again_ends_like_one_that_was_not() -> None:
     """State of the pruner, weights and optimizer through a checkpoint, at each step of the way."""
     for stop in (1, 3, 6, 10):
-        model, hosted = net(), Hosted(torch.zeros(2, 5), **OPTIONS)
+        model, hosted = net(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         hosted.begin(model)
         checkpoint: dict[str, Any] = {}
         for step, (x, y) in enumerate(data(), 1):
             if step == stop + 1:  # a new process: fresh objects
-                model, hosted = net(), Hosted(torch.zeros(2, 5), **OPTIONS)
+                model, hosted = net(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
                 hosted.resume(model, json.loads(checkpoint["pruning"]))
                 model.load_state_dict(checkpoint["model"])
                 optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
@@ -205,7 +205,7 @@ def test_a_run_that_is_taken_up_again_ends_like_one_that_was_not() -> None:
         expected, _, _ = plain_run()
         for name, tensor in expected.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), (stop, name)
-        wanted = Hosted(torch.zeros(2, 5), **OPTIONS)
+        wanted = InPlacePruner(torch.zeros(2, 5), **OPTIONS)
         hosted_run(wanted, net())
         assert hosted.done
         assert hosted.plan.to_json() == wanted.plan.to_json()
@@ -213,11 +213,11 @@ def test_a_run_that_is_taken_up_again_ends_like_one_that_was_not() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(depgraph.InputError, match="every"):
-        Hosted(torch.zeros(2, 5), every=0)
+        InPlacePruner(torch.zeros(2, 5), every=0)
     with pytest.raises(depgraph.InputError, match="start"):
-        Hosted(torch.zeros(2, 5), every=1, start=-1)
+        InPlacePruner(torch.zeros(2, 5), every=1, start=-1)
     model = net()
-    hosted = Hosted(torch.zeros(2, 5), every=1)
+    hosted = InPlacePruner(torch.zeros(2, 5), every=1)
     with pytest.raises(depgraph.DepgraphError, match="begin"):
         hosted.after_step(model, [], 1)
     hosted.begin(model)
@@ -371,7 +371,7 @@ def test_distilling_in_lightning(way: str) -> None:
 
     model, by_hand = net(), copy.deepcopy(teacher).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    hosted = Hosted(torch.zeros(2, 5), **OPTIONS)
+    hosted = InPlacePruner(torch.zeros(2, 5), **OPTIONS)
     hosted.begin(model)
     for step, batch in enumerate(data(9), 1):
         loss = step_by_hand(model, by_hand, batch, 0.3)

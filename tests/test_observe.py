@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import depgraph
+from depgraph.base.errors import InputError
 from depgraph.data.calibration import Calibration
 from depgraph.data.observe import consumers, observe
 from depgraph.data.patches import patches
 from depgraph.data.watch import Call, Watch
-from depgraph.errors import InputError
 
 RECURRENT = ("lstm", "gru", "rnn")
 
@@ -289,7 +289,7 @@ def test_consumers_say_which_dims_meet():
     assert (c.name, c.dim, c.contracted, c.width) == ("2.weight", 0, (1,), 7)
     assert (d.name, d.dim, d.contracted, d.width) == ("4.weight", 1, (1,), 63)
     unit = next(g.axis for g in graph.groups if g.units == 7)
-    assert depgraph.grouping.axes.positions(d.axis, unit).tolist() == [
+    assert depgraph.axes.axes.positions(d.axis, unit).tolist() == [
         [9 * u + i for i in range(9)] for u in range(7)
     ]
     assert b.activation is a.node

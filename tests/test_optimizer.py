@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import depgraph
-from depgraph.errors import InputError, PlanError
+from depgraph.base.errors import InputError, PlanError
 
 SEED = 0
 

@@ -100,7 +100,7 @@ def test_config_describes_the_smaller_model() -> None:
     assert result.model.layers[0].all_heads == small.heads * small.head_width
     assert shapes(Small(small)) == shapes(result.model)
     assert result.model.layers[1].config is small
-    assert result.report.to_dict()["undescribed"] == []
+    assert result.report.to_dict()["config_mismatches"] == []
 
 
 def test_fields_are_part_of_the_plan() -> None:
@@ -126,7 +126,7 @@ def test_a_field_on_which_layers_disagree_stays() -> None:
     assert result.model.config.heads * result.model.config.head_width == 20
     assert result.model.config.width == 24  # kept whole by layers.0.qkv
     assert result.model.config.hidden == [shared // 2] * 2
-    assert "layers.1.qkv.weight" in result.report.to_dict()["undescribed"]
+    assert "layers.1.qkv.weight" in result.report.to_dict()["config_mismatches"]
     assert "config can't say" in str(result.report)
 
 

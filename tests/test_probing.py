@@ -12,8 +12,8 @@ from probing import Claim
 from probing_rows import ROWS
 from test_rules import POINTWISE, overloads
 
-from depgraph.grouping.axes import Axis, concat, product
-from depgraph.grouping.site import Site
+from depgraph.axes.axes import Axis, concat, product
+from depgraph.axes.op_call import OpCall
 from depgraph.rules import REGISTRY
 from depgraph.tracing.whole import WHOLE, is_composite
 
@@ -170,44 +170,44 @@ def test_every_overload_that_differs_in_its_arguments_has_a_row(name: str):
 # ------------------------------------------------------------------------------------------------ wrong rules are found
 
 
-def wrong(rule: str, broken: Callable[[Site, Any], Any]) -> Callable[[Site], Any]:
+def wrong(rule: str, broken: Callable[[OpCall, Any], Any]) -> Callable[[OpCall], Any]:
     right = REGISTRY[f"aten::{rule}"]
     return lambda site: broken(site, right)
 
 
-def reversed_pieces(site: Site, right: Any) -> Any:
+def reversed_pieces(site: OpCall, right: Any) -> Any:
     out = right(site)
     parts = out[1].find().parts
     return [out[0], concat(parts[::-1]), *out[2:]]
 
 
-def inner_first(site: Site, right: Any) -> Any:
+def inner_first(site: OpCall, right: Any) -> Any:
     out = right(site)
     return [*out[:-1], product(out[-1].find().parts[::-1])]
 
 
-def untied(site: Site, right: Any) -> Any:
+def untied(site: OpCall, right: Any) -> Any:
     return [[site.fresh(n) for n in shape] for shape in site.shapes]
 
 
-def kept(site: Site, right: Any) -> Any:
+def kept(site: OpCall, right: Any) -> Any:
     return site.dims(site.args[0])
 
 
-def locked(site: Site, right: Any) -> Any:
+def locked(site: OpCall, right: Any) -> Any:
     out = right(site)
     for axis in out:
         site.lock(axis, "for no reason")
     return out
 
 
-def loose_mean(site: Site, right: Any) -> Any:
+def loose_mean(site: OpCall, right: Any) -> Any:
     out = right(site)
     site.state.statistics.clear()
     return out
 
 
-WRONG: dict[str, tuple[str, Callable[[Site, Any], Any], str]] = {
+WRONG: dict[str, tuple[str, Callable[[OpCall, Any], Any], str]] = {
     "pieces in the wrong order": ("cat.default", reversed_pieces, "the rule says|not the original's"),
     "factors in the wrong order": ("view.default 2", inner_first, "not the original's"),
     "operands that are not tied": ("add.Tensor", untied, "fails"),

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from depgraph import progress
-from depgraph.progress import length, track
+from depgraph.base import progress
+from depgraph.base.progress import length, track
 
 
 class Terminal(io.StringIO):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import depgraph
-from depgraph.errors import DepgraphError, InputError
+from depgraph.base.errors import DepgraphError, InputError
 from depgraph.recover import Reconstruction, recover
 from depgraph.recover import _error as output_error
 from depgraph.recover import reconstruction as module_of_reconstruction

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph import GroupLasso, GrowingRegularisation, Slimming
-from depgraph.errors import InputError, PlanError
+from depgraph.base.errors import InputError, PlanError
 
 
 class Net(nn.Module):

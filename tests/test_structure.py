@@ -25,7 +25,7 @@ from torch.nn.utils import prune as masking
 from zoo_entry import ready
 
 import depgraph
-from depgraph.tracing.tensors import tensor_leaves
+from depgraph.base.values import tensor_leaves
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
@@ -680,7 +680,7 @@ def test_an_equation_and_several_results(stated: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("spelling", ["position", "name", "literal"])
 def test_numbers_that_a_rule_explains_are_repaired(spelling: str, stated: Callable[..., Any]) -> None:
     @stated("structure::heads")
-    def rule(site: depgraph.Site) -> Any:
+    def rule(site: depgraph.OpCall) -> Any:
         x = site.dims(site.args[0])
         head, width = site.algebra.factor(x[1], site.arg(2, "heads"))
         site.lock(width, "has a width that means something")

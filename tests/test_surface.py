@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import depgraph
-from depgraph import errors
+from depgraph.base import errors
 
 NAMES = [n for n in depgraph.__all__ if inspect.isfunction(getattr(depgraph, n))]
 CLASSES = [n for n in depgraph.__all__ if inspect.isclass(getattr(depgraph, n))]

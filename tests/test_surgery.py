@@ -9,7 +9,7 @@ import torch
 from checks import prune_and_check
 from torch import Tensor, nn
 
-from depgraph.planning.surgery import TABLE
+from depgraph.surgery.apply import TABLE
 
 
 class Between(nn.Module):

@@ -63,7 +63,7 @@ def test_what_is_frozen_meanwhile_is_free_again(net: nn.Module, x: Tensor) -> No
     graph = depgraph.analyze(net, x)
     groups = list(graph.groups)
     with graph.unfreezing():
-        graph.freeze([groups[0].axis], depgraph.grouping.axes.Reason("is frozen for a while"))
+        graph.freeze([groups[0].axis], depgraph.axes.axes.Reason("is frozen for a while"))
         assert groups[0].axis.frozen is not None
         assert len(graph.groups) == len(groups) - 1
     assert graph.groups == groups
@@ -270,8 +270,8 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(net: nn.Module, x: Tenso
         ({"ratios": (float("nan"),)}, "pruning_ratio must lie between 0 and 1"),
         ({"budgets": {"max_macs": (0.5, 0.0)}}, "max_macs"),
         ({"budgets": {"max_bytes": ("3 yards",)}}, "max_bytes"),
-        ({"budgets": {"max_rows": (0.5,)}}, "can't hold 'max_rows'"),
-        ({"budgets": {"round_to": (4,)}}, "can't hold 'round_to'"),
+        ({"budgets": {"max_rows": (0.5,)}}, "no budget 'max_rows'"),
+        ({"budgets": {"round_to": (4,)}}, "no budget 'round_to'"),
         ({"colour": "red"}, "no argument 'colour'"),
         ({"inplace": True}, "own use of 'inplace'"),
         ({"score": 3}, "score must be a function"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph import distill, finetune
-from depgraph.errors import InputError
+from depgraph.base.errors import InputError
 from depgraph.training.train import soft_loss
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
-from depgraph.errors import BudgetError
+from depgraph.base.errors import BudgetError
 
 
 @dataclass
@@ -118,7 +118,7 @@ def test_the_class_builds_the_result_from_its_config(kind: type[Encoder], how: d
     assert shapes(again) == shapes(result.model)
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again.eval()(x), result.model(x))
-    assert not result.report.undescribed
+    assert not result.report.config_mismatches
     assert config != Config()
     assert config.inner == 17 or "pruning_ratio" not in how
     assert config.hidden == 24 if kind is Encoder else config.hidden < 24
@@ -143,7 +143,7 @@ def test_without_it_a_kept_state_loses_heads_alone() -> None:
     torch.manual_seed(0)
     result = depgraph.prune(Encoder(Config()).eval(), torch.randn(2, 11, 5), pruning_ratio=0.5)
     assert result.model.layers[0].q.out_features == 12
-    assert result.report.undescribed
+    assert result.report.config_mismatches
 
 
 def test_repeated_blocks_get_one_width_and_keep_their_own_best() -> None:
@@ -183,7 +183,7 @@ def test_numbers_that_forward_reads_follow_where_the_outputs_allow_it() -> None:
     model = Copying(Config()).double().eval()
     result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert result.model.config.inner == 17
-    assert not result.report.undescribed
+    assert not result.report.config_mismatches
     model = Repeating(Config()).double().eval()
     result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert result.model.config.inner == 34
@@ -191,7 +191,7 @@ def test_numbers_that_forward_reads_follow_where_the_outputs_allow_it() -> None:
     assert_equal_to_masked(model, result, x)
     result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
     assert result.model.config.inner == result.model.layers[0].up.out_features == 34
-    assert not result.report.undescribed
+    assert not result.report.config_mismatches
     assert_equal_to_masked(model, result, x)
 
 
@@ -303,7 +303,7 @@ def test_heads_that_share_keys_go_where_the_width_of_a_head_is_held() -> None:
     again = SharedKeys(result.model.config).double()
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again(x), result.model(x))
-    assert not result.report.undescribed
+    assert not result.report.config_mismatches
     assert_equal_to_masked(model, result, x)
 
 

@@ -6,12 +6,12 @@ import enum
 
 import pytest
 import torch
+from depgraph.errors import VerificationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
-from depgraph.errors import VerificationError
-from depgraph.proof.verify import verify
+from depgraph.verify.verify import verify
 
 
 class Narrow(nn.Module):

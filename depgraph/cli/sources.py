@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..base.errors import InputError
 from ..integrations import PRETRAINED
 from ..store.document import FILE_NAME
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..grouping import polynomials
-from ..grouping.axes import Axis
+from ..axes import polynomials
+from ..axes.axes import Axis
 from ..grouping.graph import DependencyGraph
 
 Integers = npt.NDArray[np.int64]

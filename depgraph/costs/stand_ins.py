@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..inputs import Arguments, each_example, map_tensors
-from ..tracing.modes import Untouched
+from ..base.inputs import Arguments, each_example
+from ..base.running import WriteGuardMode
+from ..base.switches import eagerly, quiet_fakes, same_random_state
+from ..base.values import map_tensors
 from ..tracing.tensors import named_tensors, skeleton
-from ..tracing.trace import quiet_fakes
-from ..tracing.wrappers import eagerly
 
 Found = TypeVar("Found")
 
@@ -27,12 +27,12 @@ def on_stand_ins(
     """
     tensors = list(named_tensors(model)[0].values())
     for fake in (True, False):
-        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else Untouched(tensors)
+        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else WriteGuardMode(tensors)
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
         examples = map_tensors(each_example(example_inputs), mode.from_tensor if fake else torch.clone)
         try:
-            with quiet_fakes(), mode, torch.no_grad(), eagerly():
+            with same_random_state(), quiet_fakes(), mode, torch.no_grad(), eagerly():
                 return count(twin, examples)
         except Exception:
             if not fake:

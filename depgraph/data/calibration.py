@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..errors import InputError
-from ..inputs import each_example, map_tensors, split_inputs
-from ..progress import track
-from ..tracing.tensors import tensor_leaves
+from ..base.errors import InputError
+from ..base.inputs import each_example, split_inputs
+from ..base.progress import track
+from ..base.values import map_tensors, tensor_leaves
 
 Loss = Callable[[Any, Any], torch.Tensor]
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..axes.nodes import is_convolution, is_grouped, tokens
 from .patches import Choice, patches
 
 Tensor = torch.Tensor
@@ -31,23 +32,6 @@ class Layout(Protocol):
 
     def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
         """The part of the result that belongs to a piece: [stacks, samples, rows]."""
-
-
-def tokens(letters: str, rank: int) -> list[str]:
-    """A name for each dim of an einsum's operand; leading dims that broadcast are numbered from the last one."""
-    head, dots, tail = letters.partition("...")
-    middle = rank - len(head) - len(tail) if dots else 0
-    return [*head, *(f".{i}" for i in range(middle, 0, -1)), *tail]
-
-
-def is_convolution(op: Any) -> bool:
-    """Whether the op is a convolution of any kind."""
-    return "convolution" in op._schema.name
-
-
-def is_grouped(op: Any) -> bool:
-    """Whether the op multiplies runs of rows by a matrix each."""
-    return bool(op._schema.name == "aten::_grouped_mm")
 
 
 def layout_of(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..grouping import axes
+from ..axes import axes
 from ..grouping.graph import DependencyGraph, Group
-from ..planning.plan import Plan
+from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..report import reachable
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DepgraphError, InputError
+from ..base.errors import DepgraphError, InputError
 from ..grouping.graph import DependencyGraph, Group
 from ..report import Report
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import InputError
-from ..inputs import Examples
+from ..base.errors import InputError
+from ..base.inputs import Examples
 from ..tracing.tensors import named_tensors
 
 FORMAT = 1

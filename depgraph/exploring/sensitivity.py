@@ -13,21 +13,23 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from ..base.errors import InputError, NothingToPruneError
+from ..base.progress import track
+from ..base.running import Score, score_of
+from ..base.tables import printed, table
 from ..data.calibration import Calibration, Loss
-from ..errors import InputError, NothingToPruneError
+from ..grouping.build import build_plan
 from ..grouping.graph import DependencyGraph
 from ..importance import Importance, scores_of
-from ..planning.build import build_plan
-from ..planning.surgery import apply
-from ..progress import track
-from ..proof.verify import verify as verify_values
-from ..prune import Constraint, analyze, as_module, flipped
-from ..select import Masks, Selection, choose, nothing_text
+from ..plan.plan import Masks
+from ..prune import Constraint, analyze, as_module
+from ..search import flipped
+from ..select import Selection, choose, nothing_text
 from ..select.blocks import Block
-from ..tables import printed, table
+from ..surgery.apply import apply
+from ..verify.verify import verify as verify_values
 from . import pictures
 from .records import Records, name_of
-from .score import Score, score_of
 from .sweep import ScoredOnce
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -13,18 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import InputError
-from ..planning.origin import Origins, origins
+from ..axes import axes, polynomials
+from ..axes.axes import RAGGED, Axis, Reason
+from ..axes.op_call import DimFacts, Dims
+from ..axes.polynomials import Polynomial
+from ..base.errors import InputError
+from ..config.origin import Origins, origins
 from ..tracing.trace import Node, Trace
-from . import axes, polynomials
-from .axes import RAGGED, Axis, Reason
-from .constraints import SizeSystem
 from .members import Group, Indices, Member, Role, places_of, roles_of
 from .naming import NAMING, Place, axis_at, named
-from .nodes import leaves_of
-from .polynomials import Polynomial
 from .siblings import follow_siblings
-from .site import Dims, Propagation
+from .sizes import SizeSystem
 
 GRANULARITIES = ("coarse", "fine")
 
@@ -60,7 +59,7 @@ class DependencyGraph:
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
-    def __init__(self, state: Propagation, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
+    def __init__(self, state: DimFacts, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
         """Read the atoms off `state`; `ignore`: names or globs of modules, parameters or buffers to leave alone."""
         self.state = state
         self.trace: Trace = state.trace
@@ -316,7 +315,7 @@ class DependencyGraph:
 
     def mask(self, name: str, masks: dict[int, npt.NDArray[np.bool_]]) -> torch.Tensor | None:
         """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
-        from ..planning.plan import Cut  # noqa: PLC0415
+        from ..plan.plan import Cut  # noqa: PLC0415
 
         per_dim, blocks = self.keeps(name, masks)
         if blocks is None and all(k is None for k in per_dim):
@@ -383,10 +382,10 @@ class DependencyGraph:
         return list(groups.values())
 
 
-def _mark_channels(state: Propagation) -> None:
+def _mark_channels(state: DimFacts) -> None:
     """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
     for operand, produced, consumed in state.weights:
-        if leaves_of(operand):
+        if state.leaves_of(operand):
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True

@@ -8,12 +8,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..data.layout import is_convolution, is_grouped, tokens
-from ..tracing.trace import Node
-from . import axes
-from .axes import ATOM, CONCAT, Axis
-from .nodes import leaves_of
-from .site import Product, Propagation
+from ..axes import axes
+from ..axes.axes import ATOM, CONCAT, Axis
+from ..axes.nodes import is_convolution, is_grouped, tokens
+from ..axes.op_call import DimFacts, Product
+from ..tracing.recorder import Node, record_of
 
 Role = Literal["produces", "consumes", "scales"]
 Indices = npt.NDArray[np.int64]
@@ -86,7 +85,7 @@ def places_of(axis: Axis) -> list[tuple[Axis, Indices]]:
     return [(a, axes.positions(axis, a)) for a in dict.fromkeys(axes.atoms(axis))]
 
 
-def roles_of(state: Propagation) -> dict[tuple[int, Node, int], Role]:
+def roles_of(state: DimFacts) -> dict[tuple[int, Node, int], Role]:
     """(atom id, get_attr node, dim) -> role, from the contractions that each tensor takes part in."""
     roles: dict[tuple[int, Node, int], Role] = {}
     dims = {
@@ -95,7 +94,7 @@ def roles_of(state: Propagation) -> dict[tuple[int, Node, int], Role]:
         if node.op == "get_attr"
     }
     for operand, produced, consumed in state.weights:
-        for leaf in leaves_of(operand):
+        for leaf in state.leaves_of(operand):
             for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
                 found = {id(a) for axis in axis_list if axis is not None for a in axes.atoms(axis)}
                 for d, own in enumerate(dims[leaf]):
@@ -110,7 +109,7 @@ def roles_of(state: Propagation) -> dict[tuple[int, Node, int], Role]:
 
 def _consumed_dims(product: Product) -> list[int]:
     """Which dims of the weight operand are summed over."""
-    op, rank = product.node.target, len(product.weight.meta["shapes"][0])
+    op, rank = product.node.target, len(record_of(product.weight).shape)
     if is_convolution(op):
         return [0 if product.node.args[6] else 1]
     if product.letters is None:

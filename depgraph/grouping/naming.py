@@ -5,8 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
-from .axes import Axis
+from ..axes.axes import Axis
+from ..base.errors import InputError
 from .members import Group
 
 if TYPE_CHECKING:

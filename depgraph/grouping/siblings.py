@@ -16,16 +16,16 @@ from typing import Any
 
 from torch import nn
 
+from ..axes import axes
+from ..axes.axes import ATOM, Axis, Reason
+from ..axes.op_call import DimFacts, Dims
+from ..tracing.attributes import read_attribute
+from ..tracing.recorder import SLOT, Node, record_of
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
-from . import axes
-from .axes import ATOM, Axis, Reason
-from .constraints import read_attribute
-from .site import Dims, Propagation
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 TIED = "a module that no run used keeps as many indices as its executed sibling"
-TORN = "is what siblings of a module that no run used do not agree on"
+SIBLINGS_DISAGREE = "is what siblings of a module that no run used do not agree on"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sibling:
     tensors: tuple[str, ...]  # names of those of its tensors that no run reached
 
 
-def follow_siblings(state: Propagation, model: nn.Module) -> list[Sibling]:
+def follow_siblings(state: DimFacts, model: nn.Module) -> list[Sibling]:
     """Give the tensors that no run reached the axes of an executed sibling, wherever there is one."""
     family = _Family(state, model)
     found: list[Sibling] = []
@@ -50,7 +50,7 @@ def follow_siblings(state: Propagation, model: nn.Module) -> list[Sibling]:
     return found
 
 
-def _by_container(state: Propagation, family: _Family) -> dict[str, list[str]]:
+def _by_container(state: DimFacts, family: _Family) -> dict[str, list[str]]:
     """Member of a container -> its unreached tensors: the innermost container that has an executed member like it."""
     found: dict[str, list[str]] = {}
     for name in state.trace.unreached:
@@ -66,7 +66,7 @@ def _by_container(state: Propagation, family: _Family) -> dict[str, list[str]]:
 class _Family:
     """Which members of containers look alike."""
 
-    def __init__(self, state: Propagation, model: nn.Module) -> None:
+    def __init__(self, state: DimFacts, model: nn.Module) -> None:
         self.state, self.model = state, model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.reached = set(state.trace.tensors)
@@ -150,7 +150,7 @@ class _Family:
         if path not in self._shared:
             found = self._shared[path] = set()
             for node, results in self.state.dims.items():
-                place = str(node.target) if node.op == "get_attr" else node.meta.get("module", "")
+                place = str(node.target) if node.op == "get_attr" else record_of(node).module
                 if not _within(place, path):
                     found.update(id(a) for dims in results for a in _atoms(dims))
         return self._shared[path]
@@ -173,7 +173,7 @@ def _attributes(expr: Expr) -> Iterator[tuple[Any, ...]]:
                 yield from _attributes(part)
 
 
-def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], names: list[str]) -> bool:
+def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names: list[str]) -> bool:
     """Give the tensors `names` of member `path` axes as in its sibling `likes[0]`; whether that fits."""
     trace, model = state.trace, likes[0]
     mine, theirs = family.tensors(path), family.tensors(model)
@@ -196,7 +196,7 @@ def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], nam
         with trace.graph.inserting_before(next(n for n in reversed(trace.graph.nodes) if n.op == "output")):
             node = trace.graph.create_node("get_attr", name.replace(".", "_"))
         node.target = name
-        node.meta.update(old.meta, module=path, source="", leaves=[node])
+        node.meta[SLOT] = replace(record_of(old), module=path, source="")
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
         if name not in trace.held:
@@ -212,7 +212,7 @@ def _adopt(state: Propagation, family: _Family, path: str, likes: list[str], nam
     return True
 
 
-def _aligned(state: Propagation, one: str, other: str) -> list[tuple[Axis, Axis]] | None:
+def _aligned(state: DimFacts, one: str, other: str) -> list[tuple[Axis, Axis]] | None:
     """Pairs of atoms that stand at the same places of two tensors, or None where these are built differently."""
     pairs: list[tuple[Axis, Axis]] = []
     dims = (state.dims[state.trace.tensors[n]][0] for n in (one, other))
@@ -225,7 +225,7 @@ def _aligned(state: Propagation, one: str, other: str) -> list[tuple[Axis, Axis]
 
 
 def _freeze_torn(
-    state: Propagation, family: _Family, model: str, other: str, wanted: Iterable[str], known: dict[int, Axis]
+    state: DimFacts, family: _Family, model: str, other: str, wanted: Iterable[str], known: dict[int, Axis]
 ) -> None:
     """Freeze what the executed siblings `model` and `other` do not both share, or both have for themselves."""
     theirs, others = family.tensors(model), family.tensors(other)
@@ -246,13 +246,13 @@ def _freeze_torn(
                 for atom in (a, b)
             ]
         for atom in torn:
-            atom.frozen = atom.frozen or Reason(TORN)
+            atom.frozen = atom.frozen or Reason(SIBLINGS_DISAGREE)
 
 
 class _Copy:
     """Axes of an executed sibling -> those of another: the same where shared, else new ones of equal count."""
 
-    def __init__(self, state: Propagation, shared: set[int], known: dict[int, Axis]) -> None:
+    def __init__(self, state: DimFacts, shared: set[int], known: dict[int, Axis]) -> None:
         self.state, self.shared, self.made = state, shared, dict(known)
 
     def dims(self, dims: Dims) -> Dims:

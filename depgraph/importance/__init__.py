@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores

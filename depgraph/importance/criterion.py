@@ -8,8 +8,8 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Member, Role
 
 Scores = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph, Group
 from .criterion import Scores, checked_roles, counted, needed
 from .differentiate import Aliases, Gradients, again, differentiate

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Indices
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2

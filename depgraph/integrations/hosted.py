@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import DepgraphError, InputError, PlanError
-from ..inputs import map_tensors
-from ..planning.plan import Plan
-from ..planning.rewrite import class_of
+from ..base.errors import DepgraphError, InputError, PlanError
+from ..base.values import map_tensors
+from ..plan.plan import Plan
 from ..prune import analyze
+from ..surgery.rewrite import class_of
 from ..training.schedule import GradualPruner, GradualResult
 
 
@@ -27,7 +27,7 @@ class Regulariser(Protocol):
         """Shrink them by as much as belongs to this learning rate."""
 
 
-class Hosted:
+class InPlacePruner:
     """Prunes a network step by step while something else trains it.
 
     Attributes:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
-from ..planning.rewrite import Rewritten, class_of
-from ..planning.surgery import INTERNALS
+from ..base.errors import InputError
 from ..prune import PruneResult
 from ..store import load, save
-from ..tracing.tensors import held_tensors, named_tensors
+from ..surgery.apply import INTERNALS
+from ..surgery.rewrite import Rewritten, class_of
+from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import core
 
 STOCK = ("config.json", "generation_config.json")
@@ -121,8 +121,8 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
     """Where a loaded model is not the one that was saved: tensors, ties, and the numbers that modules hold."""
     problems = []
     (mine, ties), (theirs, other_ties) = named_tensors(got), named_tensors(wanted)
-    mine |= {name: held.tensor for name, held in held_tensors(got).items()}
-    theirs |= {name: held.tensor for name, held in held_tensors(wanted).items()}
+    mine |= {name: held.tensor for name, held in attribute_tensors(got).items()}
+    theirs |= {name: held.tensor for name, held in attribute_tensors(wanted).items()}
     for name in {**mine, **theirs}:
         if name not in mine or name not in theirs:
             problems.append(f"{name!r} is in one of both only")

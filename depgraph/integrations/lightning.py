@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DepgraphError, InputError, PlanError
-from ..exploring.score import in_mode
+from ..base.errors import DepgraphError, InputError, PlanError
+from ..base.running import in_mode
 from ..training.train import check_mix, logits_of, soft_loss
-from .hosted import Hosted
+from .hosted import InPlacePruner
 
 try:
     from lightning.pytorch import Callback
@@ -47,12 +47,12 @@ class Pruning(Callback):
         Args:
             example_inputs: what the network takes, as for `prune`.
             network: path of the network in the LightningModule; the whole by default.
-            **options: ``every``, ``start``, ``regulariser`` as for `Hosted`; others as for `GradualPruner`.
+            **options: ``every``, ``start``, ``regulariser`` as for `InPlacePruner`; others as for `GradualPruner`.
 
         Raises:
             InputError: bad numbers.
         """
-        self.network, self.hosted = network, Hosted(example_inputs, **options)
+        self.network, self.hosted = network, InPlacePruner(example_inputs, **options)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the network."""

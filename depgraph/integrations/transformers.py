@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DepgraphError, PlanError
-from ..exploring.score import in_mode
+from ..base.errors import DepgraphError, PlanError
+from ..base.running import in_mode
 from ..training.train import check_mix, soft_loss
-from .hosted import Hosted
+from .hosted import InPlacePruner
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -39,12 +39,12 @@ class Pruning(TrainerCallback):
 
         Args:
             example_inputs: what the model takes, as for `prune`.
-            **options: ``every``, ``start``, ``regulariser`` as for `Hosted`; others as for `GradualPruner`.
+            **options: ``every``, ``start``, ``regulariser`` as for `InPlacePruner`; others as for `GradualPruner`.
 
         Raises:
             InputError: bad numbers.
         """
-        self.hosted = Hosted(example_inputs, **options)
+        self.hosted = InPlacePruner(example_inputs, **options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the model."""

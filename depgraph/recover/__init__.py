@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.errors import InputError
+from ..base.inputs import each_example
+from ..base.running import WriteGuardMode
+from ..base.values import output_leaves
 from ..data.calibration import Batch, Calibration
 from ..data.watch import prepared, twin
-from ..errors import InputError
 from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
-from ..inputs import each_example
-from ..planning.plan import Plan
-from ..tracing.modes import Untouched
-from ..tracing.tensors import output_leaves
+from ..plan.plan import Plan
 from ..tracing.trace import trace
 from .changes import Changes
 from .compensation import compensate
@@ -186,7 +186,7 @@ def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
     """The floating-point outputs of a model in eval mode; of complex ones both parts."""
     copy, _ = twin(model)
     own = batch.copy()
-    with prepared(), torch.no_grad(), Untouched(copy.parameters()):
+    with prepared(), torch.no_grad(), WriteGuardMode(copy.parameters()):
         try:
             out = copy(*own.args, **own.kwargs)
         except Exception as error:

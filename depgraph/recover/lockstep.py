@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.calibration import Batch
 from ..data.consumers import Consumer
-from ..data.watch import Call, Enough, Watch
+from ..data.watch import Call, StopRun, Watch
 
 
 class Run:
@@ -77,12 +77,12 @@ class Run:
 
     def _stop(self, call: Call) -> None:
         if self.closing:
-            raise Enough
+            raise StopRun
         self.call = call
         self._come.release()
         self._go.acquire()
         if self.closing:
-            raise Enough
+            raise StopRun
 
     def write(self, name: str, values: torch.Tensor) -> None:
         """Tensor `name` has changed: so must this run's copy, where it has one."""

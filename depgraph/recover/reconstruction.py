@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from ..data.layout import Runs, Samples, is_convolution, is_grouped, slices
+from ..axes.nodes import is_convolution, is_grouped
+from ..base.errors import InputError
+from ..data.layout import Runs, Samples, slices
 from ..data.watch import Call
-from ..errors import InputError
 from .pairs import Pair
 from .result import LayerRecovery
 from .solve import Sums, wide

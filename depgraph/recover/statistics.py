@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..axes.nodes import BATCH_NORMS, op_name
+from ..base.running import WriteGuardMode
 from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
-from ..tracing.modes import Untouched
-from .pairs import op_name
 from .result import NOT_FINITE, LayerRecovery
 from .task import Task
 
@@ -50,7 +50,7 @@ class _OfTheBatch(TorchFunctionMode):
 
 def has_statistics(graph: DependencyGraph) -> bool:
     """Whether the model of `graph` calls a batch norm."""
-    return any("batch_norm" in op_name(node) for node in graph.trace.graph.nodes)
+    return any(op_name(node.target) in BATCH_NORMS for node in graph.trace.graph.nodes)
 
 
 def estimate(task: Task) -> None:
@@ -63,7 +63,7 @@ def estimate(task: Task) -> None:
     mode = _OfTheBatch({id(t): name for name, t in tensors.items()})
     with prepared():
         for batch, _ in task.each("batch-norm statistics"):
-            with torch.no_grad(), mode, Untouched(model.parameters()):
+            with torch.no_grad(), mode, WriteGuardMode(model.parameters()):
                 model(*batch.args, **batch.kwargs)
     for (mean, variance), (first, second, count) in mode.sums.items():
         if not bool(torch.isfinite(first + second).all()):

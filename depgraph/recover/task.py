@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..base.progress import track
 from ..data.calibration import Batch
-from ..progress import track
 from .changes import Changes
 from .result import Recovery
 

@@ -1,12 +1,12 @@
 """What each op does to the dims of its arguments: one short rule per op or family, a file per family.
 
-A rule is a function of a `Site`. It states relations (`site.same`, `site.lock`, `site.equal_counts` ...) and returns
+A rule is a function of a `OpCall`. It states relations (`site.same`, `site.lock`, `site.equal_counts` ...) and returns
 the dims of the result, or a list of dims for several results. `equation` writes the common case as an einsum.
 """
 
 from __future__ import annotations
 
-from ..grouping.site import Site
+from ..axes.op_call import OpCall
 from . import (
     attention,
     contraction,
@@ -20,6 +20,6 @@ from . import (
 )
 from .registry import REGISTRY, STATED, Rule, equation, is_pointwise, op_rule, rule, rule_for
 
-__all__ = ["REGISTRY", "STATED", "Rule", "Site", "equation", "is_pointwise", "op_rule", "rule", "rule_for"]
+__all__ = ["REGISTRY", "STATED", "OpCall", "Rule", "equation", "is_pointwise", "op_rule", "rule", "rule_for"]
 __all__ += ["attention", "contraction", "convolution", "indexing", "movement", "normalisation", "pointwise"]
 __all__ += ["recurrent", "reduction"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grouping.axes import product
-from ..grouping.site import Dims, Site
+from ..axes.axes import product
+from ..axes.op_call import Dims, OpCall
 from .registry import rule
 
+FLASH = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 KEYS = "ranges over the keys of an attention"
 
 
 @rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
       "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
       "_scaled_dot_product_fused_attention_overrideable")  # fmt: skip
-def attention(site: Site) -> list[Dims]:
+def attention(site: OpCall) -> list[Dims]:
     """q[... h l d], k[... h s d], v[... h s e], mask[... l s] -> [... h l e]; softmax over s.
 
     With ``enable_gqa`` a key head serves a run of query heads. Without a given scale the op uses 1 / sqrt(d), so d
@@ -23,7 +24,7 @@ def attention(site: Site) -> list[Dims]:
     q, k, v = (site.dims(a) for a in site.args[:3])
     site.same(q[-1], k[-1])
     site.same(k[-2], v[-2])
-    if "flash" in str(site.node.target):
+    if site.name in FLASH:
         site.same(q[-1], v[-1])
     site.lock(k[-2], KEYS)
     if site.given("scale") is None:
@@ -48,7 +49,7 @@ def attention(site: Site) -> list[Dims]:
     return [out, *rest]
 
 
-def _heads(site: Site, q: Dims, k: Dims, v: Dims) -> Dims:
+def _heads(site: OpCall, q: Dims, k: Dims, v: Dims) -> Dims:
     """The leading dims: the same axes, but for grouped heads, where q's is k's times the heads that share one."""
     heads_q, heads_k = q[-3] if len(q) > 3 else None, k[-3] if len(k) > 3 else None
     grouped = heads_q is not None and (heads_k is None or heads_k.size != heads_q.size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..grouping.axes import Axis
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis
+from ..axes.nodes import base_name
+from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import contract_as, equation, rule
 
 rule("mm")(equation("nk,km->nm", weight=1))
@@ -15,14 +17,14 @@ rule("bilinear")(equation("...i,...j,oij,o->...o", weight=2))
 
 
 @rule("linear")
-def linear(site: Site) -> Dims:
+def linear(site: OpCall) -> Dims:
     """x[... k], weight[m k], bias[m] -> [... m]; a weight [k] is a matrix of one row whose dim is dropped."""
     text = "...k,mk,m->...m" if len(site.shape_of(site.args[1])) > 1 else "...k,k->..."
     return equation(text, weight=1)(site)
 
 
 @rule("linalg_solve_triangular")
-def solve_triangular(site: Site) -> Dims:
+def solve_triangular(site: OpCall) -> Dims:
     """A[... n n] X = B[... n k]: the columns of B pass to X, or with left=False its rows; the matrix stays whole."""
     a, b = site.dims(site.args[0]), site.dims(site.args[1])
     passing = -1 if site.kwargs.get("left", True) else -2
@@ -32,24 +34,22 @@ def solve_triangular(site: Site) -> Dims:
     return [*lead, b[-2], b[-1]]
 
 
-@rule("addmm", "baddbmm", "addbmm", "addmv", "addr")
-def add_product(site: Site) -> Dims:
+ADDED = {"addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
+         "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm")}  # fmt: skip
+
+
+@rule(*ADDED)
+def add_product(site: OpCall) -> Dims:
     """bias + a @ b: the product's rule, and the bias broadcast on the result."""
     bias, *operands = site.args[:3]
-    name = str(site.node.target)
-    letters, result = next(
-        way for key, way in {
-            "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
-            "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm"),
-        }.items() if key in name
-    )  # fmt: skip
+    letters, result = ADDED[base_name(site.node.target)]
     out = contract_as(site, list(operands), letters, result, 1)
     site.broadcast(site.dims(bias), out)
     return out
 
 
 @rule("matmul")
-def matmul(site: Site) -> Dims:
+def matmul(site: OpCall) -> Dims:
     """a[... n k], b[... k m] -> [... n m]; a vector has no n, or no m, and neither has the result."""
     a, b = (len(site.shape_of(n)) for n in site.args[:2])
     left = "...nk" if a > 1 else "k"
@@ -61,7 +61,7 @@ def matmul(site: Site) -> Dims:
 
 
 @rule("einsum")
-def einsum(site: Site) -> Dims:
+def einsum(site: OpCall) -> Dims:
     """The letters in the call are the rule."""
     text, *rest = site.args
     operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (list, tuple)) else list(rest)
@@ -74,7 +74,7 @@ def einsum(site: Site) -> Dims:
 
 
 @rule("_grouped_mm")
-def grouped_matmul(site: Site) -> Dims:
+def grouped_matmul(site: OpCall) -> Dims:
     """a[n k], b[e k m] -> [n m]: rows of a belong to blocks, each with its own matrix of b.
 
     The kernel wants rows of a multiple of 16 bytes, so k and m go in runs of that length.
@@ -86,14 +86,14 @@ def grouped_matmul(site: Site) -> Dims:
     site.lock(a[0], "is counted in blocks of rows")
     site.same(a[1], b[1])
     for axis in b[1:]:
-        _in_runs(site, axis, 16 // site.args[1].meta["dtype"].itemsize)
+        _in_runs(site, axis, 16 // record_of(site.args[1]).dtype.itemsize)
     site.contract(a[1])
     site.weight(site.args[1], [b[2]], [b[1]], site.args[0])
     site.macs(a[0], b[1], b[2])
     return [a[0], b[2]]
 
 
-def _in_runs(site: Site, axis: Axis | None, length: int) -> None:
+def _in_runs(site: OpCall, axis: Axis | None, length: int) -> None:
     """Indices of `axis` go in runs of `length` only."""
     if axis is None or axis.size == length:
         site.lock(axis, "is as narrow as a kernel allows")

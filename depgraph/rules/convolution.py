@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..grouping.axes import RAGGED, Axis, product
-from ..grouping.site import Dims, Site
+from ..axes.axes import RAGGED, Axis, product
+from ..axes.op_call import Dims, OpCall
 from .registry import rule
 
 
 @rule("convolution", "_convolution", "convolution_overrideable")
-def convolution(site: Site) -> Dims:
+def convolution(site: OpCall) -> Dims:
     """x[n (g i) ...], weight[(g o) i ...], bias[(g o)] -> [n (g o) ...]; transposed: weight[(g i) o ...].
 
     One group contracts i. With one channel a group on either side the groups themselves are the axis (depthwise, with
@@ -44,7 +44,7 @@ def convolution(site: Site) -> Dims:
 
 
 def _grouped(
-    site: Site,
+    site: OpCall,
     x: Axis | None,
     near: Axis | None,
     far: Axis | None,
@@ -104,7 +104,7 @@ SPATIAL = {
 
 def _spatial(count: int) -> None:
     @rule(*SPATIAL[count])
-    def spatial(site: Site) -> list[Dims]:
+    def spatial(site: OpCall) -> list[Dims]:
         """Leading dims (batch, channels) pass; the positions in the others are mixed, and stay whole."""
         x = site.dims(site.args[0])
         for axis in x[-count:]:
@@ -128,7 +128,7 @@ for _count in SPATIAL:
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
-def grid_sample(site: Site) -> Dims:
+def grid_sample(site: OpCall) -> Dims:
     """x[n c ...], grid[n ... d] -> [n c ...]: channels pass, and so do the places where x is sampled."""
     x, grid = site.dims(site.args[0]), site.dims(site.args[1])
     site.same(x[0], grid[0])
@@ -138,7 +138,7 @@ def grid_sample(site: Site) -> Dims:
 
 
 @rule("im2col")
-def im2col(site: Site) -> Dims:
+def im2col(site: OpCall) -> Dims:
     """x[n c h w] -> [n (c kh kw) l]: channels pass, positions and window stay whole."""
     x = site.dims(site.args[0])
     kernel = site.args[1]
@@ -151,7 +151,7 @@ def im2col(site: Site) -> Dims:
 
 
 @rule("col2im")
-def col2im(site: Site) -> Dims:
+def col2im(site: OpCall) -> Dims:
     """x[n (c kh kw) l] -> [n c h w]: channels pass, positions and window stay whole."""
     x = site.dims(site.args[0])
     kernel = site.args[2]

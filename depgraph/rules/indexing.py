@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from ..grouping.axes import Axis
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis
+from ..axes.nodes import op_name
+from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 PICKED = "is indexed by a tensor"
 
 
 @rule("embedding")
-def embedding(site: Site) -> Dims:
+def embedding(site: OpCall) -> Dims:
     """weight[v c], index[...] -> [... c]; rows v are looked up by number."""
     rows, channels = site.dims(site.args[0])
     site.looked_up(rows, site.args[1], "is looked up by number (rows of an embedding)")
@@ -28,7 +30,7 @@ def embedding(site: Site) -> Dims:
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(site: Site) -> list[Dims]:
+def embedding_bag(site: OpCall) -> list[Dims]:
     """weight[v c] -> [bags c]; rows are looked up by number, and bags are runs of those numbers."""
     rows, channels = site.dims(site.args[0])
     site.lock(rows, "is looked up by number (rows of an embedding)")
@@ -42,13 +44,13 @@ def embedding_bag(site: Site) -> list[Dims]:
     ]
 
 
-def _table_read(site: Site, x: Dims, taken: list[Any]) -> None:
+def _table_read(site: OpCall, x: Dims, taken: list[Any]) -> None:
     """Rows of a table [v c] that are read by number are an embedding: the table produces the channels c."""
     if len(x) == 2 and taken == [0]:
         site.weight(site.args[0], [x[1]], [])
 
 
-def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
+def _permuted(site: OpCall, axis: Axis | None, index: Any) -> Axis | None:
     """The axis of ``axis[index]`` where `index` is a buffer without repetitions: its values can be renumbered."""
     values = site.constant(index)
     if (
@@ -57,7 +59,7 @@ def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
         or values.dim() != 1
         or values.dtype is torch.bool  # chooses, and does not number
         or index.op != "get_attr"
-        or index.meta["kind"] != "tensor"
+        or record_of(index).kind != "tensor"
     ):
         return None
     if len(index.users) != 1 or values.numel() < 2:
@@ -70,7 +72,7 @@ def _permuted(site: Site, axis: Axis | None, index: Any) -> Axis | None:
 
 
 @rule("index_select")
-def index_select(site: Site) -> Dims:
+def index_select(site: OpCall) -> Dims:
     """Dim d is read at the indices of a vector, and is the vector's then; the others pass."""
     x = site.dims(site.args[0])
     d = site.args[1] % max(len(x), 1)
@@ -86,7 +88,7 @@ def index_select(site: Site) -> Dims:
 
 
 @rule("index", "_unsafe_index")
-def index(site: Site) -> Dims:
+def index(site: OpCall) -> Dims:
     """x[i, :, j]: the broadcast dims of the indices take the place of the indexed ones; the others pass."""
     x = site.dims(site.args[0])
     entries = list(site.args[1])
@@ -105,7 +107,7 @@ def index(site: Site) -> Dims:
     return [*before, *middle, *after]
 
 
-def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[Dims]]:
+def _chosen(site: OpCall, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[Dims]]:
     """Dims of x that stand before and behind those of the indices in ``x[entries]``, and those of each index.
 
     The indexed dims are locked, and the dims of masks, whose place one dim of unknown size takes.
@@ -117,7 +119,7 @@ def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[D
         if entry is None:
             d += 1
             continue
-        boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
+        boolean = record_of(entry).dtype in (torch.bool, torch.uint8)
         own = site.dims(entry)
         width = len(own) if boolean else 1
         for axis in (*x[d : d + width], *own) if boolean else ():
@@ -134,7 +136,7 @@ def _chosen(site: Site, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list[D
     return before, after, groups
 
 
-def _fill_by_mask(site: Site, x: Dims, values: Dims) -> bool:
+def _fill_by_mask(site: OpCall, x: Dims, values: Dims) -> bool:
     """Whether x[mask] = values writes the same for all entries that the mask chooses; then x ranges over its dims.
 
     `values` are the dims of the values, last first.
@@ -143,7 +145,7 @@ def _fill_by_mask(site: Site, x: Dims, values: Dims) -> bool:
     (start, mask), *more = [(i, e) for i, e in enumerate(entries) if e is not None]
     own = site.dims(mask)
     behind = len(x) - start - len(own)
-    if more or mask.meta["dtype"] not in (torch.bool, torch.uint8) or any(values[behind : behind + 1]):
+    if more or record_of(mask).dtype not in (torch.bool, torch.uint8) or any(values[behind : behind + 1]):
         return False
     slots = [*x[:start], None, *x[start + len(own) :]]
     for a, b in (*zip(x[start:], own, strict=False), *zip(slots[::-1], values, strict=False)):
@@ -152,7 +154,7 @@ def _fill_by_mask(site: Site, x: Dims, values: Dims) -> bool:
 
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
-def index_put(site: Site) -> Dims:
+def index_put(site: OpCall) -> Dims:
     """x[i] = values, which broadcast over what x[i] would be: indexed dims stay whole, unless one value fills a mask."""
     x, values = site.dims(site.args[0]), site.dims(site.args[2])[::-1]
     if _fill_by_mask(site, x, values):
@@ -170,7 +172,7 @@ def index_put(site: Site) -> Dims:
 
 
 @rule("gather")
-def gather(site: Site) -> Dims:
+def gather(site: OpCall) -> Dims:
     """Dim d is read at an index of the same rank; in the other dims, index and source match where sizes do."""
     x, index_dims = site.dims(site.args[0]), site.dims(site.args[2])
     d = site.args[1] % len(x)
@@ -187,7 +189,7 @@ def gather(site: Site) -> Dims:
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(site: Site) -> Dims:
+def scatter(site: OpCall) -> Dims:
     """Dim d is written at an index; in the other dims target, index and source match where sizes do."""
     x, index_dims = site.dims(site.args[0]), site.dims(site.args[2])
     source = site.dims(site.args[3]) if isinstance(site.args[3], torch.fx.Node) else []
@@ -208,7 +210,7 @@ def scatter(site: Site) -> Dims:
 
 
 @rule("index_add", "index_copy", "index_reduce", "index_fill")
-def index_add(site: Site) -> Dims:
+def index_add(site: OpCall) -> Dims:
     """Dim d is written at the indices of a vector; the others match."""
     x = site.dims(site.args[0])
     d = site.args[1] % len(x)
@@ -225,7 +227,7 @@ def index_add(site: Site) -> Dims:
 
 
 @rule("one_hot")
-def one_hot(site: Site) -> Dims:
+def one_hot(site: OpCall) -> Dims:
     """index[...] -> [... c]: the index numbers the new dim."""
     axis = site.new(len(site.shape) - 1)
     site.looked_up(axis, site.args[0], "is looked up by number (columns of a one-hot table)")
@@ -233,7 +235,7 @@ def one_hot(site: Site) -> Dims:
 
 
 @rule("histc")
-def histc(site: Site) -> Dims:
+def histc(site: OpCall) -> Dims:
     """How often each index of an axis occurs: one bin of width 1 an index, from 0 to the last."""
     bins, low, high = site.arg(1, "bins", 100), site.arg(2, "min", 0), site.arg(3, "max", 0)
     numbered = site.numbers(site.args[0])
@@ -247,13 +249,13 @@ def histc(site: Site) -> Dims:
 
 @rule("masked_select", "nonzero", "unique_dim", "_unique2", "unique_consecutive", "searchsorted", "bincount",
       "multinomial", "isin", "take")  # fmt: skip
-def data_dependent(site: Site) -> list[Dims]:
+def data_dependent(site: OpCall) -> list[Dims]:
     """What comes out, or how much of it, depends on values: all dims stay whole."""
     return site.lock_all(f"goes into {site.node.target}, whose result depends on values")
 
 
 @rule("masked_scatter")
-def masked_scatter(site: Site) -> Dims:
+def masked_scatter(site: OpCall) -> Dims:
     """Filled in reading order: the last dim passes where the mask is the same along it; all others stay whole."""
     x, source = site.dims(site.args[0]), site.dims(site.args[2])
     if not source or x[-1] is None or source[-1] is None or not _repeated(site.args[1], site.shape[-1]):
@@ -269,12 +271,12 @@ def masked_scatter(site: Site) -> Dims:
 def _repeated(mask: Any, width: int) -> bool:
     """Whether a mask is one column, or copies of one column side by side."""
     while True:
-        shape = mask.meta["shapes"][0] if mask.meta.get("shapes") else ()
+        shape = record_of(mask).shape if record_of(mask).shapes else ()
         if not shape or shape[-1] == 1 != width:
             return bool(shape)
-        name = str(mask.target).split(".")[1] if mask.op == "call_function" else ""
+        name = op_name(mask.target)
         if name in ("expand", "expand_as"):
-            return bool(mask.args[0].meta["shapes"][0][-1:] == (1,))
+            return record_of(mask.args[0]).shape[-1:] == (1,)
         if name not in ("_to_copy", "clone", "detach", "alias", "contiguous"):
             return False
         mask = mask.args[0]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from ..grouping.axes import Axis, concat, product
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis, concat, product
+from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")
-def view(site: Site) -> Dims:
+def view(site: OpCall) -> Dims:
     """Dims are joined to products and split into factors, matched by position."""
     return site.regroup(site.dims(site.args[0]), site.shape)
 
 
 @rule("t", "transpose", "permute")
-def permute(site: Site) -> Dims:
+def permute(site: OpCall) -> Dims:
     """Dims change places."""
     x = site.dims(site.args[0])
-    name = str(site.node.target).split(".")[1]
-    if name == "t":
+    if site.name == "t":
         return x[::-1]
-    if name == "permute":
+    if site.name == "permute":
         return [x[d] for d in site.args[1]]
     a, b = (site.args[i] % len(x) for i in (1, 2))
     x[a], x[b] = x[b], x[a]
@@ -28,14 +28,14 @@ def permute(site: Site) -> Dims:
 
 
 @rule("squeeze", "unsqueeze")
-def squeeze(site: Site) -> Dims:
+def squeeze(site: OpCall) -> Dims:
     """Dims of size 1 come and go; the others pass."""
     axes = iter([a for a in site.dims(site.args[0]) if a is not None])
     return [next(axes) if n != 1 else None for n in site.shape]
 
 
 @rule("expand")
-def expand(site: Site) -> Dims:
+def expand(site: OpCall) -> Dims:
     """A dim of size 1 is repeated: a new axis; the others pass."""
     x = site.dims(site.args[0])
     kept = [None] * (len(site.shape) - len(x)) + x
@@ -43,17 +43,17 @@ def expand(site: Site) -> Dims:
 
 
 @rule("expand_as", "view_as", "reshape_as")
-def like(site: Site) -> Dims:
+def like(site: OpCall) -> Dims:
     """The result has the very dims of another tensor."""
     x, other = site.dims(site.args[0]), site.dims(site.args[1])
-    mine = site.broadcast(x) if "expand" in str(site.node.target) else site.regroup(x, site.shape)
+    mine = site.broadcast(x) if site.name == "expand_as" else site.regroup(x, site.shape)
     for a, b in zip(mine, other, strict=True):
         site.same(a, b)
     return other
 
 
 @rule("repeat")
-def repeat(site: Site) -> Dims:
+def repeat(site: OpCall) -> Dims:
     """Each dim is copied r times: (r, dim) row-major; the number of copies is fixed where there is a dim to copy."""
     x = site.dims(site.args[0])
     lead: Dims = [None] * (len(site.shape) - len(x))
@@ -71,7 +71,7 @@ def repeat(site: Site) -> Dims:
 
 
 @rule("repeat_interleave")
-def repeat_interleave(site: Site) -> Dims:
+def repeat_interleave(site: OpCall) -> Dims:
     """A dim times a fixed number of copies, copies innermost."""
     x = site.dims(site.args[0])
     copies = site.arg(1, "repeats")
@@ -91,9 +91,9 @@ def repeat_interleave(site: Site) -> Dims:
 
 
 @rule("cat")
-def cat(site: Site) -> Dims:
+def cat(site: OpCall) -> Dims:
     """Dim d is the concatenation of the operands' dims; the others are the same axes."""
-    operands = [n for n in site.args[0] if n.meta["shapes"][0] != (0,)]
+    operands = [n for n in site.args[0] if record_of(n).shape != (0,)]
     d = site.arg(1, "dim", 0) % len(site.shape)
     dims = [site.dims(n) for n in operands]
     sizes = [site.shape_of(n)[d] for n in operands]
@@ -109,7 +109,7 @@ def cat(site: Site) -> Dims:
 
 
 @rule("stack")
-def stack(site: Site) -> Dims:
+def stack(site: OpCall) -> Dims:
     """A new dim that stays whole; the others are the same axes."""
     operands = [site.dims(n) for n in site.args[0]]
     for x in operands[1:]:
@@ -122,7 +122,7 @@ def stack(site: Site) -> Dims:
 
 
 @rule("unbind")
-def unbind(site: Site) -> list[Dims]:
+def unbind(site: OpCall) -> list[Dims]:
     """Every index of a dim becomes a tensor: the dim stays whole."""
     x = site.dims(site.args[0])
     d = site.arg(1, "dim", 0) % len(x)
@@ -131,7 +131,7 @@ def unbind(site: Site) -> list[Dims]:
 
 
 @rule("select")
-def select(site: Site) -> Dims:
+def select(site: OpCall) -> Dims:
     """One index is taken: it can't go, and as code counts indices, nor can those around it."""
     x = site.dims(site.args[0])
     d = site.args[1] % len(x)
@@ -139,7 +139,7 @@ def select(site: Site) -> Dims:
     return x[:d] + x[d + 1 :]
 
 
-def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
+def _cut_equally(site: OpCall, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
     axis = x[d]
     if axis is None:
         return [[*x[:d], site.fixed(n, "has no indices"), *x[d + 1 :]] for n in sizes]
@@ -153,14 +153,13 @@ def _cut_equally(site: Site, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
 
 
 @rule("split", "chunk", "tensor_split", "unsafe_split", "hsplit", "vsplit", "dsplit")
-def split(site: Site) -> list[Dims]:
+def split(site: OpCall) -> list[Dims]:
     """Consecutive pieces of as many indices each, which must go on having equal counts."""
     x = site.dims(site.args[0])
-    name = str(site.node.target).split(".")[1]
     along = {"hsplit": min(len(x) - 1, 1), "vsplit": 0, "dsplit": 2}
-    d = along.get(name, site.arg(2, "dim", 0)) % len(x)
+    d = along.get(site.name, site.arg(2, "dim", 0)) % len(x)
     sizes = [shape[d] for shape in site.shapes]
-    if isinstance(site.args[1], (list, tuple)) or "split" in (name, name.removeprefix("unsafe_")):
+    if isinstance(site.args[1], (list, tuple)) or site.name in ("split", "unsafe_split"):
         site.repaired(x[d])
     out = _cut_equally(site, x, d, sizes)
     if isinstance(site.args[1], (list, tuple)) or len(sizes) == 1:  # places of the cuts
@@ -174,7 +173,7 @@ def split(site: Site) -> list[Dims]:
 
 
 @rule("split_with_sizes", "unsafe_split_with_sizes", "split_with_sizes_copy")
-def split_with_sizes(site: Site) -> list[Dims]:
+def split_with_sizes(site: OpCall) -> list[Dims]:
     """Consecutive pieces, each of its own size."""
     x = site.dims(site.args[0])
     d = site.arg(2, "dim", 0) % len(x)
@@ -183,13 +182,13 @@ def split_with_sizes(site: Site) -> list[Dims]:
 
 
 @rule("slice", "narrow_copy")
-def slice_(site: Site) -> Dims:
+def slice_(site: OpCall) -> Dims:
     """Indices start..stop of a dim are a piece of its axis; with a step, a factor is taken where it fits."""
     x = site.dims(site.args[0])
     d = site.arg(1, "dim", 0) % len(x)
     n = site.shape_of(site.args[0])[d]
     axis = x[d]
-    if "narrow" in str(site.node.target):
+    if site.name == "narrow_copy":
         start = site.args[2] % n
         stop, step = start + site.args[3], 1
     else:
@@ -207,7 +206,7 @@ def slice_(site: Site) -> Dims:
     return x
 
 
-def _stride(site: Site, axis: Axis, start: int, stop: int, step: int, size: int) -> Axis | None:
+def _stride(site: OpCall, axis: Axis, start: int, stop: int, step: int, size: int) -> Axis | None:
     """Every step-th index: the outer factor of (outer x step), when the dim is a whole number of steps."""
     if stop != axis.size or axis.size % step or start >= step:
         site.lock(axis, "is sliced with a step")
@@ -221,7 +220,7 @@ def _stride(site: Site, axis: Axis, start: int, stop: int, step: int, size: int)
 
 
 @rule("slice_scatter")
-def slice_scatter(site: Site) -> Dims:
+def slice_scatter(site: OpCall) -> Dims:
     """A run of indices of dim d is replaced by a tensor, whose dims are those of what it replaces."""
     x, source = site.dims(site.args[0]), site.dims(site.args[1])
     d = site.arg(2, "dim", 0) % len(x)
@@ -240,11 +239,11 @@ def slice_scatter(site: Site) -> Dims:
 
 
 @rule("pad", "constant_pad_nd")
-def pad(site: Site) -> Dims:
+def pad(site: OpCall) -> Dims:
     """Fixed segments before and after; a negative pad cuts; modes that repeat entries lock the dim."""
     x = site.dims(site.args[0])
     amounts = list(site.args[1])
-    constant = site.arg(2, "mode", "constant") == "constant" or "constant" in str(site.node.target)
+    constant = site.arg(2, "mode", "constant") == "constant" or site.name == "constant_pad_nd"
     for i in range(len(amounts) // 2):
         d = len(x) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]
@@ -273,7 +272,7 @@ def pad(site: Site) -> Dims:
 
 
 @rule("roll")
-def roll(site: Site) -> Dims:
+def roll(site: OpCall) -> Dims:
     """A dim is cut and its two pieces change places."""
     x = site.dims(site.args[0])
     listed = [v if isinstance(v, (list, tuple)) else [v] for v in (site.args[1], site.arg(2, "dims", ()))]
@@ -291,7 +290,7 @@ def roll(site: Site) -> Dims:
 
 
 @rule("flip")
-def flip(site: Site) -> Dims:
+def flip(site: OpCall) -> Dims:
     """Dims are reversed: the same units in the opposite order."""
     x = site.dims(site.args[0])
     for d in site.args[1]:
@@ -305,7 +304,7 @@ def flip(site: Site) -> Dims:
     return x
 
 
-def _space_and_depth(site: Site, x: Dims, r: int, unpack: bool) -> Dims:
+def _space_and_depth(site: OpCall, x: Dims, r: int, unpack: bool) -> Dims:
     """Channels (c r r), positions fixed."""
     for axis in x[-2:]:
         site.lock(axis, "ranges over the positions that a pixel shuffle mixes")
@@ -327,19 +326,19 @@ def _space_and_depth(site: Site, x: Dims, r: int, unpack: bool) -> Dims:
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(site: Site) -> Dims:
+def pixel_shuffle(site: OpCall) -> Dims:
     """x[n (c r r) h w] -> [n c (h r) (w r)]: c passes, the rest stays whole."""
     return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=True)
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(site: Site) -> Dims:
+def pixel_unshuffle(site: OpCall) -> Dims:
     """x[n c (h r) (w r)] -> [n (c r r) h w]: c passes, the rest stays whole."""
     return _space_and_depth(site, site.dims(site.args[0]), site.args[1], unpack=False)
 
 
 @rule("channel_shuffle")
-def channel_shuffle(site: Site) -> Dims:
+def channel_shuffle(site: OpCall) -> Dims:
     """x[n (g c) ...] -> [n (c g) ...]: the groups g stay whole."""
     x = site.dims(site.args[0])
     g, axis = site.args[1], x[1]
@@ -354,7 +353,7 @@ def channel_shuffle(site: Site) -> Dims:
 
 
 @rule("unfold")
-def unfold(site: Site) -> Dims:
+def unfold(site: OpCall) -> Dims:
     """Windows along a dim: its positions are mixed, and stay whole."""
     x = site.dims(site.args[0])
     d = site.args[1] % len(x)
@@ -364,13 +363,13 @@ def unfold(site: Site) -> Dims:
 
 
 @rule("trace", "rot90", "as_strided", "as_strided_")
-def by_position(site: Site) -> list[Dims]:
+def by_position(site: OpCall) -> list[Dims]:
     """Entries are picked by position: all dims stay whole."""
     return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
 
 
 @rule("diag_embed")
-def diag_embed(site: Site) -> Dims:
+def diag_embed(site: OpCall) -> Dims:
     """x[... i] -> [... i i]: both dims are the axis that was one."""
     x = site.dims(site.args[0])
     d, e = (site.given(name) % len(site.shape) for name in ("dim1", "dim2"))
@@ -381,7 +380,7 @@ def diag_embed(site: Site) -> Dims:
 
 
 @rule("diagonal")
-def diagonal(site: Site) -> Dims:
+def diagonal(site: OpCall) -> Dims:
     """x[... i i] -> [... i]: both dims are the same axis."""
     x = site.dims(site.args[0])
     d, e = site.arg(2, "dim1", 0) % len(x), site.arg(3, "dim2", 1) % len(x)
@@ -392,14 +391,14 @@ def diagonal(site: Site) -> Dims:
 
 
 @rule("broadcast_tensors")
-def broadcast_tensors(site: Site) -> list[Dims]:
+def broadcast_tensors(site: OpCall) -> list[Dims]:
     """Every operand takes the shape of all: aligned dims are the same axis."""
     out = site.broadcast(*(site.dims(n) for n in site.args[0]))
     return [list(out) for _ in site.shapes]
 
 
 @rule("meshgrid")
-def meshgrid(site: Site) -> list[Dims]:
+def meshgrid(site: OpCall) -> list[Dims]:
     """[i], [j] ... -> [i j ...] each ("xy": [j i ...])."""
     out = [site.dims(n)[0] if site.shape_of(n) else None for n in site.args[0]]
     if site.arg(1, "indexing") == "xy" and len(out) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..grouping.site import Dims, Site
+from ..axes.op_call import Dims, OpCall
 from .registry import rule
 
 # Not tagged as pointwise by torch, and pointwise all the same.
@@ -16,7 +16,7 @@ ALSO = (
 
 
 @rule("pointwise", *ALSO)
-def pointwise(site: Site) -> list[Dims]:
+def pointwise(site: OpCall) -> list[Dims]:
     """Every operand's dims, aligned at the last one, are those of the result; size 1 broadcasts."""
     operands = [site.dims(n) for n in site.node.all_input_nodes]
     if not site.shapes:  # an assertion
@@ -28,7 +28,7 @@ def pointwise(site: Site) -> list[Dims]:
 
 
 @rule("bucketize")
-def bucketize(site: Site) -> Dims:
+def bucketize(site: OpCall) -> Dims:
     """Each entry becomes the number of the bucket that it falls into: dims pass, the borders stay whole."""
     *values, borders = site.node.all_input_nodes
     for axis in site.dims(borders):
@@ -37,7 +37,7 @@ def bucketize(site: Site) -> Dims:
 
 
 @rule("mse_loss", "smooth_l1_loss")
-def loss(site: Site) -> Dims:
+def loss(site: OpCall) -> Dims:
     """Losses over matching entries: aligned dims are the same axis, and a reduced result has none."""
     shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
     full = max(shapes, key=len)
@@ -49,7 +49,7 @@ def loss(site: Site) -> Dims:
 
 
 @rule("glu")
-def glu(site: Site) -> Dims:
+def glu(site: OpCall) -> Dims:
     """A dim is cut in two halves which are the same axis."""
     x = site.dims(site.args[0])
     d = site.arg(1, "dim", -1) % len(x)
@@ -65,7 +65,7 @@ def glu(site: Site) -> Dims:
 
 
 @rule("tril", "triu")
-def triangle(site: Site) -> Dims:
+def triangle(site: OpCall) -> Dims:
     """What is kept depends on the positions in the last two dims, which stay whole."""
     x = site.dims(site.args[0])
     for axis in x[-2:]:
@@ -74,13 +74,13 @@ def triangle(site: Site) -> Dims:
 
 
 @rule("view_as_real")
-def view_as_real(site: Site) -> Dims:
+def view_as_real(site: OpCall) -> Dims:
     """Complex numbers become a last dim of two."""
     return [*site.dims(site.args[0]), site.fixed(2, "holds the real and the imaginary part")]
 
 
 @rule("view_as_complex")
-def view_as_complex(site: Site) -> Dims:
+def view_as_complex(site: OpCall) -> Dims:
     """A last dim of two becomes complex numbers."""
     *rest, last = site.dims(site.args[0])
     site.lock(last, "holds the real and the imaginary part")
@@ -89,7 +89,7 @@ def view_as_complex(site: Site) -> Dims:
 
 @rule("scalar_tensor", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full",
       "empty_strided", "new_empty_strided", "empty_permuted")  # fmt: skip
-def filled(site: Site) -> Dims:
+def filled(site: OpCall) -> Dims:
     """A new tensor with one value everywhere: its axes are new, and what is written into it says what they are."""
     site.state.filled.add(site.node)
     return [site.new(d) for d in range(len(site.shape))]
@@ -97,7 +97,7 @@ def filled(site: Site) -> Dims:
 
 @rule("arange", "linspace", "randn", "rand", "randint", "eye", "randperm", "logspace", "hann_window", "tril_indices",
       "triu_indices", "bartlett_window", "hamming_window", "kaiser_window")  # fmt: skip
-def positional(site: Site) -> Dims:
+def positional(site: OpCall) -> Dims:
     """A new tensor whose values depend on the position: nothing of it can go."""
     for argument in site.node.all_input_nodes:
         for axis in site.dims(argument):
@@ -106,7 +106,7 @@ def positional(site: Site) -> Dims:
 
 
 @rule("_local_scalar_dense", "equal", "is_same_size", "allclose")
-def to_python(site: Site) -> list[Dims]:
+def to_python(site: OpCall) -> list[Dims]:
     """The result is a Python number; tensors that are compared have the same axes."""
     shapes = [site.shape_of(n) for n in site.node.all_input_nodes]
     if len(set(shapes)) == 1:

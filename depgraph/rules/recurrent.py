@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..grouping.axes import Axis, concat
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis, concat
+from ..axes.nodes import GATES
+from ..axes.op_call import Dims, OpCall
+from ..tracing.whole import PACKED
 from .registry import rule
 
-PACKED = "ranges over the steps of a packed batch"
+STEPS = "ranges over the steps of a packed batch"
 
 
-def _gates(site: Site, rows: Axis | None, hidden: Axis | None) -> None:
+def _gates(site: OpCall, rows: Axis | None, hidden: Axis | None) -> None:
     """Rows of a gate matrix are (gates hidden)."""
     if rows is None or hidden is None:
         site.lock(rows, "holds the gates of a recurrent layer of width 1")
@@ -26,7 +28,7 @@ def _gates(site: Site, rows: Axis | None, hidden: Axis | None) -> None:
 
 
 def _step(
-    site: Site,
+    site: OpCall,
     steps: Dims,
     x: Axis | None,
     h: Axis | None,
@@ -51,7 +53,7 @@ def _step(
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def cell(site: Site) -> list[Dims]:
+def cell(site: OpCall) -> list[Dims]:
     """x[n i], states[n c], weights[(g c) i], [(g c) c], biases[(g c)] -> states[n c]; the gates g stay whole."""
     x = site.dims(site.args[0])
     states = site.args[1] if isinstance(site.args[1], (list, tuple)) else [site.args[1]]
@@ -65,13 +67,13 @@ def cell(site: Site) -> list[Dims]:
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def layers(site: Site) -> list[Dims]:
+def layers(site: OpCall) -> list[Dims]:
     """Cells over a sequence, stacked, bidirectional or projected: each layer and direction has units of its own.
 
     Called with (input, hx, params), or with a packed sequence. All hidden axes have one width. Where first or last states tell their
     entries apart, the axes are the same, as all of them stand in one dim there.
     """
-    packed = str(site.node.target).endswith(".data")
+    packed = site.node.target in PACKED.values()
     hx, params, has_biases, count = site.args[2 if packed else 1 :][:4]
     bidirectional = site.args[8 if packed else 7]
     x = site.dims(site.args[0])
@@ -86,7 +88,7 @@ def layers(site: Site) -> list[Dims]:
         for direction in range(directions):
             start = (layer * directions + direction) * per
             own = list(params[start : start + per])
-            hidden = site.fresh(site.shape_of(own[1])[0] // gates_of(site))
+            hidden = site.fresh(site.shape_of(own[1])[0] // GATES[site.name])
             out = site.dims(own[-1])[0] if projected else hidden
             own_weights = [own[0], own[1], *(own[2:4] if has_biases else [])]
             first = site.args[0] if layer == 0 else None
@@ -101,13 +103,7 @@ def layers(site: Site) -> list[Dims]:
     return [[*x[:-1], feed], *finals]
 
 
-def gates_of(site: Site) -> int:
-    """Gates of one step: 4 for lstm, 3 for gru, 1 for plain."""
-    name = str(site.node.target)
-    return 4 if "lstm" in name else 3 if "gru" in name else 1
-
-
-def _project(site: Site, steps: Dims, weight: Any, hidden: Axis | None) -> None:
+def _project(site: OpCall, steps: Dims, weight: Any, hidden: Axis | None) -> None:
     """weight_hr[out c]; torch knows a projection by its being narrower than the layer."""
     rows, columns = site.dims(weight)
     site.same(columns, hidden)
@@ -117,16 +113,16 @@ def _project(site: Site, steps: Dims, weight: Any, hidden: Axis | None) -> None:
     site.narrower(weight, 0, 1)
 
 
-def _sequences(site: Site, x: Dims, packed: bool) -> Axis | None:
+def _sequences(site: OpCall, x: Dims, packed: bool) -> Axis | None:
     """The axis that tells sequences apart, if x has a dim of that alone; steps stand in a fixed order."""
     if packed:
-        site.lock(site.dims(site.args[1])[0], PACKED)
+        site.lock(site.dims(site.args[1])[0], STEPS)
     steps = 1 if not packed and len(x) == 3 and site.given("batch_first") else 0
     site.lock(x[steps], "ranges over the steps of a recurrent layer")
     return x[1 - steps] if len(x) == 3 else None
 
 
-def _states(site: Site, number: int, first: Any, axes: list[Axis | None], batch: Axis | None) -> Dims:
+def _states(site: OpCall, number: int, first: Any, axes: list[Axis | None], batch: Axis | None) -> Dims:
     """Dims of the last states [layers*directions, n, c], whose first ones are `first` and hidden axes `axes`.
 
     Where neither tells its entries apart, every layer and direction keeps units of its own.
@@ -143,26 +139,26 @@ def _states(site: Site, number: int, first: Any, axes: list[Axis | None], batch:
     site.same(dims[-1], axes[0])
     site.lock(dims[0], "numbers layers and directions")
     if batch is None:
-        site.lock(dims[1] if len(dims) == 3 else None, PACKED)
+        site.lock(dims[1] if len(dims) == 3 else None, STEPS)
     else:
         site.same(batch, dims[1])
     return dims
 
 
 @rule("_pack_padded_sequence")
-def pack(site: Site) -> list[Dims]:
+def pack(site: OpCall) -> list[Dims]:
     """x[n t ...] -> [steps ...], numbers of sequences: what follows n and t passes."""
     first, second, *rest = site.dims(site.args[0])
     for axis in (first, second, *site.dims(site.args[1])):
-        site.lock(axis, PACKED)
-    return [[site.fixed(site.shape[0], PACKED), *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
+        site.lock(axis, STEPS)
+    return [[site.fixed(site.shape[0], STEPS), *rest], [site.fixed(n, STEPS) for n in site.shapes[1]]]
 
 
 @rule("_pad_packed_sequence")
-def unpack(site: Site) -> list[Dims]:
+def unpack(site: OpCall) -> list[Dims]:
     """x[steps ...] -> [n t ...], lengths: what follows the steps passes."""
     steps, *rest = site.dims(site.args[0])
     for axis in (steps, *site.dims(site.args[1])):
-        site.lock(axis, PACKED)
-    padded = [site.fixed(n, PACKED) for n in site.shape[:2]]
-    return [[*padded, *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
+        site.lock(axis, STEPS)
+    padded = [site.fixed(n, STEPS) for n in site.shape[:2]]
+    return [[*padded, *rest], [site.fixed(n, STEPS) for n in site.shapes[1]]]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..grouping.site import Dims, Site
+import torch
+
+from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")
 STATISTICS = ("mean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
               "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
 INDEXED = ("median", "nanmedian", "mode", "kthvalue")
+PAIRWISE = (torch.ops.aten.max.other, torch.ops.aten.min.other)  # of two tensors, entry by entry
 
 
-def _reduced(site: Site, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
+def _reduced(site: OpCall, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
     """(dims of the result, dims that are reduced) of a reduction over the dims `which` (None or empty: all)."""
     x = site.dims(site.args[0])
     n = len(x)
@@ -26,13 +30,13 @@ def _reduced(site: Site, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
     return out, [x[i] for i in sorted(gone)]
 
 
-def _arguments(site: Site) -> tuple[Any, bool]:
+def _arguments(site: OpCall) -> tuple[Any, bool]:
     """(dims, keepdim) by the names in the op's schema."""
     return site.given("dim"), bool(site.given("keepdim"))
 
 
 @rule(*EXACT)
-def sums(site: Site) -> Dims:
+def sums(site: OpCall) -> Dims:
     """Summed over some dims, which may lose any indices, as removed entries are zero; the others pass."""
     out, gone = _reduced(site, *_arguments(site))
     site.contract(*gone)
@@ -40,25 +44,24 @@ def sums(site: Site) -> Dims:
 
 
 @rule(*STATISTICS)
-def statistics(site: Site) -> list[Dims]:
+def statistics(site: OpCall) -> list[Dims]:
     """A statistic over some dims; the others pass."""
     out, gone = _reduced(site, *_arguments(site))
     site.statistic(*gone)
-    if len(site.shapes) > 1 and str(site.node.target).split(".")[1] in INDEXED:
+    if len(site.shapes) > 1 and site.name in INDEXED:
         for axis in gone:
             site.lock(axis, "is indexed by the result of a median")
     return [list(out) for _ in site.shapes]
 
 
 @rule("max", "min", "argmax", "argmin")
-def extrema(site: Site) -> list[Dims]:
+def extrema(site: OpCall) -> list[Dims]:
     """A statistic over some dims; a position that is returned numbers the dim, where it is one dim."""
-    name = str(site.node.target)
-    if name.endswith(".other"):
+    if site.node.target in PAIRWISE:
         return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]
     out, gone = _reduced(site, *_arguments(site))
     site.statistic(*gone)
-    positions = len(site.shapes) > 1 or "arg" in name
+    positions = len(site.shapes) > 1 or site.name in ("argmax", "argmin")
     if positions and len(gone) == 1:
         site.number(gone[0], len(site.shapes) - 1)
     elif positions:
@@ -68,7 +71,7 @@ def extrema(site: Site) -> list[Dims]:
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax")
-def softmax(site: Site) -> Dims:
+def softmax(site: OpCall) -> Dims:
     """A statistic over one dim, and every dim passes."""
     x = site.dims(site.args[0])
     if x:
@@ -77,17 +80,17 @@ def softmax(site: Site) -> Dims:
 
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
-def along(site: Site) -> list[Dims]:
+def along(site: OpCall) -> list[Dims]:
     """Works along a dim in order, which stays whole, but for running sums of whole numbers: zeros change none of them."""
     x = site.dims(site.args[0])
-    counts = "cumsum" in str(site.node.target) and not site.node.meta["dtype"].is_floating_point
+    counts = site.name == "cumsum" and not record_of(site.node).dtype.is_floating_point
     if x and not counts:
         site.lock(x[site.given("dim") % len(x)], f"is worked along in order by {site.node.target}")
     return [list(x) for _ in site.shapes]
 
 
 @rule("topk")
-def topk(site: Site) -> list[Dims]:
+def topk(site: OpCall) -> list[Dims]:
     """The largest k of the kept entries, of which as many must stay; their positions number the dim."""
     x = site.dims(site.args[0])
     if not x:
@@ -103,7 +106,7 @@ def topk(site: Site) -> list[Dims]:
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def spectrum(site: Site) -> Dims:
+def spectrum(site: OpCall) -> Dims:
     """A Fourier transform mixes the indices of its dims; the others pass."""
     x = site.dims(site.args[0])
     for d in site.args[1]:
@@ -113,7 +116,7 @@ def spectrum(site: Site) -> Dims:
 
 
 @rule("sort")
-def ranked(site: Site) -> list[Dims]:
+def ranked(site: OpCall) -> list[Dims]:
     """A dim is reordered by value, and stays whole."""
     x = site.dims(site.args[0])
     d = site.given("dim") % max(len(x), 1)
@@ -129,7 +132,7 @@ def ranked(site: Site) -> list[Dims]:
 
 
 @rule("renorm")
-def renorm(site: Site) -> Dims:
+def renorm(site: OpCall) -> Dims:
     """The norm at each index of one dim is bounded: a statistic over the other dims."""
     x = site.dims(site.args[0])
     d = site.given("dim") % len(x)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-from ..grouping.axes import Axis
-from ..grouping.nodes import leaves_of
-from ..grouping.site import Dims, Site
+from ..axes.axes import Axis
+from ..axes.nodes import base_name, op_name
+from ..axes.op_call import Dims, OpCall
+from ..base.errors import InputError
 
-Rule = Callable[[Site], Any]
+Rule = Callable[[OpCall], Any]
 REGISTRY: dict[str, Rule] = {}
 
 
@@ -32,7 +32,7 @@ STATED: dict[str, Masked | None] = {}  # ops that users stated a rule for -> how
 
 
 def op_rule(name: str, *, masked: Masked | None = None) -> Callable[[Rule], Rule]:
-    """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `Site`.
+    """State what an op of your own library does to the dims of its arguments: a decorator for a function of a `OpCall`.
 
     Without a rule, whatever the op touches is frozen, and so it is where an op changes its arguments in place. A rule is
     believed when groups are made and checked when the result is verified: the op is run on the original with removed
@@ -78,17 +78,15 @@ def is_pointwise(op: Any) -> bool:
     """Whether torch tags the op, or the op it is the in-place form of, as pointwise."""
     if torch.Tag.pointwise in op.tags:
         return True
-    name = op._schema.name
-    if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
-        return False
-    packet = getattr(torch.ops.aten, name[6:-1], None)
+    name = base_name(op)
+    packet = getattr(torch.ops.aten, name, None) if name != op_name(op) and op.namespace == "aten" else None
     return packet is not None and any(
         torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()
     )
 
 
 def _in_place(base: Rule) -> Rule:
-    def apply(site: Site) -> Any:
+    def apply(site: OpCall) -> Any:
         out = base(site)
         first: Dims = out[0] if out and isinstance(out[0], list) else out
         for a, b in zip(first, site.dims(site.args[0]), strict=True):
@@ -111,7 +109,7 @@ def equation(text: str, weight: int | None = None) -> Rule:
     left, right = text.split("->")
     operands = left.split(",")
 
-    def apply(site: Site) -> Dims:
+    def apply(site: OpCall) -> Dims:
         return contract_as(
             site, [a for a in site.args if isinstance(a, torch.fx.Node)], operands, right, weight
         )
@@ -120,9 +118,9 @@ def equation(text: str, weight: int | None = None) -> Rule:
     return apply
 
 
-def _weight_among(arguments: list[Any], usual: int | None) -> int | None:
+def _weight_among(site: OpCall, arguments: list[Any], usual: int | None) -> int | None:
     """The operand that is a weight: the usual one, or where that is none, the only one that is made of parameters alone."""
-    made = [i for i, node in enumerate(arguments) if leaves_of(node)]
+    made = [i for i, node in enumerate(arguments) if site.state.leaves_of(node)]
     if usual is not None and (usual in made or not made) and usual < len(arguments):
         return usual
     return made[0] if len(made) == 1 < len(arguments) else None
@@ -147,7 +145,7 @@ def _common_shape(operands: list[Dims]) -> tuple[int, ...]:
 
 
 def contract_as(
-    site: Site, arguments: list[Any], operands: list[str], result: str, weight: int | None = None
+    site: OpCall, arguments: list[Any], operands: list[str], result: str, weight: int | None = None
 ) -> Dims:
     """Apply the einsum `operands` -> `result` (letters, at most one ``...`` each) to tensor `arguments`."""
     bound: dict[str, Axis | None] = {}
@@ -176,7 +174,7 @@ def contract_as(
     site.contract(*contracted)
     if len(mine) > 1 and contracted:  # without a sum it is work of another kind
         site.macs(*spread, *bound.values())
-    weight = _weight_among(arguments[: len(mine)], weight)
+    weight = _weight_among(site, arguments[: len(mine)], weight)
     if weight is not None:
         own = mine[weight]
         site.weight(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..grouping.axes import ATOM, Axis
+from ..axes.axes import ATOM, Axis
+from ..axes.polynomials import Polynomial
 from ..grouping.graph import Group
-from ..grouping.polynomials import Polynomial
 from ..importance import Scores
 from .floors import Floors
 from .moves import Move, least_moves

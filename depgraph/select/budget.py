@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..base.errors import BudgetError
 from ..costs.cost import Cost
 from ..costs.size_table import Floats, Integers
-from ..errors import BudgetError
 from ..grouping.graph import DependencyGraph
-from .scope import Field
+from .scope import CompetitionGroup
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -48,7 +48,9 @@ class Budget:
 class _Order:
     """The steps of one field that are still to go, in the order in which they go."""
 
-    def __init__(self, selection: Selection, field: Field, steps: Integers, prices: Floats | None) -> None:
+    def __init__(
+        self, selection: Selection, field: CompetitionGroup, steps: Integers, prices: Floats | None
+    ) -> None:
         blocks = [selection.blocks[i] for i in field.blocks]
         keys, taken, owner = [], [], []
         for i, b in zip(field.blocks, blocks, strict=True):
@@ -67,7 +69,11 @@ class _Order:
 
 
 def meet(
-    selection: Selection, fields: Sequence[Field], steps: Integers, budgets: Sequence[Budget], per_cost: bool
+    selection: Selection,
+    fields: Sequence[CompetitionGroup],
+    steps: Integers,
+    budgets: Sequence[Budget],
+    per_cost: bool,
 ) -> Integers:
     """Steps per block at which every budget holds, as close below as the units allow.
 
@@ -143,7 +149,11 @@ def _prices(selection: Selection, steps: Integers, budgets: Sequence[Budget]) ->
 
 
 def _give_back(
-    selection: Selection, fields: Sequence[Field], start: Integers, steps: Integers, budgets: Sequence[Budget]
+    selection: Selection,
+    fields: Sequence[CompetitionGroup],
+    start: Integers,
+    steps: Integers,
+    budgets: Sequence[Budget],
 ) -> Integers:
     """Undo the dearest steps that the budgets have room for, block by block."""
     limits = [b.limit for b in budgets]
@@ -162,7 +172,7 @@ def _give_back(
 
 
 def _check_reachable(
-    selection: Selection, fields: Sequence[Field], steps: Integers, budgets: Sequence[Budget]
+    selection: Selection, fields: Sequence[CompetitionGroup], steps: Integers, budgets: Sequence[Budget]
 ) -> None:
     """Refuse budgets that do not hold with every unit of `fields` gone."""
     least = steps.copy()

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from ..grouping.axes import ATOM, PRODUCT, Axis, Reason, atoms
+from ..axes.axes import ATOM, PRODUCT, Axis, Reason, atoms
+from ..axes.polynomials import Polynomial
 from ..grouping.graph import DependencyGraph, Group
-from ..grouping.nodes import leaves_of
-from ..grouping.polynomials import Polynomial
 
 Tie = tuple[Polynomial, Reason]  # a polynomial in counts that must stay zero, and why
 Choice = tuple[list[Group], list[Polynomial], dict[int, str]]
@@ -68,7 +67,7 @@ def _coarse(graph: DependencyGraph, unweighted: Collection[int], group: Group) -
 
 def _summed_without_weight(graph: DependencyGraph) -> set[int]:
     """Ids of the atoms that some op sums over without a weight, as the product of queries and keys does."""
-    weighted = {p.node for p in graph.state.products if leaves_of(p.weight)}
+    weighted = {p.node for p in graph.state.products if graph.state.leaves_of(p.weight)}
     sums = [found for node, found in graph.state.contracted.items() if node not in weighted]
     return {id(a) for found in sums for axis in found for a in atoms(axis)}
 

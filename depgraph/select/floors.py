@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..grouping.axes import ATOM, CONCAT, Axis, atoms
+from ..axes.axes import ATOM, CONCAT, Axis, atoms
 from ..grouping.graph import DependencyGraph
 
 

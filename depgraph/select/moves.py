@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import gcd, lcm
 
-from ..grouping.axes import Axis
-from ..grouping.polynomials import Polynomial
+from ..axes.axes import Axis
+from ..axes.polynomials import Polynomial
 
 Move = dict[int, int]  # axis id -> how many units it takes
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..errors import InputError
+from ..base.errors import InputError
 from ..importance import Scores
 
 NORMALISATIONS = ("none", "mean", "sum", "max", "standard")

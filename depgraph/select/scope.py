@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from ..errors import InputError
+from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group
 from ..grouping.naming import NAMING, named
+from ..tracing.recorder import record_of
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")
@@ -50,7 +51,7 @@ class Scope:
 
 
 @dataclass
-class Field:
+class CompetitionGroup:
     """Blocks (by number) whose units compete; `ratio` is the share that goes, None where budgets decide."""
 
     blocks: list[int]
@@ -214,7 +215,7 @@ def _share(ratio: float, units: int) -> int:
 
 def fields_of(
     graph: DependencyGraph, blocks: Sequence[Block], scope: Any, ratio: Any, rules: Rules, budgets: bool
-) -> list[Field]:
+) -> list[CompetitionGroup]:
     """The fields of `blocks`; blocks of which nothing is said stay whole, unless there are `budgets`.
 
     Args:
@@ -234,23 +235,23 @@ def fields_of(
         return _rest(graph, blocks, {}, scope or ("global" if budgets else "local"), number)
     if ratio is None and not budgets and not rules.owner:
         ratio = DEFAULT_RATIO
-    found: dict[int, Field] = {}
+    found: dict[int, CompetitionGroup] = {}
     for i, block in enumerate(blocks):
         owners = [rules.owner[id(g.axis)] for g in block.groups if id(g.axis) in rules.owner]
         if owners:
             last = max(owners)
-            found.setdefault(last, Field([], scope[last].ratio, f"scope {last}")).blocks.append(i)
+            found.setdefault(last, CompetitionGroup([], scope[last].ratio, f"scope {last}")).blocks.append(i)
     how = "local" if ratio is not None else "global" if budgets else None
     return [*found.values(), *_rest(graph, blocks, rules.owner, how, ratio)]
 
 
-def _by_names(blocks: Sequence[Block], rules: Rules) -> list[Field]:
+def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
     """A field for each block that has a ratio by name: the smallest that its groups have, as they go together."""
     found = []
     for i, block in enumerate(blocks):
         ratios = [rules.ratios[id(g.axis)] for g in block.groups if id(g.axis) in rules.ratios]
         if ratios:
-            found.append(Field([i], min(ratios)))
+            found.append(CompetitionGroup([i], min(ratios)))
     return found
 
 
@@ -260,19 +261,19 @@ def _rest(
     taken: Mapping[int, Any],
     how: str | None,
     ratio: float | None,
-) -> list[Field]:
+) -> list[CompetitionGroup]:
     """The fields of the blocks none of whose axes is in `taken`."""
     rest = [i for i, b in enumerate(blocks) if not any(id(g.axis) in taken for g in b.groups)]
     if how is None or not rest:
         return []
     if how == "local":
-        return [Field([i], ratio) for i in rest]
+        return [CompetitionGroup([i], ratio) for i in rest]
     if how == "global":
-        return [Field(rest, ratio)]
+        return [CompetitionGroup(rest, ratio)]
     alike: dict[object, list[int]] = {}
     for i in rest:
         alike.setdefault(tuple(sorted({structure(graph, g) for g in blocks[i].groups})), []).append(i)
-    return [Field(found, ratio) for found in alike.values()]
+    return [CompetitionGroup(found, ratio) for found in alike.values()]
 
 
 def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
@@ -281,5 +282,5 @@ def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
     for m in group.members:
         node = graph.trace.tensors[m.name]
         ops = tuple(sorted({str(user.target) for user in node.users}))
-        found.append((ops, len(node.meta["shapes"][0]), m.dim, m.role, m.rows is not None))
+        found.append((ops, len(record_of(node).shape), m.dim, m.role, m.rows is not None))
     return tuple(sorted(found))

@@ -7,23 +7,21 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ..axes import polynomials
+from ..axes.axes import RAGGED
+from ..axes.polynomials import Polynomial
+from ..base.errors import InputError
 from ..costs.size_table import Floats, Integers
-from ..errors import InputError
-from ..grouping import polynomials
-from ..grouping.axes import RAGGED
 from ..grouping.graph import DependencyGraph
-from ..grouping.polynomials import Polynomial
 from ..importance import Scores
+from ..plan.plan import Masks
 from .blocks import Block, Sequencer, find_blocks
 from .budget import Budget, meet
 from .factors import Tie, choose_groups
 from .floors import Floors
 from .normalise import normalised
-from .scope import Field, fields_of, rules_of, structure
-
-Masks = dict[int, npt.NDArray[np.bool_]]
+from .scope import CompetitionGroup, fields_of, rules_of, structure
 
 
 class Rounding(NamedTuple):
@@ -207,7 +205,7 @@ class Selection:
             steps = meet(self, [f for f in fields if f.ratio is None], steps, budgets, per_cost)
         return self.masks(steps)
 
-    def _cut(self, field: Field, ratio: float, steps: Integers) -> None:
+    def _cut(self, field: CompetitionGroup, ratio: float, steps: Integers) -> None:
         """Take `ratio` of the units of a field: of each original dim where nothing competes."""
         if len(field.blocks) == 1:
             (i,) = field.blocks

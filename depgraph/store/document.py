@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError, StoreError, listed
-from ..planning.plan import Plan
-from ..planning.plan_json import are_sizes, as_data, is_whole, parse, read
+from ..base.errors import PlanError, StoreError, listed
+from ..plan.plan import Plan
+from ..plan.plan_json import are_sizes, as_data, is_whole, parse, read
 from .folders import checked
 from .weights import DTYPES, FILE, NAMES, Entry, differences, is_dense
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import DepgraphError, StoreError, listed
-from ..planning.plan import Plan
-from ..planning.surgery import INTERNALS, apply, assign, put, recompute
-from ..tracing.sizes import holders, is_plain_object
+from ..base.errors import DepgraphError, StoreError, listed
+from ..base.values import is_plain_object
+from ..plan.plan import Plan
+from ..surgery.apply import INTERNALS, apply, assign, recompute
+from ..tracing.attributes import holders, put
 from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name, is_distributed, plain_names
 from .document import Document, open_folder

@@ -16,15 +16,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..errors import InputError, StoreError, listed
-from ..planning.lineage import plans_of
-from ..planning.names import fitted
-from ..planning.origin import built_from
-from ..planning.plan import Plan
-from ..planning.surgery import put
+from ..base.errors import InputError, StoreError, listed
+from ..base.version import __version__
+from ..config.origin import built_from
+from ..plan.names import fitted
+from ..plan.plan import Plan
 from ..prune import PruneResult
-from ..tracing.sizes import holders
-from ..tracing.tensors import held_tensors, named_tensors, unwrapped
+from ..surgery.lineage import plans_of
+from ..tracing.attributes import holders, put
+from ..tracing.tensors import attribute_tensors, named_tensors, unwrapped
 from .document import FILE_NAME, Document
 from .folders import replacing
 from .weights import MODEL, NAMES, OTHER, write
@@ -106,7 +106,7 @@ def described(
     named, ties = named_tensors(model)
     held = {
         name: found
-        for name, found in held_tensors(model).items()
+        for name, found in attribute_tensors(model).items()
         if all(isinstance(k, (str, int)) for _, keys in found.places for k in keys)
     }
     plans = [fitted(plan, model) for plan in plans]
@@ -257,8 +257,6 @@ def _reaches(value: Any, keys: Sequence[Any]) -> bool:
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
-    from .. import __version__  # noqa: PLC0415  the package is complete only when this is called
-
     kind = type(model)
     return {
         "depgraph": __version__,

@@ -15,8 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .modes import CallMode, Kept
 from .recorder import Recorder, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
@@ -42,7 +42,7 @@ ESCAPES = frozenset(
 class AtenMode(CallMode):
     """Records each ATen call; what it writes into `kept` can be undone."""
 
-    def __init__(self, recorder: Recorder, kept: Kept) -> None:
+    def __init__(self, recorder: Recorder, kept: WriteGuard) -> None:
         super().__init__()
         self.recorder, self.kept = recorder, kept
 

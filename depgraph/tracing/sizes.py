@@ -12,15 +12,17 @@ An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from ..base.values import is_plain_object
+from .attributes import Items
 
 Expr = Any  # int | tuple, as the module docstring says
 
@@ -111,18 +113,24 @@ def track(value: int | float, expr: Expr) -> Any:
     return Scalar(float(value), expr) if isinstance(value, float) else value
 
 
-_comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
+class _Run(threading.local):
+    """What is recorded in this thread: int.__eq__ and __getattribute__ have no other way to know their trace."""
+
+    comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
+    reads: set[Expr] | None = None
+
+
+_run = _Run()
 
 
 @contextmanager
 def recording_comparisons(into: list[tuple[str, Expr, Expr, bool]]) -> Iterator[None]:
     """Append every comparison of a tracked int with a number to `into` as (operator, left, right, outcome)."""
-    global _comparisons  # noqa: PLW0603  int.__eq__ has no other way to know its trace
-    before, _comparisons = _comparisons, into
+    before, _run.comparisons = _run.comparisons, into
     try:
         yield
     finally:
-        _comparisons = before
+        _run.comparisons = before
 
 
 def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
@@ -146,8 +154,8 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
 
     def compare(self: Any, other: Any) -> Any:
         outcome = plain_int(self, other)
-        if _comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
-            _comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
+        if _run.comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
+            _run.comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
         return outcome
 
     return compare
@@ -215,52 +223,24 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
             value[k] = track_inside(v, (*key, k), seen)
     elif is_plain_object(value) and id(value) not in seen:
         seen.add(id(value))
-        for table in (vars(value), _Items(value)) if isinstance(value, dict) else (vars(value),):
+        for table in (vars(value), Items(value)) if isinstance(value, dict) else (vars(value),):
             for k, v in list(table.items()):
                 table[k] = track_inside(v, (*key, k), seen)
         _watch(value)
     return value
 
 
-def holders(value: Any, step: Any) -> list[Any]:
-    """What of `value` holds its entry `step`: its items, its attributes, or both (a config that is a dict as well)."""
-    if isinstance(value, list):
-        return [value]
-    attributes = getattr(value, "__dict__", {})
-    found = [attributes] if step in attributes else []
-    return [*found, _Items(value)] if isinstance(value, dict) and step in value else found
-
-
-class _Items:
-    """The items of a dict, also of one whose own methods permit no change."""
-
-    def __init__(self, table: dict[Any, Any]) -> None:
-        self.table = table
-
-    def items(self) -> Iterable[tuple[Any, Any]]:
-        """Keys and values."""
-        return dict.items(self.table)
-
-    def __getitem__(self, key: Any) -> Any:
-        return dict.__getitem__(self.table, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        dict.__setitem__(self.table, key, value)
-
-
-_reads: set[Expr] | None = None
 _watched: dict[type, Any] = {}
 
 
 @contextmanager
 def recording_reads(into: set[Expr]) -> Iterator[None]:
     """Add to `into` the expression of every tracked number that is read from an object that a module holds."""
-    global _reads  # noqa: PLW0603  __getattribute__ has no other way to know its trace
-    before, _reads = _reads, into
+    before, _run.reads = _run.reads, into
     try:
         yield
     finally:
-        _reads = before
+        _run.reads = before
 
 
 def _watch(holder: Any) -> None:
@@ -270,8 +250,8 @@ def _watch(holder: Any) -> None:
 
         def read(self: Any, name: str) -> Any:
             value = kind.__getattribute__(self, name)
-            if _reads is not None and name != "__dict__":
-                _reads.update(expressions_in(value))
+            if _run.reads is not None and name != "__dict__":
+                _run.reads.update(expressions_in(value))
             return value
 
         try:
@@ -303,17 +283,3 @@ def nodes_in(expr: Expr) -> set[Any]:
     if not isinstance(expr, tuple) or expr[0] == "attr":
         return set()
     return {expr[1]} if expr[0] == "dim" else nodes_in(expr[1]) | nodes_in(expr[2])
-
-
-def is_plain_object(value: Any) -> bool:
-    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device, Enum))
-        and not callable(value)
-        and (
-            type(value) is SimpleNamespace
-            or type(value).__module__.partition(".")[0]
-            not in ("builtins", "torch", "types", "functools", "weakref")
-        )
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import sizes
+from ..base.values import is_plain_object
 from .wrappers import copied, core, inner_name, without
 
 
@@ -32,14 +32,14 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 @dataclass(frozen=True)
-class Held:
+class AttributeTensor:
     """A tensor that modules hold as a plain attribute, and where: (module path, keys from its attributes on)."""
 
     tensor: torch.Tensor
     places: list[tuple[str, tuple[Any, ...]]]
 
 
-def held_tensors(model: nn.Module) -> dict[str, Held]:
+def attribute_tensors(model: nn.Module) -> dict[str, AttributeTensor]:
     """The tensors of numbers that are neither parameters nor buffers, by name (``rope.cos``, ``tables.0``).
 
     Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches.
@@ -47,8 +47,8 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
     """
     registered = {id(t) for t in named_tensors(model)[0].values()}
     internals = set(vars(nn.Module()))
-    found: dict[int, Held] = {}
-    names: dict[str, Held] = {}
+    found: dict[int, AttributeTensor] = {}
+    names: dict[str, AttributeTensor] = {}
     seen: set[int] = set()
 
     def look(value: Any, path: str, keys: tuple[Any, ...], objects: int = 2) -> None:
@@ -57,8 +57,8 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
             if id(value) in registered or value.grad_fn is not None or not numbers or not value.dim():
                 return
             if id(value) not in found:
-                names[".".join(map(str, (path, *keys) if path else keys))] = found[id(value)] = Held(
-                    value, []
+                names[".".join(map(str, (path, *keys) if path else keys))] = found[id(value)] = (
+                    AttributeTensor(value, [])
                 )
             found[id(value)].places.append((path, keys))
         elif len(keys) > 6:  # a list that holds itself, say
@@ -69,7 +69,7 @@ def held_tensors(model: nn.Module) -> dict[str, Held]:
         elif type(value) is dict and len(value) <= 256:
             for k, v in value.items():
                 look(v, path, (*keys, k), objects)
-        elif objects and sizes.is_plain_object(value) and id(value) not in seen:
+        elif objects and is_plain_object(value) and id(value) not in seen:
             seen.add(id(value))
             for k, v in vars(value).items():
                 look(v, path, (*keys, k), objects - 1)
@@ -87,13 +87,13 @@ _NUMBERS = frozenset((int, float, bool, str, type(None)))
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, buffers and held tensors by name, tied ones once."""
-    return {**named_tensors(model)[0], **{name: h.tensor for name, h in held_tensors(model).items()}}
+    return {**named_tensors(model)[0], **{name: h.tensor for name, h in attribute_tensors(model).items()}}
 
 
 def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
     """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there.
 
-    A `Passing` module stands in the place of each wrapper (data parallel, compiled).
+    A `WrapperStandIn` module stands in the place of each wrapper (data parallel, compiled).
     """
     memo: dict[int, Any] = dict(replace)
     for module in model.modules():
@@ -111,31 +111,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not any(inner_name(module) for module in model.modules()):
         return model
     return without(skeleton(model, {id(t): t for t in all_tensors(model).values()}))
-
-
-def tensor_leaves(value: Any) -> list[torch.Tensor]:
-    """The tensors in nested tuples, lists, dicts and dataclasses; other objects, such as caches, are not outputs."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensor_leaves(v)]
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in tensor_leaves(v)]
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return [t for k in value.__dataclass_fields__ for t in tensor_leaves(getattr(value, k))]
-    return []
-
-
-def output_leaves(value: Any) -> list[torch.Tensor]:
-    """The tensors that a model returns; those inside a plain object only where there are no others."""
-    found = tensor_leaves(value)
-    if found:
-        return found
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in output_leaves(v)]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in output_leaves(v)]
-    return [t for v in vars(value).values() for t in tensor_leaves(v)] if sizes.is_plain_object(value) else []
 
 
 def take_values(model: nn.Module, other: nn.Module) -> None:

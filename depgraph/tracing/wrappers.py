@@ -1,7 +1,7 @@
 """Wrappers around a model or a part of it: data parallel, distributed data parallel, compiled.
 
 While a model is run or cut, what a wrapper does around the module in it (scatter to devices, reduce gradients, compile) is
-of no interest and in the way: a `Passing` module stands in its place, with the same names below it. The smaller model is
+of no interest and in the way: a `WrapperStandIn` module stands in its place, with the same names below it. The smaller model is
 wrapped again by the same class with the same options.
 """
 
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..base.errors import InputError
 from .copying import deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
@@ -37,7 +36,7 @@ class _Held:
         return self
 
 
-class Passing(nn.Module):
+class WrapperStandIn(nn.Module):
     """Calls the one module in it, and stands for the wrapper `held`."""
 
     def __init__(self, wrapper: nn.Module) -> None:
@@ -99,9 +98,9 @@ def plain_names(model: nn.Module) -> Callable[[str], str]:
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of `model` in which a `Passing` stands for each wrapper, and what can't be copied is shared."""
+    """A deep copy of `model` in which a `WrapperStandIn` stands for each wrapper, and what can't be copied is shared."""
     wrappers = {m: name for m in model.modules() if (name := inner_name(m)) is not None}
-    memo.update({id(w): Passing(w) for w in wrappers})
+    memo.update({id(w): WrapperStandIn(w) for w in wrappers})
     try:
         return _copied(model, dict(memo), wrappers)
     except Exception:  # noqa: BLE001  locks, files, generators, what objects of other libraries raise ...
@@ -156,8 +155,8 @@ def _as_far_as_possible(value: Any, memo: dict[int, Any], depth: int = 4) -> Any
 
 
 def wrapped(model: nn.Module) -> nn.Module:
-    """`model` with every `Passing` in it turned into a wrapper like the one it stands for."""
-    stands = [m for m in model.modules() if isinstance(m, Passing)]
+    """`model` with every `WrapperStandIn` in it turned into a wrapper like the one it stands for."""
+    stands = [m for m in model.modules() if isinstance(m, WrapperStandIn)]
     for stand in reversed(stands):  # inner ones first
         real = _like(stand)
         if stand is model:
@@ -170,10 +169,10 @@ def wrapped(model: nn.Module) -> nn.Module:
 
 
 def without(model: nn.Module) -> nn.Module:
-    """`model` with what is in it in the place of every `Passing`."""
+    """`model` with what is in it in the place of every `WrapperStandIn`."""
     for module in list(model.modules()):
         for key, child in module._modules.items():
-            while isinstance(child, Passing):
+            while isinstance(child, WrapperStandIn):
                 (child,) = child._modules.values()
             module._modules[key] = child
     return model
@@ -181,14 +180,14 @@ def without(model: nn.Module) -> nn.Module:
 
 def wrapped_like(wrapper: nn.Module, model: nn.Module) -> nn.Module:
     """`model` in a wrapper like `wrapper`, with its options and hooks. Of a distributed one every process must make one."""
-    stand = Passing(wrapper)
+    stand = WrapperStandIn(wrapper)
     stand.add_module(inner_name(wrapper) or "module", model)
     for hooks in HOOKS:
         vars(stand)[hooks] = copy.copy(vars(wrapper)[hooks])
     return _like(stand)
 
 
-def _like(stand: Passing) -> nn.Module:
+def _like(stand: WrapperStandIn) -> nn.Module:
     wrapper, (child,) = stand.held.value, stand._modules.values()
     compiled = _compiled()
     if compiled is not None and isinstance(wrapper, compiled):
@@ -236,13 +235,3 @@ def check_changeable(model: nn.Module) -> None:
             "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
             "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
         )
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

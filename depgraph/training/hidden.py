@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.errors import InputError
+from ..base.running import in_mode
+from ..base.switches import eagerly
+from ..base.values import tensor_leaves
 from ..data.calibration import Batch
-from ..errors import InputError
-from ..exploring.score import in_mode
-from ..planning.plan import Plan
-from ..proof.masked import Unfollowed
-from ..proof.verify import masked_outputs
-from ..tracing.tensors import tensor_leaves
-from ..tracing.wrappers import eagerly
+from ..plan.plan import Plan
+from ..verify.masked import Unfollowed
+from ..verify.verify import masked_outputs
 
 
 def has_module(model: nn.Module, path: str) -> bool:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, PlanError
-from ..grouping.axes import RAGGED
+from ..axes.axes import RAGGED
+from ..base.errors import InputError, PlanError
 from ..grouping.graph import DependencyGraph, Group
-from ..planning.plan import Plan
+from ..plan.plan import Plan
 from ..select import choose_factors
 from ..tracing.tensors import named_tensors
 

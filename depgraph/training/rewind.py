@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..errors import PlanError, listed
-from ..planning.names import fitted, names_in
-from ..planning.plan import Plan
+from ..base.errors import PlanError, listed
+from ..plan.names import fitted, names_in
+from ..plan.plan import Plan
 from ..tracing.tensors import named_tensors, skeleton
 from ..tracing.wrappers import wrapped
 

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.errors import InputError
+from ..base.inputs import split_inputs
+from ..base.progress import length, track
+from ..base.running import Score, in_mode, score_of
+from ..base.values import map_tensors, tensor_leaves
 from ..data.calibration import Batch, Loss, loss_value
-from ..errors import InputError
-from ..exploring.score import Score, in_mode, score_of
-from ..inputs import map_tensors, split_inputs
-from ..planning.plan import Plan
-from ..progress import length, track
-from ..tracing.tensors import named_tensors, tensor_leaves
+from ..plan.plan import Plan
+from ..tracing.tensors import named_tensors
 from .hidden import Projection, captured, has_module
 
 

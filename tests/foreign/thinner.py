@@ -38,7 +38,7 @@ def lanes(graph: depgraph.DependencyGraph) -> None:
 
 
 @depgraph.op_rule("thinner::gated")
-def gated(site: depgraph.Site) -> list[depgraph.Axis | None]:
+def gated(site: depgraph.OpCall) -> list[depgraph.Axis | None]:
     """A rule: ``gated(x, weight)`` is a linear layer [2 m, k] whose second half gates the first."""
     x, weight = (site.dims(argument) for argument in site.args)
     rows = site.shape_of(site.args[1])[0]

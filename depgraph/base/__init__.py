@@ -1,0 +1,1 @@
+"""What every stage uses: errors, example inputs, nested values, progress, tables, and what a run switches."""

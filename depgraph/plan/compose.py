@@ -1,0 +1,111 @@
+"""Two plans, one after the other, as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..base.errors import PlanError, listed
+from .plan import Cut, Indices, Plan, Repair
+
+
+def composed(first: Plan, second: Plan) -> Plan:
+    """The plan that does what `first` and then `second` do (see `Plan.then`)."""
+    problems = _differences(first, second) + _out_of_order(first, second)
+    if problems:
+        raise PlanError(listed("these plans do not make one: apply them one after the other", problems))
+    plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
+    *earlier, last = [*_steps(first), *_steps(second)] or [{}]
+    plan.asked = {**last, "earlier": earlier} if earlier else last
+    for name, cut in second.cuts.items():
+        plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
+        plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
+    plan.repairs = _repairs(first.repairs, second.repairs)
+    plan.rewrites = first.rewrites + second.rewrites
+    return plan
+
+
+def _steps(plan: Plan) -> list[dict[str, Any]]:
+    """What was asked for, step by step."""
+    earlier = plan.asked.get("earlier")
+    last = {k: v for k, v in plan.asked.items() if k != "earlier"}
+    return [*(earlier if isinstance(earlier, list) else ()), *([last] if last else ())]
+
+
+def _differences(first: Plan, second: Plan) -> list[str]:
+    """Where the second plan is for another model than the first one makes."""
+    problems = []
+    for name in {**first.shapes, **second.shapes}:
+        if name not in second.shapes and name not in first.cuts:
+            problems.append(f"{name!r} is in the first plan only")
+        elif name not in first.shapes and name not in second.cuts:
+            problems.append(f"{name!r} is in the second plan only")
+        elif name in first.shapes and name in second.shapes:
+            made, wanted = first.new_shape(name), second.shapes[name]
+            if made != wanted:
+                problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
+    if first.aliases != second.aliases:
+        problems.append("other tensors are tied in the second plan")
+    return problems
+
+
+def _out_of_order(first: Plan, second: Plan) -> list[str]:
+    """Numbers that the second plan sets though the first has recorded a forward that may have read them before.
+
+    A plan sets all its numbers before it records what it rewrites.
+    """
+    recorded = {r.path for r in first.rewrites}
+    return [
+        f"the second plan sets {'.'.join(map(str, (r.path, r.name, *r.keys)))}, which a forward that the first rewrites may read"
+        for r in second.repairs
+        if recorded and (r.path in recorded or any(isinstance(k, str) for k in r.keys))
+    ]
+
+
+def _repairs(first: list[Repair], second: list[Repair]) -> list[Repair]:
+    old = {(r.path, r.name, r.keys): r.old for r in second} | {(r.path, r.name, r.keys): r.old for r in first}
+    last = {(r.path, r.name, r.keys): r.value for r in [*first, *second]}
+    return [Repair(*key, value, old[key]) for key, value in last.items()]
+
+
+def _cut(first: Cut, second: Cut) -> Cut:
+    keep = tuple(_within(a, b) for a, b in zip(first.keep, second.keep, strict=True))
+    numbers = _within(first.numbers, second.numbers)
+    if first.blocks is None and second.blocks is None:
+        return Cut(first.shape, keep, None, numbers)
+    height = first.shape[0]
+    rows = np.arange(height) if first.keep[0] is None else first.keep[0]
+    columns = _by_rows(first, rows, second)
+    counts = (n for n in range(1, height + 1) if height % n == 0)  # one block for each row always fits
+    blocks = next(b for n in counts if (b := _blocks(rows // (height // n), columns, n)) is not None)
+    return Cut(first.shape, (keep[0], None, *keep[2:]), blocks, numbers)
+
+
+def _blocks(owner: Indices, columns: list[Indices], count: int) -> list[Indices] | None:
+    """The columns of each of `count` blocks, where all rows of a block (`owner`, of each row) keep the same ones."""
+    found: dict[int, Indices] = {}
+    for block, kept in zip(owner.tolist(), columns, strict=True):
+        if not np.array_equal(found.setdefault(block, kept), kept):
+            return None
+    return [
+        found.get(block, columns[0]) for block in range(count)
+    ]  # of a block without rows anything may stay
+
+
+def _by_rows(first: Cut, rows: Indices, second: Cut) -> list[Indices]:
+    """For each row that the first cut keeps, the columns that both keep."""
+    width = np.arange(first.shape[1]) if first.keep[1] is None else first.keep[1]
+    if first.blocks is None:
+        mine = [width] * len(rows)
+    else:
+        mine = [first.blocks[r // (first.shape[0] // len(first.blocks))] for r in rows]
+    if second.blocks is None:
+        return mine if second.keep[1] is None else [m[second.keep[1]] for m in mine]
+    size = len(rows) // len(second.blocks)
+    return [m[second.blocks[i // size]] for i, m in enumerate(mine)]
+
+
+def _within(first: Indices | None, second: Indices | None) -> Indices | None:
+    """The indices of what `second` keeps of what `first` keeps."""
+    return second if first is None else first if second is None else first[second]

@@ -1,0 +1,128 @@
+"""Plan, optimizer -> the same optimizer on the smaller model: its momentum is cut like the parameters it belongs to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base.errors import InputError, PlanError
+from ..tracing.tensors import named_tensors
+from .names import fitted
+from .plan import Cut, Plan
+
+State = dict[Any, Any]
+
+
+def apply_to_optimizer(
+    plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module
+) -> torch.optim.Optimizer:
+    """Let `optimizer` go on with `small` where it was with `model`.
+
+    Its parameter groups then hold the parameters of `small`, in the same order and with the same options. Of its state,
+    every tensor of the shape of its parameter (momentum, ``exp_avg``, ``exp_avg_sq`` ...) is cut as the plan cuts the
+    parameter, also one that has size 1 along some dims (factored second moments); what belongs to no entry (step counts)
+    is copied. The object stays the same, so schedulers and a ``GradScaler`` that know it go on too. Gradients are not
+    carried: call this between a step and the next backward pass. An average of weights is cut like any model:
+    ``averaged.module = depgraph.apply(averaged.module, plan)``.
+
+    Args:
+        plan: from `model` to `small`.
+        optimizer: over parameters of `model`; parameters that `model` does not have (of a loss, say) stay in it.
+        model: the original.
+        small: what `apply` or `prune` made of it by `plan`, with any weights.
+
+    Returns:
+        `optimizer` itself.
+
+    Raises:
+        InputError: the optimizer has no parameter of `model`, or a state that can't be cut entry by entry (L-BFGS).
+        PlanError: `small` does not have the shapes of the plan. In either case nothing was changed.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError(
+            "L-BFGS can't be carried over: its history is one vector of all parameters, and curvature between kept and "
+            "removed entries is no part of it\n  fix: make a new torch.optim.LBFGS(small.parameters())"
+        )
+    if model is small:
+        raise InputError(
+            "model and small are the same object: with inplace=True the parameters that the optimizer knows are gone\n"
+            "  fix: prune or apply with inplace=False"
+        )
+    plan = fitted(plan, model)
+    old, (new, aliases) = named_tensors(model)[0], named_tensors(small)
+    name_of = {id(t): n for n, t in old.items()}
+    known = [id(p) in name_of for group in optimizer.param_groups for p in group["params"]]
+    if not any(known):
+        raise InputError(
+            "the optimizer has no parameter of this model: pass the model that the optimizer was made for\n"
+            "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one)"
+        )
+
+    def stand_in(parameter: torch.Tensor) -> torch.Tensor:
+        name = name_of.get(id(parameter))
+        if name is None:
+            return parameter
+        found = new.get(aliases.get(name, name))
+        if found is None or tuple(found.shape) != plan.new_shape(name):
+            raise PlanError(
+                f"{name!r} has shape {'none' if found is None else tuple(found.shape)} in the smaller model, "
+                f"{plan.new_shape(name)} by the plan"
+            )
+        return found
+
+    groups = [[stand_in(p) for p in group["params"]] for group in optimizer.param_groups]
+    state: defaultdict[torch.Tensor, State] = defaultdict(dict)
+    for parameter, entries in optimizer.state.items():
+        name = name_of.get(id(parameter))
+        if name is None:
+            state[parameter] = entries
+            continue
+        cut = plan.cuts.get(plan.aliases.get(name, name))
+        where = f"{type(optimizer).__name__}, {name}"
+        state[stand_in(parameter)] = {
+            key: _carried(value, tuple(parameter.shape), cut, f"{where}: {key!r}")
+            for key, value in entries.items()
+        }
+    for group, parameters in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = parameters
+    optimizer.state = state
+    return optimizer
+
+
+def _carried(value: Any, shape: tuple[int, ...], cut: Cut | None, where: str) -> Any:
+    """One entry of the state of a parameter of `shape`, cut or copied."""
+    if not isinstance(value, torch.Tensor):
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise InputError(
+            f"{where} is a {type(value).__name__}, which can't be cut entry by entry: make a new optimizer for the "
+            "smaller model"
+        )
+    if tuple(value.shape) == shape:
+        return value.clone() if cut is None else _fresh(cut.slice(value), value)
+    if value.numel() == 1:
+        return value.clone()
+    sides = len(shape) - value.dim()
+    if sides == 0 and all(n in (1, full) for n, full in zip(value.shape, shape, strict=True)):
+        return value.clone() if cut is None else _fresh(_along(cut, value, where), value)
+    raise InputError(
+        f"{where} has shape {tuple(value.shape)} for a parameter of shape {shape}, so it can't be cut like that: make a "
+        "new optimizer for the smaller model"
+    )
+
+
+def _along(cut: Cut, value: torch.Tensor, where: str) -> torch.Tensor:
+    """The kept entries of a tensor that has size 1 along some dims of the one that is cut."""
+    if cut.blocks is not None:
+        raise InputError(f"{where} is shared by groups that keep different channels: make a new optimizer")
+    keep = tuple(None if n == 1 else k for n, k in zip(value.shape, cut.keep, strict=True))
+    return replace(cut, shape=tuple(value.shape), keep=keep).slice(value)
+
+
+def _fresh(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """`part`, in memory of its own."""
+    return part.clone() if part.data_ptr() == whole.data_ptr() else part

@@ -1,0 +1,234 @@
+"""Plan <-> JSON: sets of indices written once, and read with suspicion, as the text may come from anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from ..base.errors import PlanError, listed
+from .plan import FORMAT, Cut, Indices, Plan, Repair, Rewrite
+
+LARGEST = 2**63 - 1
+MOST_DIMS = 64  # of a tensor; NumPy has no more
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """The plan as what JSON can hold. Cuts name their sets of indices by number, as coupled tensors share them."""
+    sets: list[list[int]] = []
+    numbers: dict[bytes, int] = {}
+
+    def number(kept: Indices | None) -> int | None:
+        if kept is None:
+            return None
+        key = np.ascontiguousarray(kept, dtype=np.int64).tobytes()
+        if key not in numbers:
+            numbers[key] = len(sets)
+            sets.append([int(i) for i in kept])
+        return numbers[key]
+
+    cuts: dict[str, dict[str, Any]] = {}
+    for name, cut in plan.cuts.items():
+        cuts[name] = {"keep": [number(k) for k in cut.keep]}
+        if cut.blocks is not None:
+            cuts[name]["blocks"] = [number(k) for k in cut.blocks]
+        if cut.numbers is not None:
+            cuts[name]["numbers"] = number(cut.numbers)
+    return {
+        "format": FORMAT,
+        "asked": plan.asked,
+        "shapes": {n: list(s) for n, s in plan.shapes.items()},
+        "aliases": plan.aliases,
+        "sets": sets,
+        "cuts": cuts,
+        "repairs": [[r.path, r.name, list(r.keys), r.value, r.old] for r in plan.repairs],
+        "rewrites": [[r.path, r.function, r.occurrence, list(r.argument), r.old, r.value] for r in plan.rewrites],
+    }  # fmt: skip
+
+
+def parse(text: str) -> Any:
+    """JSON text as data; a field given twice and numbers that are none are refused.
+
+    Raises:
+        PlanError: it is no JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ValueError("a field is given twice")
+        return table
+
+    def refused(word: str) -> Any:
+        raise ValueError(f"{word} is no number")
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_constant=refused)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"this text is no depgraph plan: {error}") from error
+
+
+def from_text(text: str) -> Plan:
+    """The plan in a JSON text.
+
+    Raises:
+        PlanError: the text is no plan; everything that is wrong with it is listed.
+    """
+    problems: list[str] = []
+    plan = read(parse(text), problems)
+    if problems:
+        raise PlanError(listed("this text is no depgraph plan:", problems))
+    return plan
+
+
+def read(data: Any, problems: list[str]) -> Plan:
+    """The plan in `data`, what `as_data` made; what is wrong is added to `problems`, and the plan is then of no use."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else data
+        problems.append(f"plan format {_short(found)} is not {FORMAT}, the one that this version reads")
+        return Plan()
+    known = {"format", "asked", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
+    problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
+    reader = _Reader(data, problems)
+    plan = Plan(asked=reader.table("asked"))
+    plan.shapes = reader.shapes()
+    plan.aliases = reader.aliases(plan.shapes)
+    sets = reader.sets()
+    for name, row in reader.table("cuts").items():
+        cut = reader.cut(name, row, plan.shapes.get(name), sets)
+        if cut is not None:
+            plan.cuts[name] = cut
+    plan.repairs = [r for row in reader.rows("repairs") if (r := reader.repair(row)) is not None]
+    plan.rewrites = [w for row in reader.rows("rewrites") if (w := reader.rewrite(row)) is not None]
+    return plan
+
+
+def is_whole(value: Any, low: int = 0) -> bool:
+    """Whether `value` is an int (no bool) from `low` on that fits into 64 bits."""
+    return type(value) is int and low <= value <= LARGEST
+
+
+def are_sizes(value: Any) -> bool:
+    """Whether `value` can be the shape of a tensor: a short list of sizes whose product fits into 64 bits."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_DIMS
+        and all(map(is_whole, value))
+        and math.prod(value) <= LARGEST
+    )
+
+
+class _Reader:
+    def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
+        self.data, self.problems = data, problems
+
+    def table(self, name: str) -> dict[str, Any]:
+        found = self.data.get(name)
+        if not isinstance(found, dict):
+            self.problems.append(f"field {name!r} is no table: {_short(found)}")
+            return {}
+        return found
+
+    def rows(self, name: str) -> list[Any]:
+        found = self.data.get(name)
+        if not isinstance(found, list):
+            self.problems.append(f"field {name!r} is no list: {_short(found)}")
+            return []
+        return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        found = {}
+        for name, shape in self.table("shapes").items():
+            if not are_sizes(shape):
+                self.problems.append(f"the shape of {_short(name)} is none: {_short(shape)}")
+            else:
+                found[name] = tuple(shape)
+        return found
+
+    def aliases(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        found = self.table("aliases")
+        for name, first in found.items():
+            if not isinstance(first, str) or first not in shapes or name in shapes:
+                self.problems.append(f"{_short(name)} can't be tied to {_short(first)}")
+        return found
+
+    def sets(self) -> list[Indices]:
+        found: list[Indices] = []
+        for i, row in enumerate(self.rows("sets")):
+            try:
+                kept = np.asarray(row)
+            except (ValueError, TypeError):
+                kept = np.empty(0)
+            if kept.dtype != np.int64 or kept.ndim != 1 or kept[0] < 0 or (np.diff(kept) <= 0).any():
+                self.problems.append(f"set {i} is no ascending list of indices: {_short(row)}")
+                kept = np.full(1, LARGEST)
+            found.append(kept)
+        return found
+
+    def cut(self, name: str, row: Any, shape: tuple[int, ...] | None, sets: list[Indices]) -> Cut | None:
+        def pick(given: Any, size: int) -> Indices:
+            if not is_whole(given) or given >= len(sets) or sets[given][-1] >= size:
+                raise ValueError(f"{_short(given)} is no set of indices below {size}")
+            return sets[given]
+
+        try:
+            if shape is None:
+                raise ValueError("it has no shape")
+            if not isinstance(row, dict) or row.keys() - {"keep", "blocks", "numbers"}:
+                raise ValueError(_short(row))
+            keep = row.get("keep")
+            if not isinstance(keep, list) or len(keep) != len(shape):
+                raise ValueError(f"kept are {_short(keep)} of {len(shape)} dims")
+            kept = tuple(None if k is None else pick(k, n) for k, n in zip(keep, shape, strict=True))
+            blocks = row.get("blocks")
+            if blocks is not None:
+                if len(shape) < 2 or kept[1] is not None or not isinstance(blocks, list) or not blocks:
+                    raise ValueError(f"blocks {_short(blocks)}")
+                blocks = [pick(b, shape[1]) for b in blocks]
+                if shape[0] % len(blocks) or len({len(b) for b in blocks}) > 1:
+                    raise ValueError(f"{len(blocks)} blocks are not equal parts of {shape[0]}")
+            numbers = row.get("numbers")
+            return Cut(shape, kept, blocks, None if numbers is None else pick(numbers, LARGEST))
+        except ValueError as why:
+            self.problems.append(f"the cut of {_short(name)} is none: {why}")
+            return None
+
+    def repair(self, row: Any) -> Repair | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 5
+            and isinstance(row[0], str)
+            and isinstance(row[1], str)
+            and _is_steps(row[2])
+            and is_whole(row[3], -LARGEST)
+            and (row[4] is None or is_whole(row[4], -LARGEST))
+        ):
+            return Repair(row[0], row[1], tuple(row[2]), row[3], row[4])
+        self.problems.append(f"this is no repair: {_short(row)}")
+        return None
+
+    def rewrite(self, row: Any) -> Rewrite | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 6
+            and isinstance(row[0], str)
+            and isinstance(row[1], str)
+            and is_whole(row[2])
+            and _is_steps(row[3])
+            and row[3]
+            and all(is_whole(n, -LARGEST) for n in row[4:])
+        ):
+            return Rewrite(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+        self.problems.append(f"this is no rewrite: {_short(row)}")
+        return None
+
+
+def _is_steps(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) or is_whole(v, -LARGEST) for v in value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

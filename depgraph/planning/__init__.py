@@ -1,1 +1,0 @@
-"""What is chosen -> a plan, and a plan and a model -> a smaller model."""

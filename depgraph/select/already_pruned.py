@@ -1,0 +1,50 @@
+"""What a plan took before: ratios, caps and floors of a model that is pruned step by step count from its original."""
+
+from __future__ import annotations
+
+from ..base.errors import InputError, listed
+from ..grouping.graph import DependencyGraph, Group
+from ..plan.plan import Plan
+
+
+def already_pruned_units(graph: DependencyGraph, earlier: Plan | None) -> dict[int, int]:
+    """Pool id -> how many units more the dims of the original had, that `earlier` made the graph's model of.
+
+    A dim that lost a share of its indices to another factor (heads, where the width of a head is cut now) lost that share
+    of its units.
+
+    Raises:
+        InputError: `earlier` makes another model.
+    """
+    if earlier is None:
+        return {}
+    wrong = [
+        f"{n!r} has shape {tuple(t.shape)}, the plan gives it {earlier.new_shape(n)}"
+        for n, t in graph.tensors.items()
+        if n in earlier.shapes and earlier.new_shape(n) != tuple(t.shape)
+    ]
+    if wrong:
+        raise InputError(listed("the model is not what the earlier plan makes of its original", wrong))
+    pools: dict[int, list[Group]] = {}
+    for group in graph.groups:
+        pools.setdefault(id(group.axis.pool), []).append(group)
+    return {pool: _lost(graph, earlier, groups) for pool, groups in pools.items()}
+
+
+def _lost(graph: DependencyGraph, earlier: Plan, groups: list[Group]) -> int:
+    """Of the dims that all `groups` lie in, the one that has least else in it says it."""
+    covered: dict[tuple[str, int], int] = {}
+    parts: dict[tuple[str, int], int] = {}
+    for group in groups:
+        for m in group.members:
+            if m.rows is None and m.name in earlier.shapes:
+                key = m.name, m.dim
+                covered[key] = covered.get(key, 0) + m.indices.size
+                parts[key] = parts.get(key, 0) + 1
+    units = sum(g.units for g in groups)
+    found = []
+    for (name, dim), entries in covered.items():
+        now, before = graph.tensors[name].shape[dim], earlier.shapes[name][dim]
+        if parts[name, dim] == len(groups):
+            found.append((now - entries, -(-(before - now) * units // entries)))  # rather more than less
+    return min(found, default=(0, 0))[1]

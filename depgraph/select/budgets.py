@@ -1,0 +1,174 @@
+"""Budgets as users give them: read, met by the models of cost, and held against a measurement of the smaller model.
+
+Parameters and bytes are exact. What torch's counter calls a multiply-accumulate, which tensors are alive at once and
+how long a layer takes is modelled: the model says where to look, and a measurement of what came out says by how much
+it was wrong there. That factor goes into the next plan, until every budget holds and none could be closer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..base.errors import BudgetError
+from ..costs.cost import Cost
+from ..costs.size_table import Integers
+from ..grouping.graph import DependencyGraph
+from ..importance import Scores
+from ..plan.plan import Masks
+from .budget import Budget
+from .budget_kinds import BudgetKind
+from .request import Request
+
+ROUNDS = 8  # plans that are measured at most
+
+
+@dataclass
+class Target:
+    """One budget.
+
+    Attributes:
+        kind: its entry in the table of budgets.
+        limit: the most that is allowed, in what `measure` returns.
+        whole: what the original has.
+        measure: of a smaller model; None where the model of the cost is exact.
+        model: the cost as a function of the counts in a graph.
+        factor: measured over modelled, as far as is known.
+        seen: measured over modelled, of each plan that was measured, where it is.
+    """
+
+    kind: BudgetKind
+    limit: float
+    whole: float
+    measure: Callable[[nn.Module], float] | None
+    model: Callable[[DependencyGraph], Cost]
+    factor: float = 1.0
+    seen: list[float] = field(default_factory=list)
+
+    @property
+    def aim(self) -> float:
+        """What to plan for: below the limit where a second measurement gives another number than the first."""
+        return self.limit * (1 - self.kind.near / 2) if self.kind.compare is not None else self.limit
+
+    def budget(self, graph: DependencyGraph) -> Budget:
+        """The same in the terms of the model of the cost."""
+        factor = self.factor
+        return Budget(
+            self.kind.name, self.model(graph), self.aim / factor, lambda n: self.kind.show(n * factor)
+        )
+
+    def learn(self, counts: Integers, graph: DependencyGraph, small: nn.Module) -> tuple[float, bool]:
+        """What `small`, the model at `counts`, costs, and whether a plan with what that teaches may come closer."""
+        modelled = self.model(graph).value(counts)
+        found = self.measure(small) if self.measure is not None else modelled
+        before, self.factor = self.factor, found / max(modelled, 1e-300)
+        if (
+            self.kind.compare is not None
+        ):  # what was measured of all plans so far says more than the last measurement
+            self.seen.append(self.factor)
+            self.factor = float(np.median(self.seen))
+        if found > self.limit:  # the next plan is smaller, whatever the model says
+            self.factor = max(self.factor, before * (1 + self.kind.near / 10))
+        return found, before > self.factor * (1 + self.kind.near / 10)
+
+
+@dataclass
+class Targets:
+    """All budgets of one call, and the best plan that a measurement has confirmed."""
+
+    targets: list[Target] = field(default_factory=list)
+    tried: int = 0
+    best: Masks | None = None
+    best_slack: float = np.inf
+    over: str = ""
+
+    def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[int, Scores]) -> Masks:
+        """The next plan to try: which units stay.
+
+        Raises:
+            BudgetError: the budgets can't be met.
+        """
+        if self.tried >= ROUNDS:
+            if self.best is None:
+                raise BudgetError(
+                    f"{self.over} after {self.tried} plans: the machine's measurements do not settle"
+                )
+            return self.best
+        try:
+            return request.masks(graph, scores, [t.budget(graph) for t in self.targets])
+        except BudgetError:
+            if self.best is None:
+                raise
+            self.tried = ROUNDS
+            return self.best
+
+    def restart(self) -> None:
+        """The graph has changed: what was measured is of no use any more."""
+        self.tried, self.best, self.best_slack = 0, None, np.inf
+
+    def settled(self, graph: DependencyGraph, masks: Masks, small: nn.Module) -> bool:
+        """Whether `masks`, which made `small`, are the plan to take; else the next is made with what was measured."""
+        if all(t.measure is None for t in self.targets) or self.tried >= ROUNDS:
+            return True
+        self.tried += 1
+        if self.best is not None and _same(masks, self.best):  # what was learnt leads nowhere else
+            return True
+        slack, room, fits = np.inf, False, True
+        for t in self.targets:
+            found, more = t.learn(counts_of(graph, masks), graph, small)
+            if found > t.limit:
+                fits = False
+                self.over = (
+                    f"{t.kind.name}={t.kind.show(t.limit)} is not met: {t.kind.show(found)} was measured"
+                )
+            slack, room = min(slack, 1 - found / t.limit - t.kind.near), room or more
+        if fits and slack < self.best_slack:
+            self.best, self.best_slack = masks, slack
+        return fits and (slack <= 0 or not room)
+
+
+def _same(a: Masks, b: Masks) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
+    """[free axes] how many units `masks` keep."""
+    kept = [int(masks[a].sum()) if a in masks else axis.size for a, axis in graph.free.items()]
+    return np.array(kept, dtype=np.int64)
+
+
+def read_budgets(graph: DependencyGraph, example_inputs: Any, request: Request) -> Targets:
+    """The budgets of `request`, in what the model of `graph` has.
+
+    Args:
+        graph: the dependency graph of the original.
+        example_inputs: what it was traced with.
+        request: what was asked for.
+
+    Raises:
+        InputError: more than the original has.
+    """
+    return Targets([_target(graph, example_inputs, request, kind, given) for kind, given in request.amounts])
+
+
+def _target(
+    graph: DependencyGraph, example_inputs: Any, request: Request, kind: BudgetKind, given: Any
+) -> Target:
+    model = graph.model
+    whole = float(kind.measure(model, example_inputs))
+    limit = kind.amount(given, whole)
+    cost_of = kind.cost_of(graph, example_inputs, request)
+    if kind.exact:
+        return Target(kind, limit, whole, None, cost_of)
+
+    def measure(small: nn.Module) -> float:
+        if kind.compare is not None:
+            return kind.compare(small, model, example_inputs) * whole
+        return float(kind.measure(small, example_inputs))
+
+    full = np.array([axis.size for axis in graph.free.values()], dtype=np.int64)
+    return Target(kind, limit, whole, measure, cost_of, whole / max(cost_of(graph).value(full), 1e-300))

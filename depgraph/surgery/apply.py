@@ -1,0 +1,239 @@
+"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, rewrite literals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from ..base.errors import PlanError, listed
+from ..plan.names import fitted
+from ..plan.plan import Cut, Plan, Repair, Rewrite
+from ..tracing.attributes import holders, put
+from ..tracing.tensors import attribute_tensors, named_tensors, skeleton
+from ..tracing.wrappers import check_changeable, replace_inner, wrapped
+from .lineage import note
+from .rewrite import rewrite_module
+
+# Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
+TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
+    nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
+    nn.Embedding: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.EmbeddingBag: {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)},
+    nn.modules.batchnorm._NormBase: {"num_features": ("weight", 0)},
+    nn.GroupNorm: {"num_channels": ("weight", 0)},
+    nn.PReLU: {"num_parameters": ("weight", 0)},
+    nn.Bilinear: {
+        "in1_features": ("weight", 1),
+        "in2_features": ("weight", 2),
+        "out_features": ("weight", 0),
+    },
+    nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
+    nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
+}
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
+INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
+
+
+@torch.inference_mode(False)
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """Make `model` as small as `plan` says.
+
+    Args:
+        model: a model with the shapes that the plan was made for; any weights, any device, also meta.
+        plan: what stays; also one for the same model in other wrappers (data parallel, compiled), or in none.
+        inplace: change `model` itself, instead of a copy.
+
+    Returns:
+        The smaller model: of the same class, with parameters that require grad, are tied, and live where they did.
+        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``, too, and ``isinstance`` of its class.
+
+    Raises:
+        PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
+    """
+    plan, held = fitted(plan, model), attribute_tensors(model)
+    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
+    _check(model, plan, tensors, tensors.keys() - held.keys())
+    if inplace and plan.rewrites:  # what fails must fail before anything changes
+        apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
+    new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
+    if inplace:
+        check_changeable(model)
+        small = model
+        assign(model, tensors, new)
+        for name in new.keys() & held.keys():
+            for path, keys in held[name].places:
+                put(vars(model.get_submodule(path)), list(keys), new[name])
+    else:
+        small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+    for repair in plan.repairs:
+        _repair(small, repair)
+    for path in dict.fromkeys(r.path for r in plan.rewrites):
+        module = _rewritten(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
+        if path:
+            parent, _, name = path.rpartition(".")
+            replace_inner(small.get_submodule(parent), name, module)
+        else:
+            small = module
+    recompute(small)
+    _repair_standard(small)
+    small = wrapped(small)
+    note(model, small, plan)
+    return small
+
+
+def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
+    wrong = []
+    for name, shape in plan.shapes.items():
+        if name not in tensors:
+            wrong.append(f"{name!r} of the plan is not in this model")
+        elif is_lazy(tensors[name]):
+            wrong.append(f"{name!r} has no shape yet: call the model once")
+        elif tuple(tensors[name].shape) != shape:
+            wrong.append(f"{name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
+    unknown = registered - plan.shapes.keys()
+    wrong += [f"{name!r} of this model is not in the plan" for name in tensors if name in unknown]
+    numbers: dict[tuple[int, Any], Any] = {}
+    for repair in plan.repairs:
+        where = ".".join(map(str, (*filter(None, [repair.path]), repair.name, *repair.keys)))
+        place = _place(_module(model, repair.path), [repair.name, *repair.keys])
+        number = None if place is None else numbers.get((id(place[0]), place[1]), place[2])
+        if place is None or type(number) is not int:
+            wrong.append(f"{where!r}, which the plan sets, is no number of this model")
+            continue
+        if repair.old is not None and number not in (repair.old, repair.value):
+            wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")
+        numbers[id(place[0]), place[1]] = repair.value
+    wrong += [
+        f"module {path!r}, whose forward the plan rewrites, is not in this model"
+        for path in dict.fromkeys(r.path for r in plan.rewrites)
+        if _module(model, path) is None
+    ]
+    if wrong:
+        raise PlanError(listed("this plan does not fit this model:", wrong))
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] | None:
+    """What holds the number at `steps` from the attributes of `module` on, under which key, and the number."""
+    if module is None or steps[0] in INTERNALS:
+        return None
+    holder: Any = None
+    value: Any = vars(module)
+    for step in steps:
+        holder = value
+        try:
+            value = holder[step] if isinstance(holder, tuple) else holders(holder, step)[0][step]
+        except (LookupError, TypeError):
+            return None
+    return holder, steps[-1], value
+
+
+def _rewritten(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
+    try:
+        return rewrite_module(module, edits)
+    except Exception as error:
+        raise PlanError(
+            f"this plan does not fit this model:\n  - forward of {edits[0].path or 'the model'!r} can't be rewritten: {error}"
+        ) from error
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach().to("meta")
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+    data = cut.slice(tensor.detach())
+    if not data.is_meta:
+        if data.data_ptr() == tensor.data_ptr() and data.numel():
+            data = data.clone()
+        layout = LAYOUTS.get(tensor.dim())
+        if layout is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            data = data.contiguous(memory_format=layout)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data.requires_grad_(tensor.requires_grad)
+
+
+def assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+    """Put `new` tensors in place of the old ones, wherever a module registers or lists them."""
+    swap = {id(tensors[name]): tensor for name, tensor in new.items()}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is not None and id(tensor) in swap:
+                    table[key] = swap[id(tensor)]  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                vars(module)[name] = swap.get(id(value), value)
+            elif isinstance(value, list) and any(
+                isinstance(v, torch.Tensor) and id(v) in swap for v in value
+            ):
+                vars(module)[name] = [swap.get(id(v), v) for v in value]
+
+
+def _repair(model: nn.Module, repair: Repair) -> None:
+    """Set one number; a tuple on the way is rebuilt."""
+    holder: Any = vars(model.get_submodule(repair.path))
+    steps = [repair.name, *repair.keys]
+    put(holder, steps, repair.value)
+
+
+def recompute(model: nn.Module) -> None:
+    """Make the weights anew that hooks of ``torch.nn.utils`` (weight_norm, prune ...) keep as plain attributes.
+
+    Without a history, so that the model can be copied; in eval mode, so that no power iteration runs.
+    """
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                training, module.training = module.training, False
+                with torch.no_grad():
+                    hook(module, ())
+                module.training = training
+
+
+def _readable(module: nn.Module) -> Any:
+    """`module`, or where reading a weight computes it and may move its buffers (spectral norm), a copy in eval mode."""
+    if not parametrize.is_parametrized(module):
+        return module
+    return skeleton(module, {id(t): t for t in module.parameters()}).eval()
+
+
+def _repair_standard(model: nn.Module) -> None:
+    kinds = (*TABLE, nn.modules.conv._ConvNd)
+    for module in model.modules():
+        if not isinstance(module, kinds):
+            continue
+        with torch.no_grad():
+            read = _readable(module)
+        for kind, rows in TABLE.items():
+            if isinstance(module, kind):
+                for attribute, (tensor, dim) in rows.items():
+                    value = getattr(read, tensor, None)
+                    if isinstance(value, torch.Tensor) and value.dim() > dim and hasattr(module, attribute):
+                        _set(module, attribute, value.shape[dim])
+        if isinstance(module, nn.modules.conv._ConvNd):
+            first, second = read.weight.shape[:2]
+            a, b = (
+                (second * module.groups, first) if not module.transposed else (first, second * module.groups)
+            )
+            _set(module, "in_channels", a)
+            _set(module, "out_channels", b)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            _set(module, "num_features", module.running_mean.shape[0])
+
+
+def _set(module: nn.Module, attribute: str, value: int) -> None:
+    if getattr(module, attribute) != value:
+        setattr(module, attribute, value)

@@ -1,0 +1,276 @@
+"""Running a model with a mask beside every tensor: what it computes when removed entries are zero.
+
+A mask (1 alive, 0 dead) goes through each op by the op's own meaning: an entry is dead if everything it depends on,
+other than through a sum, is dead. Dead entries are set to zero; means, norms, maxima and softmax are taken over the
+entries alive. Nothing of the dependency graph is used here, so a wrong rule can't hide behind itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ...base.running import CallMode, WriteGuard, tensors_in
+from ...rules import STATED, is_pointwise
+from ...tracing.whole import is_composite
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+
+def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments in which a narrower float type, which forward may have written down, is float64."""
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    return {k: torch.float64 if k == "dtype" and v in narrow else v for k, v in (kwargs or {}).items()}
+
+
+def in_double(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only."""
+    wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
+    return DOUBLE.get(func, func)(*args, **kwargs) if wide else func(*args, **kwargs)
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    """Matrix products of groups: `offs` are the ends of the groups in the dim that both or the 2-D operand has."""
+    if offs is None:
+        return a @ b
+    spans = list(zip([0, *offs.tolist()[:-1]], offs.tolist(), strict=True))
+    if a.dim() == 2 and b.dim() == 3:
+        out = a.new_zeros(a.shape[0], b.shape[2])
+        for matrix, (i, j) in zip(b, spans, strict=True):
+            out[i:j] = a[i:j] @ matrix
+        return out
+    if a.dim() == 3:
+        out = a.new_zeros(a.shape[1], b.shape[1])
+        for matrix, (i, j) in zip(a, spans, strict=True):
+            out[:, i:j] = matrix @ b[:, i:j]
+        return out
+    return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
+
+
+DOUBLE: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
+
+
+def all_alive(shape: Any, device: torch.device) -> Tensor:
+    """A mask of ones: float32, as all masks are, whatever the type of the values."""
+    return torch.ones(shape, dtype=torch.float32, device=device)
+
+
+PROBES = 8  # other inputs that an op of the user's is tried on
+
+
+class Unfollowed(Exception):
+    """An op whose effect on masks is not known."""
+
+
+Handler = Callable[["MaskedRun", Any, Any, Any], Any]
+HANDLERS: dict[str, Handler] = {}  # op name -> what it makes of masks
+
+
+def handles(names: str) -> Callable[[Handler], Handler]:
+    """Register a handler for the ops in `names`, separated by spaces."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names.split(), handler))
+        return handler
+
+    return register
+
+
+FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full", "rand", "randn",
+             "empty_strided", "new_empty_strided"}  # fmt: skip
+
+
+class MaskedRun(CallMode):
+    """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
+
+    def __init__(self, double: bool = False, shared: Iterable[Tensor] = ()) -> None:
+        """`double`: casts of values to a narrower float type become casts to float64; `shared` stay as they are."""
+        super().__init__()
+        self.double, self.kept = double, WriteGuard(shared)
+        self.masks: dict[int, Tensor] = {}
+        self.alive: list[Any] = []
+        self.restricted: set[str] = set()
+        self.probed: set[str] = set()
+
+    def give(self, tensor: Tensor, mask: Tensor) -> None:
+        """`tensor` has `mask` from now on."""
+        self.masks[id(tensor)] = mask
+        self.alive.append(tensor)
+
+    def mask(self, tensor: Any) -> Tensor | None:
+        """The mask of `tensor`, or None where nothing of it can be dead."""
+        return self.masks.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The mask of `tensor`, all ones where it has none."""
+        mask = self.masks.get(id(tensor))
+        return all_alive(tensor.shape, tensor.device) if mask is None else mask
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = widened_cast(kwargs) if self.double else kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        self.kept.before(func, args, kwargs)
+        flat = tensors_in(args, kwargs)
+        if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
+            out = in_double(func, args, kwargs)
+            if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
+                self.give(out, all_alive(out.shape, out.device))
+            return out
+        in_place = name.endswith("_") and not name.endswith("__")
+        handler = HANDLERS.get(name) or (HANDLERS.get(name[:-1]) if in_place else None)
+        if name in STATED:
+            handler = stated
+        if handler is None and is_pointwise(func):
+            handler = pointwise
+        if handler is None:
+            masks = [self.masks[id(a)] for a in flat if id(a) in self.masks]
+            if all(bool(m.all()) for m in masks):  # nothing dead goes in, so nothing dead comes out
+                return func(*args, **kwargs)
+            if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
+                return func(*args, **kwargs)
+            handler = probed
+        return handler(self, func, args, kwargs)
+
+    def finish(self, out: Any, mask: Tensor, *, zero: bool = True) -> Any:
+        """Zero the dead entries of `out` and remember its mask."""
+        if not isinstance(out, Tensor):
+            return out
+        if zero and (out.is_floating_point() or out.is_complex()):
+            dead = mask == 0
+            if dead.any() and not _overlaps(out):
+                out.masked_fill_(dead, 0)
+        self.give(out, mask)
+        return out
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+@handles(
+    "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
+    "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num "
+    "lerp addcmul addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward "
+    "softplus uniform normal tril triu polar complex"
+)
+def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Alive where every operand is; an operand that the op changes in place changes its mask in place."""
+    name = func._schema.name
+    operands = tensors_in(args, kwargs)
+    out = func(*args, **kwargs)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    in_place = name.endswith("_") and not name.endswith("__")
+    for result in results:
+        if not isinstance(result, Tensor):
+            continue
+        sources = operands[1:] if name in ("aten::copy_", "aten::copy") else operands
+        mask = all_alive(result.shape, result.device)
+        for a in sources:
+            known = run.mask(a)
+            if known is not None and known.dim() <= result.dim():
+                mask = mask * known
+        if in_place and run.mask(args[0]) is not None:
+            run.full(args[0]).copy_(mask)
+            dead = mask == 0
+            if dead.any() and result.is_floating_point():
+                result.masked_fill_(dead, 0)
+            return result
+        numbers = result.is_floating_point() or result.is_complex()
+        if numbers and not in_place and bool((mask == 0).any()):
+            result = result.masked_fill(mask == 0, 0)
+            if isinstance(out, Tensor):
+                out = result
+        run.give(result, mask)
+    return out
+
+
+def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """An op that a user stated a rule for: alive is what changes when the alive entries of its inputs do.
+
+    It is run on zeroed inputs, or as the user says, in either case without a look at the rule.
+    """
+    own = STATED[func._schema.name]
+    inputs = tensors_in(args, kwargs)
+    alive = {"masks": [run.full(a) > 0 for a in inputs]} if own is not None else {}
+
+    def call(given: Any) -> Any:
+        values, named = given
+        return (own or func)(*values, **named, **alive)
+
+    def listed(out: Any) -> list[Any]:
+        return list(out) if isinstance(out, (tuple, list)) else [out]
+
+    dice = torch.Generator().manual_seed(0)
+
+    def other(a: Any) -> Any:
+        if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
+            return a
+        drawn = torch.randn(a.shape, generator=dice).to(a) * (1 + a.detach().abs().mean())
+        return drawn * run.full(a).to(a.dtype)
+
+    out = call((args, kwargs))
+    results = listed(out)
+    masks = [torch.zeros(r.shape, device=r.device) if isinstance(r, Tensor) else None for r in results]
+    for _ in range(PROBES):
+        again = listed(call(pytree.tree_map(other, (args, kwargs))))
+        masks = [
+            None if m is None else m.logical_or(a != b).float()
+            for m, a, b in zip(masks, again, results, strict=True)
+        ]
+    for result, mask in zip(results, masks, strict=True):
+        if mask is not None:
+            run.finish(result, mask)
+    return out
+
+
+def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """An op without a handler: alive is what changes when the alive entries of its inputs do."""
+    name = func._schema.name.removeprefix("aten::")
+    tensors = tensors_in(args, kwargs)
+    masked = [a for a in tensors if id(a) in run.masks]
+    if func._schema.is_mutable or not all(a.is_floating_point() or a.is_complex() for a in masked):
+        raise Unfollowed(name)
+    out = func(*args, **kwargs)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    if not all(isinstance(r, Tensor) and (r.is_floating_point() or r.is_complex()) for r in results):
+        raise Unfollowed(name)
+    masks = [torch.zeros(r.shape, device=r.device) for r in results]
+    dice = torch.Generator().manual_seed(0)
+
+    def moved(a: Any) -> Any:
+        if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
+            return a
+        return a * (1 + 0.1 * torch.rand(a.shape, generator=dice).to(a))
+
+    for _ in range(2):
+        again = func(*pytree.tree_map(moved, args), **pytree.tree_map(moved, kwargs))
+        again = again if isinstance(again, (tuple, list)) else [again]
+        if any(a.shape != b.shape for a, b in zip(again, results, strict=True)):
+            raise Unfollowed(name)
+        masks = [m.logical_or(a != b).float() for m, a, b in zip(masks, again, results, strict=True)]
+    run.probed.add(name)
+    for result, mask in zip(results, masks, strict=True):
+        run.finish(result, mask)
+    return out
+
+
+def named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by the names that its schema gives them, defaults filled in."""
+    values = {a.name: a.default_value for a in func._schema.arguments}
+    values.update(zip(values, args, strict=False))
+    values.update(kwargs)
+    return values
+
+
+def dims_of(value: Any, rank: int) -> list[int]:
+    """The dims that an argument names, counted from the front; all where it names none."""
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return list(range(rank))
+    return [d % rank for d in (value if isinstance(value, (list, tuple)) else [value])]
