@@ -157,10 +157,10 @@ def test_a_repair_that_is_set_twice_is_held_against_its_first_number() -> None:
 def test_a_plan_of_several_steps_says_what_each_was_asked_for() -> None:
     a, b, c = (Plan(request={"pruning_ratio": n / 8, "scope": "local"}) for n in (1, 2, 3))
     wanted = {**c.request, "earlier": [a.request, b.request]}
-    assert a.then(b).then(c).asked == a.then(b.then(c)).asked == wanted
-    assert Plan.from_json(a.then(b).then(c).to_json()).asked == wanted
-    assert Plan().then(a).asked == a.then(Plan()).asked == a.request
-    assert Plan().then(Plan()).asked == {}
+    assert a.then(b).then(c).request == a.then(b.then(c)).request == wanted
+    assert Plan.from_json(a.then(b).then(c).to_json()).request == wanted
+    assert Plan().then(a).request == a.then(Plan()).request == a.request
+    assert Plan().then(Plan()).request == {}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,6 @@ def test_a_plan_of_the_format_before_is_read() -> None:
     plan = Plan(request={"round_to": 8}, shapes={"a": (5,)})
     old = json.loads(plan.to_json())
     old |= {"format": 2, "asked": old.pop("request")}
-    assert Plan.from_json(json.dumps(old)) == plan
+    assert Plan.from_json(json.dumps(old)).to_json() == plan.to_json()
     with pytest.raises(depgraph.PlanError, match="plan format 1 is not 3"):
         Plan.from_json(json.dumps(old | {"format": 1}))
