@@ -216,20 +216,20 @@ class Report:
         if self.graph.followed:
             names = ", ".join(s.path for s in self.graph.followed[:4])
             notes.append(
-                f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like siblings"
+                f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like their executed siblings"
             )
         if self.config_mismatches:
             names = ", ".join(self.config_mismatches[:3])
             notes.append(
-                f"its config can't say {names}{' ...' if len(self.config_mismatches) > 3 else ''}: layers built from one field "
-                "have several sizes now, so save the model with its plan"
+                f"its config cannot express the sizes of {names}{' ...' if len(self.config_mismatches) > 3 else ''}: layers built from one field "
+                "now differ, so save the model with its plan"
             )
         parameters = {n for n, _ in self.graph.model.named_parameters()}
         left = [n for n in self.graph.trace.unreached if n in parameters]
         if left:
             notes.append(
                 f"no run used {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}: left as they are; if other inputs "
-                "use them, give those too (depgraph.Examples)"
+                "use them, give those as well (depgraph.Examples)"
             )
         return notes
 
@@ -278,7 +278,7 @@ class Report:
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self._about_the_rest()])
         if self.rewritten:
-            yield f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
+            yield f"now a GraphModule, because of a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")

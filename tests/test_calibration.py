@@ -165,7 +165,7 @@ def test_the_loss_is_that_of_the_function_or_of_the_model() -> None:
         (lambda out, t: out - t, Y[:, :5], "one number"),
         (lambda out, t: 3.0, T, "one number, not 3.0"),
         (lambda out, t: out.sum() * float("nan"), T, "loss of a batch is nan: are weights and data finite"),
-        (nn.functional.mse_loss, X * float("nan"), "is nan: its target holds NaN"),
+        (nn.functional.mse_loss, X * float("nan"), "is nan: its target contains NaN"),
         (
             nn.functional.cross_entropy,
             T[:2],

@@ -767,7 +767,7 @@ def test_every_damaged_tensor_is_named(tmp_path: Path) -> None:
     save_file(stored, folder / "model.safetensors")
     with pytest.raises(depgraph.StoreError) as caught:
         depgraph.load(Small, folder)
-    assert str(caught.value).count("has changed since it was written") == 2
+    assert str(caught.value).count("was changed after it was written") == 2
     assert "'first.bias'" in str(caught.value)
     assert "'norm.running_var'" in str(caught.value)
 
@@ -829,7 +829,7 @@ def test_no_path_leads_out_of_a_folder(name: str, tmp_path: Path) -> None:
     signed(folder, json.dumps(data)[1:])
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
-    with pytest.raises(depgraph.StoreError, match="which is no tensor"):
+    with pytest.raises(depgraph.StoreError, match="has an invalid description"):
         depgraph.load(Small, folder)
 
 
@@ -837,13 +837,13 @@ def test_no_path_leads_out_of_a_folder(name: str, tmp_path: Path) -> None:
     ("old", "new", "says"),
     [
         ('"frozen": []', '"frozen": [], "frozen": []', "given twice"),
-        ('"frozen": []', '"frozen": [NaN]', "NaN is no number"),
-        ('"frozen": []', '"frozen": [-Infinity]', "-Infinity is no number"),
-        ('"frozen": []', '"frozen": ' + "[" * 100000, "no depgraph plan"),
-        ('"frozen": []', '"frozen": ' + "9" * 5000, "no depgraph plan"),
-        ('"shape": [7]', '"shape": [' + "4611686018427387904, " * 100000 + "7]", "which is no tensor"),
-        ('"first.bias": [14]', '"first.bias": [' + "4611686018427387904, " * 100000 + "7]", "the shape of"),
-        ('"first.bias": [14]', '"first.bias": [-14]', "the shape of"),
+        ('"frozen": []', '"frozen": [NaN]', "NaN is not a number"),
+        ('"frozen": []', '"frozen": [-Infinity]', "-Infinity is not a number"),
+        ('"frozen": []', '"frozen": ' + "[" * 100000, "not a depgraph plan"),
+        ('"frozen": []', '"frozen": ' + "9" * 5000, "not a depgraph plan"),
+        ('"shape": [7]', '"shape": [' + "4611686018427387904, " * 100000 + "7]", "has an invalid description"),
+        ('"first.bias": [14]', '"first.bias": [' + "4611686018427387904, " * 100000 + "7]", "has an invalid shape"),
+        ('"first.bias": [14]', '"first.bias": [-14]', "has an invalid shape"),
     ],
 )  # fmt: skip
 def test_text_that_json_permits_is_refused_at_once(old: str, new: str, says: str, tmp_path: Path) -> None:

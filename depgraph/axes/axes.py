@@ -386,7 +386,7 @@ class Algebra:
             self._clash(a, b)
 
     def _clash(self, a: Axis, b: Axis) -> None:
-        text = f"is split in two ways that do not fit together ({a!r} and {b!r})"
+        text = f"is split in two ways that contradict each other ({a!r} and {b!r})"
         self.freeze(a, text)
         self.freeze(b, text)
 

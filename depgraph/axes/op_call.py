@@ -352,7 +352,7 @@ class OpCall:
         if start > 0:
             _, piece = self.algebra.cut(piece, start)
         if piece.size == 1:
-            self.lock(piece, "is taken out by itself as a dim of size 1")
+            self.lock(piece, "is moved to a dim of its own, with size 1 left")
             return None
         return piece
 

@@ -72,8 +72,8 @@ def model_of(text: str) -> nn.Module:
     if os.path.isdir(text):
         if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():
             raise InputError(
-                f"{text} holds a smaller model, which is made of its original: give that one as the model (verify and "
-                "compare take the folder too)"
+                f"{text} contains a smaller model: give its original as the model (verify and compare also take the "
+                "folder)"
             )
         return pretrained().from_folder(text)
     found = named_object(text, "the model")
@@ -109,7 +109,7 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
             if own is not None:
                 return own
         raise InputError(
-            "no --input given, and the model does not say what it takes: --input 1x3x224x224, for one"
+            "no --input given, and the model has no example inputs: give --input 1x3x224x224, for example"
         )
     if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
         return called(texts[0], "--input")
@@ -128,7 +128,7 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
         else:
             positional.append(tensor)
     if named and positional:
-        raise InputError("--input: either all have names (keyword arguments) or none has")
+        raise InputError("--input: give names (keyword arguments) for all or for none")
     return named or tuple(positional)
 
 

@@ -24,8 +24,8 @@ from ..tracing.recorder import SLOT, Node, record_of
 from ..tracing.sizes import Expr
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-TIED = "a module that no run used keeps as many indices as its executed sibling"
-SIBLINGS_DISAGREE = "is what siblings of a module that no run used do not agree on"
+TIED = "keeps as many indices as its executed sibling, in a module that no run used"
+SIBLINGS_DISAGREE = "is not the same in all siblings of a module that no run used"
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ class Plan:
         """
         first = self.aliases.get(name, name)
         if first not in self.shapes:
-            raise PlanError(f"the plan knows no parameter or buffer {name!r}")
+            raise PlanError(f"the plan has no parameter or buffer {name!r}")
         cut = self.cuts.get(first)
         return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
 

@@ -99,9 +99,7 @@ def check(how: Any, calibration: Any) -> None:
         return
     _steps(how)
     if calibration is None:
-        raise InputError(
-            f"recover={how!r} needs calibration data: give calibration=, an iterable of batches of inputs"
-        )
+        raise InputError(f"recover={how!r} needs calibration data: give calibration=[...], batches of inputs")
 
 
 def _steps(how: Any) -> list[Any]:
@@ -174,7 +172,7 @@ def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs
 
 
 def _undone(layer: LayerRecovery) -> LayerRecovery:
-    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "undone with its method")
+    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "its method was undone")
 
 
 def _example(batch: Batch) -> Any:

@@ -21,7 +21,7 @@ from .sequence import without_removed
 from .solve import wide
 from .task import Task
 
-NO_PLACE = "has no bias, and none is made: a model built from the same config could not load it"
+NO_PLACE = "has no bias, and a model built from the same config could not load a new one"
 
 
 def compensate(task: Task, found: Iterable[Pair]) -> None:

@@ -68,7 +68,7 @@ def _grouped(
         if inner is not None:
             site.same(inner, factor.find().parts[1])
         return out, x
-    text = "every group of a convolution needs as many channels"
+    text = "every group of a convolution needs equally many channels"
     if x is None or whole is None:
         raise ValueError("a grouped convolution over one channel")
     inputs = site.algebra.segments(x, [i] * groups)

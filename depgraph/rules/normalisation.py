@@ -71,7 +71,7 @@ def group_norm(site: OpCall) -> list[Dims]:
         return _with_stats(site, x, x[:2])
     if axis is not None and groups > 1:
         blocks = site.algebra.segments(axis, [axis.size // groups] * groups)
-        site.equal_counts(blocks, "every group of a norm needs as many channels")
+        site.equal_counts(blocks, "every group of a norm needs equally many channels")
     site.statistic(*x[1:])
     return _with_stats(site, x, [x[0], site.fixed(groups, "numbers the groups of a norm")])
 

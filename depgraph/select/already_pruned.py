@@ -25,7 +25,7 @@ def already_pruned_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis
         if n in plan.shapes and plan.new_shape(n) != tuple(t.shape)
     ]
     if wrong:
-        raise InputError(listed("the model is not what the earlier plan makes of its original", wrong))
+        raise InputError(listed("the model is not the result of the earlier plan", wrong))
     originals: dict[Axis, list[Group]] = {}
     for group in graph.groups:
         originals.setdefault(group.axis.original_axis, []).append(group)

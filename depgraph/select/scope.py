@@ -85,7 +85,7 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
     """
     if isinstance(ratio, Mapping):
         if not ratio:
-            raise InputError("pruning_ratio={} names nothing: give {glob: ratio}, or a number")
+            raise InputError("pruning_ratio={} is empty: give {glob: ratio}, or a number")
         for name, value in ratio.items():
             _check_share(value, f"pruning_ratio[{name!r}]", low_included=True)
     elif ratio is not None:
@@ -117,7 +117,7 @@ def _check_one(scope: Any) -> None:
     if not isinstance(scope, Scope):
         raise InputError(f"scope must be a list of depgraph.Scope, not of {scope!r}")
     if scope.ratio is scope.at_least is scope.at_most_ratio is None:
-        raise InputError(f"{scope} says nothing: give ratio, at_least or at_most_ratio")
+        raise InputError(f"{scope} is empty: give ratio, at_least or at_most_ratio")
     if scope.ratio is not None:
         _check_share(scope.ratio, f"ratio of {scope}", low_included=True)
     if scope.at_most_ratio is not None:
@@ -133,7 +133,7 @@ def _check_one(scope: Any) -> None:
 def _check_share(value: Any, what: str, low_included: bool = False, high_included: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (low_included and value == 0) or (high_included and value == 1)):
-        raise InputError(f"{what} must lie between 0 and 1, not {value!r}")
+        raise InputError(f"{what} must be between 0 and 1, not {value!r}")
 
 
 def rules_of(
@@ -182,13 +182,13 @@ def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: str,
     """The groups whose units the tensors that `pattern` names produce."""
     hit, known = named(graph, pattern)
     if not known:
-        raise InputError(f"{needed or 'scope'} names nothing in this model: {pattern!r}\n{NAMING}")
+        raise InputError(f"{needed or 'scope'} matches nothing in this model: {pattern!r}\n{NAMING}")
     hit = {graph.trace.aliases.get(n, n) for n in hit}
     found = [g for g in groups if any(m.name in hit and m.role == "produces" for m in g.members)]
     found = found or [g for g in groups if g.members[0].name in hit]
     if needed and not found:
         reasons = {f.reason for f in graph.frozen if f.name in hit}
-        why = "; ".join(sorted(map(str, reasons))[:3]) or "what it names produces no units of its own"
+        why = "; ".join(sorted(map(str, reasons))[:3]) or "it produces no units of its own"
         raise InputError(f"{needed} names {pattern!r}, where nothing can be removed: {why}")
     return found
 
@@ -207,7 +207,9 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
         rules.notes.append(f"{group.name}: at least {least:,} of {units:,} units")
     if scope.at_most_ratio is not None:
         may_go = min(may_go, _share(scope.at_most_ratio, units))
-        rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
+        rules.notes.append(
+            f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may be removed"
+        )
     original = group.axis.original_axis
     rules.caps[original] = min(rules.caps.get(original, units), may_go)
 

@@ -131,8 +131,8 @@ class Selection:
             apart = len(set().union(*terms)) > 1
             if any(len(t) > 1 for t in terms) or (apart and axis.find().size % number):
                 raise InputError(
-                    f"the {axis.find().size} indices of {place} belong to groups that are chosen apart: they can't be kept "
-                    f"a multiple of {number}\n  fix: state it of each of these groups"
+                    f"the {axis.find().size} indices of {place} belong to independently pruned groups: they can't be "
+                    f"kept at a multiple of {number}\n  fix: state it for each of these groups"
                 )
 
     def _allowed(self, block: Block) -> Integers:

@@ -100,7 +100,7 @@ def open_folder(folder: Path) -> Document:
     try:
         path = checked(folder, FILE_NAME)
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{FILE_NAME} has {path.stat().st_size:,} bytes, more than any plan")
+            raise ValueError(f"{FILE_NAME} has {path.stat().st_size:,} bytes, too large for a plan")
         text = path.read_bytes().decode("utf-8")
         first, _, rest = text.partition("\n")
         data = parse(text)
@@ -108,7 +108,7 @@ def open_folder(folder: Path) -> Document:
         raise StoreError(listed(title, [str(error)])) from error
     problems: list[str] = []
     if first != _first_line(rest):
-        problems.append(f"{FILE_NAME} has changed since it was written: its checksum is another")
+        problems.append(f"{FILE_NAME} was changed after it was written: checksum mismatch")
     document = _document(data, problems)
     problems += differences(folder, document.tensors, document.files())
     if problems:
@@ -136,7 +136,7 @@ def _document(data: Any, problems: list[str]) -> Document:
     for name, row in fields.get("tensors", dict).items():
         entry = _entry(row)
         if entry is None:
-            problems.append(f"{FILE_NAME}: {name!r:.60} is described by {row!r:.80}, which is no tensor")
+            problems.append(f"{FILE_NAME}: {name!r:.60} has an invalid description, {row!r:.80}")
         else:
             document.tensors[name] = entry
     for name, places in fields.get("held", dict).items():

@@ -58,11 +58,11 @@ def replacing(folder: Path, mark: str) -> Iterator[Path]:
 def _kept(folder: Path, mark: str) -> list[Path]:
     """What is in the folder and is not ours."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise StoreError(f"{folder} is there and is no folder")
+        raise StoreError(f"{folder} exists and is not a folder")
     there = sorted(folder.iterdir()) if folder.exists() else []
     if there and not (folder / mark).is_file():
         raise StoreError(
-            f"{folder} has files in it and no {mark}, so depgraph did not write it\n  fix: save into a new folder"
+            f"{folder} has files but no {mark}, so depgraph did not write it\n  fix: save into a new folder"
         )
     return [p for p in there if p.name != mark and not _is_weights(p.name)]
 

@@ -51,7 +51,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     document = open_folder(path)
     if takes_config(make):
         if document.config is None:
-            raise StoreError(f"the factory wants a config, and none was saved in {path}")
+            raise StoreError(f"the factory takes a config, and none was saved in {path}")
         config, inner = document.config, make
 
         def make() -> nn.Module:
@@ -104,12 +104,12 @@ class _Loader:
 
     def prepare(self, device: str) -> nn.Module:
         """The smaller model without its values, built on `device`; all that the folder has fits into it."""
-        title = f"{self.folder} is not of the model that the factory builds:"
+        title = f"{self.folder} does not fit the model that the factory builds:"
         model, ours = build(self.make, device)
         self.built = True
         if any(is_distributed(module) for module in model.modules()):
             raise StoreError(
-                "the factory returns a DistributedDataParallel, which reduces the gradients of the parameters it was made "
+                "the factory returns a DistributedDataParallel, which reduces the gradients of the parameters it was created "
                 "with\n  fix: let it return the module, and wrap what load returns"
             )
         try:
@@ -149,7 +149,7 @@ class _Loader:
         for name in named.keys() & entries.keys():
             problems += _unlike(name, named[name], entries[name])
         if ties != document.ties:
-            problems.append("other tensors are tied in the model than in the folder")
+            problems.append("the model ties other tensors than the folder")
         return sorted(problems)
 
     def misplaced(self, model: nn.Module) -> list[str]:

@@ -102,7 +102,7 @@ def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], regis
         place = _place(_module(model, repair.path), [repair.name, *repair.keys])
         number = None if place is None else numbers.get((id(place[0]), place[1]), place[2])
         if place is None or type(number) is not int:
-            wrong.append(f"{where!r}, which the plan sets, is no number of this model")
+            wrong.append(f"{where!r}, which the plan sets, is not a number in this model")
             continue
         if repair.old is not None and number not in (repair.old, repair.value):
             wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")

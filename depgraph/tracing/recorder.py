@@ -145,7 +145,7 @@ class Recorder:
         if self.patience == math.inf:
             return func(*args, **kwargs)
         if self.patience < 0:
-            raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
+            raise TimeoutError("real tensors take long: fake ones will be faster")
         start = time.thread_time()
         out = func(*args, **kwargs)
         self.patience -= time.thread_time() - start - FAKE_CALL

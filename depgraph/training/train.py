@@ -124,7 +124,7 @@ def distill(
     share = (1.0 if loss is None else 0.5) if alpha is None else alpha
     check_mix(share, temperature)
     if not 0 <= hidden_weight < inf:
-        raise InputError(f"hidden_weight={hidden_weight} must lie at 0 or above")
+        raise InputError(f"hidden_weight={hidden_weight} must be at least 0")
     if teacher is model:
         raise InputError(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
@@ -133,7 +133,7 @@ def distill(
         hidden = (hidden,)
     for name in hidden:
         if not all(has_module(m, name) for m in (model, teacher)):
-            raise InputError(f"hidden names no module of both models: {name!r}")
+            raise InputError(f"hidden names a module that is not in both models: {name!r}")
     match = Projection(teacher, plan, hidden)
     there = _device(teacher)
 
@@ -160,7 +160,7 @@ def distill(
 def check_mix(alpha: float, temperature: float) -> None:
     """Refuse a share of the soft term outside 0..1, and a temperature that is none."""
     if not 0 <= alpha <= 1 or not 0 < temperature < inf:
-        raise InputError(f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0")
+        raise InputError(f"alpha={alpha} must be between 0 and 1, and temperature={temperature} above 0")
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -192,8 +192,8 @@ def _fit(
         id(p) for p in model.parameters()
     }:
         raise InputError(
-            "the optimizer has no parameter of this model\n  fix: make it of model.parameters(), or carry the one of the "
-            "original over: plan.apply_to_optimizer(optimizer, original, model)"
+            "the optimizer has no parameter of this model\n  fix: make it of model.parameters(), or keep that of the "
+            "original: plan.apply_to_optimizer(optimizer, original, model)"
         )
     done, keeper, device = Training(), _Best(model), _device(model)
     with in_mode(model, True):
@@ -243,12 +243,8 @@ def _passes(
                     break
         if empty:
             raise InputError(
-                "data holds no batches"
-                + (
-                    f" in pass {n + 1}: give a list or a DataLoader, which can be gone through again"
-                    if n
-                    else ""
-                )
+                "data has no batches"
+                + (f" in pass {n + 1}: give a list or a DataLoader, which can be iterated again" if n else "")
             )
         yield _End()
         if left == 0:

@@ -114,7 +114,7 @@ def deviation(got: Any, wanted: Any) -> float:
         x, y = x.detach(), y.detach()
         fine = torch.isfinite(y)
         if not torch.equal(torch.isfinite(x), fine):
-            raise VerificationError("outputs are not finite in different places")
+            raise VerificationError("outputs are NaN or infinite in different places")
         scale = y[fine].abs().max() if fine.any() else torch.ones(())
         difference = (x[fine] - y[fine]).abs().max() if fine.any() else torch.zeros(())
         worst = max(worst, float(difference / scale.clamp(min=1e-30)))
@@ -184,7 +184,7 @@ def _verify_one(
                 model,
                 small,
                 example_inputs,
-                f"values differ, but what {unknown} make of removed entries is not known",
+                f"values differ, but the effect of {unknown} on removed entries is not known",
             )
         if not error_ <= limit:
             raise VerificationError(
