@@ -785,7 +785,7 @@ CLAIMS: list[tuple[dict[str, Any], str]] = [
     ({"held": {"other": [["first", ["stride", 0]]]}}, "'other' can't be held"),
     ({"ties": {"first.bias": "norm.bias"}}, "'first.bias' can't be tied to 'norm.bias'"),
     ({"ties": {"new": "nobody"}}, "'new' can't be tied to 'nobody'"),
-    ({"ties": {"new": "norm.bias"}}, "other tensors are tied"),
+    ({"ties": {"new": "norm.bias"}}, "the model ties other tensors"),
     ({"views": {"first.bias": "norm.bias"}}, "'first.bias' can't be a view of 'norm.bias'"),
     ({"training": ["nowhere"]}, "module 'nowhere' is not in the model"),
     ({"extra_state": {"nowhere": 3}}, "module 'nowhere' is not in the model"),
