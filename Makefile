@@ -38,6 +38,7 @@ format: $(VENV)/.installed  ## put imports and layout in order
 
 docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference of all names to build/reference
 	$(PY) -m benchmarks.ops
+	$(PY) -m tools.options
 	$(PY) -m benchmarks.reference
 
 test: $(VENV)/.installed  ## all tests

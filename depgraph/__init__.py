@@ -8,7 +8,7 @@ use them one by one (docs/guides/inside-another-tool.md):
 | trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `DimFacts`, `OpCall`, `Axis`, `Rule` |
 | group | `analyze` | `DependencyGraph`, `Group`, `Member`, `Frozen`, `Reason`, `Constraint`, `Place` |
 | rank | `scores_of` | `CRITERIA`, `Importance`, `Prepared`, `L1`, `Scores`, `Calibration`, `Batch` |
-| choose | `choose` | `Masks`, `Scope`, `Budget`, `CostModel` |
+| choose | `choose`, `register_budget` | `Masks`, `Scope`, `Budget`, `BudgetKind`, `CostModel` |
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
@@ -60,7 +60,7 @@ from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
-from .select import Budget, Scope, choose
+from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace
@@ -77,6 +77,7 @@ __all__ = [
     "Batch",
     "Budget",
     "BudgetError",
+    "BudgetKind",
     "Calibration",
     "Constraint",
     "CostModel",
@@ -142,6 +143,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "recover",
+    "register_budget",
     "rewind",
     "save",
     "scores_of",

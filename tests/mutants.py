@@ -691,14 +691,10 @@ class Subject:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.trace = depgraph.trace(self.model, self.inputs)
-        self.meta = {node: dict(node.meta) for node in self.trace.graph.nodes}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """`depgraph` takes the recorded trace instead of making a new one."""
-        for node, meta in self.meta.items():  # propagation keeps what it knows there
-            node.meta.clear()
-            node.meta.update(meta)
         plain = PRUNE.trace
         PRUNE.trace = lambda model, inputs: self.trace
         try:

@@ -31,6 +31,7 @@ from depgraph.axes.axes import ATOM, RAGGED, Axis
 from depgraph.axes.op_call import Dims
 from depgraph.grouping.propagate import propagate
 from depgraph.plan.plan import Cut
+from depgraph.tracing.recorder import write_record
 from depgraph.tracing.size_uses import SizeUse
 from depgraph.tracing.trace import Trace
 
@@ -127,26 +128,24 @@ class Claim:
                 return value
             name = f"t{len(nodes)}"
             node = nodes[name] = graph.create_node("get_attr", name)
-            meta = {"shapes": [tuple(value.shape)], "kind": "tensor", "module": "", "source": ""}
-            node.meta.update(meta, dtype=value.dtype)
+            write_record(node, [value], kind="tensor")
             values[name] = value
             if is_inexact(value) or self.row.buffers:
                 return node
-            node.meta["dtype"] = torch.float64
+            write_record(node, [value.double()], kind="tensor")
             cast = graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": value.dtype})
-            cast.meta.update(meta, dtype=value.dtype)
+            write_record(cast, [value])
             return cast
 
         args, kwargs = tree_map(argument, self.row.plain)
         node = graph.create_node("call_function", self.row.op, args, kwargs)
-        node.meta.update(shapes=[tuple(t.shape) for t in self.results], module="", source="")
+        write_record(node, self.results, several=len(self.results) != 1)
         if len(self.results) == 1:
-            node.meta["dtype"] = self.results[0].dtype
             graph.output(node)
         else:
             items = [graph.call_function(operator.getitem, (node, i)) for i in range(len(self.results))]
             for item, result in zip(items, self.results, strict=True):
-                item.meta.update(shapes=[tuple(result.shape)], dtype=result.dtype)
+                write_record(item, [result])
             graph.output(tuple(items))
         uses = [
             SizeUse("", s.value, s.value, node, s.dim % self.results[0].dim(), s.value, "", "", 0, ())

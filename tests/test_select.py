@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from depgraph.costs.latency import LatencyTable
 from depgraph.costs.memory import measure_memory, memory_cost
 from depgraph.costs.size_table import SizeTable
 from depgraph.grouping.build import build_plan
-from depgraph.select import Budget, Scope, choose
+from depgraph.select import BUDGETS, Budget, Scope, choose
 from depgraph.select.normalise import normalised
 
 
@@ -383,11 +384,13 @@ def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatc
         return 1e-9 * count_macs(m, x) ** 1.2 + 1e-6
 
     rows = lambda m, _: {f"layers.{i}": seconds(m) / 4 for i in range(4)}  # noqa: E731
-    monkeypatch.setattr("depgraph.select.budgets.measure_latency", lambda m, _: seconds(m))
-    monkeypatch.setattr("depgraph.select.budgets.measure_rows", rows)
-    monkeypatch.setattr(
-        "depgraph.select.budgets.relative_latency", lambda m, ref, _: seconds(m) / seconds(ref)
+    clock = replace(
+        BUDGETS["max_latency"],
+        measure=lambda m, _: seconds(m),
+        compare=lambda m, ref, _: seconds(m) / seconds(ref),
     )
+    monkeypatch.setitem(BUDGETS, "max_latency", clock)
+    monkeypatch.setattr("depgraph.select.latency_table.measure_rows", rows)
     result = depgraph.prune(model, x, max_latency=0.5)
     assert 0.95 * 0.5 <= seconds(result.model) / seconds(model) <= 0.5
     text = f"{seconds(model) * 0.4 * 1e6:.3f}us"
@@ -423,11 +426,11 @@ def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatc
         ({"per_cost": 1}, "True or False"),
         ({"uniform": "yes"}, "True or False"),
         ({"max_latency": 3}, "unit"),
-        ({"max_latency": "soon"}, "no amount"),
-        ({"max_latency": "3MB"}, "no amount"),
-        ({"max_memory": "3ms"}, "no amount"),
+        ({"max_latency": "soon"}, "give a share up to 1"),
+        ({"max_latency": "3MB"}, "give a share up to 1"),
+        ({"max_memory": "3ms"}, "give a share up to 1"),
         ({"max_memory": float("nan")}, "max_memory"),
-        ({"max_bytes": 2.0}, "above 1"),
+        ({"max_bytes": 2.0}, "max_bytes=2.0 .*share up to 1.* positive int"),
         ({"max_bytes": "1GB"}, "above what the model has"),
     ],
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.inputs import Arguments
+from ..base.switches import without_library_kernels
 from ..grouping.given import checked_counts
 from ..grouping.graph import DependencyGraph
 from ..tracing.tensors import named_tensors
@@ -126,22 +125,6 @@ class _OneModule:
         """Nothing was."""
 
 
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
-    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    torch._C._set_cudnn_enabled(False)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(before[0])
-        torch._C._set_cudnn_enabled(before[1])
-
-
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
@@ -156,7 +139,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     def count(twin: nn.Module, examples: list[Arguments]) -> int:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
-        with _without_fused_layers(), counter:
+        with without_library_kernels(), counter:
             for args, kwargs in examples:
                 twin(*args, **kwargs)
         return int(counter.get_total_flops()) // 2

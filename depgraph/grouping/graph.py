@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ..axes import axes, polynomials
-from ..axes.axes import RAGGED, AtomMasks, Axis, Reason
-from ..axes.nodes import leaves_of
+from ..axes.axes import AtomMasks, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.errors import InputError, suggestions
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut, Rewrite
@@ -368,14 +368,11 @@ class DependencyGraph:
             if axis is None:
                 per_dim.append(None)
                 continue
-            root = axis.find()
-            if root.kind == RAGGED:
-                kept = [axes.kept(p, masks) for p in root.parts]
-                if not all(k.all() for k in kept):
-                    blocks = [np.flatnonzero(k) for k in kept]
+            if is_ragged(axis):
+                blocks = kept_by_block(axis, masks)
                 per_dim.append(None)
                 continue
-            mask = axes.kept(root, masks)
+            mask = axes.kept(axis, masks)
             per_dim.append(None if mask.all() else np.flatnonzero(mask))
         if blocks is None and all(k is None for k in per_dim):
             return None
@@ -427,27 +424,21 @@ class DependencyGraph:
             for d, axis in enumerate(dims):
                 if axis is None:
                     continue
-                root = axis.find()
-                whole = root.kind == RAGGED
-                pieces = enumerate(root.parts) if whole else [(0, root)]
-                rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
-                for b, piece in pieces:
-                    found = places.get(piece.find())
+                for piece, bounds in pieces(axis, 1 if dims[0] is None else dims[0].size):
+                    found = places.get(piece)
                     if found is None:
-                        found = places[piece.find()] = places_of(piece.find())
+                        found = places[piece] = places_of(piece)
                     for atom, indices in found:
-                        if atom.frozen is not None:
-                            continue
-                        role = roles.get((atom, node, d), "scales")
-                        bounds = (b * rows, (b + 1) * rows) if whole else None
-                        members.setdefault(atom, []).append(Member(name, d, indices, role, bounds))
+                        if atom.frozen is None:
+                            role = roles.get((atom, node, d), "scales")
+                            members.setdefault(atom, []).append(Member(name, d, indices, role, bounds))
         return named_groups(members.items())
 
 
 def _mark_channels(state: DimFacts) -> None:
     """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
     for operand, produced, consumed in state.weights:
-        if leaves_of(operand):
+        if state.leaves_of(operand):
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from ..axes import axes
 from ..axes.axes import ATOM, CONCAT, Axis
-from ..axes.nodes import is_convolution, is_grouped, leaves_of, tokens
+from ..axes.nodes import is_convolution, is_grouped, tokens
 from ..axes.op_call import DimFacts, Product
-from ..tracing.trace import Node
+from ..tracing.recorder import Node, record_of
 
 Role = Literal["produces", "consumes", "scales"]
 Indices = npt.NDArray[np.int64]
@@ -123,7 +123,7 @@ def roles_of(state: DimFacts) -> dict[tuple[Axis, Node, int], Role]:
         if node.op == "get_attr"
     }
     for operand, produced, consumed in state.weights:
-        for leaf in leaves_of(operand):
+        for leaf in state.leaves_of(operand):
             for axis_list, role in ((consumed, "consumes"), (produced, "produces")):
                 found = {a for axis in axis_list if axis is not None for a in axes.atoms(axis)}
                 for d, own in enumerate(dims[leaf]):
@@ -138,7 +138,7 @@ def roles_of(state: DimFacts) -> dict[tuple[Axis, Node, int], Role]:
 
 def _consumed_dims(product: Product) -> list[int]:
     """Which dims of the weight operand are summed over."""
-    op, rank = product.node.target, len(product.weight.meta["shapes"][0])
+    op, rank = product.node.target, len(record_of(product.weight).shape)
     if is_convolution(op):
         return [0 if product.node.args[6] else 1]
     if product.letters is None:

@@ -20,8 +20,8 @@ from ..axes import axes
 from ..axes.axes import ATOM, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import SLOT, Node, record_of
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 TIED = "a module that no run used keeps as many indices as its executed sibling"
@@ -150,7 +150,7 @@ class _Family:
         if path not in self._shared:
             found = self._shared[path] = set()
             for node, results in self.state.dims.items():
-                place = str(node.target) if node.op == "get_attr" else node.meta.get("module", "")
+                place = str(node.target) if node.op == "get_attr" else record_of(node).module
                 if not _within(place, path):
                     found.update(a for dims in results for a in _atoms(dims))
         return self._shared[path]
@@ -196,7 +196,7 @@ def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names:
         with trace.graph.inserting_before(next(n for n in reversed(trace.graph.nodes) if n.op == "output")):
             node = trace.graph.create_node("get_attr", name.replace(".", "_"))
         node.target = name
-        node.meta.update(old.meta, module=path, source="", leaves=[node])
+        node.meta[SLOT] = replace(record_of(old), module=path, source="")
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
         if name not in trace.held:

@@ -15,13 +15,15 @@ from typing import Any
 from torch import nn
 
 from ..axes import axes, polynomials
-from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.axes import ATOM, CONCAT, Axis, Reason
+from ..axes.nodes import base_name
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
 from .decisions import Decision, decision
 
 
@@ -130,7 +132,7 @@ class SizeSystem:
             return polynomials.count(axis, self.free) if extent else {}
         if axis.kind == ATOM:
             return {(): extent} if axis not in self.free else None
-        if axis.kind == RAGGED:
+        if is_ragged(axis):
             return None
         if axis.kind == CONCAT:
             total: Polynomial = {}
@@ -296,7 +298,7 @@ class SizeSystem:
             else:
                 found = self._suspects(use)
             text = f"sets a number that the op computes with ({use.value:g})"
-            self._freeze(found, Reason(text, str(use.node.target), use.node.meta["module"], use.source))
+            self._freeze(found, Reason(text, str(use.node.target), record_of(use.node).module, use.source))
 
     def _decides(self, use: ScalarUse) -> bool:
         """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""
@@ -310,8 +312,7 @@ class SizeSystem:
 
     def _suspects(self, use: Any) -> set[Axis]:
         """Atoms of dims whose size n explains a bare factor n, 1/n, sqrt(n) or 1/sqrt(n)."""
-        name = str(use.node.target)
-        if not name.startswith(("aten.mul", "aten.div")) or use.value <= 0 or use.value == 1:
+        if base_name(use.node.target) not in ("mul", "div") or use.value <= 0 or use.value == 1:
             return set()
         dims = [a for n in use.node.all_input_nodes for d in self.state.dims.get(n, []) for a in d]
         for n in use.node.all_input_nodes:
@@ -361,7 +362,7 @@ class SizeSystem:
         if expr[0] == "attr":
             return read_attribute(self.model, expr[1:])
         if expr[0] == "dim":
-            return expr[1].meta["shapes"][0][expr[2]]
+            return record_of(expr[1]).shape[expr[2]]
         a, b = self.value(expr[1]), self.value(expr[2])
         function = {
             "add": "__add__",

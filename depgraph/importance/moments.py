@@ -12,9 +12,10 @@ import torch
 
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
-from ..data.watch import Call
+from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
-from .readers import Reader, blocks, is_convolution, matrices, run
+from ..tracing.recorder import record_of
+from .readers import Reader, blocks, matrices
 
 Tensor = torch.Tensor
 STILL = 1e-12  # a variance of so much of the mean square is rounding
@@ -171,7 +172,7 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
-        run(graph, by_consumer, data, see)
+        Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
         while lot:
             yield lot.pop(0)  # so that what was used can go
         by_consumer.clear()
@@ -230,7 +231,7 @@ def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:
 def _source(consumer: Consumer) -> Any:
     """The same for consumers that are given the same tensors in the same way."""
     letters = {c.letters for c in consumer.calls}
-    if is_convolution(consumer) or None in letters or _stacks(consumer) > 1:
+    if consumer.is_convolution or None in letters or _stacks(consumer) > 1:
         return consumer
     return tuple((c.activation, c.letters, consumer.axis.find()) for c in consumer.calls if consumer.axis)
 
@@ -238,8 +239,8 @@ def _source(consumer: Consumer) -> Any:
 def _stacks(consumer: Consumer) -> int:
     """How many stacked matrices share the columns of a consumer."""
     call = consumer.calls[0]
-    shape = call.weight.meta["shapes"][0]
-    if is_convolution(consumer):
+    shape = record_of(call.weight).shape
+    if consumer.is_convolution:
         return 1
     if call.letters is None:
         return int(shape[0])
@@ -249,5 +250,5 @@ def _stacks(consumer: Consumer) -> int:
 
 
 def _positions(consumer: Consumer) -> int:
-    shape = consumer.calls[0].weight.meta["shapes"][0]
-    return prod(shape[2:]) if is_convolution(consumer) else 1
+    shape = record_of(consumer.calls[0].weight).shape
+    return prod(shape[2:]) if consumer.is_convolution else 1

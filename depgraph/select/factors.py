@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from ..axes.axes import ATOM, PRODUCT, Axis, Reason, atoms
-from ..axes.nodes import leaves_of
 from ..axes.polynomials import Polynomial
 from ..grouping.graph import DependencyGraph, Group
 
@@ -68,7 +67,7 @@ def _coarse(graph: DependencyGraph, unweighted: Collection[Axis], group: Group) 
 
 def _summed_without_weight(graph: DependencyGraph) -> set[Axis]:
     """The atoms that some op sums over without a weight, as the product of queries and keys does."""
-    weighted = {p.node for p in graph.state.products if leaves_of(p.weight)}
+    weighted = {p.node for p in graph.state.products if graph.state.leaves_of(p.weight)}
     sums = [found for node, found in graph.state.contracted.items() if node not in weighted]
     return {a for found in sums for axis in found for a in atoms(axis)}
 

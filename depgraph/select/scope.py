@@ -23,6 +23,7 @@ from ..axes.axes import Axis
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group
 from ..grouping.naming import NAMING, named
+from ..tracing.recorder import record_of
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")
@@ -282,5 +283,5 @@ def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
     for m in group.members:
         node = graph.trace.tensors[m.name]
         ops = tuple(sorted({str(user.target) for user in node.users}))
-        found.append((ops, len(node.meta["shapes"][0]), m.dim, m.role, m.rows is not None))
+        found.append((ops, len(record_of(node).shape), m.dim, m.role, m.rows is not None))
     return tuple(sorted(found))

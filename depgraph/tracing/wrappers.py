@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -236,13 +235,3 @@ def check_changeable(model: nn.Module) -> None:
             "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
             "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
         )
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
