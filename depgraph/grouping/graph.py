@@ -356,7 +356,7 @@ class DependencyGraph:
         return ([None] * self.tensors[name].dim(), None) if cut is None else (list(cut.keep), cut.blocks)
 
     def mask(self, name: str, masks: Mapping[str, Any]) -> torch.Tensor | None:
-        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. Arguments as for `keeps`."""
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
         cut = self.cut(first_name(self, name), checked_masks(self, masks))
         return None if cut is None else cut.mask()
 
