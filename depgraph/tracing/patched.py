@@ -97,13 +97,18 @@ def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> 
 
 @contextmanager
 def open_python_functions() -> Iterator[None]:
-    """Let the modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names."""
+    """Let the modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names.
+
+    Nor does einsum look for a path, as it does with opt_einsum installed: what compares sizes there isn't the user's code.
+    """
     saved: list[tuple[Any, str, Any]] = []
     for module in (torch.nn.functional, torch.functional):
         for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
             if hasattr(module, name):
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, lambda *_: False)
+    saved.append((torch.backends.opt_einsum, "is_available", torch.backends.opt_einsum.is_available))
+    torch.backends.opt_einsum.is_available = lambda: False  # type: ignore[assignment]
     saved.append((math, "sqrt", math.sqrt))
     math.sqrt = sizes.tracked_sqrt  # type: ignore[assignment]
     fast = torch.backends.mha.get_fastpath_enabled()
