@@ -18,11 +18,12 @@ from ..axes.axes import RAGGED, Axis, Reason
 from ..axes.nodes import leaves_of
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
+from ..base.checks import whole_number
 from ..base.errors import InputError
 from ..config.origin import Origins, origins
 from ..tracing.trace import Node, Trace
 from .members import Group, Indices, Member, Role, places_of, roles_of
-from .naming import NAMING, Place, axis_at, named
+from .naming import NAMING, Name, Place, axis_at, given_names, name_in, named
 from .siblings import follow_siblings
 from .sizes import SizeSystem
 
@@ -60,8 +61,8 @@ class DependencyGraph:
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
-    def __init__(self, state: DimFacts, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
-        """Read the atoms off `state`; `ignore`: names or globs of modules, parameters or buffers to leave alone."""
+    def __init__(self, state: DimFacts, model: torch.nn.Module, ignore: Name | Sequence[Name] = ()) -> None:
+        """Read the atoms off `state`; `ignore`: modules, parameters or buffers to leave alone, or globs of their names."""
         self.state = state
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
@@ -183,10 +184,7 @@ class DependencyGraph:
             InputError: there is no such place, or it has fewer.
         """
         axis = axis_at(self, place)
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= axis.size:
-            raise InputError(
-                f"at_least must be a whole number from 1 to the {axis.size} of {place!r}, not {count!r}"
-            )
+        whole_number(f"at_least of {place!r}", count, 1, axis.size)
         self.state.at_least.append((axis, count))
 
     def multiple_of(self, place: Place, number: int) -> None:
@@ -196,10 +194,7 @@ class DependencyGraph:
             InputError: there is no such place, or `number` is none.
         """
         axis = axis_at(self, place)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= axis.size:
-            raise InputError(
-                f"multiple_of must be a whole number from 1 to the {axis.size} of {place!r}, not {number!r}"
-            )
+        whole_number(f"multiple_of {place!r}", number, 1, axis.size)
         self.multiples.append((place.name if isinstance(place, Group) else place, axis, number))
 
     def equal_counts(
@@ -416,10 +411,10 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
                     atom.frozen = atom.frozen or reason
 
 
-def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
-    """Freeze every dim of the tensors that `patterns` name: a module path, a tensor name, or a glob of either."""
+def _ignore(graph: DependencyGraph, patterns: Name | Sequence[Name]) -> None:
+    """Freeze every dim of the tensors that `patterns` name: modules, tensors, or globs of either."""
     unknown = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in (name_in(graph, given) for given in given_names("ignore", patterns)):
         hit, known = named(graph, pattern)
         if not known:
             unknown.append(pattern)

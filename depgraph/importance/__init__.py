@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ..base.checks import function, shown
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
@@ -59,8 +60,9 @@ def criterion_of(
     criterion: Any = importance() if isinstance(importance, type) else importance
     if not callable(criterion):
         raise InputError(
-            f"importance must be a name, a criterion or a function from a group to scores, not {criterion!r}"
+            f"importance must be a name, a criterion or a function from a group to scores, not {shown(criterion)}"
         )
+    function("importance", criterion, "group")
     if isinstance(criterion, Prepared):
         criterion.prepare(graph, calibration)
     return cast(Importance, criterion)

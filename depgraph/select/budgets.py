@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..base.checks import is_number, shown
 from ..base.errors import BudgetError, InputError
 from ..costs import cost
 from ..costs.cost import Cost
@@ -28,6 +29,7 @@ from ..plan.plan import Masks
 from ..surgery.apply import apply
 from . import Budget, Request
 
+MOST = 1e300  # a budget above is a slip
 ROUNDS = 8  # plans that are measured at most
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10,
          "MiB": 1 << 20, "GiB": 1 << 30}  # fmt: skip
@@ -254,10 +256,8 @@ def amount(given: Any, whole: float, name: str) -> float:
     ways = "a fraction up to 1" + (" or a text as '12ms'" if name == "max_latency" else " or a positive int")
     if isinstance(given, str) and name in WITH_UNIT:
         value = _with_unit(given, name)
-    elif isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise InputError(f"{name} must be a number ({ways}), not {given!r}")
-    elif not given > 0:
-        raise InputError(f"{name} must be {ways}, not {given!r}")
+    elif not is_number(given) or not 0 < given < MOST:
+        raise InputError(f"{name} must be {ways}, not {shown(given)}")
     elif name == "max_latency" and isinstance(given, int):
         raise InputError(f"{name}={given} has no unit: pass {ways}")
     elif isinstance(given, float):
@@ -278,8 +278,8 @@ def _with_unit(given: str, name: str) -> float:
             f"{name}={given!r} is no amount: pass a number with one of {', '.join(WITH_UNIT[name])}"
         )
     value = float(match[1]) * UNITS[match[2]]
-    if not value > 0:
-        raise InputError(f"{name} must be above 0, not {given!r}")
+    if not 0 < value < MOST:
+        raise InputError(f"{name} must be above 0 and below {MOST:g}, not {given!r}")
     return value
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..base.errors import InputError
+from ..base.running import deeper_stack
 from .copying import deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
@@ -98,6 +99,7 @@ def plain_names(model: nn.Module) -> Callable[[str], str]:
     return plain
 
 
+@deeper_stack()
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy of `model` in which a `WrapperStandIn` stands for each wrapper, and what can't be copied is shared."""
     wrappers = {m: name for m in model.modules() if (name := inner_name(m)) is not None}
@@ -240,9 +242,10 @@ def check_changeable(model: nn.Module) -> None:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
+    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines.
+
+    There is room on the stack for those who watch.
+    """
+    compiled = "torch._dynamo" in sys.modules
+    with deeper_stack(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         yield
