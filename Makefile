@@ -26,10 +26,11 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,bench]'
 	@touch $@
 
-check: $(VENV)/.installed  ## lint, format and types
+check: $(VENV)/.installed  ## lint, format, types and the staircase of folders
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.installed  ## put imports and layout in order
 	$(PY) -m ruff check --fix .
@@ -37,6 +38,7 @@ format: $(VENV)/.installed  ## put imports and layout in order
 
 docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference of all names to build/reference
 	$(PY) -m benchmarks.ops
+	$(PY) -m tools.options
 	$(PY) -m benchmarks.reference
 
 test: $(VENV)/.installed  ## all tests

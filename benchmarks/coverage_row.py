@@ -102,7 +102,7 @@ def _general(reason: str) -> str:
 
 def _library_path(source: str | None) -> str:
     """A place in a library, or in these benchmarks, without the folder that it lies in."""
-    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/suites/")[2]
+    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/models/")[2]
 
 
 def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str) -> Row:

@@ -127,7 +127,7 @@ def _criterion(importance: str | Importance) -> Any:
 def _scores(graph: DependencyGraph, importance: Any, data: Calibration | None) -> torch.Tensor:
     """The scores of all groups, in the order of the graph, [units of all]."""
     found = scores_of(graph, importance, calibration=data)
-    parts = [found[id(g.axis)] for g in graph.groups]
+    parts = [found[g.name] for g in graph.groups]
     return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, dtype=torch.float64)
 
 
@@ -144,11 +144,11 @@ class _Averaged:
 
     def __init__(self, graph: DependencyGraph, scores: torch.Tensor, criterion: Any) -> None:
         parts = scores.split([g.units for g in graph.groups]) if graph.groups else ()
-        self.scores = {id(g.axis): part for g, part in zip(graph.groups, parts, strict=True)}
+        self.scores = {g.name: part for g, part in zip(graph.groups, parts, strict=True)}
         self.normalise = normalisation(criterion)
 
     def __call__(self, group: Group) -> torch.Tensor:
-        return self.scores[id(group.axis)]
+        return self.scores[group.name]
 
 
 # ----------------------------------------------------------------------------------------------------- messages

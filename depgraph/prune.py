@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,6 @@ from .base.running import Score, score_of
 from .base.values import tensor_leaves
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
-from .grouping.build import freeze_unwritable_literals
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.naming import Name, given_names
 from .grouping.propagate import propagate
@@ -29,31 +29,12 @@ from .recover import recover as win_back
 from .report import Report
 from .search import settle
 from .select import Request, Scope, nothing_text
-from .select.budgets import check_budgets, read_budgets
+from .select.budgets import read_budgets
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
 from .tracing.trace import trace
 from .tracing.wrappers import check_changeable
-
-# Arguments of `prune` that a plan remembers, where they are numbers or names.
-ASKED = (
-    "pruning_ratio",
-    "max_params",
-    "max_macs",
-    "max_bytes",
-    "max_latency",
-    "max_memory",
-    "importance",
-    "scope",
-    "max_ratio",
-    "normalise",
-    "per_cost",
-    "round_to",
-    "threshold",
-    "uniform",
-    "granularity",
-)
 
 
 @dataclass(repr=False)
@@ -77,7 +58,6 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
-OF_ANALYZE = ("ignore", "strict", "constraints", "granularity")  # arguments of `prune` that it hands on
 
 
 def analyze(
@@ -113,12 +93,11 @@ def analyze(
     model = as_module(model)
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
-    graph = DependencyGraph(propagate(recorded, strict=strict), model, names)
-    graph.granularity = granularity
-    freeze_unwritable_literals(graph)
-    for constraint in stated:
-        constraint(graph)
-    return graph
+    return DependencyGraph(propagate(recorded, strict=strict), model, names, granularity, stated)
+
+
+# The arguments of `analyze` that calls which prune hand on to it.
+OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
 def _stated(constraints: Any) -> list[Constraint]:
@@ -138,6 +117,7 @@ def as_module(model: Any) -> Any:
     return model
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
@@ -147,7 +127,8 @@ def prune(
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
+    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    **further_budgets: Any,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -190,15 +171,16 @@ def prune(
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
-            again. What a check freezes stays frozen in it (`DependencyGraph.unfreezing` undoes that).
+            again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
-        earlier: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
+        already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
         the smaller model, the plan, and a report.
@@ -211,15 +193,10 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
         DepgraphError: `inplace`, and a literal in the model's own forward must be rewritten.
     """
-    asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
+    arguments = dict(locals())
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-    normalise = normalise or normalisation(cast(Importance, criterion))
-    request = Request(
-        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
-    )
-    limits = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_memory": max_memory,
-              "max_latency": max_latency}  # fmt: skip
-    check_budgets(request, limits)
+    arguments["normalise"] = normalise or normalisation(cast(Importance, criterion))
+    request = Request.of(arguments, further_budgets)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
         flag(name, given)
@@ -256,19 +233,20 @@ def prune(
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request, limits)
-    small, plan, proof = settle(graph, example_inputs, scores, request, targets, verify, notes)
+    targets = read_budgets(graph, example_inputs, request)
+    small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
     won = None
     if recover is not None:
         won = win_back(
             model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
-    plan.asked, before = asked, plans_of(model)
-    seconds = tuple(latencies([model, small], example_inputs)) if latency else None
+    also = {"importance": importance, "granularity": granularity}
+    plan.asked = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    before = plans_of(model)
     report = Report.of(
         graph, plan, small, proof, example_inputs,
         notes=notes,
-        latency=seconds,
+        latency=tuple(latencies([model, small], example_inputs)) if latency else None,
         score=None if score is None or scored is None else (scored, score_of(score, small)),
         recovery=won,
     )  # fmt: skip

@@ -33,14 +33,16 @@ def reachable(graph: DependencyGraph) -> dict[str, float]:
     free = sum(
         graph.tensors[n].numel()
         for n in parameters
-        if any(a.frozen is None for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis))
+        if any(
+            graph.reason(a) is None for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)
+        )
     )
     work = free_work = 0
     for _, factors in graph.state.work:
         own = [f for f in factors if isinstance(f, axes.Axis)]
         n = prod(f.size for f in own) * prod(f for f in factors if isinstance(f, int))
         work += n
-        free_work += n if any(a.frozen is None for f in own for a in axes.atoms(f)) else 0
+        free_work += n if any(graph.reason(a) is None for f in own for a in axes.atoms(f)) else 0
     return {"params": free / total if total else 0.0, "macs": free_work / work if work else 0.0}
 
 
@@ -295,8 +297,8 @@ def _locked(graph: DependencyGraph, plan: Plan) -> list[tuple[str, str]]:
     if not graph.groups:
         return []
     further = ties(graph) if plan.asked.get("uniform") else ()
-    selection = Selection(graph, {id(g.axis): np.ones(g.units) for g in graph.groups}, ties=further)
-    return [(graph.by_axis[a].name, why) for a, why in selection.locked.items()]
+    ones = {g.name: np.ones(g.units) for g in graph.groups}
+    return list(Selection(graph, ones, ties=further).locked.items())
 
 
 def _remarks(graph: DependencyGraph, mismatches: list[str], parameters: set[str]) -> list[str]:

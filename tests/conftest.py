@@ -12,16 +12,18 @@ from two_blocks import Net
 
 import depgraph
 from depgraph.rules import REGISTRY, STATED
+from depgraph.select import BUDGETS
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def stated() -> Iterator[Callable[..., Any]]:
-    """`depgraph.op_rule`, whose rules are forgotten after the test."""
-    before = dict(REGISTRY), dict(STATED)
+    """`depgraph.op_rule`, whose rules are forgotten after the test; so are budgets."""
+    tables: tuple[dict[str, Any], ...] = (REGISTRY, STATED, BUDGETS)
+    before = [dict(table) for table in tables]
     yield depgraph.op_rule
-    for table, rows in zip((REGISTRY, STATED), before, strict=True):
+    for table, rows in zip(tables, before, strict=True):
         table.clear()
         table.update(rows)
 

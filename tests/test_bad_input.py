@@ -120,12 +120,11 @@ def test_wrong_values_are_refused(name, argument, tmp_path, monkeypatch):
         state = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
         try:
             call(**{**given, argument: value})
-        except depgraph.DepgraphError as error:
-            assert str(error)
+        except depgraph.DepgraphError:
             for model, was, values in zip(models, before, state, strict=True):
                 assert_untouched(model, was)
                 assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever comes out is what this test looks for
             if not (argument in PATHS and isinstance(error, OSError)):
                 raw.append(f"{argument}={text}: {type(error).__name__}: {str(error)[:150]}")
     assert not raw, "\n".join(raw)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +239,32 @@ def test_a_failed_download_says_what_and_where(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(fetch.FetchError, match=r"PyPI's gguf==0\.19\.0 could not be fetched(.|\n)*network"):
         fetch.wheel("gguf")
     assert not list(tmp_path.rglob("gguf*"))
+
+
+def test_a_relative_cache_counts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Downloads run in folders of their own; what pip is told has to be the same place from there."""
+
+    def pip(command: list[str], cwd: Path, **_: object) -> SimpleNamespace:
+        folder = Path(cwd) / command[command.index("--dest") + 1]
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / "gguf-0.19.0-py3-none-any.whl", "w") as archive:
+            archive.writestr("gguf/__init__.py", "")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(fetch.CACHE_VARIABLE, "here/below")
+    monkeypatch.setattr(fetch.subprocess, "run", pip)
+    assert fetch.wheel("gguf") == tmp_path / "here/below/pypi/gguf==0.19.0"
+    assert (fetch.wheel("gguf") / "gguf/__init__.py").exists()
+
+
+def test_a_download_that_leaves_no_file_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(fetch.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    with pytest.raises(fetch.FetchError, match=r"has no file \*\.whl(.|\n)*" + re.escape(str(tmp_path))):
+        fetch.wheel("gguf")
 
 
 def test_what_making_a_file_leaves_behind_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from math import inf
+from numbers import Integral
 from typing import Any
 
 from .errors import InputError
@@ -21,16 +22,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
-    """`value`, where it is an int from `low` to `high`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not low <= value <= (inf if high is None else high)
-    ):
+    """`value`, where it is a whole number from `low` to `high`."""
+    if not is_whole(value) or not low <= value <= (inf if high is None else high):
         limits = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"{name} must be a whole number {limits}, not {shown(value)}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: Any, low: float = -inf, *, above: bool = False) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -89,34 +87,6 @@ class WriteGuardMode(CallMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.kept.restore()
-
-
-class _Room:
-    """How many ask for a deeper stack now, and how deep it was before the first."""
-
-    lock = threading.Lock()
-    asked = 0
-    before = 0
-
-
-@contextmanager
-def deeper_stack() -> Iterator[None]:
-    """Let Python nest calls twice as deep: what watches or copies a model needs more frames for each module in a module.
-
-    So a model that runs by itself runs here, too. The last one that leaves, in whichever thread, gives the limit back.
-    """
-    with _Room.lock:
-        if not _Room.asked:
-            _Room.before = sys.getrecursionlimit()
-            sys.setrecursionlimit(2 * _Room.before + 500)
-        _Room.asked += 1
-    try:
-        yield
-    finally:
-        with _Room.lock:
-            _Room.asked -= 1
-            if not _Room.asked:
-                sys.setrecursionlimit(_Room.before)
 
 
 Score = Callable[[nn.Module], Any]  # a number; higher is better

@@ -1,4 +1,4 @@
-"""What users call things: modules, tensors, globs of them, groups and dims."""
+"""What users call things: modules, tensors, and globs of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..axes.axes import Axis
 from ..base.checks import of_kind, shown
 from ..base.errors import InputError
-from .members import Group
 
 if TYPE_CHECKING:
     from .graph import DependencyGraph
 
 Name = str | nn.Module | torch.Tensor  # a module or tensor, by its name or itself, or a glob of names
-Place = Group | str  # a group, or a dim: "tensor:dim"
 NAMING = (
     "  fix: use a module path, a parameter or buffer name, or a glob of them, as named_modules() and "
     "named_parameters() print them; or the module or parameter itself"
@@ -73,26 +70,3 @@ def named(graph: DependencyGraph, given: Name) -> tuple[set[str], bool]:
 
     hit = {n for n in (*graph.tensors, *graph.trace.aliases) if fnmatchcase(n, pattern) or inside(n)}
     return hit, bool(hit or paths)
-
-
-def axis_at(graph: DependencyGraph, place: Place) -> Axis:
-    """The axis at `place`.
-
-    Raises:
-        InputError: there is no such place in `graph`, or its size is 1.
-    """
-    if isinstance(place, Group):
-        if graph.by_axis.get(place.key) is not place:
-            raise InputError(f"{place!r} is no group of this graph")
-        return place.axis
-    name, _, dim = str(place).rpartition(":")
-    dims = graph.dims(name)
-    if not dim.isdigit() or int(dim) >= len(dims):
-        raise InputError(
-            f"{place!r} is no dim that a traced run used\n"
-            "  fix: give a group, or a parameter or buffer name and a dim, as in 'layers.0.weight:0'"
-        )
-    axis = dims[int(dim)]
-    if axis is None:
-        raise InputError(f"{place!r} has size 1: nothing of it can go")
-    return axis.find()

@@ -69,7 +69,7 @@ def _locks(graph: DependencyGraph, name: str, dim: int, unreached: set[str]) -> 
     if axis is None:
         return []
     atoms = dict.fromkeys(axes.atoms(axis))
-    return [(str(a.frozen), a.size) for a in atoms if a.frozen is not None]
+    return [(str(why), a.size) for a in atoms if (why := graph.reason(a)) is not None]
 
 
 def _modules(graph: DependencyGraph, number: dict[str, int]) -> list[list[Any]]:

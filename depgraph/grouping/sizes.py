@@ -8,6 +8,7 @@ becomes a constraint for the planner. A bare literal can only be rewritten in th
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import nn
 
 from ..axes import axes, polynomials
 from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.nodes import base_name
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
 from .decisions import Decision, decision
 
 
@@ -49,7 +51,7 @@ class SizeSystem:
         self.literals: list[Literal] = []
         self.decisions: dict[Node, Decision] = {}
         self.free = {
-            id(a): a
+            a
             for results in state.dims.values()
             for dims in results
             for axis in dims
@@ -70,7 +72,7 @@ class SizeSystem:
     def _pin(self) -> None:
         """Freeze the atoms that an equation fixes by itself, so that another factor of their dims may go instead."""
         while True:
-            free = {i: a for i, a in self.free.items() if a.frozen is None}
+            free = {a for a in self.free if a.frozen is None}
             reduced = [(self.reduce(p, free), why) for p, why in self.constraints]
             alone = [(p, why) for p, why in reduced if len({a for term in p for a in term}) == 1]
             if not alone:
@@ -78,14 +80,14 @@ class SizeSystem:
             for p, why in alone:
                 self._freeze({a for term in p for a in term}, why)
 
-    def reduce(self, polynomial: Polynomial, free: dict[int, Axis]) -> Polynomial:
+    def reduce(self, polynomial: Polynomial, free: Container[Axis]) -> Polynomial:
         """`polynomial` with the count of every atom outside `free` put in as a number."""
         if all(a in free for term in polynomial for a in term):
             return polynomial
         out: Polynomial = {}
         for term, n in polynomial.items():
             rest = tuple(a for a in term if a in free)
-            value = n * math.prod(self.free[a].size for a in term if a not in free)
+            value = n * math.prod(a.size for a in term if a not in free)
             out[rest] = out.get(rest, 0) + value
         return {term: n for term, n in out.items() if n}
 
@@ -128,7 +130,7 @@ class SizeSystem:
         if extent in (0, axis.size):
             return polynomials.count(axis, self.free) if extent else {}
         if axis.kind == ATOM:
-            return {(): extent} if id(axis) not in self.free else None
+            return {(): extent} if axis not in self.free else None
         if axis.kind == RAGGED:
             return None
         if axis.kind == CONCAT:
@@ -295,7 +297,7 @@ class SizeSystem:
             else:
                 found = self._suspects(use)
             text = f"sets a number that the op computes with ({use.value:g})"
-            self._freeze(found, Reason(text, str(use.node.target), use.node.meta["module"], use.source))
+            self._freeze(found, Reason(text, str(use.node.target), record_of(use.node).module, use.source))
 
     def _decides(self, use: ScalarUse) -> bool:
         """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""
@@ -307,20 +309,19 @@ class SizeSystem:
             found.uses.append(use)
         return found is not None
 
-    def _suspects(self, use: Any) -> set[int]:
+    def _suspects(self, use: Any) -> set[Axis]:
         """Atoms of dims whose size n explains a bare factor n, 1/n, sqrt(n) or 1/sqrt(n)."""
-        name = str(use.node.target)
-        if not name.startswith(("aten.mul", "aten.div")) or use.value <= 0 or use.value == 1:
+        if base_name(use.node.target) not in ("mul", "div") or use.value <= 0 or use.value == 1:
             return set()
         dims = [a for n in use.node.all_input_nodes for d in self.state.dims.get(n, []) for a in d]
         for n in use.node.all_input_nodes:
             dims.extend(self.state.contracted.get(n, []))
-        found = set()
+        found: set[Axis] = set()
         for axis in dims:
             if axis is not None and axis.size > 2:
                 forms = (axis.size**p for p in (1.0, -1.0, 0.5, -0.5, 0.25, -0.25))
                 if any(math.isclose(use.value, f, rel_tol=1e-6) for f in forms):
-                    found |= {id(a) for a in axes.atoms(axis) if id(a) in self.free}
+                    found |= self.free.intersection(axes.atoms(axis))
         return found
 
     # ----------------------------------------------------------------------------------------------- evaluation
@@ -360,7 +361,7 @@ class SizeSystem:
         if expr[0] == "attr":
             return read_attribute(self.model, expr[1:])
         if expr[0] == "dim":
-            return expr[1].meta["shapes"][0][expr[2]]
+            return record_of(expr[1]).shape[expr[2]]
         a, b = self.value(expr[1]), self.value(expr[2])
         function = {
             "add": "__add__",
@@ -373,8 +374,8 @@ class SizeSystem:
             return getattr(type(a), function[expr[0]])(a, b) if type(a) is type(b) else _mixed(expr[0], a, b)
         return a**b if expr[0] == "pow" else a / b
 
-    def atoms_of(self, expr: Expr) -> set[int]:
-        """Ids of the free atoms whose counts `expr` depends on."""
+    def atoms_of(self, expr: Expr) -> set[Axis]:
+        """The free atoms whose counts `expr` depends on."""
         if not isinstance(expr, tuple):
             return set()
         if expr in self.known:
@@ -384,18 +385,21 @@ class SizeSystem:
             return {a for t in (p or {}) for a in t}
         return self.atoms_of(expr[1]) | self.atoms_of(expr[2])
 
-    def _freeze(self, atoms: set[int], reason: Reason) -> None:
+    def _freeze(self, atoms: set[Axis], reason: Reason) -> None:
         for a in atoms:
-            self.free[a].frozen = self.free[a].frozen or reason
+            a.frozen = a.frozen or reason
 
     def _freeze_axis(self, axis: Axis | None, use: SizeUse, text: str) -> None:
         if axis is not None:
-            atoms = {id(a) for a in axes.atoms(axis) if id(a) in self.free}
-            self._freeze(atoms, Reason(text, "", use.module, use.source))
+            self._freeze(self.free.intersection(axes.atoms(axis)), Reason(text, "", use.module, use.source))
 
-    def flipped(self, counts: dict[int, int]) -> list[tuple[set[int], str]]:
-        """Comparisons of sizes that would come out differently with `counts` (by atom id): their atoms and text."""
-        found = []
+    def counts(self, masks: axes.AtomMasks) -> dict[Axis, int]:
+        """How many indices of each atom `masks` keep."""
+        return {a: int(masks[a].sum()) if a in masks else a.size for a in self.free}
+
+    def flipped(self, masks: axes.AtomMasks) -> list[tuple[set[Axis], str]]:
+        """Comparisons of sizes that would come out differently with `masks`: their atoms and text."""
+        found, counts = [], self.counts(masks)
         compare = {
             "eq": "__eq__",
             "ne": "__ne__",

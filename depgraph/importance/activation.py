@@ -115,7 +115,7 @@ class InputStatistic:
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
-        own = [r for r in self.readers[id(group.axis)] if r.consumer in self.scores]
+        own = [r for r in self.readers[group.name] if r.consumer in self.scores]
         if not own:
             return np.asarray(self.otherwise(group))
         return np.asarray(sum(self.scores[r.consumer][r.columns].sum(1) for r in own))

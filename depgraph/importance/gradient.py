@@ -97,7 +97,7 @@ class Taylor:
         """
         data = needed(calibration, "gradients, and takes a loss")
         self.sums = MemberSums(graph)
-        self.totals: dict[int, Scores] = {id(g.axis): np.zeros(g.units) for g in graph.groups}
+        self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
         mean: Gradients = {}
         entry: Entry = product
@@ -116,7 +116,7 @@ class Taylor:
                 self.sums.add(name, entry, own[name], gradient)
             if self.per != "all" and not self.entries:
                 for group in graph.groups:
-                    self.totals[id(group.axis)] += np.abs(self._sum(group)) ** self.power
+                    self.totals[group.name] += np.abs(self._sum(group)) ** self.power
 
         differentiate(graph, data, self.sums.names, visit, samples=self.per == "sample")
         for name, total in mean.items():
@@ -131,7 +131,7 @@ class Taylor:
         elif self.per == "all":
             score = np.abs(self._sum(group) / self.pieces) ** self.power
         else:
-            score = self.totals[id(group.axis)] / self.pieces
+            score = self.totals[group.name] / self.pieces
         return np.asarray(score)
 
     def _sum(self, group: Group) -> Scores:

@@ -13,7 +13,7 @@ import torch
 from ..base.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
-Masks = dict[int, npt.NDArray[np.bool_]]  # of what is kept
+Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
 FORMAT = 2
 
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from ..axes.axes import Axis
 from ..base.checks import fraction, shown, whole_number
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group
 from ..grouping.naming import NAMING, Name, given_names, named
+from ..tracing.recorder import record_of
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")
@@ -64,15 +66,15 @@ class Rules:
     """What was asked, found in a graph.
 
     Attributes:
-        ratios: axis id -> the ratio that the last name of its group says.
-        owner: axis id -> which of the scopes with a ratio its group belongs to.
-        caps: pool id -> how many of its units may go.
+        ratios: axis -> the ratio that the last name of its group says.
+        owner: axis -> which of the scopes with a ratio its group belongs to.
+        caps: pool -> how many of its units may go.
         notes: one line per floor or cap of the user's, for errors.
     """
 
-    ratios: dict[int, float] = field(default_factory=dict)
-    owner: dict[int, int] = field(default_factory=dict)
-    caps: dict[int, int] = field(default_factory=dict)
+    ratios: dict[Axis, float] = field(default_factory=dict)
+    owner: dict[Axis, int] = field(default_factory=dict)
+    caps: dict[Axis, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -134,7 +136,7 @@ def _check_one(scope: Any) -> None:
 
 def rules_of(
     graph: DependencyGraph, groups: Sequence[Group], scope: Any, ratio: Any, max_ratio: float | None,
-    lost: Mapping[int, int],
+    lost: Mapping[Axis, int],
 ) -> Rules:  # fmt: skip
     """What is asked of each of `groups`.
 
@@ -144,30 +146,30 @@ def rules_of(
         scope: as in `choose`, checked.
         ratio: `pruning_ratio` there.
         max_ratio: the largest share of any group that may go.
-        lost: pool id -> units that an earlier plan took: shares count them, too.
+        lost: pool -> units that an earlier plan took: shares count them, too.
 
     Raises:
         InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
             the units of a group.
     """
     rules = Rules()
-    pools: dict[int, int] = {}
+    pools: dict[Axis, int] = {}
     for g in groups:
-        pools[id(g.axis.pool)] = pools.get(id(g.axis.pool), lost.get(id(g.axis.pool), 0)) + g.units
+        pools[g.axis.pool] = pools.get(g.axis.pool, lost.get(g.axis.pool, 0)) + g.units
     if max_ratio is not None:
         rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
     if isinstance(ratio, Mapping):
         for pattern, value in ratio.items():
             for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
-                rules.ratios[id(g.axis)] = float(value)
+                rules.ratios[g.axis] = float(value)
     for i, one in enumerate(() if scope is None or isinstance(scope, str) else scope):
         patterns = given_names("modules", one.modules)
         needed = "scope" if one.ratio is not None else ""
-        found = {id(g.axis): g for p in patterns for g in _groups_named(graph, groups, p, needed)}
+        found = {g.axis: g for p in patterns for g in _groups_named(graph, groups, p, needed)}
         for a, g in found.items():
             if one.ratio is not None:
                 rules.owner[a] = i
-            _cap(rules, one, g, pools[id(g.axis.pool)])
+            _cap(rules, one, g, pools[g.axis.pool])
     rules.caps = {p: max(0, n - lost.get(p, 0)) for p, n in rules.caps.items()}
     return rules
 
@@ -202,7 +204,7 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
     if scope.at_most_ratio is not None:
         may_go = min(may_go, _share(scope.at_most_ratio, units))
         rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
-    pool = id(group.axis.pool)
+    pool = group.axis.pool
     rules.caps[pool] = min(rules.caps.get(pool, units), may_go)
 
 
@@ -234,7 +236,7 @@ def fields_of(
         ratio = DEFAULT_RATIO
     found: dict[int, CompetitionGroup] = {}
     for i, block in enumerate(blocks):
-        owners = [rules.owner[id(g.axis)] for g in block.groups if id(g.axis) in rules.owner]
+        owners = [rules.owner[g.axis] for g in block.groups if g.axis in rules.owner]
         if owners:
             last = max(owners)
             found.setdefault(last, CompetitionGroup([], scope[last].ratio, f"scope {last}")).blocks.append(i)
@@ -246,7 +248,7 @@ def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
     """A field for each block that has a ratio by name: the smallest that its groups have, as they go together."""
     found = []
     for i, block in enumerate(blocks):
-        ratios = [rules.ratios[id(g.axis)] for g in block.groups if id(g.axis) in rules.ratios]
+        ratios = [rules.ratios[g.axis] for g in block.groups if g.axis in rules.ratios]
         if ratios:
             found.append(CompetitionGroup([i], min(ratios)))
     return found
@@ -255,12 +257,12 @@ def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
 def _rest(
     graph: DependencyGraph,
     blocks: Sequence[Block],
-    taken: Mapping[int, Any],
+    taken: Mapping[Axis, Any],
     how: str | None,
     ratio: float | None,
 ) -> list[CompetitionGroup]:
     """The fields of the blocks none of whose axes is in `taken`."""
-    rest = [i for i, b in enumerate(blocks) if not any(id(g.axis) in taken for g in b.groups)]
+    rest = [i for i, b in enumerate(blocks) if not any(g.axis in taken for g in b.groups)]
     if how is None or not rest:
         return []
     if how == "local":
@@ -279,5 +281,5 @@ def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
     for m in group.members:
         node = graph.trace.tensors[m.name]
         ops = tuple(sorted({str(user.target) for user in node.users}))
-        found.append((ops, len(node.meta["shapes"][0]), m.dim, m.role, m.rows is not None))
+        found.append((ops, len(record_of(node).shape), m.dim, m.role, m.rows is not None))
     return tuple(sorted(found))

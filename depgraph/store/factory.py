@@ -5,23 +5,21 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import threading
 import types
-import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.errors import InputError, StoreError
+from ..base.switches import replaced, same_random_state, without_warnings
 from ..tracing.copying import slots_of
 
 Factory = Callable[..., nn.Module]
-_building = threading.RLock()
 
 
 def resolved(factory: Any) -> Factory:
@@ -69,7 +67,7 @@ def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, boo
     """
     meta = device == "meta"
     try:
-        with torch.random.fork_rng(devices=[]), _without_work() if meta else nullcontext(None) as made:
+        with same_random_state(), _without_work() if meta else nullcontext(None) as made:
             model = factory()
     except Exception as error:
         raise StoreError(f"the factory failed: {type(error).__name__}: {error}") from error
@@ -82,34 +80,22 @@ def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, boo
 def _without_work() -> Iterator[weakref.WeakSet[nn.Module]]:
     """New tensors are on the meta device, and nothing is drawn to fill them; yields the modules that are made."""
     made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    start = nn.Module.__init__
 
-    def noted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        made.add(self)
-        start(self, *args, **kwargs)
+    def noted(before: Callable[..., None], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        made.add(module)
+        before(module, *args, **kwargs)
 
-    def filling(name: str) -> Any:
-        fill = getattr(nn.init, name)
+    def filled(fill: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
 
-        @functools.wraps(fill)
-        def filled(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
-
-        return fill, filled
-
-    with _building, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a copy into a meta tensor does nothing, and says so
-        fills = {n: filling(n) for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")}
-        try:
-            nn.Module.__init__ = noted  # type: ignore[method-assign]
-            for name, (_, filled) in fills.items():
-                setattr(nn.init, name, filled)
-            with torch.device("meta"):
-                yield made
-        finally:
-            nn.Module.__init__ = start  # type: ignore[method-assign]
-            for name, (fill, _) in fills.items():
-                setattr(nn.init, name, fill)
+    with ExitStack() as stack:
+        stack.enter_context(without_warnings())  # a copy into a meta tensor does nothing, and says so
+        stack.enter_context(replaced(nn.Module, "__init__", noted))
+        for name in dir(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                stack.enter_context(replaced(nn.init, name, filled))
+        stack.enter_context(torch.device("meta"))
+        yield made
 
 
 def left_on_meta(model: nn.Module) -> list[str]:

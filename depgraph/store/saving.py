@@ -18,6 +18,7 @@ from torch import nn
 
 from ..base.checks import whole_number
 from ..base.errors import InputError, StoreError, listed
+from ..base.version import __version__
 from ..config.origin import built_from
 from ..plan.names import fitted
 from ..plan.plan import Plan
@@ -256,8 +257,6 @@ def _reaches(value: Any, keys: Sequence[Any]) -> bool:
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
-    from .. import __version__  # noqa: PLC0415  the package is complete only when this is called
-
     kind = type(model)
     return {
         "depgraph": __version__,

@@ -38,6 +38,7 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number o
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
 
+@torch.inference_mode(False)
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """Make `model` as small as `plan` says.
 

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -18,7 +18,70 @@ from . import sizes
 from .size_uses import ScalarUse, SizeUse
 
 Node = torch.fx.Node
+Shape = tuple[int, ...]
 Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome
+
+SLOT = "depgraph"  # where in a node's `meta` its record lies
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What was seen of the call that a node of the graph stands for, or of the tensor: ``node.meta["depgraph"]``.
+
+    Attributes:
+        shapes: of the tensors that the call returned.
+        dtypes: their types.
+        kind: an input of the model; a parameter or buffer; a tensor that modules hold as a plain attribute; a constant that
+            no module has; or a call.
+        module: path of the module that was being called.
+        source: the line of the user's code, ``file:line in function``.
+        function: the torch function by which the user's code called it.
+        training: whether that was in a run in train mode, behind the one in eval mode.
+        several: the tensors came in a tuple or list: each has a node of its own (`operator.getitem`).
+    """
+
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[torch.dtype, ...]
+    kind: Literal["input", "tensor", "attribute", "constant", "call"] = "call"
+    module: str = ""
+    source: str = ""
+    function: str = ""
+    training: bool = False
+    several: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the (first) tensor."""
+        return self.shapes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the (first) tensor."""
+        return self.dtypes[0]
+
+    @property
+    def one_tensor(self) -> bool:
+        """Whether the result is a tensor, and nothing around it."""
+        return len(self.shapes) == 1 and not self.several
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether the tensor holds real or complex numbers: neither whole ones nor truth values."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+def record_of(node: Node) -> NodeRecord:
+    """What was seen of a node of a recorded graph (of any but the output)."""
+    found: NodeRecord = node.meta[SLOT]
+    return found
+
+
+def write_record(node: Node, tensors: Sequence[torch.Tensor], **known: Any) -> NodeRecord:
+    """Give `node` a record: of the `tensors` that it stands for, and what else is `known` (fields of `NodeRecord`)."""
+    made = NodeRecord(tuple(tuple(t.shape) for t in tensors), tuple(t.dtype for t in tensors), **known)
+    node.meta[SLOT] = made
+    return made
+
 
 FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
 
@@ -105,13 +168,10 @@ class Recorder:
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
         else:
-            kind = "held" if name in self.held else "tensor"
+            kind = "attribute" if name in self.held else "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
-        node.meta.update(
-            shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line()
-        )
-        node.meta["dtype"] = tensor.dtype
+        write_record(node, [tensor], kind=kind, module=self.stack[-1][0], source=source_line())
         if kind != "constant":
             self.tensors[name] = node
         self.remember(tensor, node)
@@ -158,17 +218,19 @@ class Recorder:
         given = tuple(map(self.argument, args)), {k: self.argument(v) for k, v in kwargs.items()}
         node = self.graph.create_node("call_function", op)
         node.args, node.kwargs = given  # given to create_node, each would be searched for symbolic numbers
-        node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
-        node.meta["source"] = source_line()
-        node.meta["training"] = self.training
-        node.meta["function"] = self.function
-        if isinstance(out, torch.Tensor):
-            node.meta["dtype"] = out.dtype
+        several = not isinstance(out, torch.Tensor)
+        known = {
+            "module": self.stack[-1][0],
+            "source": source_line(),
+            "function": self.function,
+            "training": self.training,
+        }
+        write_record(node, flat + nested, several=several, **known)
+        if not several:
             self.remember(out, node)
-        else:
-            for i, tensor in enumerate(flat + nested):
-                item = self.graph.create_node("call_function", operator.getitem)
-                item.args = (node, i)
-                item.meta.update(node.meta, shapes=[tuple(tensor.shape)], dtype=tensor.dtype)
-                self.remember(tensor, item)
+        for i, tensor in enumerate(flat + nested if several else ()):
+            item = self.graph.create_node("call_function", operator.getitem)
+            item.args = (node, i)
+            write_record(item, [tensor], **known)
+            self.remember(tensor, item)
         return node

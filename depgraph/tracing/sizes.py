@@ -12,6 +12,7 @@ An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("di
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -112,18 +113,24 @@ def track(value: int | float, expr: Expr) -> Any:
     return Scalar(float(value), expr) if isinstance(value, float) else value
 
 
-_comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
+class _Run(threading.local):
+    """What is recorded in this thread: int.__eq__ and __getattribute__ have no other way to know their trace."""
+
+    comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
+    reads: set[Expr] | None = None
+
+
+_run = _Run()
 
 
 @contextmanager
 def recording_comparisons(into: list[tuple[str, Expr, Expr, bool]]) -> Iterator[None]:
     """Append every comparison of a tracked int with a number to `into` as (operator, left, right, outcome)."""
-    global _comparisons  # noqa: PLW0603  int.__eq__ has no other way to know its trace
-    before, _comparisons = _comparisons, into
+    before, _run.comparisons = _run.comparisons, into
     try:
         yield
     finally:
-        _comparisons = before
+        _run.comparisons = before
 
 
 def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
@@ -147,8 +154,8 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
 
     def compare(self: Any, other: Any) -> Any:
         outcome = plain_int(self, other)
-        if _comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
-            _comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
+        if _run.comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
+            _run.comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
         return outcome
 
     return compare
@@ -223,19 +230,17 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
     return value
 
 
-_reads: set[Expr] | None = None
 _watched: dict[type, Any] = {}
 
 
 @contextmanager
 def recording_reads(into: set[Expr]) -> Iterator[None]:
     """Add to `into` the expression of every tracked number that is read from an object that a module holds."""
-    global _reads  # noqa: PLW0603  __getattribute__ has no other way to know its trace
-    before, _reads = _reads, into
+    before, _run.reads = _run.reads, into
     try:
         yield
     finally:
-        _reads = before
+        _run.reads = before
 
 
 def _watch(holder: Any) -> None:
@@ -245,8 +250,8 @@ def _watch(holder: Any) -> None:
 
         def read(self: Any, name: str) -> Any:
             value = kind.__getattribute__(self, name)
-            if _reads is not None and name != "__dict__":
-                _reads.update(expressions_in(value))
+            if _run.reads is not None and name != "__dict__":
+                _run.reads.update(expressions_in(value))
             return value
 
         try:

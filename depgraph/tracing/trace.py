@@ -8,7 +8,6 @@ cost no arithmetic and no memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,14 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..base.errors import InputError, TraceError
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
+from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Comparison, Node, Recorder
+from .recorder import Comparison, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
-from .wrappers import check_unsharded, eagerly
+from .wrappers import check_unsharded
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
@@ -38,7 +38,7 @@ class Trace:
     """What one run of the model recorded.
 
     Attributes:
-        graph: the ATen calls; each node has shapes, module and the user's line in its `meta`.
+        graph: the ATen calls; what was seen of each is its `NodeRecord`, ``node.meta["depgraph"]``.
         outputs: the nodes that the model returns.
         tensors: canonical name of each parameter and buffer that the run used -> its get_attr node.
         aliases: every other name of a tied parameter or buffer -> its canonical name.
@@ -126,17 +126,6 @@ def _reach_more(
     return both if missing - set(both.unreached) else found
 
 
-@contextmanager
-def quiet_fakes() -> Iterator[None]:
-    """Torch logs a traceback for each op that fails on fake tensors; here a failure only means the next way to run."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _run(
     model: nn.Module,
     examples: list[Arguments],
@@ -171,9 +160,7 @@ def _run(
         recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
-            node.meta.update(
-                shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
-            )
+            write_record(node, [tensor], kind="input")
             recorder.remember(tensor, node)
         if seconds is not None:
             recorder.patience = seconds
@@ -186,7 +173,7 @@ def _run(
                 outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
-            outputs = [n for n in made if len(n.meta["shapes"]) == 1]
+            outputs = [n for n in made if len(record_of(n).shapes) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(recorder, outputs, every, (tensors, aliases), fake)
@@ -196,7 +183,7 @@ def _run(
 def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
-        torch.random.fork_rng(devices=[]),
+        same_random_state(),
         torch.inference_mode(False),
         torch.no_grad(),
         open_python_functions(),

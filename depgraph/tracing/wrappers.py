@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from ..base.errors import InputError
-from ..base.running import deeper_stack
+from ..base.switches import deeper_stack
 from .copying import deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
@@ -238,14 +237,3 @@ def check_changeable(model: nn.Module) -> None:
             "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
             "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
         )
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines.
-
-    There is room on the stack for those who watch.
-    """
-    compiled = "torch._dynamo" in sys.modules
-    with deeper_stack(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        yield

@@ -21,6 +21,7 @@ from ..grouping.build import build_plan
 from ..plan.plan import Plan
 from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
 from ..report import Report
+from ..select import BUDGETS, OPTIONS
 from ..surgery.apply import apply
 from ..surgery.lineage import plans_of
 from ..tracing.tensors import named_tensors
@@ -223,11 +224,10 @@ class GradualPruner:
 
     def _probe(self) -> None:
         """Plan the last step as if it were the only one: what can't be reached fails here."""
-        cheap = {
-            n: v for n, v in self._options.items() if n in ("round_to", "max_ratio", "uniform", "progress")
-        }
-        asked = self._aims.at(lambda share: share)
-        if asked.pop("max_latency", None) is None or asked:  # seconds would have to be measured
+        cheap = {n: v for n, v in self._options.items() if n in OPTIONS or n == "progress"}
+        last = self._aims.at(lambda share: share)
+        asked = {n: v for n, v in last.items() if n not in BUDGETS or BUDGETS[n].compare is None}
+        if asked or not last:  # seconds would have to be measured
             prune(
                 self._original, self.example_inputs, graph=self._graph, verify=False,
                 importance=lambda group: np.ones(group.units), **cheap, **asked,
@@ -238,7 +238,7 @@ class GradualPruner:
         if good.model is self._original:
             return prune(good.model, self.example_inputs, graph=self._graph, **self._options, **asked)
         return prune(
-            good.model, self.example_inputs, earlier=good.plan, **self._each, **self._options, **asked
+            good.model, self.example_inputs, already_pruned=good.plan, **self._each, **self._options, **asked
         )
 
     def _next(self) -> float | None:
@@ -378,7 +378,7 @@ def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
 def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]) -> None:
     for name, value, least in (("steps", steps, 1), ("backtracks", backtracks, 0)):
         whole_number(name, value, least)
-    refused = {"inplace", "graph", "earlier"} & options.keys()
+    refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
         raise InputError(f"pruning step by step takes no {', '.join(sorted(refused))}")
     if max_drop is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...axes.nodes import op_name
 from .run import MaskedRun, Unfollowed, all_alive, handles, in_double
 
 aten = torch.ops.aten
@@ -82,7 +83,7 @@ def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     norm = (v.square().sum(dims, keepdim=True)).sqrt()
     mask = run.full(v) * run.full(g)
     out = run.finish(torch.where(mask > 0, v * (g / norm.clamp(min=1e-300)), torch.zeros_like(v)), mask)
-    return (out, norm) if "interface" in func._schema.name else out
+    return (out, norm) if op_name(func) == "_weight_norm_interface" else out
 
 
 @handles("linalg_solve_triangular")

@@ -1,4 +1,4 @@
-"""A tiny model of every type of transformers that can be built and run offline."""
+"""What a pruned model of transformers is held to beside its outputs: its configuration, and text that it generates."""
 
 from __future__ import annotations
 
@@ -6,42 +6,22 @@ import copy
 import re
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import transformers_tiny
-from benchmarks.suites.case import Case, seeded
-
-SMALL = ("llama", "bert", "t5", "mixtral", "whisper", "vit")
 STEPS = 3  # tokens to generate
 CLOSE = 1e-3  # largest relative deviation of logits between generation with the cache and without
 
 
-def cases() -> dict[str, Case]:
-    """One case a type in the table."""
-    return {row.type: _case(row) for row in transformers_tiny.load() if row.model}
-
-
-def _case(row: transformers_tiny.Tiny) -> Case:
-    return Case(
-        row.type,
-        partial(seeded, partial(transformers_tiny.build, row.type, row.model)),
-        partial(transformers_tiny.inputs, row.inputs),
-        row.model,
-        partial(_check, row),
-    )
-
-
-def _check(row: transformers_tiny.Tiny, model: nn.Module) -> str:
-    """What is wrong with the configuration of a pruned model, or with its generation of text."""
+def check(inputs: dict[str, Any] | None, model: nn.Module) -> str:
+    """What is wrong with the configuration of a pruned model, or with its generation of text from `inputs`."""
     wrong = stale(model)
-    if wrong or not row.generates:
+    if wrong or inputs is None:
         return wrong
     try:
-        return generation(model, transformers_tiny.inputs(row.inputs))
+        return generation(model, inputs)
     except Exception as error:
         return f"generate() fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

@@ -1,6 +1,6 @@
-"""The smallest model of every timm model file, and the smallest image it runs on, kept in `timm_smallest.json`.
+"""The smallest model of every timm model file, and the smallest image it runs on, kept in `timm.json`.
 
-python -m benchmarks.timm_smallest      # regenerate the file: builds every timm architecture once, some minutes
+python -m benchmarks.models.timm      # regenerate the file: builds every timm architecture once, some minutes
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks import vision_ops  # noqa: F401  # timm imports torchvision
+from benchmarks.suites.case import Cases, tensor_inputs
 
-DATA = Path(__file__).with_name("timm_smallest.json")
+DATA = Path(__file__).with_suffix(".json")
 BATCH = 2
 # Tried in this order. 104 comes first because its feature maps (52, 26, 13, 7, 4) share no size with common widths.
 IMAGE_SIZES = (104, 96, 128, 160, 192, 224, 256, 288, 320, 384)
@@ -91,7 +93,7 @@ def smallest_image(name: str) -> tuple[int, int, int]:
 
 
 def regenerate() -> list[TimmModel]:
-    """Go through timm's registry and write `timm_smallest.json`."""
+    """Go through timm's registry and write `timm.json`."""
     rows = []
     for module, name, params in smallest_by_module():
         row = TimmModel(name, module, params, smallest_image(name))
@@ -100,6 +102,12 @@ def regenerate() -> list[TimmModel]:
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     DATA.write_text(f"[\n{lines}\n]\n")
     return rows
+
+
+CASES = Cases()
+for _row in load():
+    _inputs = partial(tensor_inputs, (BATCH, *_row.image))
+    CASES.add(_row.name, partial(build, _row.name), _inputs, f"{_row.module}: logits")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import regnet
 
-from benchmarks.suites.case import Case, noise, seeded, tensor_inputs
+from benchmarks.suites.case import Cases, noise, tensor_inputs
 
-SMALL = (
-    "resnet18",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "mobilenet_v3_small",
-    "googlenet",
-    "densenet121",
-)
 IMAGE = (2, 3, 104, 104)
 # Classification models that insist on a size, or whose auxiliary head in train mode does (Inception).
 IMAGE_BY_PREFIX = {
@@ -55,61 +49,39 @@ def _starting_with(name: str, table: dict[str, Any], default: Any) -> Any:
     return next((value for prefix, value in table.items() if name.startswith(prefix)), default)
 
 
-def cases() -> dict[str, Case]:
-    """One case a listed name."""
-    from torchvision import models
-
-    found = {}
-    makers = {
-        models: _classification,
-        models.quantization: _quantizable,
-        models.segmentation: _segmentation,
-        models.video: _video,
-        models.optical_flow: _optical_flow,
-        models.detection: _detection,
-    }
-    for module, make in makers.items():
-        for name in models.list_models(module=module):
-            found[name] = make(name)
-    return found
-
-
 def _get(name: str, **options: Any) -> nn.Module:
-    from torchvision import models
-
     return models.get_model(name, weights=None, **options)
 
 
-def _classification(name: str) -> Case:
-    shape = _starting_with(name, IMAGE_BY_PREFIX, IMAGE)
-    inputs = partial(tensor_inputs, shape)
+def _classification(name: str) -> None:
+    inputs = partial(tensor_inputs, _starting_with(name, IMAGE_BY_PREFIX, IMAGE))
     if name in NARROWED:
-        return Case(name, partial(seeded, NARROWED[name]), inputs, "logits; built at half its width")
-    return Case(name, partial(seeded, partial(_get, name)), inputs, "logits")
+        CASES.add(name, NARROWED[name], inputs, "logits; built at half its width")
+    else:
+        CASES.add(name, partial(_get, name), inputs, "logits")
 
 
-def _quantizable(name: str) -> Case:
-    shape = _starting_with(name, IMAGE_BY_PREFIX, IMAGE)
-    build = partial(_get, name, quantize=False)
-    return Case(name, partial(seeded, build), partial(tensor_inputs, shape), "logits; float, quantizable")
+def _quantizable(name: str) -> None:
+    inputs = partial(tensor_inputs, _starting_with(name, IMAGE_BY_PREFIX, IMAGE))
+    CASES.add(name, partial(_get, name, quantize=False), inputs, "logits; float, quantizable")
 
 
-def _segmentation(name: str) -> Case:
+def _segmentation(name: str) -> None:
     build = partial(_get, name, weights_backbone=None)
-    return Case(name, partial(seeded, build), partial(tensor_inputs, IMAGE), "a dict of class maps")
+    CASES.add(name, build, partial(tensor_inputs, IMAGE), "a dict of class maps")
 
 
-def _video(name: str) -> Case:
+def _video(name: str) -> None:
     shape = _starting_with(name, CLIP_BY_PREFIX, CLIP)
-    return Case(name, partial(seeded, partial(_get, name)), partial(tensor_inputs, shape), "logits")
+    CASES.add(name, partial(_get, name), partial(tensor_inputs, shape), "logits")
 
 
-def _optical_flow(name: str) -> Case:
+def _optical_flow(name: str) -> None:
     inputs = partial(tensor_inputs, FRAME, FRAME)
-    return Case(name, partial(seeded, partial(_get, name)), inputs, "two frames in, twelve refined flows out")
+    CASES.add(name, partial(_get, name), inputs, "two frames in, twelve refined flows out")
 
 
-def _detection(name: str) -> Case:
+def _detection(name: str) -> None:
     options = {"retinanet": RESIZED_SINGLE_SHOT, "fcos": RESIZED_SINGLE_SHOT, "ssd": SINGLE_SHOT}
     kwargs = _starting_with(name, options, RCNN)
     # SSD300 multiplies by 255 and normalises nothing afterwards: of a full image its scores would be all 0 or 1.
@@ -118,20 +90,18 @@ def _detection(name: str) -> Case:
     )
     build = partial(_get, name, weights_backbone=None, **kwargs)
     note = "a list of images in, a list of dicts out; few candidates, score threshold 0, small images"
-    return Case(name, partial(seeded, build), partial(_detection_inputs, *image), note)
+    CASES.add(name, build, partial(_detection_inputs, *image), note)
 
 
 def _narrow_vit_h_14() -> nn.Module:
     """ViT-H/14 with half of its width: 158 M parameters in place of 632 M."""
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(224, patch_size=14, num_layers=32, num_heads=16, hidden_dim=640, mlp_dim=2560)
+    return models.VisionTransformer(
+        224, patch_size=14, num_layers=32, num_heads=16, hidden_dim=640, mlp_dim=2560
+    )
 
 
 def _narrow_regnet_y_128gf() -> nn.Module:
     """RegNetY-128GF with half of its width: 162 M parameters in place of 645 M."""
-    from torchvision.models import regnet
-
     block = regnet.BlockParams.from_init_params(
         depth=27, w_0=232, w_a=80.4, w_m=2.52, group_width=132, se_ratio=0.25
     )
@@ -139,3 +109,14 @@ def _narrow_regnet_y_128gf() -> nn.Module:
 
 
 NARROWED = {"vit_h_14": _narrow_vit_h_14, "regnet_y_128gf": _narrow_regnet_y_128gf}
+CASES = Cases()
+for _module, _add in {
+    models: _classification,
+    models.quantization: _quantizable,
+    models.segmentation: _segmentation,
+    models.video: _video,
+    models.optical_flow: _optical_flow,
+    models.detection: _detection,
+}.items():
+    for _name in models.list_models(module=_module):
+        _add(_name)

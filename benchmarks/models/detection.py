@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.suites import detectors as d
-from benchmarks.suites.case import Case, Inputs, noise, seeded, tensor_inputs
+from benchmarks.models import detectors as d
+from benchmarks.suites.case import Cases, Inputs, noise, tensor_inputs
 
-SMALL = ("yolo_v8", "detr", "unet", "smp_Unet", "monai_UNet")
 IMAGE = (2, 3, 64, 96)
 
 
@@ -49,13 +48,6 @@ HAND: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-def _hand() -> dict[str, Case]:
-    return {
-        name: Case(name, partial(seeded, build), partial(tensor_inputs, IMAGE), note)
-        for name, (build, note) in HAND.items()
-    }
-
-
 # Of segmentation-models-pytorch: architecture, encoder, further arguments.
 SMP: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Unet": ("Unet", "resnet18", {}),
@@ -84,18 +76,6 @@ def _smp_build(architecture: str, encoder: str, options: dict[str, Any]) -> nn.M
 
     model: nn.Module = getattr(smp, architecture)(encoder, encoder_weights=None, classes=5, **options)
     return model
-
-
-def _smp() -> dict[str, Case]:
-    return {
-        f"smp_{name}": Case(
-            f"smp_{name}",
-            partial(seeded, partial(_smp_build, *row)),
-            partial(tensor_inputs, SMP_IMAGES.get(name, IMAGE)),
-            f"{row[1]} encoder, class maps",
-        )
-        for name, row in SMP.items()
-    }
 
 
 CUBE = (2, 1, 32, 32, 48)
@@ -372,15 +352,11 @@ def _monai_build(name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _monai() -> dict[str, Case]:
-    return {
-        f"monai_{name}": Case(
-            f"monai_{name}", partial(seeded, partial(_monai_build, cls, options)), inputs, "built small"
-        )
-        for name, (cls, options, inputs) in MONAI.items()
-    }
-
-
-def cases() -> dict[str, Case]:
-    """Hand-written detectors, then the libraries'."""
-    return {**_hand(), **_smp(), **_monai()}
+CASES = Cases()
+for _name, (_network, _note) in HAND.items():
+    CASES.add(_name, _network, _shapes(IMAGE), _note)
+for _name, _row in SMP.items():
+    _image = SMP_IMAGES.get(_name, IMAGE)
+    CASES.add(f"smp_{_name}", partial(_smp_build, *_row), _shapes(_image), f"{_row[1]} encoder, class maps")
+for _name, (_class, _options, _inputs) in MONAI.items():
+    CASES.add(f"monai_{_name}", partial(_monai_build, _class, _options), _inputs, "built small")

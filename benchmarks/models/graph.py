@@ -17,32 +17,11 @@ from torch_geometric.nn import aggr, models
 from torch_geometric.nn.models import dimenet, gnnff, schnet, visnet
 from torch_geometric.utils import scatter, to_dense_adj, to_dense_batch
 
-from benchmarks.suites.case import Case, Inputs, noise, seeded
+from benchmarks.suites.case import Cases, Inputs, noise
 
 NODES, FEATURES, HIDDEN, CLASSES, EDGE, RELATIONS = 17, 10, 24, 5, 4, 3
-SMALL = ("gcn", "gat", "conv_sage", "conv_pna", "hetero_sage", "hand_scatter")
 
-_CASES: dict[str, Case] = {}
-
-
-def cases() -> dict[str, Case]:
-    """Every network of this file by name."""
-    return dict(_CASES)
-
-
-def _add(name: str, build: Callable[[], nn.Module], inputs: Callable[[], Inputs], note: str = "") -> None:
-    _CASES[name] = Case(name, partial(seeded, build), inputs, note)
-
-
-def _case(name: str, inputs: Callable[[], Inputs], **options: Any) -> Callable[[type], type]:
-    """Register a network class, built with `options`, under `name`; its docstring is the note."""
-
-    def register(network: type) -> type:
-        note = (network.__doc__ or "").strip().partition("\n")[0]
-        _add(name, partial(network, **options), inputs, note)
-        return network
-
-    return register
+CASES = Cases()
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------
@@ -210,9 +189,9 @@ WIDER: dict[str, tuple[Callable[[int, int], nn.Module], int, Callable[[], Inputs
 }  # fmt: skip
 
 for _name, (_make, _inputs) in CONVOLUTIONS.items():
-    _add(f"conv_{_name}", partial(TwoLayers, _make), _inputs)
+    CASES.add(f"conv_{_name}", partial(TwoLayers, _make), _inputs)
 for _name, (_make, _width, _inputs) in WIDER.items():
-    _add(f"conv_{_name}", partial(TwoLayers, _make, _width), _inputs)
+    CASES.add(f"conv_{_name}", partial(TwoLayers, _make, _width), _inputs)
 
 
 class OneWidth(nn.Module):
@@ -247,7 +226,7 @@ KEEPING: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     ),
 }
 for _name, (_keep, _inputs) in KEEPING.items():
-    _add(f"conv_{_name}", partial(OneWidth, _keep), _inputs)
+    CASES.add(f"conv_{_name}", partial(OneWidth, _keep), _inputs)
 
 # --- its models -------------------------------------------------------------------------------------------------
 
@@ -261,13 +240,13 @@ BASIC: dict[str, Callable[..., nn.Module]] = {
     "edge_cnn": models.EdgeCNN,
 }
 for _name, _model in BASIC.items():
-    _add(_name, partial(_model, FEATURES, HIDDEN, 3, CLASSES), graph)
+    CASES.add(_name, partial(_model, FEATURES, HIDDEN, 3, CLASSES), graph)
     for _jk in ("cat", "max", "lstm"):
         _options = {"jk": _jk, "norm": "batch_norm" if _jk == "cat" else "layer_norm", "dropout": 0.1}
-        _add(f"{_name}_jk_{_jk}", partial(_model, FEATURES, HIDDEN, 3, CLASSES, **_options), graph)
+        CASES.add(f"{_name}_jk_{_jk}", partial(_model, FEATURES, HIDDEN, 3, CLASSES, **_options), graph)
 
 
-@_case("mlp", lambda: (noise(NODES, FEATURES),))
+@CASES.network("mlp", lambda: (noise(NODES, FEATURES),))
 class Mlp(nn.Module):
     """models.MLP with its norms."""
 
@@ -377,11 +356,11 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     ),
 }
 for _name, (_build, _inputs) in PUBLISHED.items():
-    _add(_name, _build, _inputs)
+    CASES.add(_name, _build, _inputs)
 
 
-@_case("deep_gcn", graph, block="res+")
-@_case("deep_gcn_dense", graph, block="dense")
+@CASES.network("deep_gcn", graph, block="res+")
+@CASES.network("deep_gcn_dense", graph, block="dense")
 class DeepGcn(nn.Module):
     """models.DeepGCNLayer around GENConv, residual or densely joined."""
 
@@ -403,10 +382,10 @@ class DeepGcn(nn.Module):
         return self.head(x)
 
 
-@_case("gae", graph, kind="gae")
-@_case("vgae", graph, kind="vgae")
-@_case("arga", graph, kind="arga")
-@_case("argva", graph, kind="argva")
+@CASES.network("gae", graph, kind="gae")
+@CASES.network("vgae", graph, kind="vgae")
+@CASES.network("arga", graph, kind="arga")
+@CASES.network("argva", graph, kind="argva")
 class Autoencoder(nn.Module):
     """models.GAE and its relatives: encode, then score edges by inner products."""
 
@@ -440,7 +419,7 @@ class _TwoHeads(nn.Module):
         return self.mean(x, edge_index), self.spread(x, edge_index)
 
 
-@_case("deep_graph_infomax", graph)
+@CASES.network("deep_graph_infomax", graph)
 class Infomax(nn.Module):
     """models.DeepGraphInfomax: embeddings of a graph and of a corrupted one, scored against a summary."""
 
@@ -458,7 +437,9 @@ class Infomax(nn.Module):
         return self.model.discriminate(good, summary), self.model.discriminate(bad, summary)
 
 
-@_case("meta_layer", lambda: (noise(NODES, FEATURES), _edges(), _attributes(), noise(3, 6, seed=7), _batch()))
+@CASES.network(
+    "meta_layer", lambda: (noise(NODES, FEATURES), _edges(), _attributes(), noise(3, 6, seed=7), _batch())
+)
 class GraphNetwork(nn.Module):
     """models.MetaLayer: edges, nodes and graphs are updated from each other."""
 
@@ -559,15 +540,15 @@ class Pooled(nn.Module):
 
 
 for _name, (_make_pool, _width) in AGGREGATIONS.items():
-    _add(f"pool_{_name}", partial(Pooled, _make_pool, _width), graphs)
+    CASES.add(f"pool_{_name}", partial(Pooled, _make_pool, _width), graphs)
 
 
-@_case("pool_topk", graphs, make=partial(gnn.TopKPooling, HIDDEN, ratio=0.6))
-@_case("pool_sag", graphs, make=partial(gnn.SAGPooling, HIDDEN, ratio=0.6))
-@_case("pool_sag_gat", graphs, make=partial(gnn.SAGPooling, HIDDEN, ratio=0.6, GNN=gnn.GATConv))
-@_case("pool_asa", graphs, make=partial(gnn.ASAPooling, HIDDEN, ratio=0.6))
-@_case("pool_edge", graphs, make=partial(gnn.EdgePooling, HIDDEN))
-@_case("pool_cluster", graphs, make=partial(gnn.ClusterPooling, HIDDEN))
+@CASES.network("pool_topk", graphs, make=partial(gnn.TopKPooling, HIDDEN, ratio=0.6))
+@CASES.network("pool_sag", graphs, make=partial(gnn.SAGPooling, HIDDEN, ratio=0.6))
+@CASES.network("pool_sag_gat", graphs, make=partial(gnn.SAGPooling, HIDDEN, ratio=0.6, GNN=gnn.GATConv))
+@CASES.network("pool_asa", graphs, make=partial(gnn.ASAPooling, HIDDEN, ratio=0.6))
+@CASES.network("pool_edge", graphs, make=partial(gnn.EdgePooling, HIDDEN))
+@CASES.network("pool_cluster", graphs, make=partial(gnn.ClusterPooling, HIDDEN))
 class HierarchicallyPooled(nn.Module):
     """Nodes are dropped or merged by a learned score between convolutions; mean and maximum of each stage."""
 
@@ -590,7 +571,7 @@ class HierarchicallyPooled(nn.Module):
         return self.head(read[0] + read[1])
 
 
-@_case("diff_pool", graphs)
+@CASES.network("diff_pool", graphs)
 class DiffPool(nn.Module):
     """Dense convolutions and soft assignments of nodes to clusters."""
 
@@ -607,7 +588,7 @@ class DiffPool(nn.Module):
         return self.head(self.again(x, adjacency).relu().mean(1))
 
 
-@_case("min_cut_pool", graphs)
+@CASES.network("min_cut_pool", graphs)
 class MinCutPool(nn.Module):
     """Assignments by a linear layer, pooled adjacency normalised."""
 
@@ -623,7 +604,7 @@ class MinCutPool(nn.Module):
         return self.head(self.again(x, adjacency).relu().mean(1))
 
 
-@_case("mem_pool", graphs)
+@CASES.network("mem_pool", graphs)
 class MemPool(nn.Module):
     """MemPooling: learned keys, a convolution over heads."""
 
@@ -666,13 +647,13 @@ class Normed(nn.Module):
 
 
 for _name, _norm in NORMS.items():
-    _add(f"norm_{_name}", partial(Normed, _norm), graphs)
+    CASES.add(f"norm_{_name}", partial(Normed, _norm), graphs)
 
 
 # --- points in space --------------------------------------------------------------------------------------------
 
 
-@_case("point_net", lambda: {"pos": _places(), "edge_index": _edges(), "batch": _batch()})
+@CASES.network("point_net", lambda: {"pos": _places(), "edge_index": _edges(), "batch": _batch()})
 class PointNet(nn.Module):
     """PointNetConv on positions, global maximum."""
 
@@ -687,7 +668,7 @@ class PointNet(nn.Module):
         return self.head(gnn.global_max_pool(self.b(x, pos, edge_index).relu(), batch))
 
 
-@_case("point_transformer", _placed)
+@CASES.network("point_transformer", _placed)
 class PointTransformer(nn.Module):
     """PointTransformerConv with networks for positions and attention."""
 
@@ -703,7 +684,7 @@ class PointTransformer(nn.Module):
         return self.head(self.b(x, pos, edge_index))
 
 
-@_case("point_gnn", _placed)
+@CASES.network("point_gnn", _placed)
 class PointGnn(nn.Module):
     """PointGNNConv with three networks."""
 
@@ -717,7 +698,7 @@ class PointGnn(nn.Module):
         return self.head(self.conv(self.enter(x), pos, edge_index))
 
 
-@_case("ppf", lambda: {**_placed(), "normal": F.normalize(noise(NODES, 3, seed=8))})
+@CASES.network("ppf", lambda: {**_placed(), "normal": F.normalize(noise(NODES, 3, seed=8))})
 class PointPair(nn.Module):
     """PPFConv on distances and angles."""
 
@@ -730,7 +711,7 @@ class PointPair(nn.Module):
         return self.head(self.conv(x, pos, normal, edge_index))
 
 
-@_case("dgcnn", lambda: (noise(2, 3, 16),))
+@CASES.network("dgcnn", lambda: (noise(2, 3, 16),))
 class Dgcnn(nn.Module):
     """The usual DGCNN: neighbours by distance in feature space, edge convolutions as 1x1 convolutions, maxima."""
 
@@ -762,7 +743,7 @@ class Dgcnn(nn.Module):
         return self.head(F.leaky_relu(self.deep(x), 0.2))
 
 
-@_case("point_net_pp", lambda: (noise(2, 16, 3),))
+@CASES.network("point_net_pp", lambda: (noise(2, 16, 3),))
 class PointNetPlusPlus(nn.Module):
     """Set abstraction by farthest points and balls, feature propagation back to every point."""
 
@@ -808,7 +789,7 @@ class PointNetPlusPlus(nn.Module):
         return self.head(self.up(torch.cat([x, y], -1).permute(0, 2, 1)))
 
 
-@_case("egnn", _placed)
+@CASES.network("egnn", _placed)
 class Equivariant(nn.Module):
     """EGNN: messages from squared distances move positions as well as features."""
 
@@ -833,17 +814,17 @@ class Equivariant(nn.Module):
 # --- by hand ----------------------------------------------------------------------------------------------------
 
 
-@_case("hand_scatter", graph, how="scatter_add")
-@_case("hand_index_add", graph, how="index_add")
-@_case("hand_index_reduce", graph, how="index_reduce")
-@_case("hand_scatter_reduce_max", graph, how="amax")
-@_case("hand_scatter_reduce_mean", graph, how="mean")
-@_case("hand_index_put", graph, how="index_put")
-@_case("hand_segment", graph, how="segment")
-@_case("hand_one_hot", graph, how="one_hot")
-@_case("hand_dense", graph, how="dense")
-@_case("hand_sparse", graph, how="sparse")
-@_case("hand_csr", graph, how="csr")
+@CASES.network("hand_scatter", graph, how="scatter_add")
+@CASES.network("hand_index_add", graph, how="index_add")
+@CASES.network("hand_index_reduce", graph, how="index_reduce")
+@CASES.network("hand_scatter_reduce_max", graph, how="amax")
+@CASES.network("hand_scatter_reduce_mean", graph, how="mean")
+@CASES.network("hand_index_put", graph, how="index_put")
+@CASES.network("hand_segment", graph, how="segment")
+@CASES.network("hand_one_hot", graph, how="one_hot")
+@CASES.network("hand_dense", graph, how="dense")
+@CASES.network("hand_sparse", graph, how="sparse")
+@CASES.network("hand_csr", graph, how="csr")
 class HandWritten(nn.Module):
     """Messages by a linear map of both ends, summed at the targets in one of many ways."""
 
@@ -911,7 +892,7 @@ def _hetero() -> dict[str, Any]:
     return {"x_dict": _hetero_x(), "edge_index_dict": _hetero_edges()}
 
 
-@_case("hetero_sage", lambda: {"x_dict": _hetero_x(), "edge_index_dict": _hetero_edges()})
+@CASES.network("hetero_sage", lambda: {"x_dict": _hetero_x(), "edge_index_dict": _hetero_edges()})
 class HeteroSage(nn.Module):
     """HeteroConv over three edge types, two layers."""
 
@@ -938,8 +919,8 @@ class HeteroSage(nn.Module):
         return self.head(x_dict["author"])
 
 
-@_case("hgt", _hetero, kind="hgt")
-@_case("han", _hetero, kind="han")
+@CASES.network("hgt", _hetero, kind="hgt")
+@CASES.network("han", _hetero, kind="han")
 class HeteroAttention(nn.Module):
     """A linear layer for each node type, two layers of HGTConv or HANConv."""
 
@@ -957,7 +938,7 @@ class HeteroAttention(nn.Module):
         return self.head(x_dict["paper"])
 
 
-@_case("to_hetero_sage", lambda: (_hetero_x(), _hetero_edges()))
+@CASES.network("to_hetero_sage", lambda: (_hetero_x(), _hetero_edges()))
 class ToHetero(nn.Module):
     """A homogeneous model that to_hetero turns into a graph of copies."""
 
@@ -972,7 +953,7 @@ class ToHetero(nn.Module):
         return self.head(self.model(x_dict, edge_index_dict)["paper"].relu())
 
 
-@_case("hetero_jumping", _hetero)
+@CASES.network("hetero_jumping", _hetero)
 class HeteroJumping(nn.Module):
     """models.HeteroJumpingKnowledge over two layers, norms by type."""
 
@@ -992,7 +973,7 @@ class HeteroJumping(nn.Module):
         return self.head(self.jump({k: [one[k], two[k]] for k in one})["author"])
 
 
-@_case("heat", lambda: {**_typed(), "node_type": torch.arange(NODES) % 2, "edge_attr": _attributes()})
+@CASES.network("heat", lambda: {**_typed(), "node_type": torch.arange(NODES) % 2, "edge_attr": _attributes()})
 class Heat(nn.Module):
     """HEATConv: linear layers by node type, embeddings of edge types."""
 
@@ -1007,7 +988,7 @@ class Heat(nn.Module):
         return self.head(self.conv(x, edge_index, node_type, edge_type, edge_attr).relu())
 
 
-@_case("gcn2", graph)
+@CASES.network("gcn2", graph)
 class Gcn2(nn.Module):
     """GCNII: an initial residual in every layer."""
 
@@ -1023,7 +1004,7 @@ class Gcn2(nn.Module):
         return self.head(x)
 
 
-@_case("fa", graph)
+@CASES.network("fa", graph)
 class Fagcn(nn.Module):
     """FAConv: signed attention against the first layer."""
 
@@ -1039,7 +1020,7 @@ class Fagcn(nn.Module):
         return self.head(x)
 
 
-@_case("dna", graph)
+@CASES.network("dna", graph)
 class Dna(nn.Module):
     """DNAConv: attention over the earlier layers of each node."""
 
@@ -1055,7 +1036,7 @@ class Dna(nn.Module):
         return self.head(layers[:, -1])
 
 
-@_case("signed", lambda: (noise(NODES, FEATURES), _edges()[:, ::2], _edges()[:, 1::2]))
+@CASES.network("signed", lambda: (noise(NODES, FEATURES), _edges()[:, ::2], _edges()[:, 1::2]))
 class Signed(nn.Module):
     """SignedConv twice: sums over friends and foes."""
 
@@ -1069,7 +1050,9 @@ class Signed(nn.Module):
         return self.head(self.b(x, friends, foes))
 
 
-@_case("gcn_dense_adjacency", lambda: (noise(2, 11, FEATURES), (noise(2, 11, 11, seed=2) > 0).float()))
+@CASES.network(
+    "gcn_dense_adjacency", lambda: (noise(2, 11, FEATURES), (noise(2, 11, 11, seed=2) > 0).float())
+)
 class DenseGcn(nn.Module):
     """The textbook GCN: a dense adjacency, degrees by hand."""
 
@@ -1086,7 +1069,7 @@ class DenseGcn(nn.Module):
         return self.head(torch.relu(adjacency @ self.b(x)))
 
 
-@_case("gat_dense_adjacency", lambda: (noise(11, FEATURES), (noise(11, 11, seed=2) > 0).float()))
+@CASES.network("gat_dense_adjacency", lambda: (noise(11, FEATURES), (noise(11, 11, seed=2) > 0).float()))
 class DenseGat(nn.Module):
     """The original GAT in plain torch: several one-head layers joined, -9e15 where there is no edge."""
 
@@ -1107,7 +1090,7 @@ class DenseGat(nn.Module):
         return self.head(torch.cat(out, 1))
 
 
-@_case(
+@CASES.network(
     "gcn_sparse_parameter", lambda: (noise(11, FEATURES), (noise(11, 11, seed=2) > 0.5).float().to_sparse())
 )
 class SparseGcn(nn.Module):
@@ -1129,7 +1112,7 @@ class SparseGcn(nn.Module):
         return (torch.spmm(adjacency, torch.mm(x, self.w2)) + self.b2).log_softmax(1)
 
 
-@_case("st_gcn", lambda: (noise(2, 3, 8, 11), noise(3, 11, 11, seed=2).abs()))
+@CASES.network("st_gcn", lambda: (noise(2, 3, 8, 11), noise(3, 11, 11, seed=2).abs()))
 class StGcn(nn.Module):
     """Skeletons: a convolution for each part of the adjacency by einsum, then over time."""
 
@@ -1151,7 +1134,7 @@ class StGcn(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@_case("gru_update", graph)
+@CASES.network("gru_update", graph)
 class GruUpdate(nn.Module):
     """MPNN: an edge network in place of a weight, a GRU cell on nodes."""
 
@@ -1173,7 +1156,7 @@ class GruUpdate(nn.Module):
         return self.head(h)
 
 
-@_case("temporal_gcn", lambda: (noise(4, NODES, FEATURES), _edges()))
+@CASES.network("temporal_gcn", lambda: (noise(4, NODES, FEATURES), _edges()))
 class TemporalGcn(nn.Module):
     """A GRU whose products are graph convolutions, over a few snapshots."""
 

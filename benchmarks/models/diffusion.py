@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.suites.case import Case, noise, seeded
+from benchmarks.suites.case import Cases, noise
 
-SMALL = ("UNet2DModel", "AutoencoderKL", "DiTTransformer2DModel", "FluxTransformer2DModel")
 TIME = torch.tensor([7, 453])
 FRACTION = torch.tensor([0.2, 0.7])
 Table = dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
@@ -1214,15 +1213,9 @@ def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def cases() -> dict[str, Case]:
-    """One case a class of `diffusers.models`, some with a variant after a dash."""
-    return {
-        name: Case(name, partial(seeded, partial(_build, name, arguments)), inputs, _note(name))
-        for table in (UNETS, AUTOENCODERS, TRANSFORMERS)
-        for name, (arguments, inputs) in table.items()
-    }
-
-
-def _note(name: str) -> str:
-    variant = name.partition("-")[2]
-    return "built small" + (f"; {variant}" if variant else "")
+CASES = Cases()
+for _table in (UNETS, AUTOENCODERS, TRANSFORMERS):
+    for _name, (_arguments, _inputs) in _table.items():
+        _variant = _name.partition("-")[2]
+        _note = "built small" + (f"; {_variant}" if _variant else "")
+        CASES.add(_name, partial(_build, _name, _arguments), _inputs, _note)

@@ -136,7 +136,7 @@ SERIES = {
     "future_time_features": ["noise", [2, 3, 2]],
 }
 PACKED = {"pixel_values": ["noise", [1, 3, 8, 576]], "target_sizes": ["values", [2, 2], [6, 6, 6, 6]]}
-# Arguments of forward, as `transformers_tiny.tensor` reads them.
+# Arguments of forward, as `transformers.tensor` reads them.
 INPUTS: dict[str, dict[str, Any]] = {
     "autoformer": SERIES,
     "informer": SERIES,

@@ -1,7 +1,7 @@
-"""A tiny model of every type of transformers, and inputs that it runs on, kept in `transformers_tiny.json`.
+"""A tiny model of every type of transformers, and inputs that it runs on, kept in `transformers.json`.
 
-    python -m benchmarks.transformers_tiny            # regenerate the file: tries every type, some tens of minutes
-    python -m benchmarks.transformers_tiny bert t5    # only these, into the same file
+    python -m benchmarks.models.transformers            # regenerate the file: tries every type, some tens of minutes
+    python -m benchmarks.models.transformers bert t5    # only these, into the same file
 
 A type is tried with the classes that the library's own tables name for it, those that generate text first, and with
 inputs guessed from the names of the arguments of `forward`. What runs forward and backward is written down; a type
@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from benchmarks import vision_ops  # noqa: F401  # transformers imports torchvision
 from benchmarks.isolate import Row, isolated
+from benchmarks.models.transformers_checks import check, generation
+from benchmarks.models.transformers_exceptions import GIVEN, INPUTS
+from benchmarks.models.transformers_shrunk import HIDDEN, IMAGE, shrunk
 from benchmarks.outputs import backward_works, tensors
-from benchmarks.shrink import HIDDEN, IMAGE, shrunk
-from benchmarks.transformers_exceptions import GIVEN, INPUTS
+from benchmarks.suites.case import Cases
 
-DATA = Path(__file__).with_name("transformers_tiny.json")
+DATA = Path(__file__).with_suffix(".json")
 LIMIT = 240.0  # seconds of processor time a type
 MANY = 30_000_000  # parameters: what is larger was not shrunk
 BATCH, TOKENS, TARGETS = 2, 7, 5
@@ -416,8 +419,6 @@ def _best_inputs(model: nn.Module, reasons: list[str]) -> tuple[int, Spec] | Non
 
 
 def _generates(model: Any, spec: Spec) -> bool:
-    from benchmarks.suites.transformers import generation
-
     if "input_ids" not in spec and "input_features" not in spec:
         return False
     try:
@@ -444,6 +445,17 @@ def regenerate(wanted: list[str]) -> None:
         print(row.type, row.model, row.params, row.unreached, row.reason[:300], flush=True)
         lines = ",\n".join(json.dumps(asdict(rows[k])) for k in sorted(rows))
         DATA.write_text(f"[\n{lines}\n]\n")
+
+
+def _check(row: Tiny, model: nn.Module) -> str:
+    return check(inputs(row.inputs) if row.generates else None, model)
+
+
+CASES = Cases()
+for _row in load():
+    if _row.model:
+        _build, _inputs = partial(build, _row.type, _row.model), partial(inputs, _row.inputs)
+        CASES.add(_row.type, _build, _inputs, _row.model, partial(_check, _row))
 
 
 if __name__ == "__main__":

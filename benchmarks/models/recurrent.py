@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -12,35 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.suites.case import Case, Inputs, noise, seeded
+from benchmarks.suites.case import Cases, noise
 
 BATCH, STEPS, WORDS, FEATURES, CLASSES = 3, 7, 53, 10, 5
-SMALL = (
-    "lstm_classifier",
-    "gru_packed",
-    "bilstm_tagger",
-    "gru_by_hand",
-    "seq2seq_attention",
-    "selective_scan",
-)
 
-_CASES: dict[str, Case] = {}
-
-
-def cases() -> dict[str, Case]:
-    """Every network of this file by name."""
-    return dict(_CASES)
-
-
-def _case(name: str, inputs: Callable[[], Inputs], **options: Any) -> Callable[[type], type]:
-    """Register a network class, built with `options`, under `name`; its docstring is the note."""
-
-    def register(network: type) -> type:
-        note = (network.__doc__ or "").strip().partition("\n")[0]
-        _CASES[name] = Case(name, partial(seeded, partial(network, **options)), inputs, note)
-        return network
-
-    return register
+CASES = Cases()
 
 
 def _series(*lead: int) -> tuple[Tensor, ...]:
@@ -73,22 +48,26 @@ def _pair() -> tuple[Tensor, ...]:
 # --- torch's layers ---------------------------------------------------------------------------------------------
 
 
-@_case("lstm_classifier", _series, kind=nn.LSTM)
-@_case("gru_classifier", _series, kind=nn.GRU)
-@_case("rnn_classifier", _series, kind=nn.RNN)
-@_case("rnn_relu_classifier", _series, kind=nn.RNN, nonlinearity="relu")
-@_case("lstm_three_layers", _series, kind=nn.LSTM, num_layers=3, dropout=0.2)
-@_case("gru_three_layers", _series, kind=nn.GRU, num_layers=3, dropout=0.2)
-@_case("rnn_three_layers", _series, kind=nn.RNN, num_layers=3, dropout=0.2)
-@_case("bilstm_classifier", _series, kind=nn.LSTM, num_layers=2, bidirectional=True)
-@_case("bigru_classifier", _series, kind=nn.GRU, num_layers=2, bidirectional=True)
-@_case("birnn_classifier", _series, kind=nn.RNN, num_layers=2, bidirectional=True)
-@_case("lstm_projected", _series, kind=nn.LSTM, proj_size=12)
-@_case("bilstm_projected_two_layers", _series, kind=nn.LSTM, num_layers=2, bidirectional=True, proj_size=12)
-@_case("lstm_without_biases", _series, kind=nn.LSTM, bias=False)
-@_case("lstm_time_first", partial(_series, STEPS, BATCH), kind=nn.LSTM, batch_first=False)
-@_case("bigru_time_first", partial(_series, STEPS, BATCH), kind=nn.GRU, bidirectional=True, batch_first=False)
-@_case("lstm_without_batch", partial(_series, STEPS), kind=nn.LSTM)
+@CASES.network("lstm_classifier", _series, kind=nn.LSTM)
+@CASES.network("gru_classifier", _series, kind=nn.GRU)
+@CASES.network("rnn_classifier", _series, kind=nn.RNN)
+@CASES.network("rnn_relu_classifier", _series, kind=nn.RNN, nonlinearity="relu")
+@CASES.network("lstm_three_layers", _series, kind=nn.LSTM, num_layers=3, dropout=0.2)
+@CASES.network("gru_three_layers", _series, kind=nn.GRU, num_layers=3, dropout=0.2)
+@CASES.network("rnn_three_layers", _series, kind=nn.RNN, num_layers=3, dropout=0.2)
+@CASES.network("bilstm_classifier", _series, kind=nn.LSTM, num_layers=2, bidirectional=True)
+@CASES.network("bigru_classifier", _series, kind=nn.GRU, num_layers=2, bidirectional=True)
+@CASES.network("birnn_classifier", _series, kind=nn.RNN, num_layers=2, bidirectional=True)
+@CASES.network("lstm_projected", _series, kind=nn.LSTM, proj_size=12)
+@CASES.network(
+    "bilstm_projected_two_layers", _series, kind=nn.LSTM, num_layers=2, bidirectional=True, proj_size=12
+)
+@CASES.network("lstm_without_biases", _series, kind=nn.LSTM, bias=False)
+@CASES.network("lstm_time_first", partial(_series, STEPS, BATCH), kind=nn.LSTM, batch_first=False)
+@CASES.network(
+    "bigru_time_first", partial(_series, STEPS, BATCH), kind=nn.GRU, bidirectional=True, batch_first=False
+)
+@CASES.network("lstm_without_batch", partial(_series, STEPS), kind=nn.LSTM)
 class SeriesClassifier(nn.Module):
     """One recurrent module, its outputs at the last step, a linear head."""
 
@@ -105,10 +84,10 @@ class SeriesClassifier(nn.Module):
         return self.head(last)
 
 
-@_case("lstm_last_state", _series, kind=nn.LSTM)
-@_case("gru_last_state", _series, kind=nn.GRU)
-@_case("bilstm_last_states", _series, kind=nn.LSTM, both=True)
-@_case("bigru_last_states", _series, kind=nn.GRU, both=True)
+@CASES.network("lstm_last_state", _series, kind=nn.LSTM)
+@CASES.network("gru_last_state", _series, kind=nn.GRU)
+@CASES.network("bilstm_last_states", _series, kind=nn.LSTM, both=True)
+@CASES.network("bigru_last_states", _series, kind=nn.GRU, both=True)
 class LastState(nn.Module):
     """The last states of the last layer, both directions joined, are classified."""
 
@@ -123,8 +102,8 @@ class LastState(nn.Module):
         return self.head(torch.cat([h[-2], h[-1]], 1) if self.both else h[-1])
 
 
-@_case("lstm_zero_state", _series, kind=nn.LSTM)
-@_case("gru_zero_state", _series, kind=nn.GRU)
+@CASES.network("lstm_zero_state", _series, kind=nn.LSTM)
+@CASES.network("gru_zero_state", _series, kind=nn.GRU)
 class ZeroState(nn.Module):
     """First states made by new_zeros from attributes, as tutorials do."""
 
@@ -141,7 +120,7 @@ class ZeroState(nn.Module):
         return self.head(y[:, -1, :])
 
 
-@_case("gru_learned_state", _series)
+@CASES.network("gru_learned_state", _series)
 class LearnedState(nn.Module):
     """The first state is a parameter, expanded to the batch."""
 
@@ -154,7 +133,9 @@ class LearnedState(nn.Module):
         return self.head(self.rnn(x, self.first.expand(-1, x.shape[0], -1).contiguous())[0].mean(1))
 
 
-@_case("lstm_state_in_and_out", lambda: (*_series(), noise(1, BATCH, 24), noise(1, BATCH, 24, seed=2)))
+@CASES.network(
+    "lstm_state_in_and_out", lambda: (*_series(), noise(1, BATCH, 24), noise(1, BATCH, 24, seed=2))
+)
 class StateInAndOut(nn.Module):
     """First states are inputs and last states outputs, so their width stays; the layers around it may shrink."""
 
@@ -168,13 +149,13 @@ class StateInAndOut(nn.Module):
         return self.head(torch.relu(self.deep(y))), state
 
 
-@_case("lstm_packed", _with_lengths, kind=nn.LSTM)
-@_case("gru_packed", _with_lengths, kind=nn.GRU)
-@_case("rnn_packed", _with_lengths, kind=nn.RNN)
-@_case("bilstm_packed_unsorted", _unsorted, kind=nn.LSTM, bidirectional=True, num_layers=2)
-@_case("bigru_packed_unsorted", _unsorted, kind=nn.GRU, bidirectional=True, num_layers=2)
-@_case("birnn_packed_unsorted", _unsorted, kind=nn.RNN, bidirectional=True, num_layers=2)
-@_case("lstm_packed_projected", _unsorted, kind=nn.LSTM, proj_size=12)
+@CASES.network("lstm_packed", _with_lengths, kind=nn.LSTM)
+@CASES.network("gru_packed", _with_lengths, kind=nn.GRU)
+@CASES.network("rnn_packed", _with_lengths, kind=nn.RNN)
+@CASES.network("bilstm_packed_unsorted", _unsorted, kind=nn.LSTM, bidirectional=True, num_layers=2)
+@CASES.network("bigru_packed_unsorted", _unsorted, kind=nn.GRU, bidirectional=True, num_layers=2)
+@CASES.network("birnn_packed_unsorted", _unsorted, kind=nn.RNN, bidirectional=True, num_layers=2)
+@CASES.network("lstm_packed_projected", _unsorted, kind=nn.LSTM, proj_size=12)
 class PackedTagger(nn.Module):
     """Embedding, packed sequence, recurrent module, padded again, a tag per word."""
 
@@ -191,8 +172,8 @@ class PackedTagger(nn.Module):
         return self.head(y)
 
 
-@_case("lstm_packed_last_state", _with_lengths, kind=nn.LSTM)
-@_case("gru_packed_last_state", _with_lengths, kind=nn.GRU)
+@CASES.network("lstm_packed_last_state", _with_lengths, kind=nn.LSTM)
+@CASES.network("gru_packed_last_state", _with_lengths, kind=nn.GRU)
 class PackedLastState(nn.Module):
     """The last state of each sentence of a packed batch is classified."""
 
@@ -206,7 +187,7 @@ class PackedLastState(nn.Module):
         return self.head((state[0] if isinstance(state, tuple) else state)[-1])
 
 
-@_case("bilstm_tagger", _sentences)
+@CASES.network("bilstm_tagger", _sentences)
 class BiLstmTagger(nn.Module):
     """Embedding, two layers of a bidirectional LSTM, dropout, a tag per word."""
 
@@ -220,7 +201,7 @@ class BiLstmTagger(nn.Module):
         return self.head(self.drop(self.rnn(self.drop(self.embed(words)))[0]))
 
 
-@_case("char_cnn_tagger", lambda: (_words(), _words(BATCH, STEPS, 6, seed=2)))
+@CASES.network("char_cnn_tagger", lambda: (_words(), _words(BATCH, STEPS, 6, seed=2)))
 class CharCnnTagger(nn.Module):
     """Convolution over the characters of each word, maximum, joined with the word, BiLSTM."""
 
@@ -238,7 +219,7 @@ class CharCnnTagger(nn.Module):
         return self.head(self.rnn(torch.cat([self.words(words), c], 2))[0])
 
 
-@_case("cnn_lstm", lambda: (noise(BATCH, 4, 3, 16, 18),))
+@CASES.network("cnn_lstm", lambda: (noise(BATCH, 4, 3, 16, 18),))
 class CnnLstm(nn.Module):
     """A small CNN on each frame of a clip, an LSTM over the frames."""
 
@@ -256,7 +237,7 @@ class CnnLstm(nn.Module):
         return self.head(self.rnn(y)[0][:, -1])
 
 
-@_case("crnn", lambda: (noise(BATCH, 1, 16, 44),))
+@CASES.network("crnn", lambda: (noise(BATCH, 1, 16, 44),))
 class Crnn(nn.Module):
     """Text recognition: columns of a convolutional map are the steps of a bidirectional LSTM."""
 
@@ -276,7 +257,7 @@ class Crnn(nn.Module):
         return self.head(self.again(x)[0]).log_softmax(2)
 
 
-@_case("language_model_tied", lambda: (_words(STEPS, BATCH),))
+@CASES.network("language_model_tied", lambda: (_words(STEPS, BATCH),))
 class TiedLanguageModel(nn.Module):
     """The output layer shares its weight with the embedding."""
 
@@ -290,7 +271,7 @@ class TiedLanguageModel(nn.Module):
         return self.decoder(self.rnn(self.embed(words))[0]).view(-1, WORDS).log_softmax(1)
 
 
-@_case("language_model_state", lambda: (_words(STEPS, BATCH), noise(2, BATCH, 24)))
+@CASES.network("language_model_state", lambda: (_words(STEPS, BATCH), noise(2, BATCH, 24)))
 class LanguageModelWithState(nn.Module):
     """The state comes in and goes out, so the recurrent width stays; the embedding may shrink."""
 
@@ -303,7 +284,7 @@ class LanguageModelWithState(nn.Module):
         return self.head(y), state
 
 
-@_case("awd_lstm", lambda: (_words(STEPS, BATCH),))
+@CASES.network("awd_lstm", lambda: (_words(STEPS, BATCH),))
 class AwdLstm(nn.Module):
     """A list of single LSTMs of different widths, locked dropout between them, tied weights."""
 
@@ -328,7 +309,7 @@ class AwdLstm(nn.Module):
         return self.decoder(y)
 
 
-@_case("residual_lstm_stack", _series)
+@CASES.network("residual_lstm_stack", _series)
 class ResidualStack(nn.Module):
     """LSTMs with residual sums and layer norms between them."""
 
@@ -346,7 +327,7 @@ class ResidualStack(nn.Module):
         return self.head(x.mean(1))
 
 
-@_case("attention_pooled_bilstm", _with_lengths)
+@CASES.network("attention_pooled_bilstm", _with_lengths)
 class AttentionPooled(nn.Module):
     """A BiGRU whose outputs are averaged by attention over the words that are there."""
 
@@ -364,7 +345,7 @@ class AttentionPooled(nn.Module):
         return self.head(torch.bmm(weight.unsqueeze(1), y).squeeze(1))
 
 
-@_case("siamese_lstm", lambda: (_words(), _words(seed=2)))
+@CASES.network("siamese_lstm", lambda: (_words(), _words(seed=2)))
 class SiameseLstm(nn.Module):
     """One encoder for two sentences, their states compared."""
 
@@ -384,8 +365,8 @@ class SiameseLstm(nn.Module):
 # --- encoders and decoders --------------------------------------------------------------------------------------
 
 
-@_case("seq2seq", _pair, kind=nn.LSTM)
-@_case("seq2seq_gru", _pair, kind=nn.GRU)
+@CASES.network("seq2seq", _pair, kind=nn.LSTM)
+@CASES.network("seq2seq_gru", _pair, kind=nn.GRU)
 class Seq2Seq(nn.Module):
     """The encoder's last states are the decoder's first ones."""
 
@@ -400,7 +381,7 @@ class Seq2Seq(nn.Module):
         return self.head(self.decoder(self.target(target), state)[0])
 
 
-@_case("seq2seq_attention", _pair)
+@CASES.network("seq2seq_attention", _pair)
 class Seq2SeqAttention(nn.Module):
     """Bahdanau: a bidirectional encoder, additive attention in every step of a GRU decoder."""
 
@@ -428,7 +409,7 @@ class Seq2SeqAttention(nn.Module):
         return torch.cat(out, 1)
 
 
-@_case("seq2seq_luong", _pair)
+@CASES.network("seq2seq_luong", _pair)
 class Seq2SeqLuong(nn.Module):
     """Luong: dot-product attention on the decoder's outputs, greedy input feeding."""
 
@@ -449,7 +430,7 @@ class Seq2SeqLuong(nn.Module):
         return torch.stack(out, 1)
 
 
-@_case("pointer_network", lambda: (noise(BATCH, STEPS, 2),))
+@CASES.network("pointer_network", lambda: (noise(BATCH, STEPS, 2),))
 class PointerNetwork(nn.Module):
     """The decoder points at a position of the input in each step and reads it next."""
 
@@ -475,7 +456,7 @@ class PointerNetwork(nn.Module):
         return torch.stack(out, 1)
 
 
-@_case("tacotron_decoder", lambda: (_words(), noise(BATCH, 4, 12)))
+@CASES.network("tacotron_decoder", lambda: (_words(), noise(BATCH, 4, 12)))
 class TacotronDecoder(nn.Module):
     """Location-sensitive attention, prenet, two LSTM cells, frames and a stop token."""
 
@@ -511,7 +492,7 @@ class TacotronDecoder(nn.Module):
         return torch.stack(out, 1), torch.cat(stop, 1)
 
 
-@_case("listen_attend_spell", lambda: (noise(BATCH, 8, FEATURES),))
+@CASES.network("listen_attend_spell", lambda: (noise(BATCH, 8, FEATURES),))
 class PyramidalEncoder(nn.Module):
     """A pyramid of BiLSTMs: two steps are joined to one of twice the width before each."""
 
@@ -532,7 +513,7 @@ class PyramidalEncoder(nn.Module):
         return self.head(x)
 
 
-@_case("vrnn_autoencoder", _series)
+@CASES.network("vrnn_autoencoder", _series)
 class SequenceAutoencoder(nn.Module):
     """An LSTM squeezes a series into one vector, another unrolls it."""
 
@@ -554,9 +535,9 @@ class SequenceAutoencoder(nn.Module):
 # --- torch's cells in loops -------------------------------------------------------------------------------------
 
 
-@_case("lstm_cell_loop", _series, kind=nn.LSTMCell)
-@_case("gru_cell_loop", _series, kind=nn.GRUCell)
-@_case("rnn_cell_loop", _series, kind=nn.RNNCell)
+@CASES.network("lstm_cell_loop", _series, kind=nn.LSTMCell)
+@CASES.network("gru_cell_loop", _series, kind=nn.GRUCell)
+@CASES.network("rnn_cell_loop", _series, kind=nn.RNNCell)
 class CellLoop(nn.Module):
     """Two stacked cells in a Python loop, their states made by the cell or from sizes."""
 
@@ -576,7 +557,7 @@ class CellLoop(nn.Module):
         return self.head(torch.stack(out, 1))
 
 
-@_case("wave_rnn", lambda: (noise(BATCH, 4, 1), noise(BATCH, 4, 12)))
+@CASES.network("wave_rnn", lambda: (noise(BATCH, 4, 1), noise(BATCH, 4, 12)))
 class WaveRnn(nn.Module):
     """Two residual GRUs on a sample and conditioning features, as in vocoders."""
 
@@ -595,7 +576,7 @@ class WaveRnn(nn.Module):
         return self.head(torch.relu(self.d(x)))
 
 
-@_case("wave_rnn_dual_softmax", lambda: (noise(BATCH, 3, 2),))
+@CASES.network("wave_rnn_dual_softmax", lambda: (noise(BATCH, 3, 2),))
 class DualSoftmaxWaveRnn(nn.Module):
     """The original: one state of which halves give coarse and fine bits; gates split by hand."""
 
@@ -625,7 +606,7 @@ class DualSoftmaxWaveRnn(nn.Module):
 # --- cells by hand ----------------------------------------------------------------------------------------------
 
 
-@_case("gru_by_hand", _series)
+@CASES.network("gru_by_hand", _series)
 class GruByHand(nn.Module):
     """Two linear maps, gates by chunk."""
 
@@ -645,7 +626,7 @@ class GruByHand(nn.Module):
         return self.head(h)
 
 
-@_case("lstm_by_hand", _series)
+@CASES.network("lstm_by_hand", _series)
 class LstmByHand(nn.Module):
     """Raw parameters, one product for all gates, slices of it."""
 
@@ -671,7 +652,7 @@ class LstmByHand(nn.Module):
         return self.head(torch.cat(out, 0).transpose(0, 1).contiguous())
 
 
-@_case("lstm_concatenated", _series)
+@CASES.network("lstm_concatenated", _series)
 class LstmConcatenated(nn.Module):
     """One linear map a gate on the input and state joined; peephole weights; layer norm on the cell."""
 
@@ -707,7 +688,7 @@ class _NormCell(nn.Module):
         return torch.lerp(torch.tanh(new + torch.sigmoid(r + rh) * nh), h, z)
 
 
-@_case("layer_norm_gru", _series)
+@CASES.network("layer_norm_gru", _series)
 class LayerNormGru(nn.Module):
     """A cell that normalises its gates together, as world models use."""
 
@@ -723,7 +704,7 @@ class LayerNormGru(nn.Module):
         return self.head(h)
 
 
-@_case("ind_rnn", _series)
+@CASES.network("ind_rnn", _series)
 class IndRnn(nn.Module):
     """Each unit recurs on itself only."""
 
@@ -744,7 +725,7 @@ class IndRnn(nn.Module):
         return self.head(self.scan(self.again(self.scan(self.i(x), self.u)), self.v)[:, -1])
 
 
-@_case("qrnn", _series)
+@CASES.network("qrnn", _series)
 class Qrnn(nn.Module):
     """Gates by a causal convolution over time, a pooling loop."""
 
@@ -761,7 +742,7 @@ class Qrnn(nn.Module):
         return self.head(torch.stack(out, 2).mean(2))
 
 
-@_case("sru", _series)
+@CASES.network("sru", _series)
 class Sru(nn.Module):
     """All products at once, light recurrence, highway connection."""
 
@@ -784,7 +765,7 @@ class Sru(nn.Module):
         return self.head(torch.stack(out, 1))
 
 
-@_case("min_lstm", _series)
+@CASES.network("min_lstm", _series)
 class MinLstm(nn.Module):
     """Parallel in time: gates do not see the state; a cumulative sum in place of a loop."""
 
@@ -803,7 +784,7 @@ class MinLstm(nn.Module):
         return self.head((x + self.out(y)).mean(1))
 
 
-@_case("min_gru", _series)
+@CASES.network("min_gru", _series)
 class MinGru(nn.Module):
     """One gate and one candidate, blended in a loop."""
 
@@ -819,7 +800,7 @@ class MinGru(nn.Module):
         return self.head(h)
 
 
-@_case("echo_state", _series)
+@CASES.network("echo_state", _series)
 class EchoState(nn.Module):
     """A fixed random reservoir in buffers, a trained readout."""
 
@@ -836,7 +817,7 @@ class EchoState(nn.Module):
         return self.head(torch.relu(self.deep(h)))
 
 
-@_case("clockwork_rnn", _series)
+@CASES.network("clockwork_rnn", _series)
 class ClockworkRnn(nn.Module):
     """Modules of the state are updated at their own rates."""
 
@@ -869,7 +850,7 @@ class _ConvLstmCell(nn.Module):
         return torch.zeros(shape, device=x.device).to(x), torch.zeros(shape, device=x.device).to(x)
 
 
-@_case("conv_lstm", lambda: (noise(2, 3, 3, 8, 9),))
+@CASES.network("conv_lstm", lambda: (noise(2, 3, 3, 8, 9),))
 class ConvLstm(nn.Module):
     """Two ConvLSTM cells over a clip, the next frame out."""
 
@@ -885,7 +866,7 @@ class ConvLstm(nn.Module):
         return self.head(second[0])
 
 
-@_case("conv_gru", lambda: (noise(2, 3, 3, 8, 9),))
+@CASES.network("conv_gru", lambda: (noise(2, 3, 3, 8, 9),))
 class ConvGru(nn.Module):
     """Separate convolutions for gates and candidate, state made from the input's shape."""
 
@@ -906,7 +887,7 @@ class ConvGru(nn.Module):
 # --- state spaces, linear attention, memories -------------------------------------------------------------------
 
 
-@_case("selective_scan", _series)
+@CASES.network("selective_scan", _series)
 class SelectiveScan(nn.Module):
     """A Mamba block in plain torch: causal depthwise convolution, input-dependent steps, a scan in a loop."""
 
@@ -941,7 +922,7 @@ class SelectiveScan(nn.Module):
         return self.head(x + self.block(self.norm(x)))
 
 
-@_case("diagonal_state_space", _series)
+@CASES.network("diagonal_state_space", _series)
 class DiagonalStateSpace(nn.Module):
     """S4D: complex diagonal kernel made from parameters, applied by a loop over the states' real part."""
 
@@ -964,7 +945,7 @@ class DiagonalStateSpace(nn.Module):
         return self.head(F.glu(self.out(F.gelu(y).transpose(1, 2)), -1).mean(1))
 
 
-@_case("rwkv", _sentences)
+@CASES.network("rwkv", _sentences)
 class Rwkv(nn.Module):
     """Time mixing with a token shift and a decayed numerator and denominator, channel mixing."""
 
@@ -1001,7 +982,7 @@ class Rwkv(nn.Module):
         return self.head(x + r * self.cv(k))
 
 
-@_case("retention", _sentences)
+@CASES.network("retention", _sentences)
 class Retention(nn.Module):
     """RetNet in recurrent form: a matrix state per head with a fixed decay, group norm on the heads' outputs."""
 
@@ -1025,7 +1006,7 @@ class Retention(nn.Module):
         return self.head(x + self.o(y))
 
 
-@_case("delta_net", _sentences)
+@CASES.network("delta_net", _sentences)
 class DeltaNet(nn.Module):
     """Linear attention with the delta rule: normalised keys, a write strength, einsums."""
 
@@ -1047,7 +1028,7 @@ class DeltaNet(nn.Module):
         return self.head(x + self.o(torch.stack(out, 1).flatten(2)))
 
 
-@_case("neural_turing_machine", _series)
+@CASES.network("neural_turing_machine", _series)
 class NeuralTuringMachine(nn.Module):
     """A controller that reads and writes a memory by content."""
 
@@ -1078,7 +1059,7 @@ class NeuralTuringMachine(nn.Module):
         return torch.stack(out, 1)
 
 
-@_case("memory_network", lambda: (_words(BATCH, 6, STEPS), _words(BATCH, 4, seed=2)))
+@CASES.network("memory_network", lambda: (_words(BATCH, 6, STEPS), _words(BATCH, 4, seed=2)))
 class MemoryNetwork(nn.Module):
     """End-to-end memory: sums of word vectors, several hops with shared layers."""
 
@@ -1095,7 +1076,7 @@ class MemoryNetwork(nn.Module):
         return self.head(u)
 
 
-@_case("temporal_fusion", _series)
+@CASES.network("temporal_fusion", _series)
 class GatedResidual(nn.Module):
     """Gated residual networks around an LSTM, as temporal fusion transformers have them."""
 
@@ -1112,7 +1093,7 @@ class GatedResidual(nn.Module):
         return self.head(self.norm(x + z)[:, -1])
 
 
-@_case("deepar", lambda: (noise(BATCH, STEPS, 3), torch.tensor([0, 2, 1])))
+@CASES.network("deepar", lambda: (noise(BATCH, STEPS, 3), torch.tensor([0, 2, 1])))
 class DeepAr(nn.Module):
     """Forecasts fed back: a static embedding, an LSTM over the past, then step by step."""
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.transformers_exceptions import CONFIGS
+from benchmarks.models.transformers_exceptions import CONFIGS
 
 HEADS, KV_HEADS, HEAD = 4, 2, 16
 HIDDEN = 64  # HEADS * HEAD
