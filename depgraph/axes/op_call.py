@@ -37,7 +37,7 @@ class Product:
     letters: tuple[str, str, str] | None
 
 
-@dataclass
+@dataclass(repr=False)
 class DimFacts:
     """Everything the rules said.
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..base.checks import whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
 from ..config.origin import built_from
@@ -62,8 +63,7 @@ def save(
             everything that is wrong is listed. What was in the folder is still there.
     """
     model, made_by = _model_and_plans(model_or_result, plans)
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise InputError(f"max_shard_bytes must be a positive int, not {max_shard_bytes!r}")
+    whole_number("max_shard_bytes", max_shard_bytes, 1)
     path = Path(os.path.abspath(folder))
     document, persistent, others = described(model, made_by)
     try:
