@@ -19,6 +19,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from .base.checks import number
 from .base.errors import DepgraphError, InputError
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
@@ -35,7 +36,7 @@ from .tracing.wrappers import inner_name, wrapped_like
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(repr=False)
 class DistributedResult:
     """What `prune` returns in each process.
 
@@ -49,6 +50,9 @@ class DistributedResult:
     model: nn.Module
     plan: Plan
     report: Report | None
+
+    def __repr__(self) -> str:
+        return str(self.plan if self.report is None else self.report)
 
 
 def prune(
@@ -158,8 +162,7 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
     refused = {"inplace", "graph"} & options.keys()
     if refused:
         raise InputError(f"pruning in several processes does not take {', '.join(sorted(refused))}")
-    if isinstance(timeout, bool) or not timeout > 0:
-        raise InputError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    number("timeout", timeout, 0, above=True)
     with _no_longer_than(timeout):
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         try:

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .base.checks import flag, function, of_kind, shown
 from .base.errors import DepgraphError, InputError, NothingToPruneError, VerificationError
 from .base.inputs import each_example
 from .base.running import Score, score_of
 from .base.values import tensor_leaves
-from .costs import cost
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
+from .grouping.naming import Name, given_names
 from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, scores_of
 from .importance.criterion import normalisation
@@ -36,7 +37,7 @@ from .tracing.trace import trace
 from .tracing.wrappers import check_changeable
 
 
-@dataclass
+@dataclass(repr=False)
 class PruneResult:
     """What `prune` returns.
 
@@ -52,12 +53,15 @@ class PruneResult:
     report: Report
     before: tuple[Plan, ...] = ()
 
+    def __repr__(self) -> str:
+        return str(self.report)
+
 
 Constraint = Callable[[DependencyGraph], Any]
 
 
 def analyze(
-    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False,
+    model: nn.Module, example_inputs: Any, *, ignore: Name | Sequence[Name] = (), strict: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
@@ -65,7 +69,7 @@ def analyze(
     Args:
         model: any module; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
-        ignore: module paths, parameter names, or globs of them, to leave alone.
+        ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         strict: raise at an op that no rule covers instead of freezing its axes.
         constraints: functions of the graph, or one, that state what else must hold: `DependencyGraph.lock`, `at_least`,
             `multiple_of` and `equal_counts`.
@@ -77,25 +81,33 @@ def analyze(
         what can be removed, and why the rest can't.
 
     Raises:
-        InputError: there are no example inputs, `ignore` names nothing, a constraint does not fit the graph, or
-            `granularity` is something else.
+        InputError: there are no example inputs, `ignore` names nothing of the model, a constraint does not fit the graph,
+            or an argument is something else.
         TraceError: the model rejects the inputs.
         UnknownOpError: with `strict`.
     """
-    if granularity not in (None, *GRANULARITIES):
-        raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
-    stated = [constraints] if callable(constraints) else list(constraints)
-    if not all(map(callable, stated)):
-        raise InputError(f"constraints must be functions of a DependencyGraph, not {constraints!r}")
+    if granularity is not None and (not isinstance(granularity, str) or granularity not in GRANULARITIES):
+        raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {shown(granularity)}")
+    flag("strict", strict)
+    names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
     _check_devices(model, example_inputs)
     recorded = trace(model, example_inputs)
-    ignored = tuple([ignore] if isinstance(ignore, str) else ignore)
-    return DependencyGraph(propagate(recorded, strict=strict), model, ignored, granularity, stated)
+    return DependencyGraph(propagate(recorded, strict=strict), model, names, granularity, stated)
 
 
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
+def _stated(constraints: Any) -> list[Constraint]:
+    """One constraint or several as a list, checked."""
+    if isinstance(constraints, Mapping) or not (callable(constraints) or isinstance(constraints, Iterable)):
+        raise InputError(f"constraints must be functions of a DependencyGraph, not {shown(constraints)}")
+    stated = [constraints] if callable(constraints) else list(constraints)
+    for constraint in stated:
+        function("constraints", constraint, "graph")
+    return stated
 
 
 def as_module(model: Any) -> Any:
@@ -111,7 +123,7 @@ def prune(
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_latency: float | str | None = None, max_memory: float | str | None = None,
     importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
+    normalise: str | None = None, per_cost: bool = False, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
@@ -143,7 +155,7 @@ def prune(
         normalise: how scores are made comparable between groups: "mean", "none", "sum", "max" or "standard" (see
             `select/normalise.py`). By default what the criterion says of itself, or "mean".
         per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
-        ignore: module paths, parameter names, or globs of them, to leave alone.
+        ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
@@ -185,6 +197,15 @@ def prune(
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
     arguments["normalise"] = normalise or normalisation(cast(Importance, criterion))
     request = Request.of(arguments, further_budgets)
+    names, stated = given_names("ignore", ignore), _stated(constraints)
+    for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
+        flag(name, given)
+    if score is not None:
+        function("score", score, "model")
+    if loss is not None:
+        function("loss", loss, "output", "target")
+    if graph is not None:
+        of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
@@ -196,14 +217,14 @@ def prune(
         graph = analyze(
             model,
             example_inputs,
-            ignore=ignore,
+            ignore=names,
             strict=strict,
-            constraints=constraints,
+            constraints=stated,
             granularity=granularity,
         )
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the model that analyze was called with")
-    elif ignore or strict or constraints or granularity:
+    elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
@@ -219,23 +240,17 @@ def prune(
         won = win_back(
             model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
-    parameters = cost.parameter_count(model), cost.parameter_count(small)
-    byte_counts = cost.byte_count(model), cost.byte_count(small)
-    seconds = None
-    if latency:
-        slow, fast = latencies([model, small], example_inputs)
-        seconds = slow, fast
     also = {"importance": importance, "granularity": granularity}
     plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
-    report = Report(
-        graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
-    )
-    report.recovery = won
-    if score is not None and scored is not None:
-        report.score = scored, score_of(score, small)
+    report = Report.of(
+        graph, plan, small, proof, example_inputs,
+        notes=notes,
+        latency=tuple(latencies([model, small], example_inputs)) if latency else None,
+        score=None if score is None or scored is None else (scored, score_of(score, small)),
+        recovery=won,
+    )  # fmt: skip
     if inplace:
-        _ = report.macs  # of the model as it still is
         small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
 

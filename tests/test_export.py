@@ -171,7 +171,7 @@ def test_a_tensor_made_in_forward_is_not_baked_in() -> None:
     result = depgraph.prune(model, x)
     assert result.report.rewritten == []
     assert result.model[1].one.weight.shape == (14, 3)
-    reasons = [str(f.reason) for f in result.report.graph.frozen if f.name == "1.one.weight"]
+    reasons = [str(f.reason) for f in result.report.frozen if f.name == "1.one.weight"]
     assert any("literal 14" in reason for reason in reasons)
 
 

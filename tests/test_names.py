@@ -75,7 +75,7 @@ def test_a_group_is_called_after_what_produces_it() -> None:
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (Attention(), {"enter.weight:0": 11, "qkv.weight:0[0:24:6]": 4, "qkv.weight:0[48:54]": 6}),
+        (Attention(), {"enter.weight:0": 11, "qkv.weight:0[0:24:6]": 4, "qkv.weight:0[0:6]": 6}),
         (Pieces(), {"stem.weight:0[0:5]": 5, "stem.weight:0[5:12]": 7}),
     ],
 )
@@ -233,7 +233,7 @@ def test_masks_of_groups_that_need_equal_counts_fit_together() -> None:
     model, x = nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 3)), torch.randn(2, 5)
     graph = depgraph.analyze(model, x, constraints=lambda g: g.equal_counts(["0.weight:0", "1.weight:0"]))
     less = [True] * 7 + [False] * 2
-    with pytest.raises(InputError, match="'0.weight:0', '1.weight:0' contradict each other .keeps as many"):
+    with pytest.raises(InputError, match=r"'0\.weight:0', '1\.weight:0' contradict each other \(keeps as many"):
         depgraph.build_plan(graph, {"0.weight:0": less})
     assert depgraph.build_plan(graph, {"0.weight:0": less, "1.weight:0": less[::-1]}).cuts
 
@@ -248,7 +248,7 @@ def test_a_piece_may_go_where_no_dim_gets_empty() -> None:
             return self.c(torch.cat([self.a(x), self.b(x)], -1))
 
     graph = depgraph.analyze(Cat(), torch.randn(2, 5))
-    with pytest.raises(InputError, match="the masks of a.weight:0 remove all indices of a dim in a"):
+    with pytest.raises(InputError, match=r"the masks of a\.weight:0 remove all indices of a dim in a"):
         depgraph.build_plan(graph, {"a.weight:0": [False] * 7})
 
 
@@ -384,7 +384,7 @@ def test_what_the_search_does_not_verify_is_free_the_next_time(monkeypatch: pyte
 
     monkeypatch.setattr("depgraph.search.verify_values", fails)
     result = depgraph.prune(model, x, graph=graph)
-    assert [g.name for g in result.report.graph.groups] == ["2.weight:0"]
+    assert [name for name, *_ in result.report.outline["groups"]] == ["2.weight:0"]
     assert result.report.notes == ["0.weight:0 stay whole: the result would differ from the masked original"]
     assert state_of(graph) == before
     monkeypatch.undo()
@@ -434,6 +434,10 @@ def test_networkx_is_imported_when_it_is_asked_for() -> None:
         "print(len(depgraph.analyze(model, torch.randn(1, 3)).to_networkx()), 'networkx' in sys.modules)"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert said.stdout == "7 True\n", said.stderr

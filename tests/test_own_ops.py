@@ -149,7 +149,7 @@ def test_a_wrong_rule_is_found(verify: bool, stated: Callable[..., Any]) -> None
 
 
 def frozen_texts_of(result: depgraph.PruneResult, name: str) -> str:
-    return " ".join(str(f.reason) for f in result.report.graph.frozen if f.name == name)
+    return " ".join(str(f.reason) for f in result.report.frozen if f.name == name)
 
 
 def test_a_statistic_says_how_it_is_run_on_zeros(stated: Callable[..., Any]) -> None:

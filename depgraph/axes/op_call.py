@@ -37,7 +37,7 @@ class Product:
     letters: tuple[str, str, str] | None
 
 
-@dataclass
+@dataclass(repr=False)
 class DimFacts:
     """Everything the rules said.
 
@@ -352,7 +352,7 @@ class OpCall:
         if start > 0:
             _, piece = self.algebra.cut(piece, start)
         if piece.size == 1:
-            self.lock(piece, "is moved to a dim of its own, with size 1 left")
+            self.lock(piece, "is cut out as a dim of size 1")
             return None
         return piece
 

@@ -113,12 +113,16 @@ def without_fast_attention() -> AbstractContextManager[None]:
 
 @contextmanager
 def open_functions() -> Iterator[None]:
-    """Let modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names."""
+    """Let modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names.
+
+    Nor does einsum look for a path, as it does with opt_einsum installed: what compares sizes there isn't the user's code.
+    """
     with ExitStack() as stack:
         for module in (torch.nn.functional, torch.functional):
             for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
                 if hasattr(module, name):
                     stack.enter_context(replaced(module, name, lambda before, *_: False))
+        stack.enter_context(replaced(torch.backends.opt_einsum, "is_available", lambda before: False))
         stack.enter_context(without_fast_attention())
         yield
 
@@ -160,13 +164,45 @@ def without_cudnn() -> Iterator[None]:
         yield
 
 
+class _Room:
+    """How many ask for a deeper stack now, and how deep it was before the first."""
+
+    lock = threading.Lock()
+    asked = 0
+    before = 0
+
+
+@contextmanager
+def deeper_stack() -> Iterator[None]:
+    """Let Python nest calls three times as deep: what watches or copies a model needs more frames for each module in a module.
+
+    So a model that runs by itself runs here, too. The last one that leaves, in whichever thread, gives the limit back.
+    """
+    with _Room.lock:
+        if not _Room.asked:
+            _Room.before = sys.getrecursionlimit()
+            sys.setrecursionlimit(3 * _Room.before + 500)
+        _Room.asked += 1
+    try:
+        yield
+    finally:
+        with _Room.lock:
+            _Room.asked -= 1
+            if not _Room.asked:
+                sys.setrecursionlimit(_Room.before)
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with alone, torch.compiler.set_stance("force_eager"):
+    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines.
+
+    There is room on the stack for those who watch.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(deeper_stack())
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(alone)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from ..base.checks import fraction
 from ..base.errors import InputError, NothingToPruneError
 from ..base.progress import track
 from ..base.running import Score, score_of
@@ -235,8 +236,7 @@ def _score_of_one(
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     for r in ratios:
-        if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 < r < 1:
-            raise InputError(f"ratios must be between 0 and 1, not {r!r}")
+        fraction("ratios", r)
     if not len(ratios):
         raise InputError("no ratios given: give the shares to remove of each group")
     return tuple(sorted(set(ratios)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from ..axes import axes, polynomials
 from ..axes.axes import AtomMasks, Axis
+from ..base.checks import is_whole
 from ..base.errors import InputError, suggestions
 from .members import Group, Indices
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 Place = Group | str  # a group, its name, or a dim: "tensor:dim"
 NO_PLACE = "  fix: give a group, its name, or a parameter or buffer name and a dim, as in 'layers.0.weight:0'"
-
-
-def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def axis_at(graph: DependencyGraph, place: Place) -> Axis:

@@ -18,14 +18,15 @@ from ..axes.axes import AtomMasks, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged, kept_by_block, pieces
+from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut, Rewrite
 from ..surgery.rewrite import can_rewrite
 from ..tracing.trace import Node, Trace
-from .given import Place, axis_at, checked_indices, checked_masks, first_name, is_whole
+from .given import Place, axis_at, checked_indices, checked_masks, first_name
 from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
-from .naming import NAMING, named
+from .naming import NAMING, Name, given_names, name_in, named
 from .siblings import follow_siblings
 from .sizes import SizeSystem, is_constant
 
@@ -69,7 +70,7 @@ class DependencyGraph:
     """
 
     def __init__(
-        self, state: DimFacts, model: torch.nn.Module, ignore: Sequence[str] = (), granularity: str | None = None,
+        self, state: DimFacts, model: torch.nn.Module, ignore: Name | Sequence[Name] = (), granularity: str | None = None,
         constraints: Iterable[Callable[[DependencyGraph], Any]] = (),
     ) -> None:  # fmt: skip
         """Read the atoms off `state`.
@@ -205,7 +206,7 @@ class DependencyGraph:
         """
         self._take("at_least")
         axis = axis_at(self, place)
-        self.state.at_least.append((axis, self._number("at_least", place, axis, count)))
+        self.state.at_least.append((axis, whole_number(f"at_least of {place!r}", count, 1, axis.size)))
 
     def multiple_of(self, place: Place, number: int) -> None:
         """As many indices stay at `place` as are a multiple of `number`, unless all stay.
@@ -216,7 +217,7 @@ class DependencyGraph:
         self._take("multiple_of")
         axis = axis_at(self, place)
         name = place.name if isinstance(place, Group) else place
-        self.multiples.append((name, axis, self._number("multiple_of", place, axis, number)))
+        self.multiples.append((name, axis, whole_number(f"multiple_of {place!r}", number, 1, axis.size)))
 
     def equal_counts(
         self, places: Sequence[Place], why: str = "keeps as many indices as others, by a constraint"
@@ -249,14 +250,6 @@ class DependencyGraph:
             )
         if not isinstance(why, str):
             raise InputError(f"the reason for {name} must be a text, not {why!r}")
-
-    @staticmethod
-    def _number(name: str, place: Place, axis: Axis, number: int) -> int:
-        if not is_whole(number) or not 0 < number <= axis.size:
-            raise InputError(
-                f"{name} must be a whole number from 1 to the {axis.size} of {place!r}, not {number!r}"
-            )
-        return int(number)
 
     def _freeze(self, found: Iterable[Axis], reason: Reason) -> None:
         """Freeze axes whose groups are known, and drop these."""
@@ -356,7 +349,7 @@ class DependencyGraph:
         return ([None] * self.tensors[name].dim(), None) if cut is None else (list(cut.keep), cut.blocks)
 
     def mask(self, name: str, masks: Mapping[str, Any]) -> torch.Tensor | None:
-        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. Arguments as for `keeps`."""
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
         cut = self.cut(first_name(self, name), checked_masks(self, masks))
         return None if cut is None else cut.mask()
 
@@ -472,10 +465,10 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
                     atom.frozen = atom.frozen or reason
 
 
-def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
-    """Freeze every dim of the tensors that `patterns` name: a module path, a tensor name, or a glob of either."""
+def _ignore(graph: DependencyGraph, patterns: Name | Sequence[Name]) -> None:
+    """Freeze every dim of the tensors that `patterns` name: modules, tensors, or globs of either."""
     unknown = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in (name_in(graph, given) for given in given_names("ignore", patterns)):
         hit, known = named(graph, pattern)
         if not known:
             unknown.append(pattern)

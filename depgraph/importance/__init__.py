@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from ..base.checks import function, shown
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.given import unit_scores
@@ -57,8 +58,9 @@ def criterion_of(
     criterion: Any = importance() if isinstance(importance, type) else importance
     if not callable(criterion):
         raise InputError(
-            f"importance must be a name, a criterion or a function from a group to scores, not {criterion!r}"
+            f"importance must be a name, a criterion or a function from a group to scores, not {shown(criterion)}"
         )
+    function("importance", criterion, "group")
     if isinstance(criterion, Prepared):
         criterion.prepare(graph, calibration)
     return cast(Importance, criterion)

@@ -157,7 +157,7 @@ def _samples(batch: Batch) -> list[Batch]:
     counts = {t.shape[0] for t in tensor_leaves(whole) if t.dim()}
     if len(counts) != 1:
         raise InputError(
-            f"the samples of a calibration batch cannot be split into samples: first dims of {sorted(counts)}\n"
+            f"a calibration batch cannot be split into samples: first dims of {sorted(counts)}\n"
             "  fix: give batches of one sample, or an importance that takes whole batches, such as 'taylor_squared'"
         )
 

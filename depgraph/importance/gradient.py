@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..base.checks import whole_number
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
@@ -206,9 +207,7 @@ class Hessian:
             seed: of the random signs.
             roles: as for `Magnitude`.
         """
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise InputError(f"draws must be a positive int, not {draws!r}")
-        self.draws, self.seed = draws, seed
+        self.draws, self.seed = whole_number("draws", draws, 1), seed
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:

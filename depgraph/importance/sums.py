@@ -52,7 +52,7 @@ def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
         out = torch.empty(shape, dtype=wide, device=device)
         entry(out, *tensors)
         return [out.cpu()] * len(shape)
-    matrices = [t.reshape(shape[0], -1) for t in tensors]
+    matrices = [t.flatten(1) for t in tensors]
     rows, columns = matrices[0].shape
     step = max(1, min(rows, CHUNK // max(1, columns)))
     buffer = torch.empty(step, columns, dtype=wide, device=device)

@@ -129,7 +129,7 @@ class Rewrite:
     value: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Plan:
     """What to remove from a model. Plain data: no weights, no device; it replays on any model of the same shapes.
 
@@ -149,6 +149,9 @@ class Plan:
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors)"
 
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.

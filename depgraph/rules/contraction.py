@@ -62,9 +62,9 @@ def matmul(site: OpCall) -> Dims:
 
 @rule("einsum")
 def einsum(site: OpCall) -> Dims:
-    """The letters in the call are the rule."""
+    """The letters in the call are the rule; a path only says in which order operands are taken."""
     text, *rest = site.args
-    operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (list, tuple)) else list(rest)
+    operands = list(rest[0]) if isinstance(rest[0], (list, tuple)) else rest
     left, arrow, right = str(text).replace(" ", "").partition("->")
     letters = left.split(",")
     if not arrow:

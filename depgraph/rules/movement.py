@@ -148,7 +148,7 @@ def _cut_equally(site: OpCall, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
     pieces = site.algebra.segments(axis, sizes)
     for piece in pieces:
         if piece.size == 1:
-            site.lock(piece, "is moved to a dim of its own, with size 1 left")
+            site.lock(piece, "is cut out as a dim of size 1")
     return [[*x[:d], p if p.size != 1 else None, *x[d + 1 :]] for p in pieces]
 
 

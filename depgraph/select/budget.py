@@ -185,8 +185,8 @@ def _check_reachable(
         if reached > b.limit:
             held = "".join(f"\n  asked for: {line}" for line in selection.rules.notes[:5])
             raise BudgetError(
-                f"{b.name}={b.text(b.limit)} can't be reached: without every removable unit {b.text(reached)} remain "
-                f"of {b.text(whole)} ({reached / max(whole, 1e-300):.1%}){held}\n  what locks the rest:\n"
+                f"{b.name}={b.text(b.limit)} can't be reached: {b.text(reached)} remain "
+                f"of {b.text(whole)} ({reached / max(whole, 1e-300):.1%}) without the removable units{held}\n  what locks the rest:\n"
                 f"{lock_lines(selection.graph)}",
                 reached / max(b.limit, 1e-300),
             )

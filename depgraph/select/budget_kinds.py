@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..base.checks import is_number, shown
 from ..base.errors import InputError
 from ..costs import cost
 from ..costs.cost import Cost
@@ -116,7 +117,7 @@ class BudgetKind:
 
     def _read(self, given: Any) -> tuple[float | None, float]:
         """A share and no amount, or no share and an amount."""
-        wrong = InputError(f"{self.name}={given!r} can't be read: give {self.ways}")
+        wrong = InputError(f"{self.name}={shown(given)} can't be read: give {self.ways}")
         if isinstance(given, str):
             match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(%|[A-Za-z]*)\s*", given)
             try:
@@ -130,7 +131,7 @@ class BudgetKind:
             if match[2] not in self.units:
                 raise wrong
             return None, number * self.units[match[2]]
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
+        if not is_number(given) or not given > 0:
             raise wrong
         if isinstance(given, float) and given <= 1:
             return given, 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from math import isfinite
 from typing import Any
 
+from ..base.checks import flag, number, of_kind, whole_number
 from ..base.errors import BudgetError, InputError, NothingToPruneError
 from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
@@ -94,17 +94,22 @@ class Request:
             )
         check_scope(self.scope, ratio, self.max_ratio)
         self._check_threshold()
-        if self.normalise not in NORMALISATIONS:
+        if not isinstance(self.normalise, str) or self.normalise not in NORMALISATIONS:
             raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
         if self.per_cost and self.normalise == "standard":
             raise InputError(
                 "per_cost divides scores, which normalise='standard' makes negative: use another one"
             )
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
-            raise InputError(f"round_to must be a positive int, not {self.round_to!r}")
+        whole_number("round_to", self.round_to, 1)
         for name in ("per_cost", "uniform"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
+            flag(name, getattr(self, name))
+        if self.already_pruned is not None:
+            of_kind(
+                "already_pruned",
+                self.already_pruned,
+                Plan,
+                "the depgraph.Plan that made the model of its original",
+            )
 
     @property
     def amounts(self) -> list[tuple[BudgetKind, Any]]:
@@ -122,8 +127,7 @@ class Request:
         given = self.threshold
         if given is None:
             return
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not isfinite(given):
-            raise InputError(f"threshold must be a finite number, not {given!r}")
+        number("threshold", given)
         shares = (
             any(s.ratio is not None for s in self.scope)
             if isinstance(self.scope, (list, tuple))

@@ -20,9 +20,10 @@ from math import ceil
 from typing import Any
 
 from ..axes.axes import Axis
+from ..base.checks import fraction, shown, whole_number
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group
-from ..grouping.naming import NAMING, named
+from ..grouping.naming import NAMING, Name, given_names, named
 from ..tracing.recorder import record_of
 from .blocks import Block
 
@@ -45,7 +46,7 @@ class Scope:
         at_most_ratio: the largest share of the units of each group that may go.
     """
 
-    modules: str | Sequence[str]
+    modules: Name | Sequence[Name]
     ratio: float | None = None
     at_least: float | None = None
     at_most_ratio: float | None = None
@@ -87,11 +88,12 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
         if not ratio:
             raise InputError("pruning_ratio={} is empty: give {glob: ratio}, or a number")
         for name, value in ratio.items():
-            _check_share(value, f"pruning_ratio[{name!r}]", low_included=True)
+            given_names(f"the keys of pruning_ratio={shown(ratio)}", [name])
+            fraction(f"pruning_ratio[{name!r}]", value, zero=True)
     elif ratio is not None:
-        _check_share(ratio, "pruning_ratio")
+        fraction("pruning_ratio", ratio)
     if max_ratio is not None:
-        _check_share(max_ratio, "max_ratio", high_included=True)
+        fraction("max_ratio", max_ratio, one=True)
     if isinstance(ratio, float) and max_ratio is not None and ratio > max_ratio:
         raise InputError(f"pruning_ratio={ratio} and max_ratio={max_ratio} contradict each other")
     if scope is None or (isinstance(scope, str) and scope in SCOPES):
@@ -116,24 +118,20 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
 def _check_one(scope: Any) -> None:
     if not isinstance(scope, Scope):
         raise InputError(f"scope must be a list of depgraph.Scope, not of {scope!r}")
+    given_names(f"modules of {shown(scope)}", scope.modules)
     if scope.ratio is scope.at_least is scope.at_most_ratio is None:
         raise InputError(f"{scope} is empty: give ratio, at_least or at_most_ratio")
     if scope.ratio is not None:
-        _check_share(scope.ratio, f"ratio of {scope}", low_included=True)
+        fraction(f"ratio of {scope}", scope.ratio, zero=True)
     if scope.at_most_ratio is not None:
-        _check_share(scope.at_most_ratio, f"at_most_ratio of {scope}", low_included=True, high_included=True)
-    least = scope.at_least
-    if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or not least >= 0
-                              or (isinstance(least, float) and least > 1)):  # fmt: skip
-        raise InputError(f"at_least of {scope} must be a share up to 1 (float) or a number of units (int)")
+        fraction(f"at_most_ratio of {scope}", scope.at_most_ratio, zero=True, one=True)
+    least: Any = scope.at_least
+    if isinstance(least, float):
+        fraction(f"at_least of {scope}", least, zero=True, one=True)
+    elif least is not None:
+        whole_number(f"at_least of {scope}", least)
     if scope.ratio is not None and scope.at_most_ratio is not None and scope.ratio > scope.at_most_ratio:
         raise InputError(f"ratio and at_most_ratio of {scope} contradict each other")
-
-
-def _check_share(value: Any, what: str, low_included: bool = False, high_included: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value < 1 or (low_included and value == 0) or (high_included and value == 1)):
-        raise InputError(f"{what} must be between 0 and 1, not {value!r}")
 
 
 def rules_of(
@@ -167,7 +165,7 @@ def rules_of(
             for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
                 rules.ratios[g.axis] = float(value)
     for i, one in enumerate(() if scope is None or isinstance(scope, str) else scope):
-        patterns = [one.modules] if isinstance(one.modules, str) else one.modules
+        patterns = given_names("modules", one.modules)
         needed = "scope" if one.ratio is not None else ""
         found = {g.axis: g for p in patterns for g in _groups_named(graph, groups, p, needed)}
         for a, g in found.items():
@@ -178,7 +176,7 @@ def rules_of(
     return rules
 
 
-def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: str, needed: str) -> list[Group]:
+def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: Name, needed: str) -> list[Group]:
     """The groups whose units the tensors that `pattern` names produce."""
     hit, known = named(graph, pattern)
     if not known:

@@ -38,7 +38,7 @@ def resolved(factory: Any) -> Factory:
             raise InputError(f"factory {factory!r} is not of the form 'package.module:function'")
         try:
             found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # what importing runs may raise anything
             raise InputError(f"factory {factory!r} can't be found: {error}") from error
         factory = found
     if not callable(factory):

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..base.checks import whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
 from ..config.origin import built_from
@@ -26,7 +27,7 @@ from ..surgery.lineage import plans_of
 from ..tracing.attributes import holders, put
 from ..tracing.tensors import attribute_tensors, named_tensors, unwrapped
 from .document import FILE_NAME, Document
-from .folders import replacing
+from .folders import path_of, replacing
 from .weights import MODEL, NAMES, OTHER, write
 
 Tensor = torch.Tensor
@@ -57,14 +58,13 @@ def save(
         the folder.
 
     Raises:
-        InputError: no plan is known of this model.
+        InputError: no plan is known of this model, or `folder` is no path.
         StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
             everything that is wrong is listed. What was in the folder is still there.
     """
     model, made_by = _model_and_plans(model_or_result, plans)
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise InputError(f"max_shard_bytes must be a positive int, not {max_shard_bytes!r}")
-    path = Path(os.path.abspath(folder))
+    whole_number("max_shard_bytes", max_shard_bytes, 1)
+    path = path_of(folder)
     document, persistent, others = described(model, made_by)
     try:
         with replacing(path, FILE_NAME) as new:
@@ -73,7 +73,7 @@ def save(
             (new / FILE_NAME).write_text(document.to_text(), encoding="utf-8")
             if beside is not None:
                 beside(new)
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeError) as error:
         raise StoreError(f"{path} can't be written: {error}") from error
     return path
 

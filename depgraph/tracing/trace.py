@@ -33,7 +33,7 @@ from .wrappers import check_unsharded
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """What one run of the model recorded.
 

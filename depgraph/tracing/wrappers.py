@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..base.errors import InputError
+from ..base.switches import deeper_stack
 from .copying import deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
@@ -97,6 +98,7 @@ def plain_names(model: nn.Module) -> Callable[[str], str]:
     return plain
 
 
+@deeper_stack()
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A deep copy of `model` in which a `WrapperStandIn` stands for each wrapper, and what can't be copied is shared."""
     wrappers = {m: name for m in model.modules() if (name := inner_name(m)) is not None}

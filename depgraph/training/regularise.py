@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..axes.ragged import block_count
+from ..base.checks import number
 from ..base.errors import InputError, PlanError
 from ..grouping.graph import DependencyGraph, Group
 from ..plan.plan import Plan
@@ -296,6 +297,4 @@ class _Norms(torch.autograd.Function):
 
 
 def _weight(given: float) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < float("inf"):
-        raise InputError(f"the strength of a regulariser must be a number of at least 0, not {given!r}")
-    return float(given)
+    return number("the strength of a regulariser", given, 0)

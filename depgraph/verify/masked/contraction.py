@@ -31,6 +31,8 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
     mask = (func(*tensors, **kwargs) > 0).float()
+    if any(isinstance(t, Tensor) and not t.numel() for t in tensors):  # a sum of nothing is a constant
+        mask = all_alive(mask.shape, mask.device)
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)

@@ -21,11 +21,14 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     x, mask = args[0], run.full(args[0])
     given = named(func, args, kwargs)
     name = op_name(func)
+    if not mask.numel():  # of nothing: a constant
+        out = func(*args, **kwargs)
+        for t in out if isinstance(out, tuple) else [out]:
+            run.finish(t, all_alive(t.shape, t.device))
+        return out
     dims, keep = dims_of(given.get("dim"), x.dim()), bool(given.get("keepdim", False))
     alive = mask.amax(dims, keepdim=keep) if dims else mask
-    uniform = (
-        not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any() if mask.numel() else True
-    )
+    uniform = not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any()
     if not dims or uniform:
         out = func(*args, **kwargs)
         for t in out if isinstance(out, tuple) else [out]:
