@@ -6,7 +6,7 @@ import enum
 
 import pytest
 import torch
-from depgraph.errors import VerificationError
+from depgraph.base.errors import VerificationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
