@@ -113,8 +113,13 @@ def refers_to_a_method(m: Two) -> None:
     m.head = lambda t: m.scaled(t) * m.method().__self__.bias
 
 
+def is_memoised(m: Two) -> None:
+    m.gain_of = functools.lru_cache(maxsize=3)(lambda: m.gain)
+    m.head = lambda t: t * m.gain_of()
+
+
 WAYS = [closes_over_self, closes_over_a_tensor, has_a_default, is_decorated, is_partial, is_in_a_list, is_in_an_object,
-        has_a_hook, is_replaced, refers_weakly, refers_by_a_proxy, refers_to_a_method]  # fmt: skip
+        has_a_hook, is_replaced, refers_weakly, refers_by_a_proxy, refers_to_a_method, is_memoised]  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -15,7 +15,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import _lru_cache_wrapper, lru_cache, partial
 from typing import Any
 
 import torch
@@ -106,6 +106,13 @@ def _partial(value: Any, memo: Copies) -> Any:
     return made
 
 
+def _memoised(value: Any, memo: Copies) -> Any:
+    """A memoised function; where it leads to the model, another one, with a memory of its own."""
+    if not leads_to(value, memo.own):
+        return value
+    return lru_cache(**value.cache_parameters())(deep_copy(value.__wrapped__, memo))
+
+
 def _reference(value: Any, memo: Copies) -> Any:
     target = value()
     if target is None or not leads_to(target, memo.own):
@@ -129,7 +136,7 @@ def _target(proxy: Any) -> Any:
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _LEADING: dict[Any, Any] = {
     types.FunctionType: _function, types.MethodType: _method, partial: _partial, weakref.ref: _reference,
-    weakref.WeakMethod: _reference, **dict.fromkeys(_PROXIES, _proxy),
+    weakref.WeakMethod: _reference, _lru_cache_wrapper: _memoised, **dict.fromkeys(_PROXIES, _proxy),
 }  # fmt: skip
 MOST_SEEN = 5000  # objects behind a function that are looked at
 
