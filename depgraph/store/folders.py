@@ -9,16 +9,18 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import InputError, StoreError
 
-fcntl: Any = import_module("fcntl") if os.name == "posix" else None
+if sys.platform != "win32":
+    import fcntl
+
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
 # What a disk says late, when it is asked whether it has the bytes.
@@ -102,7 +104,7 @@ def _alone(lock: Path) -> Iterator[bool]:
 
 
 def _lock(handle: int) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
