@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .checks import flag
+
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds of work before a bar appears by itself
 
@@ -36,6 +38,8 @@ def track(
     Yields:
         the items, one by one.
     """
+    if progress is not None:
+        flag("progress", progress)
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield from items
         return

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..base.checks import a_path
 from ..base.errors import DepgraphError, StoreError, listed
 from ..base.values import is_plain_object
 from ..plan.plan import Plan
@@ -47,6 +48,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
             Everything that is wrong is listed.
         InputError: `factory` is no function.
     """
+    a_path("folder", folder)
     make, path = resolved(factory), Path(folder)
     document = open_folder(path)
     if takes_config(make):
@@ -86,6 +88,7 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote.
     """
+    a_path("folder", folder)
     return open_folder(Path(folder)).plans
 
 
