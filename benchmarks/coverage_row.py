@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from outputs import Inputs, backward_works, call, deviation, shapes
 from torch import Tensor, nn
 
 from benchmarks.isolate import Row, isolated
-from benchmarks.outputs import backward_works, deviation, shapes
 from benchmarks.randomise import randomise
-from benchmarks.suites import Case, Inputs, call, suite
+from benchmarks.suites import Case, suite
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # largest relative deviation that rounding explains
 DEVIATES = "deviates"  # how the reason begins where values differ

@@ -80,11 +80,10 @@ def prune(
         InputError: no process group, `inplace`, or replicas that differ in their shapes.
         DepgraphError: what a process raised, in all of them; or a process ended, or kept the others waiting too long.
     """
-    group = _group(timeout, options)
     inner = inner_name(model)
     bare = model.get_submodule(inner) if inner else model
     shapes = {name: tuple(t.shape) for name, t in named_tensors(bare)[0].items()}
-    with _no_longer_than(timeout):
+    with _group(timeout, options) as group:
         every = _gathered(lambda: shapes, group)
         if any(other != every[0] for other in every):
             raise InputError("the processes have models of different shapes: nothing was pruned")
@@ -113,7 +112,6 @@ def prune(
         small = _together(lambda: result.model if result else apply(bare, plan), group)
         _synchronise(small, group)
         whole = wrapped_like(model, small) if inner else small
-        dist.destroy_process_group(group)
     return DistributedResult(whole, plan, result.report if result else None)
 
 
@@ -154,7 +152,9 @@ class _Averaged:
 # ----------------------------------------------------------------------------------------------------- messages
 
 
-def _group(timeout: float, options: Mapping[str, Any]) -> Any:
+@contextmanager
+def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
+    """A process group for the messages of one call, which ends with the call, however that ends."""
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
             "there is no process group\n  fix: torch.distributed.init_process_group, or depgraph.prune"
@@ -164,7 +164,11 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Any:
         raise InputError(f"pruning in several processes takes no {', '.join(sorted(refused))}")
     number("timeout", timeout, 0, above=True)
     with _no_longer_than(timeout):
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        try:
+            yield group
+        finally:
+            dist.destroy_process_group(group)
 
 
 def _first(group: Any) -> int:

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 from torch import nn
 
 from .axes import axes
@@ -24,6 +23,9 @@ from .recover.result import Recovery
 from .select import Selection
 from .select.repeated import ties
 from .verify.verify import Verification
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def reachable(graph: DependencyGraph) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""One thread: the networks here are too small for more, and CI machines have few cores."""
+"""One thread in each process: the networks here are too small for more, and the cores are for `make test`'s processes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from depgraph.rules import REGISTRY, STATED
 from depgraph.select import BUDGETS
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 @pytest.fixture

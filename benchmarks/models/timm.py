@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import vision_ops  # noqa: F401  # timm imports torchvision
 from torch import nn
 
-from benchmarks import vision_ops  # noqa: F401  # timm imports torchvision
 from benchmarks.suites.case import Cases, tensor_inputs
 
 DATA = Path(__file__).with_suffix(".json")

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import vision_ops  # noqa: F401  # transformers imports torchvision
+from outputs import backward_works, tensors
 from torch import Tensor, nn
 
-from benchmarks import vision_ops  # noqa: F401  # transformers imports torchvision
 from benchmarks.isolate import Row, isolated
 from benchmarks.models.transformers_checks import check, generation
 from benchmarks.models.transformers_exceptions import GIVEN, INPUTS
 from benchmarks.models.transformers_shrunk import HIDDEN, IMAGE, shrunk
-from benchmarks.outputs import backward_works, tensors
 from benchmarks.suites.case import Cases
 
 DATA = Path(__file__).with_suffix(".json")

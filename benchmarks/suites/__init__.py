@@ -12,10 +12,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import NamedTuple
 
-from benchmarks import vision_ops  # noqa: F401  # makes torchvision importable, for all that import it
-from benchmarks.suites.case import Case, Cases, Inputs, call
+import vision_ops  # noqa: F401  # makes torchvision importable, for all that import it
 
-__all__ = ["SUITES", "Case", "Cases", "Inputs", "call", "suite"]
+from benchmarks.suites.case import Case, Cases
+
+__all__ = ["SUITES", "Case", "Cases", "suite"]
 
 
 class Suite(NamedTuple):

@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from outputs import Inputs
 from torch import Tensor, nn
-
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,6 @@ class Cases(dict[str, Case]):
             return network
 
         return added
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What `model` returns for example inputs of any form."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from math import prod
 
-from .axes import ATOM, CONCAT, RAGGED, Axis
+from .axes import ATOM, CONCAT, Axis
+from .ragged import is_ragged, one_block
 
 Polynomial = dict[tuple[Axis, ...], int]  # sorted free atoms -> coefficient; () is the constant
 
@@ -23,8 +24,8 @@ def count(axis: Axis | None, free: Container[Axis]) -> Polynomial:
             for term, n in count(part, free).items():
                 total[term] = total.get(term, 0) + n
         return total
-    if axis.kind == RAGGED:
-        return count(axis.parts[0], free)
+    if is_ragged(axis):
+        return count(one_block(axis), free)
     out: Polynomial = {(): 1}
     for part in axis.parts:
         out = times(out, count(part, free))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from math import inf
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -98,7 +99,9 @@ def function(name: str, value: Any, *takes: str) -> None:
         pass
 
 
-def a_path(name: str, value: Any) -> None:
-    """`value` names a file or folder."""
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+def a_path(name: str, value: Any) -> Path:
+    """`value`, which names a file or folder, as an absolute path."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{name} must be a path, not {shown(value)}")
+    return Path(os.path.abspath(text))

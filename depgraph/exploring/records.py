@@ -40,9 +40,7 @@ class Records:
             InputError: the file has rows of another subject, or is no file of rows.
         """
         self.rows: list[dict[str, Any]] = []
-        if file is not None:
-            a_path("file", file)
-        self.path = None if file is None else Path(file)
+        self.path = None if file is None else a_path("file", file)
         if self.path is None:
             return
         digests = {name: digest(value) for name, value in subject.items()}

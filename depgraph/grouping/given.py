@@ -196,7 +196,8 @@ def _check_what_stays(graph: DependencyGraph, masks: dict[Axis, npt.NDArray[np.b
     counts = {a: int(masks[a].sum()) if a in masks else a.size for a in graph.by_axis}
     for polynomial, why in graph.constraints:
         if polynomials.evaluate(polynomial, counts):
-            groups = list(dict.fromkeys(graph.by_axis[a].name for term in polynomial for a in term))
+            atoms = {a for term in polynomial for a in term}
+            groups = [g.name for g in graph.groups if g.axis in atoms]
             raise InputError(f"the masks of {suggestions('', groups)} do not fit together ({why})")
     for axis, least in graph.state.at_least:
         if (count := int(axes.kept(axis, masks).sum())) < least:

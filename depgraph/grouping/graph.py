@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ..axes import axes, polynomials
-from ..axes.axes import RAGGED, AtomMasks, Axis, Reason
+from ..axes.axes import AtomMasks, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
 from ..config.origin import Origins, origins
@@ -72,7 +73,15 @@ class DependencyGraph:
         self, state: DimFacts, model: torch.nn.Module, ignore: Name | Sequence[Name] = (), granularity: str | None = None,
         constraints: Iterable[Callable[[DependencyGraph], Any]] = (),
     ) -> None:  # fmt: skip
-        """Read the atoms off `state`; the other arguments are those of `analyze`."""
+        """Read the atoms off `state`.
+
+        Args:
+            state: what the rules said.
+            model: the model that was traced.
+            ignore: names or globs of modules, parameters or buffers to leave alone.
+            granularity: as for `analyze`.
+            constraints: functions of the graph, which state what else must hold.
+        """
         self.state = state
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
@@ -340,7 +349,7 @@ class DependencyGraph:
         return ([None] * self.tensors[name].dim(), None) if cut is None else (list(cut.keep), cut.blocks)
 
     def mask(self, name: str, masks: Mapping[str, Any]) -> torch.Tensor | None:
-        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. Arguments as for `keeps`."""
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
         cut = self.cut(first_name(self, name), checked_masks(self, masks))
         return None if cut is None else cut.mask()
 
@@ -352,14 +361,11 @@ class DependencyGraph:
             if axis is None:
                 per_dim.append(None)
                 continue
-            root = axis.find()
-            if root.kind == RAGGED:
-                kept = [axes.kept(p, masks) for p in root.parts]
-                if not all(k.all() for k in kept):
-                    blocks = [np.flatnonzero(k) for k in kept]
+            if is_ragged(axis):
+                blocks = kept_by_block(axis, masks)
                 per_dim.append(None)
                 continue
-            mask = axes.kept(root, masks)
+            mask = axes.kept(axis, masks)
             per_dim.append(None if mask.all() else np.flatnonzero(mask))
         if blocks is None and all(k is None for k in per_dim):
             return None
@@ -411,20 +417,14 @@ class DependencyGraph:
             for d, axis in enumerate(dims):
                 if axis is None:
                     continue
-                root = axis.find()
-                whole = root.kind == RAGGED
-                pieces = enumerate(root.parts) if whole else [(0, root)]
-                rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
-                for b, piece in pieces:
-                    found = places.get(piece.find())
+                for piece, bounds in pieces(axis, 1 if dims[0] is None else dims[0].size):
+                    found = places.get(piece)
                     if found is None:
-                        found = places[piece.find()] = places_of(piece.find())
+                        found = places[piece] = places_of(piece)
                     for atom, indices in found:
-                        if atom.frozen is not None:
-                            continue
-                        role = roles.get((atom, node, d), "scales")
-                        bounds = (b * rows, (b + 1) * rows) if whole else None
-                        members.setdefault(atom, []).append(Member(name, d, indices, role, bounds))
+                        if atom.frozen is None:
+                            role = roles.get((atom, node, d), "scales")
+                            members.setdefault(atom, []).append(Member(name, d, indices, role, bounds))
         return named_groups(members.items())
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from ..axes.axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason
+from ..axes.axes import ATOM, PRODUCT, Algebra, Axis, Reason
 from ..axes.nodes import VALUES_KEPT
 from ..axes.op_call import DimFacts, Dims, OpCall
+from ..axes.ragged import misplaced
 from ..base.errors import UnknownOpError
 from ..rules import rule_for
 from ..tracing.recorder import Node, record_of
+from ..tracing.tensors import memory_of
 from ..tracing.trace import Trace
 from ..tracing.whole import own_namespace
 
@@ -40,6 +42,7 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
         while made.target is torch.ops.aten.detach.default:  # factories detach what they made
             made = made.args[0]
             state.sized.add((made, use.dim))
+    on_memory: dict[Any, Dims] = {}  # parameters of their own that are the same numbers have the same axes
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
@@ -49,6 +52,8 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
             state.dims[node] = [_fixed(algebra, record.shape, "ranges over a model input")]
         elif node.op == "get_attr":
             dims: Dims = [Axis(n) if n != 1 else None for n in record.shape]
+            if (memory := memory_of(trace.values[node.target])) is not None:
+                dims = on_memory.setdefault(memory, dims)
             state.dims[node] = [dims]
             if not record.holds_values and record.dtype is not torch.bool:
                 for axis in dims:
@@ -146,10 +151,9 @@ def _settle(state: DimFacts, algebra: Algebra) -> None:
     for node, results in state.dims.items():
         for dims in results:
             for axis in [a for a in dims if a is not None]:
-                for ragged in _ragged(axis):
-                    if not _beside_its_blocks(node, dims, axis, ragged):
-                        algebra.place = replace(_place(node), source="")
-                        algebra.collapse(axis)
+                if misplaced(dims, axis, node.op == "get_attr"):
+                    algebra.place = replace(_place(node), source="")
+                    algebra.collapse(axis)
     algebra.place = Reason("")
     seen: set[Axis] = set()
     for results in state.dims.values():
@@ -159,20 +163,6 @@ def _settle(state: DimFacts, algebra: Algebra) -> None:
                     seen.add(whole.find())
                     for atom in _lone_units(whole):
                         algebra.freeze(atom, "is the only index of a dim")
-
-
-def _beside_its_blocks(node: Node, dims: Dims, axis: Axis, ragged: Axis) -> bool:
-    over = ragged.over.find() if ragged.over is not None else None
-    if node.op == "get_attr":  # a parameter: dim 0 holds the blocks, and the ragged dim is a whole dim
-        return axis.find() is ragged and dims[0] is not None and dims[0].find() is over
-    return any(a is not None and a.find() is over for a in dims)
-
-
-def _ragged(axis: Axis) -> list[Axis]:
-    axis = axis.find()
-    if axis.kind == RAGGED:
-        return [axis]
-    return [] if axis.kind != PRODUCT else [r for p in axis.parts for r in _ragged(p)]
 
 
 def _lone_units(axis: Axis) -> list[Axis]:

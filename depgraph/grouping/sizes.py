@@ -15,10 +15,11 @@ from typing import Any
 from torch import nn
 
 from ..axes import axes, polynomials
-from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.axes import ATOM, CONCAT, Axis, Reason
 from ..axes.nodes import base_name
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..tracing.attributes import read_attribute
 from ..tracing.recorder import Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
@@ -131,7 +132,7 @@ class SizeSystem:
             return polynomials.count(axis, self.free) if extent else {}
         if axis.kind == ATOM:
             return {(): extent} if axis not in self.free else None
-        if axis.kind == RAGGED:
+        if is_ragged(axis):
             return None
         if axis.kind == CONCAT:
             total: Polynomial = {}

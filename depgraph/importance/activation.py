@@ -15,11 +15,11 @@ import torch
 
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
-from ..data.watch import Call
+from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Group
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
-from .readers import matrices, readers, run
+from .readers import matrices, readers
 
 Tensor = torch.Tensor
 
@@ -106,7 +106,8 @@ class InputStatistic:
             for stack, x in call.inputs(windows=False):
                 seen[call.consumer].add(stack, x)
 
-        run(graph, {r.consumer for rs in self.readers.values() for r in rs}, data, see)
+        wanted = {r.consumer for rs in self.readers.values() for r in rs}
+        Watch(graph.model, wanted, see).run_all(data, "observing inputs")
         self.scores: dict[Consumer, Scores] = {}
         for consumer, columns in seen.items():
             if columns.count:

@@ -12,10 +12,10 @@ import torch
 
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
-from ..data.watch import Call
+from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
-from .readers import Reader, blocks, matrices, run
+from .readers import Reader, blocks, matrices
 
 Tensor = torch.Tensor
 STILL = 1e-12  # a variance of so much of the mean square is rounding
@@ -172,7 +172,7 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
-        run(graph, by_consumer, data, see)
+        Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
         while lot:
             yield lot.pop(0)  # so that what was used can go
         by_consumer.clear()

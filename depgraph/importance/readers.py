@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 import torch
 
 from ..axes import axes
-from ..data.calibration import Calibration
 from ..data.consumers import Consumer, consumers
-from ..data.watch import Call, Watch
+from ..data.watch import Call
 from ..grouping.graph import DependencyGraph, Indices
 
 
@@ -39,13 +37,6 @@ def readers(graph: DependencyGraph) -> dict[str, list[Reader]]:
                 if columns.shape[1] and not _takes_blocks(consumer, columns):
                     found[graph.by_axis[atom].name].append(Reader(consumer, columns))
     return found
-
-
-def run(
-    graph: DependencyGraph, wanted: Iterable[Consumer], data: Calibration, see: Callable[[Call], None]
-) -> None:
-    """Run the model of `graph` on the batches of `data` and show `see` each call of the consumers in `wanted`."""
-    Watch(graph.model, wanted, see).run_all(data, "observing inputs")
 
 
 def blocks(consumer: Consumer) -> int:

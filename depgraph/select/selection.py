@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..axes import polynomials
-from ..axes.axes import RAGGED, Axis
+from ..axes.axes import Axis
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..base.errors import InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
@@ -114,7 +115,7 @@ class Selection:
         seen: set[Axis] = set()
         for name in self.graph.trace.tensors if self.round_to > 1 else ():
             for axis in self.graph.dims(name):
-                if axis is None or axis.find() in seen or axis.find().kind == RAGGED:
+                if axis is None or axis.find() in seen or is_ragged(axis):
                     continue
                 seen.add(axis.find())
                 note(axis.find(), Rounding(polynomials.count(axis, self._names), self.round_to, False))

@@ -22,6 +22,7 @@ from ..base.switches import eagerly, same_random_state, without_fast_attention
 from ..base.values import map_tensors, output_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
+from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 
@@ -87,6 +88,7 @@ def masked_outputs(
             eagerly(),
             torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
             without_fast_attention(),
+            nothing_kept(model),
             run,
         ):
             out = twin(*args, **kwargs)
@@ -269,5 +271,6 @@ def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any
     args, kwargs = fresh_inputs(example_inputs)
     parameters = {id(p): p for p in model.parameters()}
     twin = skeleton(model, parameters).eval()
-    with same_random_state(), torch.no_grad(), eagerly(), mode or WriteGuardMode(parameters.values()):
+    guard = mode or WriteGuardMode(parameters.values())
+    with same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), guard:
         return twin(*args, **kwargs)

@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from outputs import Inputs, call, tensors
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
-from benchmarks.outputs import tensors
-from benchmarks.suites.case import Inputs, call
 
 Pairs = list[tuple[Any, Any]]  # (expected, output)
 
@@ -43,6 +42,19 @@ class Sent:
         """`model` beside the pruned model, or `expected`, on both batches."""
         reference = self.model if expected is None else expected
         return [(call(reference, x), call(model, x)) for x in (self.inputs, self.others)]  # type: ignore[arg-type]
+
+
+def other_batch(inputs: Inputs) -> Inputs:
+    """Inputs for a batch of three: the last example once more, its tokens or pixels in another order."""
+
+    def more(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.cat([value, value[-1:].roll(1, -1)])
+
+    if isinstance(inputs, dict):
+        return {key: more(value) for key, value in inputs.items()}
+    return tuple(more(v) for v in inputs) if isinstance(inputs, tuple) else more(inputs)
 
 
 @dataclass(frozen=True)
@@ -102,8 +114,10 @@ def _onnx(sent: Sent) -> Pairs:
     program = torch.onnx.export(
         sent.model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False
     )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [i.name for i in session.get_inputs()]
     pairs = []

@@ -1,4 +1,4 @@
-"""The page of ops: ``python -m benchmarks.ops`` writes docs/ops.md from the docstrings of the rules."""
+"""The page of ops: ``python -m tools.ops`` writes docs/ops.md from the docstrings of the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = """# Ops that are followed
 pointwise (`torch.Tag.pointwise`). In-place forms (`add_`) have the rule of their base, ops made of others
 (`CompositeImplicitAutograd`) are followed through those, and for what is not listed `depgraph.op_rule` can
 [state a rule](your-own-op.md); without one, the axes that an op touches stay whole. The rules are about {lines} lines in
-`depgraph/rules/`, docstrings included. `python -m benchmarks.ops` writes this page from them.
+`depgraph/rules/`, docstrings included. `python -m tools.ops` writes this page from them.
 
 Brackets hold the dims of a tensor: the same letter is the same axis, `(g c)` is a product, `...` are dims that pass.
 A mean, norm or maximum is a *statistic*: what it is taken over may shrink, and it is taken over the kept entries then.

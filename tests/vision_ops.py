@@ -220,7 +220,7 @@ def _missing(name: str) -> Callable[..., Any]:
 
     def kernel(*_: Any) -> Any:
         raise NotImplementedError(
-            f"torchvision::{name} has no plain-torch implementation in benchmarks/vision_ops.py"
+            f"torchvision::{name} has no plain-torch implementation in tests/vision_ops.py"
         )
 
     return kernel

@@ -1,4 +1,4 @@
-"""The reference of all public names: ``python -m benchmarks.reference`` writes HTML to build/reference from the docstrings."""
+"""The reference of all public names: ``python -m tools.reference`` writes HTML to build/reference from the docstrings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saved folders with something wrong: `python -m benchmarks.mutated_folders --count 1000 --start 0`.
+"""Saved folders with something wrong: `python tests/mutated_folders.py --count 1000 --start 0`.
 
 Each seed changes a folder that `depgraph.save` wrote: bytes, files, text and fields of plan.json, tensors, what both say; half of the changed
 plan.json get a fitting checksum, as somebody would who wants the folder to be believed. Loading must end within seconds
@@ -470,11 +470,11 @@ def outcome(folder: Path, wanted: dict[str, Any], signed: bool) -> str:
     except depgraph.DepgraphError as error:
         str(error).encode()  # can be printed
         return "refused"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return f"WRONG: {type(error).__name__}: {error!r:.300}"
     try:
         same = repr(state(model)) == repr(wanted)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return "another" if signed else f"WRONG: what was loaded fails: {error!r:.300}"
     return "same" if same else "another" if signed else "WRONG: loaded something else"
 
@@ -493,7 +493,7 @@ def alone(work: Callable[[], str]) -> str:
         text = "WRONG: nothing said"
         try:
             text = work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             text = f"WRONG: {error!r:.300}"
         finally:
             os.write(writer, text.encode("utf-8", "replace")[:4000])

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from benchmarks.suites.case import Inputs, call
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What `model` returns for example inputs of any form."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def tensors(output: Any) -> list[Tensor]:
