@@ -233,7 +233,9 @@ def test_masks_of_groups_that_need_equal_counts_fit_together() -> None:
     model, x = nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 3)), torch.randn(2, 5)
     graph = depgraph.analyze(model, x, constraints=lambda g: g.equal_counts(["0.weight:0", "1.weight:0"]))
     less = [True] * 7 + [False] * 2
-    with pytest.raises(InputError, match=r"'0\.weight:0', '1\.weight:0' contradict each other \(keeps as many"):
+    with pytest.raises(
+        InputError, match=r"'0\.weight:0', '1\.weight:0' contradict each other \(keeps as many"
+    ):
         depgraph.build_plan(graph, {"0.weight:0": less})
     assert depgraph.build_plan(graph, {"0.weight:0": less, "1.weight:0": less[::-1]}).cuts
 

@@ -6,11 +6,11 @@ import enum
 
 import pytest
 import torch
-from depgraph.errors import VerificationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+from depgraph.base.errors import VerificationError
 from depgraph.verify.verify import verify
 
 

@@ -20,6 +20,7 @@ from ..axes.ragged import misplaced
 from ..base.errors import UnknownOpError
 from ..rules import rule_for
 from ..tracing.recorder import Node, record_of
+from ..tracing.tensors import memory_of
 from ..tracing.trace import Trace
 from ..tracing.whole import own_namespace
 
@@ -41,6 +42,7 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
         while made.target is torch.ops.aten.detach.default:  # factories detach what they made
             made = made.args[0]
             state.sized.add((made, use.dim))
+    on_memory: dict[Any, Dims] = {}  # parameters of their own that are the same numbers have the same axes
     for node in trace.graph.nodes:
         if node.op == "output":
             continue
@@ -50,6 +52,8 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
             state.dims[node] = [_fixed(algebra, record.shape, "ranges over a model input")]
         elif node.op == "get_attr":
             dims: Dims = [Axis(n) if n != 1 else None for n in record.shape]
+            if (memory := memory_of(trace.values[node.target])) is not None:
+                dims = on_memory.setdefault(memory, dims)
             state.dims[node] = [dims]
             if not record.holds_values and record.dtype is not torch.bool:
                 for axis in dims:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..base.errors import InputError, StoreError
 from ..base.switches import replaced, same_random_state, without_warnings
-from ..tracing.copying import slots_of
+from ..tracing.copying import inside
 
 Factory = Callable[..., nn.Module]
 
@@ -115,7 +114,7 @@ def left_on_meta(model: nn.Module) -> list[str]:
         if without:
             found.append(".".join(map(str, place)))
             continue
-        for key, inner in _inside(value):
+        for key, inner in inside(value):
             kind = type(inner)
             if kind not in _PLAIN and (kind not in _TABLES or inner):
                 ahead.append(((*place, key), inner))
@@ -124,32 +123,3 @@ def left_on_meta(model: nn.Module) -> list[str]:
 
 _TABLES = frozenset((dict, OrderedDict, list, tuple, set, frozenset, deque))
 _PLAIN = frozenset((int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size))
-
-
-def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
-    """What an object holds: items, attributes, what a function has closed over."""
-    kind: Any = type(value)
-    if kind in (dict, OrderedDict):
-        yield from value.items()
-        return
-    if kind in (list, tuple, set, frozenset, deque):
-        yield from enumerate(value)
-        return
-    if isinstance(value, (type, types.ModuleType, torch.Tensor)):
-        return
-    if isinstance(value, types.MethodType):
-        yield "self", value.__self__
-    elif isinstance(value, types.FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
-        yield from enumerate(value.__defaults__ or ())
-    elif isinstance(value, functools.partial):
-        yield from enumerate((value.func, *value.args, *value.keywords.values()))
-    elif isinstance(value, dict):
-        yield from dict.items(value)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from enumerate(value)
-    yield from getattr(value, "__dict__", {}).items()
-    for slot in slots_of(kind):
-        if hasattr(value, slot):
-            yield slot, getattr(value, slot)

@@ -9,34 +9,23 @@ import os
 import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from ..base.errors import InputError, StoreError
+from ..base.errors import StoreError
 
-fcntl: Any = import_module("fcntl") if os.name == "posix" else None
+if sys.platform != "win32":
+    import fcntl
+
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
 # What a disk says late, when it is asked whether it has the bytes.
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems say that know no locks
 LONGEST = 200  # bytes of a name that something can be appended to
-
-
-def path_of(folder: Any) -> Path:
-    """`folder` as an absolute path.
-
-    Raises:
-        InputError: it is no path.
-    """
-    text = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"folder must be a path, not {folder!r:.80}")
-    return Path(os.path.abspath(text))
 
 
 @contextmanager
@@ -102,7 +91,7 @@ def _alone(lock: Path) -> Iterator[bool]:
 
 
 def _lock(handle: int) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

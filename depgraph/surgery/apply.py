@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -9,11 +12,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ..base.checks import a_module, flag, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted
 from ..plan.plan import Cut, Plan, Repair, Rewrite
 from ..tracing.attributes import holders, put
-from ..tracing.tensors import attribute_tensors, named_tensors, skeleton
+from ..tracing.copying import leads_to
+from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, replace_inner, wrapped
 from .lineage import note
 from .rewrite import rewrite_module
@@ -54,14 +59,19 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
+    a_module("model", model)
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    flag("inplace", inplace)
     plan, attributes = fitted(plan, model), attribute_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in attributes.items()}}
-    _check(model, plan, tensors, tensors.keys() - attributes.keys())
-    if inplace and plan.rewrites:  # what fails must fail before anything changes
+    one = on_one_memory({name: t for name, t in tensors.items() if name not in attributes})
+    _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
+    if inplace:  # what fails must fail before anything changes
+        check_changeable(model)
+        _check_reached(model, {id(tensors[name]) for name in plan.cuts})
         apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
-        check_changeable(model)
         small = model
         assign(model, tensors, new)
         for name in new.keys() & attributes.keys():
@@ -69,6 +79,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+    made = named_tensors(small)[0]
+    for name, first in one.items():
+        made[name].data = made[first].data
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
@@ -85,8 +98,18 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     return small
 
 
-def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
-    wrong = []
+def _check(
+    model: nn.Module,
+    plan: Plan,
+    tensors: dict[str, torch.Tensor],
+    registered: set[str],
+    one: dict[str, str],
+) -> None:
+    wrong = [
+        f"{name!r} has the memory of {first!r} in this model, and the plan cuts them differently"
+        for name, first in one.items()
+        if not _alike(plan.cuts.get(name), plan.cuts.get(first))
+    ]
     for name, shape in plan.shapes.items():
         if name not in tensors:
             wrong.append(f"{name!r} of the plan is not in this model")
@@ -114,6 +137,29 @@ def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], regis
     ]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
+
+
+def _alike(one: Cut | None, other: Cut | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one.mask(), other.mask())
+
+
+def _check_reached(model: nn.Module, cut: set[int]) -> None:
+    """Refuse to change a model in place whose functions hold tensors that would be replaced."""
+    found = [
+        f"{'.'.join(filter(None, (path, name)))} holds a tensor that the plan cuts"
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        for function in (value.values() if type(value) is OrderedDict else (value,))
+        if isinstance(function, (types.FunctionType, types.MethodType, functools.partial))
+        and leads_to(function, cut)
+    ]
+    if found:
+        raise PlanError(
+            listed("this model can't be changed in place:", found)
+            + "\n  fix: let these functions read the tensor from the module, or leave inplace=True away"
+        )
 
 
 def _module(model: nn.Module, path: str) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -92,6 +94,7 @@ _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 _user_code: dict[Any, bool] = {}
+_runs = itertools.count(1)
 
 
 def source_line() -> str:
@@ -114,9 +117,19 @@ def source_line() -> str:
 class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
-    def __init__(self, names: dict[int, str], attribute_tensors: set[str]) -> None:
-        """`names`: id of a skeleton's tensor -> canonical name; those in `attribute_tensors` are neither parameters nor buffers."""
-        self.attribute_tensors = attribute_tensors
+    def __init__(
+        self,
+        names: dict[int, str],
+        attribute_tensors: set[str],
+        outside: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """`names`: id of a skeleton's tensor -> canonical name; those in `attribute_tensors` are neither parameters nor buffers.
+
+        `outside`: likewise for the tensors of the model itself, which nothing in a skeleton may lead to.
+        """
+        self.attribute_tensors, self.outside = attribute_tensors, outside
+        self.run = next(_runs)
+        self.outside_reads: dict[str, str] = {}  # name -> where it was read
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
@@ -164,6 +177,9 @@ class Recorder:
             return known
         name = self.names.get(id(tensor))
         if name is None:
+            if id(tensor) in self.outside:
+                path = self.stack[-1][0] or "the model"
+                self.outside_reads[self.outside[id(tensor)]] = f"forward of {path}, {source_line()}"
             name = f"constant_{len(self.constants)}"
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
@@ -178,11 +194,14 @@ class Recorder:
         return node
 
     def forget_other_runs(self) -> None:
-        """Sizes that a cache of the user's code kept from an earlier run are plain numbers in this one."""
+        """Numbers that a cache of the user's code kept from an earlier run are plain numbers in this one."""
 
         def own(expr: sizes.Expr) -> bool:
-            return all(node.graph is self.graph for node in sizes.nodes_in(expr))
+            return all(node.graph is self.graph for node in sizes.nodes_in(expr)) and all(
+                getattr(key[1], "run", 0) == self.run for key in sizes.attributes_in(expr)
+            )
 
+        self.reads = {expr for expr in self.reads if own(expr)}
         self.comparisons = [c for c in self.comparisons if own(c[1]) and own(c[2])]
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
         self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]

@@ -195,8 +195,23 @@ def tracked_sqrt(value: float) -> float:
 math_sqrt = math.sqrt
 
 
-def track_attributes(model: nn.Module) -> None:
-    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
+class OfRun(str):
+    """The path of a module, in the expressions of one run: a number that came out of an earlier one is just a number."""
+
+    run: int
+
+    def __new__(cls, path: str, run: int) -> OfRun:
+        """Return `path` (str) marked with the number of a run."""
+        self = str.__new__(cls, path)
+        self.run = run
+        return self
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)
+
+
+def track_attributes(model: nn.Module, run: int = 0) -> None:
+    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one of that run."""
     seen: set[int] = set()
     internals = set(vars(nn.Module()))
     for path, module in model.named_modules():
@@ -204,7 +219,7 @@ def track_attributes(model: nn.Module) -> None:
             continue
         for name, value in list(vars(module).items()):
             if name not in internals:
-                vars(module)[name] = track_inside(value, (path, name), seen)
+                vars(module)[name] = track_inside(value, (OfRun(path, run), name), seen)
 
 
 def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import InputError, TraceError
+from ..base.errors import InputError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
+from .caches import Kept, nothing_kept
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
 from .recorder import Comparison, Node, Recorder, record_of, write_record
@@ -82,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
             on each of which the model is run.
 
     Raises:
-        InputError: there are no example inputs.
+        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is no part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
@@ -103,13 +104,11 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         try:
             found = _run(model, examples, fake, tracked, seconds)
             return _reach_more(found, model, examples, fake, tracked)
+        except InputError:
+            raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
-    raise TraceError(
-        f"the model could not be run on the example inputs: {type(failure).__name__}: {failure}\n"
-        "  fix: call model(*example_inputs) yourself first; pass a tuple for positional arguments, a dict for "
-        "keyword arguments, on the model's device"
-    ) from failure
+    raise could_not_run(failure) from failure
 
 
 def _reach_more(
@@ -134,6 +133,28 @@ def _run(
     seconds: float | None = None,
     train: bool = False,
 ) -> Trace:
+    """`_recorded`, in which no memoised function knows anything from before."""
+    kept = Kept()
+    try:
+        with nothing_kept(model, kept):
+            found = _recorded(model, examples, fake, tracked, seconds, train)
+    except Exception:
+        if not kept.stale:
+            raise
+    if kept.stale:  # no longer
+        with nothing_kept(model):
+            found = _recorded(model, examples, fake, tracked, seconds, train)
+    return found
+
+
+def _recorded(
+    model: nn.Module,
+    examples: list[Arguments],
+    fake: bool,
+    tracked: bool,
+    seconds: float | None,
+    train: bool,
+) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
     On fake tensors, or on the model's own (buffers and inputs are copied); given up `seconds` behind what fake ones would take.
@@ -152,12 +173,15 @@ def _run(
             examples = map_tensors(examples, mode.from_tensor)
         else:
             parameters = {id(p) for p in model.parameters()}
-            stand_in = {id(t): t if id(t) in parameters else t.clone() for t in every.values()}
+            stand_in = {id(t): _same_values(t) if id(t) in parameters else t.clone() for t in every.values()}
             examples = map_tensors(examples, torch.clone)
         twin = skeleton(model, stand_in)
+        outside = {id(t): name for name, t in tensors.items() if stand_in[id(t)] is not t}
+        recorder = Recorder(
+            {id(stand_in[id(t)]): name for name, t in every.items()}, attribute_tensors, outside
+        )
         if tracked:
-            sizes.track_attributes(twin)
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, attribute_tensors)
+            sizes.track_attributes(twin, recorder.run)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             write_record(node, [tensor], kind="input")
@@ -174,9 +198,24 @@ def _run(
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(record_of(n).shapes) == 1]
+    if recorder.outside_reads:
+        reads = [f"{name!r} is read in {where}" for name, where in recorder.outside_reads.items()]
+        raise InputError(
+            listed("a copy of this model would read tensors of the model itself:", reads)
+            + "\n  fix: reach them through an attribute of the module that reads them, not through a global or a registry"
+        )
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(recorder, outputs, every, (tensors, aliases), fake)
+
+
+def _same_values(parameter: Any) -> torch.Tensor:
+    """A parameter of its own on the memory of another one, so that reading either can be told apart."""
+    if type(parameter) is not nn.Parameter or parameter.is_inference():
+        return parameter
+    made = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    vars(made).update(vars(parameter))
+    return made
 
 
 @contextmanager

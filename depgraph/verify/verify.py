@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
 from ..base.inputs import Examples, fresh_inputs
 from ..base.running import CallMode, WriteGuardMode
@@ -21,6 +22,7 @@ from ..base.switches import eagerly, same_random_state, without_fast_attention, 
 from ..base.values import map_tensors, output_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
+from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 
@@ -86,6 +88,7 @@ def masked_outputs(
             eagerly(),
             without_mkldnn(),
             without_fast_attention(),
+            nothing_kept(model),
             run,
         ):
             out = twin(*args, **kwargs)
@@ -139,6 +142,10 @@ def verify(
     Raises:
         VerificationError: the smaller model fails to run, or computes something else.
     """
+    a_module("model", model)
+    a_module("small", small)
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    number("tolerance", tolerance, 0)
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     plan = fitted(plan, model)
@@ -264,5 +271,6 @@ def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any
     args, kwargs = fresh_inputs(example_inputs)
     parameters = {id(p): p for p in model.parameters()}
     twin = skeleton(model, parameters).eval()
-    with same_random_state(), torch.no_grad(), eagerly(), mode or WriteGuardMode(parameters.values()):
+    guard = mode or WriteGuardMode(parameters.values())
+    with same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), guard:
         return twin(*args, **kwargs)
