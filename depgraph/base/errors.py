@@ -53,7 +53,7 @@ class VerificationError(DepgraphError):
 
 
 def could_not_run(error: BaseException | None) -> DepgraphError:
-    """What to raise for an `error` of the user's model on the example inputs: an error of our own is handed on as it is."""
+    """What to raise for an `error` of the user's model on the example inputs: an error of our own is passed on as it is."""
     if isinstance(error, DepgraphError):
         return error
     return TraceError(
