@@ -123,7 +123,7 @@ class Recorder:
         attribute_tensors: set[str],
         outside: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        """`names`: id of a skeleton's tensor -> canonical name; those in `attribute_tensors` are neither parameters nor buffers.
+        """`names`: id of a skeleton's tensor -> its name; those in `attribute_tensors` are neither parameters nor buffers.
 
         `outside`: likewise for the tensors of the model itself, which nothing in a skeleton may lead to.
         """
