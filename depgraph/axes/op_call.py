@@ -82,7 +82,12 @@ class DimFacts:
     _constants: dict[Node, torch.Tensor | None] = field(default_factory=dict, repr=False)
 
     def leaves_of(self, node: Node, depth: int = 0) -> list[Node]:
-        """The parameters that `node` is made of without any other input or product, else []; an index is not an input."""
+        """The parameters that `node` is made of without any other input or product, else []; an index is not an input.
+
+        Args:
+            node: any node.
+            depth: how many ops were already looked through; from 30 on there are none.
+        """
         if node not in self._leaves:
             found: list[Node] = []
             if node.op == "get_attr":
@@ -96,7 +101,12 @@ class DimFacts:
         return self._leaves[node]
 
     def constant(self, node: Any, depth: int = 0) -> torch.Tensor | None:
-        """The value of a tensor that depends on no input and no parameter, or None."""
+        """The value of a tensor that depends on no input and no parameter, or None.
+
+        Args:
+            node: any node; anything else has no value.
+            depth: how many ops were already looked through; from 40 on there is no value.
+        """
         if not isinstance(node, Node) or depth > 40:
             return None
         if node not in self._constants:
