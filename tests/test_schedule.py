@@ -334,9 +334,9 @@ def test_the_aim_is_checked_before_anything_is_trained() -> None:
         "must give 1": {"ramp": lambda t: t / 2},
         "needs a score": {"max_drop": 0.1},
         "max_drop must": {"max_drop": (0.1, -0.1), "score": lambda m: 1.0},
-        "takes no inplace": {"inplace": True},
+        "does not take inplace": {"inplace": True},
         "max_params=1.5": {"max_params": 1.5},
-        "names nothing": {"ignore": ["nobody"]},
+        "matches nothing": {"ignore": ["nobody"]},
     }.items():
         with pytest.raises(InputError, match=match):
             prune_gradually(model, INPUTS, train=lambda m, s: calls.append(s), **given)
