@@ -127,7 +127,13 @@ def test_plans_that_do_not_follow_each_other_are_refused_with_every_reason() -> 
     second = Plan({}, {"a": (4,), "b": (7,), "d": (2,)}, {"e": "a"})
     with pytest.raises(depgraph.PlanError) as caught:
         first.then(second)
-    for text in ("'a' the shape (3,)", "is for (4,)", "'c' is in the first", "'d' is in the second", "ties other"):
+    for text in (
+        "'a' the shape (3,)",
+        "is for (4,)",
+        "'c' is in the first",
+        "'d' is in the second",
+        "ties other",
+    ):
         assert text in str(caught.value)
 
 
