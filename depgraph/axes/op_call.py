@@ -82,7 +82,12 @@ class DimFacts:
     _constants: dict[Node, torch.Tensor | None] = field(default_factory=dict, repr=False)
 
     def leaves_of(self, node: Node, depth: int = 0) -> list[Node]:
-        """The parameters that `node` is made of without any other input or product, else []; an index is no input."""
+        """The parameters that `node` is made of without any other input or product, else []; an index is no input.
+
+        Args:
+            node: a node of the trace.
+            depth: how many ops lie between it and the node that was asked about; beyond 30 nothing is looked for.
+        """
         if node not in self._leaves:
             found: list[Node] = []
             if node.op == "get_attr":
@@ -96,7 +101,12 @@ class DimFacts:
         return self._leaves[node]
 
     def constant(self, node: Any, depth: int = 0) -> torch.Tensor | None:
-        """The value of a tensor that depends on no input and no parameter, or None."""
+        """The value of a tensor that depends on no input and no parameter, or None.
+
+        Args:
+            node: a node of the trace, or a plain argument, which has none.
+            depth: how many ops lie between it and the node that was asked about; beyond 40 nothing is evaluated.
+        """
         if not isinstance(node, Node) or depth > 40:
             return None
         if node not in self._constants:
@@ -235,7 +245,7 @@ class OpCall:
                     ahead.append(user)
         return any(node in seen for node, *_ in self.state.trace.escapes)
 
-    def counts(self, axis: Axis | None, argument: int | str, index: int | None = None) -> None:
+    def argument_is_size_of(self, axis: Axis | None, argument: int | str, index: int | None = None) -> None:
         """The number at `argument` (position, or name where the call names it) is the size of `axis`: it is repaired.
 
         `index` is the position inside an argument that is a list. A number that no rule says this of stays as it is.
@@ -352,7 +362,7 @@ class OpCall:
         if start > 0:
             _, piece = self.algebra.cut(piece, start)
         if piece.size == 1:
-            self.lock(piece, "is taken out by itself as a dim of size 1")
+            self.lock(piece, "is cut out as a dim of size 1")
             return None
         return piece
 

@@ -167,7 +167,7 @@ class SizeSystem:
                     if use.node in self.state.dims and use.dim is not None
                     else None
                 )
-                self._freeze_axis(axis, use, f"is used up to a position inside a group by {use.function}")
+                self._freeze_axis(axis, use, f"is used by part of a group in {use.function}")
                 continue
             kind = use.expr[0] if isinstance(use.expr, tuple) else "literal"
             if kind == "literal":
@@ -271,7 +271,9 @@ class SizeSystem:
                 and self.value(use.expr[1]) == self.value(use.expr[2]) * abs(use.value)
             ):
                 self._require(
-                    polynomials.minus(a, polynomials.times(b, target)), use, "is divided to give another size"
+                    polynomials.minus(a, polynomials.times(b, target)),
+                    use,
+                    "is divided to compute another size",
                 )
                 return
         if got is not None:

@@ -174,7 +174,9 @@ def record(module: nn.Module) -> fx.Graph:
         n.target for n in graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")
     ]
     if made and not hasattr(module, str(made[0])):
-        raise ValueError("forward makes a tensor that would be the same one in every call, on one device")
+        raise ValueError(
+            "forward creates a tensor, which a recording would turn into a constant on one device"
+        )
     return graph
 
 
