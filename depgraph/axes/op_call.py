@@ -27,7 +27,7 @@ class Product:
         weight: its weight operand.
         consumed: the axes that are summed over, in the order of the weight's dims.
         activation: the operand that they are dims of, too; None where no argument of the call is it.
-        letters: the einsum of (activation, weight, result); None where the op is no einsum of the two.
+        letters: the einsum of (activation, weight, result); None where the op is not an einsum of the two.
     """
 
     node: Node
@@ -309,7 +309,7 @@ class OpCall:
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
         self.state.multiplying.add(self.node)
-        if not record_of(self.node).training:  # what a second run in train mode does is no work of inference
+        if not record_of(self.node).training:  # what a second run in train mode does is not part of inference
             self.state.work.append((self.node, list(factors)))
 
     def constant(self, argument: Any) -> torch.Tensor | None:

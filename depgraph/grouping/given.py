@@ -113,7 +113,7 @@ def checked_indices(graph: DependencyGraph, name: Any, dim: Any, given: Iterable
     """`given` as indices (int64, from 0) of a dim of a tensor.
 
     Raises:
-        InputError: there is no such tensor or dim, or they are no indices of it.
+        InputError: there is no such tensor or dim, or they are not indices of it.
     """
     shape = _shape(graph, name)
     if not is_whole(dim) or not -len(shape) <= dim < len(shape):

@@ -126,7 +126,7 @@ class SizeSystem:
         return polynomials.minus({} if use.minus else prefix, before)
 
     def _prefix(self, axis: Axis, extent: int) -> Polynomial | None:
-        """How many of the first `extent` indices of `axis` are kept; None where that is no border of its pieces."""
+        """How many of the first `extent` indices of `axis` are kept; None where that is not a border of its pieces."""
         axis = axis.find()
         if extent in (0, axis.size):
             return polynomials.count(axis, self.free) if extent else {}
@@ -196,7 +196,7 @@ class SizeSystem:
             self.constraints.append((difference, Reason(text, "", *place)))
 
     def _comparisons(self) -> None:
-        """``a == b`` held in the traced run: it must go on holding."""
+        """``a == b`` held in the traced run: it must keep holding."""
         for operator, left, right, outcome in self.state.comparisons:
             if (operator, outcome) not in (("eq", True), ("ne", False)):
                 continue
@@ -210,7 +210,7 @@ class SizeSystem:
                 self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
 
     def _bounds(self) -> None:
-        """``a <= b`` of equal sizes: an attribute that nothing else determines goes on being equal."""
+        """``a <= b`` of equal sizes: an attribute that nothing else determines stays equal."""
         for operator, left, right, _ in self.state.comparisons:
             if operator not in ("eq", "ne") and self.value(left) == self.value(right):
                 self._determined(left, right)

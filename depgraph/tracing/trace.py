@@ -2,7 +2,7 @@
 
 The run happens on a skeleton of the model, a deep copy that shares its parameters, and what it writes into these is
 undone, so it can't leave a mark on the user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
-every path that depends on data works. Where it becomes dearer than that, the run is begun anew on fake tensors, which
+every path that depends on data works. Where it becomes more expensive than that, the run is begun anew on fake tensors, which
 cost no arithmetic and no memory.
 """
 
@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
             on each of which the model is run.
 
     Raises:
-        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is no part of it.
+        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is not part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
