@@ -209,10 +209,13 @@ def test_the_other_calls_hand_them_on() -> None:
         (lambda g: g.equal_counts([5, None]), "5 is neither a dim"),
         (
             lambda g: g.at_least("layers.0.weight:0", 12),
-            "'layers.0.weight:0' must be a whole number from 1 to 11, not 12",
+            "at_least of 'layers.0.weight:0' must be a whole number from 1 to 11, not 12",
         ),
         (lambda g: g.at_least("layers.0.weight:0", 0.5), "not 0.5"),
-        (lambda g: g.multiple_of("layers.0.weight:0", 0), "must be a whole number from 1 to 11, not 0"),
+        (
+            lambda g: g.multiple_of("layers.0.weight:0", 0),
+            "multiple_of 'layers.0.weight:0' must be a whole number",
+        ),
         (lambda g: g.multiple_of("layers.0.weight:0", True), "not True"),
         (
             lambda g: g.equal_counts(["layers.0.weight:0", "layers.1.weight:0"]),

@@ -64,7 +64,7 @@ STRICT = {
     "is sliced with a step": (LITERAL, "slice"),
     "is split into pieces of one size and a remainder": (LITERAL, "chunk split tensor_split unsafe_split"),
     "is taken apart index by index": (NUMBERS, "unbind"),
-    "is moved to a dim of its own, with size 1 left": (
+    "is cut out as a dim of size 1": (
         SIZE_1,
         "slice slice_scatter split split_with_sizes unsafe_split",
     ),

@@ -82,11 +82,11 @@ class DimFacts:
     _constants: dict[Node, torch.Tensor | None] = field(default_factory=dict, repr=False)
 
     def leaves_of(self, node: Node, depth: int = 0) -> list[Node]:
-        """The parameters that `node` is made of without any other input or product, else []; an index is not an input.
+        """The parameters that `node` is made of without any other input or product, else []; an index is no input.
 
         Args:
-            node: any node.
-            depth: how many ops were already looked through; from 30 on there are none.
+            node: a node of the trace.
+            depth: how many ops lie between it and the node that was asked about; beyond 30 nothing is looked for.
         """
         if node not in self._leaves:
             found: list[Node] = []
@@ -104,8 +104,8 @@ class DimFacts:
         """The value of a tensor that depends on no input and no parameter, or None.
 
         Args:
-            node: any node; anything else has no value.
-            depth: how many ops were already looked through; from 40 on there is no value.
+            node: a node of the trace, or a plain argument, which has none.
+            depth: how many ops lie between it and the node that was asked about; beyond 40 nothing is evaluated.
         """
         if not isinstance(node, Node) or depth > 40:
             return None

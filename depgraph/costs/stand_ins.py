@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import could_not_run
+from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -40,7 +40,9 @@ def on_stand_ins(
         try:
             with same_random_state(), nothing_kept(model), quiet_fakes(), mode, torch.no_grad(), eagerly():
                 return count(twin, examples)
+        except DepgraphError:
+            raise
         except Exception as error:
             if not fake:
-                raise could_not_run(error) from error
+                raise TraceError(could_not_run(error)) from error
     raise AssertionError("unreachable")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import InputError, could_not_run, listed
+from ..base.errors import InputError, TraceError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -108,7 +108,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
-    raise could_not_run(failure) from failure
+    raise TraceError(could_not_run(failure)) from failure
 
 
 def _reach_more(
