@@ -128,7 +128,7 @@ def prune(
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
-    **further_budgets: Any,
+    **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 

@@ -31,7 +31,8 @@ def choose(
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
-    uniform: bool = False, already_pruned: Plan | None = None, threshold: float | None = None, **further_budgets: Any,
+    uniform: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    **further_budgets: float | str | None,
 ) -> Masks:  # fmt: skip
     """Which units of which groups stay.
 
