@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .base.errors import DepgraphError, InputError, NothingToPruneError, VerificationError
+from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import each_example
 from .base.running import Score, score_of
 from .base.values import tensor_leaves
 from .costs import cost
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
-from .grouping.build import freeze_unwritable_literals
+from .grouping.build import freeze_open_literals, open_literals
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, scores_of
@@ -106,12 +106,14 @@ def analyze(
         raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
     model = as_module(model)
     _check_devices(model, example_inputs)
-    recorded = trace(model, example_inputs)
-    graph = DependencyGraph(
-        propagate(recorded, strict=strict), model, tuple([ignore] if isinstance(ignore, str) else ignore)
-    )
+    names = tuple([ignore] if isinstance(ignore, str) else ignore)
+    graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names)
+    if graph.sizes.meets_literals or open_literals(
+        graph
+    ):  # where do they stand in the code? most models hold none, and need only one run
+        graph = DependencyGraph(propagate(trace(model, example_inputs, literals=True)), model, names)
+        freeze_open_literals(graph)
     graph.granularity = granularity
-    freeze_unwritable_literals(graph)
     for constraint in [constraints] if callable(constraints) else constraints:
         if not callable(constraint):
             raise InputError(f"constraints must be functions of a DependencyGraph, not {constraint!r}")
@@ -197,7 +199,6 @@ def prune(
         NothingToPruneError: everything is frozen; the message says by what.
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. Nothing was changed.
-        DepgraphError: `inplace`, and a literal in the model's own forward must be rewritten.
     """
     asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
@@ -263,10 +264,6 @@ def prune(
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:
     """`model` itself made what `small` is, with its values where they were `recovered`."""
-    if any(r.path == "" for r in plan.rewrites):
-        raise DepgraphError(
-            "the model's own forward holds a literal that must be rewritten: inplace=True can't do that"
-        )
     changed = apply(model, plan, inplace=True)
     if recovered:
         take_values(changed, small)

@@ -154,7 +154,7 @@ class Report:
 
     @property
     def rewritten(self) -> list[str]:
-        """Paths of the submodules that became GraphModules because forward holds a literal."""
+        """Paths of the submodules in whose code numbers were changed."""
         return list(dict.fromkeys(r.path for r in self.plan.rewrites))
 
     @property
@@ -276,7 +276,7 @@ class Report:
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self._about_the_rest()])
         if self.rewritten:
-            yield f"now a GraphModule, for a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
+            yield f"other numbers in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")

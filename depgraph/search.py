@@ -13,6 +13,7 @@ from .base.errors import PlanError, VerificationError
 from .config.origin import config_mismatches
 from .grouping.build import build_plan
 from .grouping.graph import DependencyGraph
+from .grouping.replay import check_program
 from .importance import Scores
 from .plan.plan import Masks, Plan
 from .select import Block, Request
@@ -56,6 +57,7 @@ def settle(
                 continue
         proof = Verification("skipped", detail="verify=False")
         try:
+            check_program(graph, masks, small, example_inputs)
             if verify:
                 small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
             if not request.uniform or not _freeze_undescribed(graph, masks, small, notes):
@@ -63,7 +65,8 @@ def settle(
             targets.restart()
             failed += 1
         except VerificationError as error:
-            if not _freeze_wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, notes):
+            blocks = request.blocks(graph, scores, masks)
+            if not _freeze_wrong(graph, masks, blocks, example_inputs, verify, notes):
                 raise VerificationError(f"{error}\n  nothing was changed or returned") from error
             targets.restart()
             failed += 1
@@ -122,15 +125,24 @@ def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> b
 
 
 def _freeze_wrong(
-    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, notes: list[str]
+    graph: DependencyGraph,
+    masks: Masks,
+    blocks: Sequence[Block],
+    example_inputs: Any,
+    verify: bool,
+    notes: list[str],
 ) -> bool:
     """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
 
     def problem(cut: Sequence[Block]) -> str:
-        plan = build_plan(graph, {a: masks[a] for block in cut for a in block.gone if a in masks})
+        mine = {a: masks[a] for block in cut for a in block.gone if a in masks}
+        plan = build_plan(graph, mine)
         try:
             if plan.cuts:
-                verify_values(graph.model, apply(graph.model, plan), plan, example_inputs)
+                small = apply(graph.model, plan)
+                check_program(graph, mine, small, example_inputs)
+                if verify:
+                    verify_values(graph.model, small, plan, example_inputs)
         except (VerificationError, PlanError) as error:
             return str(error)
         return ""

@@ -1,16 +1,15 @@
-"""Masks of groups -> Plan: the cuts of every tensor, the attributes to repair, the literals to rewrite."""
+"""Masks of groups -> Plan: the cuts of every tensor, the attributes to repair, the numbers in code to rewrite."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..axes import axes, polynomials
-from ..axes.axes import Axis, Reason
+from ..axes.axes import Reason
 from ..config.origin import field_repairs
 from ..plan.plan import Cut, Masks, Plan, Repair, Rewrite
-from ..surgery.rewrite import can_rewrite
 from .graph import DependencyGraph
-from .sizes import is_constant
+from .sizes import Literal, is_constant
 
 
 def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:
@@ -39,36 +38,29 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
         values[key] = value
         if value != graph.sizes.value(key):
             path, name, *keys = key[1:]
-            plan.repairs.append(Repair(path, name, tuple(keys), int(value), int(graph.sizes.value(key))))
+            old = int(graph.sizes.value(key))
+            if key[0] == "literal":
+                plan.rewrites.append(Rewrite(path, name, keys[0], old, int(value)))
+            else:
+                plan.repairs.append(Repair(path, name, tuple(keys), int(value), old))
     if plan.cuts:
         plan.repairs.extend(
             field_repairs(graph.model, graph.origins, values, plan, set() if bold else graph.trace.reads)
         )
-    for literal in graph.sizes.literals:
-        value = polynomials.evaluate(literal.target, counts)
-        use = literal.use
-        if value != use.value:
-            plan.rewrites.append(
-                Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, value)
-            )
-    plan.rewrites = list(dict.fromkeys(plan.rewrites))
     return plan
 
 
-def freeze_unwritable_literals(graph: DependencyGraph) -> None:
-    """Freeze the axes that a literal in forward repeats where that forward can't be recorded and rewritten."""
-    checked: dict[Rewrite, bool] = {}
+def open_literals(graph: DependencyGraph) -> list[tuple[Literal, set[int]]]:
+    """The numbers of unknown origin that repeat a size which may change, with the ids of the axes that change it."""
     free = graph.free
-    for literal in graph.sizes.literals:
+    found = [(literal, graph.sizes.reduce(literal.target, free)) for literal in graph.sizes.literals]
+    return [(literal, {a for term in p for a in term}) for literal, p in found if not is_constant(p)]
+
+
+def freeze_open_literals(graph: DependencyGraph) -> None:
+    """Freeze the axes whose size a number of unknown origin repeats."""
+    for literal, _ in open_literals(graph):
+        free, use = graph.free, literal.use
         target = graph.sizes.reduce(literal.target, free)
-        if is_constant(target):
-            continue
-        use = literal.use
-        edit = Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, use.value)
-        if edit not in checked:
-            checked[edit] = can_rewrite(graph.model.get_submodule(use.module), edit)
-        if not checked[edit]:
-            found: list[Axis] = [free[a] for t in target for a in t]
-            text = f"is written as the literal {use.value} in forward, which torch.fx can't record"
-            graph.freeze(found, Reason(text, use.function, use.module, use.source))
-            free = graph.free
+        text = f"is repeated by the number {use.value}, which stands in no method of a module that a plan can change"
+        graph.freeze([free[a] for t in target for a in t], Reason(text, use.function, use.module, use.source))

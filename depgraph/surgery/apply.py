@@ -1,4 +1,4 @@
-"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, rewrite literals."""
+"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, change numbers in code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.utils import parametrize
 
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted
-from ..plan.plan import Cut, Plan, Repair, Rewrite
+from ..plan.plan import Cut, Plan, Repair
 from ..tracing.attributes import holders, put
 from ..tracing.tensors import attribute_tensors, named_tensors, skeleton
-from ..tracing.wrappers import check_changeable, replace_inner, wrapped
+from ..tracing.wrappers import check_changeable, wrapped
 from .lineage import note
-from .rewrite import rewrite_module
+from .rewrite import misfit, rewrite
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
 TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -48,7 +48,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
     Returns:
         The smaller model: of the same class, with parameters that require grad, are tied, and live where they did.
-        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``, too, and ``isinstance`` of its class.
+        Where the plan rewrites a number in code, that submodule has a class of its own, below the one it had.
 
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
@@ -56,8 +56,6 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     plan, held = fitted(plan, model), attribute_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
     _check(model, plan, tensors, tensors.keys() - held.keys())
-    if inplace and plan.rewrites:  # what fails must fail before anything changes
-        apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
         check_changeable(model)
@@ -71,12 +69,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
-        module = _rewritten(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
-        if path:
-            parent, _, name = path.rpartition(".")
-            replace_inner(small.get_submodule(parent), name, module)
-        else:
-            small = module
+        rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     recompute(small)
     _repair_standard(small)
     small = wrapped(small)
@@ -107,9 +100,14 @@ def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], regis
             wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")
         numbers[id(place[0]), place[1]] = repair.value
     wrong += [
-        f"module {path!r}, whose forward the plan rewrites, is not in this model"
+        f"module {path!r}, whose code the plan changes, is not in this model"
         for path in dict.fromkeys(r.path for r in plan.rewrites)
         if _module(model, path) is None
+    ]
+    wrong += [
+        problem
+        for edit in plan.rewrites
+        if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
@@ -135,20 +133,6 @@ def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] |
         except (LookupError, TypeError):
             return None
     return holder, steps[-1], value
-
-
-def _rewritten(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
-    try:
-        return rewrite_module(module, edits)
-    except Exception as error:
-        raise PlanError(
-            f"this plan does not fit this model:\n  - forward of {edits[0].path or 'the model'!r} can't be rewritten: {error}"
-        ) from error
-
-
-def _without_values(tensor: torch.Tensor) -> torch.Tensor:
-    data = tensor.detach().to("meta")
-    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
 def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,8 +103,9 @@ def open_python_functions() -> Iterator[None]:
             if hasattr(module, name):
                 saved.append((module, name, getattr(module, name)))
                 setattr(module, name, lambda *_: False)
-    saved.append((math, "sqrt", math.sqrt))
-    math.sqrt = sizes.tracked_sqrt  # type: ignore[assignment]
+    for (module, name), function in sizes.FUNCTIONS.items():
+        saved.append((module, name, function))
+        setattr(module, name, sizes.tracked_function(module, name))
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

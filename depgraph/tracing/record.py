@@ -8,7 +8,10 @@ repeat a size (`SizeUse`), and records some composite ops whole, because their p
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,6 +92,8 @@ class PythonMode(TorchFunctionMode):
                 return out
             if type(out) is int:
                 return self._size(func, args, kwargs, out)
+            if type(out) is tuple and func is torch.Tensor.stride:
+                return tuple(self._strides(args[0], out))
         else:
             before = -1
             r.paused += 1
@@ -138,19 +143,37 @@ class PythonMode(TorchFunctionMode):
 
     def _size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
         """An int that a tensor method returned, tracked where it is a size."""
-        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel) and not self.recorder.paused:
-            node = self.recorder.node(args[0])
-            factors = [("dim", node, d) for d in range(args[0].dim())]
-            expr: Any = factors[0] if factors else out
-            for factor in factors[1:]:
-                expr = ("mul", expr, factor)
-            return sizes.Size(out, expr) if factors else out
-        if func is torch.Tensor.size and not self.recorder.paused:
+        tensor, name = args[0] if args else None, getattr(func, "__name__", "")
+        if self.recorder.paused or not isinstance(tensor, torch.Tensor) or not tensor.dim():
+            return out
+        node = self.recorder.node(tensor)
+        factors: list[Any] = [("dim", node, d) for d in range(tensor.dim())]
+        if func is torch.Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            tensor = args[0]
-            if isinstance(dim, int) and isinstance(tensor, torch.Tensor):
-                return sizes.Size(out, ("dim", self.recorder.node(tensor), int(dim) % tensor.dim()))
+            return sizes.Size(out, factors[dim]) if isinstance(dim, int) else out
+        if func is torch.Tensor.__len__:
+            self.recorder.lost(factors[0], "len()")
+        elif name == "numel" or func in (torch.Tensor.nelement, torch.numel):
+            return sizes.Size(out, _product(factors))
+        elif func is torch.Tensor.nbytes.__get__:  # type: ignore[attr-defined]
+            return sizes.Size(out, ("mul", _product(factors), tensor.element_size()))
+        elif name in ("stride", "storage_offset"):
+            self.recorder.lost(_product(factors), f"{name}()")
         return out
+
+    def _strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> Iterator[int]:
+        """The strides of a tensor: of a contiguous one, tracked."""
+        if self.recorder.paused:
+            yield from strides
+            return
+        factors: list[Any] = [("dim", self.recorder.node(tensor), d) for d in range(tensor.dim())]
+        for d, n in enumerate(strides):
+            if tensor.is_contiguous() and factors[d + 1 :] and n == math.prod(tensor.shape[d + 1 :]):
+                yield sizes.Size(n, _product(factors[d + 1 :]))
+            else:
+                if n > 1:
+                    self.recorder.lost(_product(factors), "stride()")
+                yield n
 
     def _note_scalars(self, args: Any, out: Any) -> None:
         for i, value in enumerate(args):
@@ -160,6 +183,10 @@ class PythonMode(TorchFunctionMode):
                 self.recorder.scalar_uses.append(
                     ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
                 )
+
+
+def _product(factors: list[Any]) -> Any:
+    return functools.reduce(lambda a, b: ("mul", a, b), factors)
 
 
 def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from .size_uses import ScalarUse, SizeUse
 
 Node = torch.fx.Node
 Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome
+Loss = tuple[
+    sizes.Expr, str, str, str
+]  # of an expression: what made a plain number of it, in which module, where
 
 FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
 
@@ -28,7 +33,11 @@ _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-_user_code: dict[Any, bool] = {}
+@lru_cache(maxsize=4096)
+def is_written_by_user(code: CodeType) -> bool:
+    """Whether code is neither torch's nor ours."""
+    name = code.co_filename
+    return not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
 
 
 def source_line() -> str:
@@ -36,13 +45,7 @@ def source_line() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
-        ours = _user_code.get(code)
-        if ours is None:
-            name = code.co_filename
-            ours = _user_code[code] = not (
-                name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name
-            )
-        if ours:
+        if is_written_by_user(code):
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
         frame = frame.f_back
     return ""
@@ -64,6 +67,7 @@ class Recorder:
         self.scalar_uses: list[ScalarUse] = []
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
+        self.losses: list[Loss] = []
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
@@ -124,8 +128,22 @@ class Recorder:
             return all(node.graph is self.graph for node in sizes.nodes_in(expr))
 
         self.comparisons = [c for c in self.comparisons if own(c[1]) and own(c[2])]
+        self.losses = [loss for loss in self.losses if own(loss[0])]
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
         self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]
+
+    def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool) -> None:
+        """A test of two numbers came out so (as a `sizes.Listener`)."""
+        self.comparisons.append((name, left, right, outcome))
+
+    def read(self, value: Any) -> None:
+        """An object that a module holds was asked for `value`."""
+        self.reads.update(sizes.expressions_in(value))
+
+    def lost(self, expr: sizes.Expr, how: str) -> None:
+        """A number became something that carries no expression."""
+        if not self.paused:
+            self.losses.append((expr, how, self.stack[-1][0], source_line()))
 
     def escape(self, values: Any, text: str) -> None:
         """The tensors in `values` go where they can't be followed: every axis of theirs stays, because of `text`."""

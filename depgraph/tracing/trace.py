@@ -23,9 +23,10 @@ from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
+from .literals import track_literals
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Comparison, Node, Recorder
+from .recorder import Comparison, Loss, Node, Recorder
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
 from .wrappers import check_unsharded, eagerly
@@ -49,11 +50,12 @@ class Trace:
         size_uses: numbers given to ops that repeat a size.
         scalar_uses: numbers that ops compute with.
         comparisons: of sizes, in the user's code.
+        losses: sizes that became plain numbers there.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         escapes: what can't be followed any further: why, in which module, where.
         fake: whether it ran on fake tensors.
-        tracked: whether numbers remembered where they came from.
+        train: whether it ran in train mode, too.
     """
 
     graph: torch.fx.Graph
@@ -67,19 +69,22 @@ class Trace:
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
+    losses: list[Loss]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
+    train: bool
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Trace:
+def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> Trace:
     """Run `model` once in eval mode and record it.
 
     Args:
         model: any module; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these,
             on each of which the model is run.
+        literals: track the numbers in the code of its modules, too.
 
     Raises:
         InputError: there are no example inputs.
@@ -101,8 +106,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         (False, False, None),
     ):
         try:
-            found = _run(model, examples, fake, tracked, seconds)
-            return _reach_more(found, model, examples, fake, tracked)
+            found = _run(model, examples, fake, tracked, seconds, literals=literals)
+            return _reach_more(found, model, examples, fake, tracked, literals)
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
@@ -113,17 +118,26 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
 
 
 def _reach_more(
-    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool
+    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool, literals: bool
 ) -> Trace:
     """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
     if not missing:
         return found
     try:
-        both = _run(model, examples, fake, tracked, train=True)
+        both = _run(model, examples, fake, tracked, train=True, literals=literals)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
     return both if missing - set(both.unreached) else found
+
+
+def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
+    """A trace of `model` that is run as `like` was; numbers do not remember where they came from.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    return _run(model, each_example(example_inputs), like.fake, False, train=like.train)
 
 
 @contextmanager
@@ -144,6 +158,7 @@ def _run(
     tracked: bool,
     seconds: float | None = None,
     train: bool = False,
+    literals: bool = False,
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
@@ -168,6 +183,8 @@ def _run(
         twin = skeleton(model, stand_in)
         if tracked:
             sizes.track_attributes(twin)
+        if tracked and literals:
+            track_literals(twin)
         recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
@@ -189,7 +206,7 @@ def _run(
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
-    return _written_down(recorder, outputs, every, (tensors, aliases), fake)
+    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train)
 
 
 @contextmanager
@@ -205,8 +222,7 @@ def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard
         watch_functions(recorder),
         fakes,
         AtenMode(recorder, kept),
-        sizes.recording_comparisons(recorder.comparisons),
-        sizes.recording_reads(recorder.reads),
+        sizes.telling(recorder),
         PythonMode(recorder),
     ):
         yield
@@ -218,6 +234,7 @@ def _written_down(
     every: dict[str, torch.Tensor],
     names: tuple[dict[str, torch.Tensor], dict[str, str]],
     fake: bool,
+    train: bool,
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
     tensors, aliases = names
@@ -233,8 +250,10 @@ def _written_down(
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
+        losses=recorder.losses,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
         fake=fake,
+        train=train,
     )
