@@ -78,6 +78,11 @@ class DependencyGraph:
             self.sizes.follow(sibling.path, sibling.executed)
         self.groups = self._find_groups()
         self.by_axis = {id(g.axis): g for g in self.groups}
+        self.multiples += [
+            (self.by_axis[id(axis)].name, axis, number)
+            for axis, number in self.sizes.multiples
+            if id(axis) in self.by_axis
+        ]
         self._freeze_determined()
 
     # ------------------------------------------------------------------------------------------------- reading

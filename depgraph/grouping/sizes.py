@@ -19,9 +19,10 @@ from ..axes import axes, polynomials
 from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
+from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
 from ..tracing.size_uses import ScalarUse, SizeUse
-from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate
+from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate, sources_in
 from ..tracing.trace import Node
 from .decisions import Decision, decision
 
@@ -53,6 +54,14 @@ class SizeSystem:
             False  # whether a size that may change was compared with a number of unknown origin
         )
         self.decisions: dict[Node, Decision] = {}
+        self.multiples: list[tuple[Axis, int]] = []  # axes of which as many stay as are a multiple of a number
+        self.of_tensors = {
+            id(a)
+            for node in state.trace.tensors.values()
+            for axis in state.dims[node][0]
+            if axis is not None
+            for a in axes.atoms(axis)
+        }
         self.tests: list[
             tuple[Expr, Polynomial]
         ] = []  # what arithmetic of the code must give with the new sizes
@@ -182,6 +191,7 @@ class SizeSystem:
         return pending
 
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
+        self._declared(key)
         if key in self.attributes:
             self._require(
                 polynomials.minus(self.attributes[key], target),
@@ -191,26 +201,71 @@ class SizeSystem:
         else:
             self.attributes[key] = target
 
+    def _declared(self, key: Expr) -> None:
+        """An attribute that one of torch's modules has of its weight (``out_channels``) is the size of that weight."""
+        if key in self.attributes or key[0] != "attr" or len(key) != 3:
+            return
+        path, name = key[1:]
+        found = repeated_size(self.model.get_submodule(path), name)
+        node = None if found is None else self.state.trace.tensors.get(f"{path}.{found[0]}" if path else found[0])
+        if found is not None and node is not None:
+            count = polynomials.count(self.state.dims[node][0][found[1]], self.free)
+            if polynomials.minus(count, {(): self.value(key)}) and self._before(count) == self.value(key):
+                self.attributes[key] = count
+
     def _require(self, difference: Polynomial, use: SizeUse | None, text: str) -> None:
         if difference:
             place = (use.module, use.source) if use is not None else ("", "")
             self.constraints.append((difference, Reason(text, "", *place)))
 
     def _comparisons(self) -> None:
-        """``a == b`` held in the traced run: it must go on holding."""
-        for name, left, right, outcome in self.state.comparisons:
+        """``a == b`` held in the traced run: it must go on holding; ``a < b``, whatever size an input has."""
+        for test in self.state.comparisons:
+            name, left, right, outcome = test
+            module, source = self.state.trace.places.get(test, ("", ""))
+            atoms = self.atoms_of(left) | self.atoms_of(right)
+            if atoms and (self._ranges(left) or self._ranges(right)):
+                text = "is compared with a size that ranges over an input, and may be larger or smaller"
+                self._freeze(atoms, Reason(text, "", module, source))
             if (name, outcome) not in (("eq", True), ("ne", False)):
                 continue
-            if self._determined(left, right):
+            if self._divides(left, right) or self._determined(left, right):
                 continue
             p, q = self.polynomial(left), self.polynomial(right)
             if p is not None and q is not None:
-                self._require(polynomials.minus(p, q), None, "is compared with another size")
+                if difference := polynomials.minus(p, q):
+                    reason = Reason("is compared with another size", "", module, source)
+                    self.constraints.append((difference, reason))
                 for expr, other in ((left, q), (right, p)):
                     self.meets_literals |= not isinstance(expr, tuple) and not is_constant(other)
             else:
-                atoms = self.atoms_of(left) | self.atoms_of(right)
-                self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
+                text = "enters a comparison of sizes that can't be followed"
+                self._freeze(atoms, Reason(text, "", module, source))
+
+    def _ranges(self, expr: Expr) -> bool:
+        """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model."""
+        return any(source[0] == "dim" and not self._is_fixed(source) for source in sources_in(expr))
+
+    def _is_fixed(self, source: Expr) -> bool:
+        axis = self.state.dims[source[1]][0][source[2]]
+        if axis is None:
+            return bool(source[1].op == "get_attr")
+        return all(id(a) in self.of_tensors for a in axes.atoms(axis))
+
+    def _divides(self, left: Expr, right: Expr) -> bool:
+        """``a % b == 0``: a stays a multiple of b, which is no reason to stay what it is."""
+        expr, rest = (left, right) if isinstance(left, tuple) else (right, left)
+        if rest != 0 or not isinstance(expr, tuple) or expr[0] != "mod":
+            return False
+        p, q = self.polynomial(expr[1]), self.polynomial(expr[2])
+        if p is None or q is None:
+            return False
+        divisor = q.get((), 0) if is_constant(q) else 0
+        if divisor and len(p) == 1:
+            ((term, factor),) = p.items()
+            if len(term) == 1:
+                self.multiples.append((self.free[term[0]], divisor // math.gcd(divisor, factor)))
+        return True  # a count that is no multiple is found when all are chosen: see `flipped`
 
     def _bounds(self) -> None:
         """``a <= b`` of equal sizes: an attribute that nothing else determines goes on being equal."""
@@ -356,6 +411,7 @@ class SizeSystem:
             return self.known[expr]
         kind = expr[0]
         if kind in SETTABLE:
+            self._declared(expr)
             value = self.value(expr)
             return self.attributes.get(expr, {(): int(value)} if isinstance(value, int) else None)
         if kind == "dim":

@@ -34,6 +34,7 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
+CONVOLUTION = {"in_channels": 1, "out_channels": 0}  # of what is neither grouped nor transposed, in its weight
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
@@ -75,6 +76,18 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     small = wrapped(small)
     note(model, small, plan)
     return small
+
+
+def repeated_size(module: nn.Module, attribute: str) -> tuple[str, int] | None:
+    """The tensor, and which dim of it, whose size `attribute` of a module of torch repeats; None of any other."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 or attribute not in CONVOLUTION:
+            return None
+        return "weight", CONVOLUTION[attribute] if not module.transposed else 1 - CONVOLUTION[attribute]
+    for kind, rows in TABLE.items():
+        if isinstance(module, kind) and attribute in rows:
+            return rows[attribute]
+    return None
 
 
 def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:

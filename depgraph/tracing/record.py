@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .recorder import Recorder, source_line
+from .recorder import Recorder, is_written_by_user, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
 
@@ -40,6 +41,9 @@ ESCAPES = frozenset(
         "__deepcopy__",
     }
 )
+
+
+DECIDES = ("__bool__", "is_nonzero", "equal", "allclose")  # calls whose results Python mostly branches on
 
 
 class AtenMode(CallMode):
@@ -107,6 +111,8 @@ class PythonMode(TorchFunctionMode):
                 r.record(whole, *in_order(whole, args, kwargs), out)
                 r.function = ""
         if not r.paused:
+            if name in DECIDES and is_written_by_user(sys._getframe(1).f_code):
+                r.branch("values of a tensor")
             if name in ESCAPES:
                 r.escape(args[:1], f"leaves torch through {name}()")
             if own_namespace(func):
@@ -116,6 +122,7 @@ class PythonMode(TorchFunctionMode):
                 self._note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
             if name in NOTES:
                 _note_sizes(r, name, args, kwargs, out)
+                self._note_scalars([a for a in (*args, *kwargs.values()) if isinstance(a, float)], out)
             elif before != len(r.graph.nodes):
                 self._note_scalars([*args, *kwargs.values()], out)
         return out

@@ -68,6 +68,9 @@ class Recorder:
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
         self.losses: list[Loss] = []
+        self.places: dict[Comparison, tuple[str, str]] = {}
+        self.branches: dict[str, str] = {}
+        self.memoised: list[Any] = []
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
@@ -134,7 +137,25 @@ class Recorder:
 
     def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool) -> None:
         """A test of two numbers came out so (as a `sizes.Listener`)."""
-        self.comparisons.append((name, left, right, outcome))
+        test = name, left, right, outcome
+        if test not in self.places:
+            self.comparisons.append(test)
+            self.places[test] = self.stack[-1][0], source_line()
+
+    def branch(self, what: str) -> None:
+        """Python went one of two ways that `what` chose between."""
+        self.branches.setdefault(source_line(), what)
+
+    def remembers(self, function: Any) -> None:
+        """A function that remembers its results is asked for one: in a run it remembers nothing of before."""
+        if not any(f is function for f in self.memoised):
+            self.memoised.append(function)
+            function.cache_clear()
+
+    def forget(self) -> None:
+        """No function that was asked in the run remembers anything of it."""
+        for function in self.memoised:
+            function.cache_clear()
 
     def read(self, value: Any) -> None:
         """An object that a module holds was asked for `value`."""

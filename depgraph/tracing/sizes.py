@@ -45,6 +45,9 @@ class Listener(Protocol):
     def lost(self, expr: Expr, how: str) -> None:
         """A number became something that carries no expression."""
 
+    def remembers(self, function: Any) -> None:
+        """A function that remembers its results by their arguments is asked for one."""
+
 
 _listener: Listener | None = None
 
@@ -84,8 +87,13 @@ class Size(int):
         return int, (plain(self),)
 
     def __hash__(self) -> int:
-        if _listener is not None and _is_looked_up(sys._getframe(1)):
-            _lost(self.expr, "a look-up in a table")
+        if _listener is not None:
+            caller = sys._getframe(1)
+            memoised = [f for n in caller.f_code.co_names if hasattr(f := caller.f_globals.get(n), "cache_clear")]
+            for function in memoised:
+                _listener.remembers(function)
+            if not memoised:
+                _lost(self.expr, "a look-up in a table")
         return int.__hash__(self)
 
     def conjugate(self) -> Size:
@@ -277,13 +285,6 @@ for _kind, _plain in ((Size, int), (Scalar, float), (NumpyScalar, float)):
             setattr(_kind, _form, _losing(_form, _plain))
     _kind.__bool__, _kind.__divmod__, _kind.__rdivmod__ = _true, _divmod, _rdivmod  # type: ignore[method-assign, assignment]
 Size.__array_ufunc__ = Scalar.__array_ufunc__ = through_numpy  # type: ignore[attr-defined]
-
-
-def _is_looked_up(frame: Any) -> bool:
-    """Whether a number is hashed to find it in a table, and not for a function that remembers its results."""
-    names = frame.f_code.co_names
-    remembers = [v for n in names if hasattr(v := frame.f_globals.get(n), "cache_info")]
-    return not remembers
 
 
 def tracked_function(module: ModuleType, name: str) -> Callable[..., Any]:

@@ -50,6 +50,8 @@ class Trace:
         size_uses: numbers given to ops that repeat a size.
         scalar_uses: numbers that ops compute with.
         comparisons: of sizes, in the user's code.
+        places: the module and the line of each of these.
+        branches: lines where Python went one of two ways -> what decided it.
         losses: sizes that became plain numbers there.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
@@ -69,6 +71,8 @@ class Trace:
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
+    places: dict[Comparison, tuple[str, str]]
+    branches: dict[str, str]
     losses: list[Loss]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
@@ -192,6 +196,7 @@ def _run(
                 shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
             )
             recorder.remember(tensor, node)
+        stack.callback(recorder.forget)
         if seconds is not None:
             recorder.patience = seconds
         stack.enter_context(_recording(twin, recorder, mode, kept))
@@ -250,6 +255,8 @@ def _written_down(
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
+        places=recorder.places,
+        branches=recorder.branches,
         losses=recorder.losses,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
