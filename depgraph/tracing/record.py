@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .recorder import Recorder, is_written_by_user, source_line
+from .recorder import Recorder, inner_dim, inside, is_written_by_user, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
 
@@ -80,7 +80,8 @@ class PythonMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
-        whole = WHOLE.get(func) if func.__hash__ is not None else None
+        derived = torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()
+        whole = WHOLE.get(func) if func.__hash__ is not None and not derived else None  # derivatives are of their parts
         name = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "view.default"
         if not r.paused:
             r.function = name
@@ -91,8 +92,8 @@ class PythonMode(TorchFunctionMode):
                 r.function = ""
             if type(out) is torch.Size:
                 if not r.paused and args and isinstance(args[0], torch.Tensor):
-                    node = r.node(args[0])
-                    return torch.Size([sizes.Size(n, ("dim", node, d)) for d, n in enumerate(out)])
+                    made = (sizes.Size(n, dim) for n, dim in zip(out, _dims(r, args[0]), strict=True))
+                    return torch.Size(list(made))
                 return out
             if type(out) is int:
                 return self._size(func, args, kwargs, out)
@@ -153,8 +154,7 @@ class PythonMode(TorchFunctionMode):
         tensor, name = args[0] if args else None, getattr(func, "__name__", "")
         if self.recorder.paused or not isinstance(tensor, torch.Tensor) or not tensor.dim():
             return out
-        node = self.recorder.node(tensor)
-        factors: list[Any] = [("dim", node, d) for d in range(tensor.dim())]
+        factors = _dims(self.recorder, tensor)
         if func is torch.Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes.Size(out, factors[dim]) if isinstance(dim, int) else out
@@ -173,7 +173,7 @@ class PythonMode(TorchFunctionMode):
         if self.recorder.paused:
             yield from strides
             return
-        factors: list[Any] = [("dim", self.recorder.node(tensor), d) for d in range(tensor.dim())]
+        factors = _dims(self.recorder, tensor)
         for d, n in enumerate(strides):
             if tensor.is_contiguous() and factors[d + 1 :] and n == math.prod(tensor.shape[d + 1 :]):
                 yield sizes.Size(n, _product(factors[d + 1 :]))
@@ -192,6 +192,12 @@ class PythonMode(TorchFunctionMode):
                 )
 
 
+def _dims(r: Recorder, tensor: torch.Tensor) -> list[Any]:
+    """The expressions of the sizes of a tensor."""
+    node = r.node(tensor)
+    return [("dim", node, inner_dim(tensor, d)) for d in range(tensor.dim())]
+
+
 def _product(factors: list[Any]) -> Any:
     return functools.reduce(lambda a, b: ("mul", a, b), factors)
 
@@ -204,8 +210,9 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
     NOTES[name](call)
     source = source_line() if call.found else ""
     for value, expr, tensor, dim, extent, where, negative, minus in call.found:
-        node = r.node_of.get(id(tensor))
+        node = r.node_of.get(id(inside(tensor)))
         if node is not None:
+            dim = None if dim is None else inner_dim(tensor, dim)
             use = SizeUse(
                 name, value, expr, node, dim, extent, path, source, occurrence, where, negative, minus
             )

@@ -14,6 +14,7 @@ from types import CodeType
 from typing import Any
 
 import torch
+from torch._C import _functorch
 
 from ..base.values import tensor_leaves
 from . import sizes
@@ -51,6 +52,31 @@ def source_line() -> str:
     return ""
 
 
+def inside(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the wrappers that ``torch.func`` puts around it."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def inner_dim(tensor: torch.Tensor, dim: int) -> int:
+    """Which dim of the tensor inside is dim `dim` of `tensor`, to which ``torch.vmap`` shows fewer."""
+    if not _functorch.is_functorch_wrapped_tensor(tensor):
+        return dim
+    mapped = _functorch.maybe_get_bdim(tensor) if _functorch.is_batchedtensor(tensor) else -1
+    return inner_dim(_functorch.get_unwrapped(tensor), dim + 1 if 0 <= mapped <= dim else dim)
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What tensors have in common that are one view of one memory; None of those that have none."""
+    if tensor.layout is not torch.strided or _functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    if not tensor.numel():
+        return None
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
 class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
@@ -60,6 +86,7 @@ class Recorder:
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
+        self.by_memory: dict[Any, Node] = {}  # autograd keeps what it needs as other objects on the same memory
         self.names = names
         self.tensors: dict[str, Node] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -83,6 +110,8 @@ class Recorder:
         """`tensor` is the result of `node` from now on."""
         self.node_of[id(tensor)] = node
         self.alive.append(tensor)
+        if (memory := _memory(tensor)) is not None:
+            self.by_memory[memory] = node
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a call, unless arithmetic has become dearer than the same calls on fake tensors are."""
@@ -103,10 +132,13 @@ class Recorder:
 
     def node(self, tensor: torch.Tensor) -> Node:
         """The node that produced `tensor`; one that nothing recorded is a parameter, a buffer or a constant."""
+        tensor = inside(tensor)
         known = self.node_of.get(id(tensor))
         if known is not None:
             return known
         name = self.names.get(id(tensor))
+        if name is None and (known := self.by_memory.get(_memory(tensor))) is not None:
+            return known
         if name is None:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor

@@ -58,6 +58,7 @@ class Trace:
         escapes: what can't be followed any further: why, in which module, where.
         fake: whether it ran on fake tensors.
         train: whether it ran in train mode, too.
+        grad: whether it needs grad mode, for a gradient that forward itself computes.
     """
 
     graph: torch.fx.Graph
@@ -79,6 +80,7 @@ class Trace:
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
     train: bool
+    grad: bool
 
 
 def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> Trace:
@@ -103,15 +105,16 @@ def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> T
         )
     check_unsharded(model, [*model.parameters(), *model.buffers()])
     failure: Exception | None = None
-    for fake, tracked, seconds in (
-        (False, True, PATIENCE),
-        (True, True, None),
-        (False, True, None),
-        (False, False, None),
+    for fake, tracked, seconds, grad in (
+        (False, True, PATIENCE, False),
+        (True, True, None, False),
+        (False, True, None, False),
+        (False, True, None, True),
+        (False, False, None, False),
     ):
         try:
-            found = _run(model, examples, fake, tracked, seconds, literals=literals)
-            return _reach_more(found, model, examples, fake, tracked, literals)
+            found = _run(model, examples, fake, tracked, seconds, literals=literals, grad=grad)
+            return found if grad else _reach_more(found, model, examples, fake, tracked, literals)
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
@@ -141,7 +144,7 @@ def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
     Raises:
         Exception: whatever the model raises.
     """
-    return _run(model, each_example(example_inputs), like.fake, False, train=like.train)
+    return _run(model, each_example(example_inputs), like.fake, False, train=like.train, grad=like.grad)
 
 
 @contextmanager
@@ -163,6 +166,7 @@ def _run(
     seconds: float | None = None,
     train: bool = False,
     literals: bool = False,
+    grad: bool = False,
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
@@ -199,7 +203,7 @@ def _run(
         stack.callback(recorder.forget)
         if seconds is not None:
             recorder.patience = seconds
-        stack.enter_context(_recording(twin, recorder, mode, kept))
+        stack.enter_context(_recording(twin, recorder, mode, kept, grad))
         outputs = []
         for training in (False, True) if train else (False,):
             recorder.training = training
@@ -211,16 +215,18 @@ def _run(
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
-    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train)
+    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train, grad)
 
 
 @contextmanager
-def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard) -> Iterator[None]:
+def _recording(
+    twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard, grad: bool
+) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(grad),
         open_python_functions(),
         eagerly(),
         watch_modules(twin, recorder),
@@ -240,6 +246,7 @@ def _written_down(
     names: tuple[dict[str, torch.Tensor], dict[str, str]],
     fake: bool,
     train: bool,
+    grad: bool,
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
     tensors, aliases = names
@@ -263,4 +270,5 @@ def _written_down(
         escapes=recorder.escapes,
         fake=fake,
         train=train,
+        grad=grad,
     )
