@@ -73,6 +73,7 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
+OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
 OF_ANALYZE = ("ignore", "strict", "constraints", "granularity")  # arguments of `prune` that it hands on
 
 
@@ -108,10 +109,10 @@ def analyze(
     _check_devices(model, example_inputs)
     names = tuple([ignore] if isinstance(ignore, str) else ignore)
     graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names)
-    if graph.sizes.meets_literals or open_literals(
-        graph
-    ):  # where do they stand in the code? most models hold none, and need only one run
-        graph = DependencyGraph(propagate(trace(model, example_inputs, literals=True)), model, names)
+    literals, choices = graph.sizes.meets_literals or bool(open_literals(graph)), graph.sizes.open_choices()
+    if literals or choices:  # most models have neither, and need only one run
+        again = trace(model, example_inputs, literals=literals, other_ways=choices[:OTHER_WAYS])
+        graph = DependencyGraph(propagate(again), model, names)
         freeze_open_literals(graph)
     graph.granularity = granularity
     for constraint in [constraints] if callable(constraints) else constraints:
@@ -249,6 +250,12 @@ def prune(
     if latency:
         slow, fast = latencies([model, small], example_inputs)
         seconds = slow, fast
+    if choices := graph.sizes.open_choices():
+        lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
+        notes.append(
+            f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
+            "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
+        )
     plan.asked, before = asked, plans_of(model)
     report = Report(
         graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds

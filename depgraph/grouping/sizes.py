@@ -21,6 +21,7 @@ from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import Choice
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate, sources_in
 from ..tracing.trace import Node
@@ -241,6 +242,15 @@ class SizeSystem:
             else:
                 text = "enters a comparison of sizes that can't be followed"
                 self._freeze(atoms, Reason(text, "", module, source))
+
+    def open_choices(self) -> list[Choice]:
+        """Tests in forward that come out otherwise for other values or sizes of inputs, whatever the plan."""
+        found = []
+        for choice, tested in self.state.trace.choices.items():
+            ranging = [self._ranges(side) for side in tested]
+            if not tested or (ranging.count(True) == 1 and not any(map(self.atoms_of, tested))):
+                found.append(choice)
+        return found
 
     def _ranges(self, expr: Expr) -> bool:
         """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model."""

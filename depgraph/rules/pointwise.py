@@ -92,7 +92,7 @@ def view_as_complex(site: OpCall) -> Dims:
 
 
 @rule("scalar_tensor", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full",
-      "empty_strided", "new_empty_strided", "empty_permuted")  # fmt: skip
+      "empty_strided", "new_empty_strided", "empty_permuted", "_efficientzerotensor")  # fmt: skip
 def filled(site: OpCall) -> Dims:
     """A new tensor with one value everywhere: its axes are new, and what is written into it says what they are."""
     site.state.filled.add(site.node)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .recorder import Recorder, inner_dim, inside, is_written_by_user, source_line
+from .recorder import Recorder, inner_dim, inside, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
 
@@ -112,8 +112,8 @@ class PythonMode(TorchFunctionMode):
                 r.record(whole, *in_order(whole, args, kwargs), out)
                 r.function = ""
         if not r.paused:
-            if name in DECIDES and is_written_by_user(sys._getframe(1).f_code):
-                r.branch("values of a tensor")
+            if type(out) is bool and name in DECIDES:
+                out = r.decided(sys._getframe(1), out, ())
             if name in ESCAPES:
                 r.escape(args[:1], f"leaves torch through {name}()")
             if own_namespace(func):

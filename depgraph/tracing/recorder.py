@@ -26,6 +26,8 @@ Loss = tuple[
     sizes.Expr, str, str, str
 ]  # of an expression: what made a plain number of it, in which module, where
 
+Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
+
 FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
@@ -50,6 +52,15 @@ def source_line() -> str:
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
         frame = frame.f_back
     return ""
+
+
+@lru_cache(maxsize=4096)
+def _column(code: CodeType, instruction: int) -> int:
+    """Where in its line an instruction stands: it does not depend on the constants of the code."""
+    if not hasattr(code, "co_positions"):  # before Python 3.11
+        return instruction
+    *_, column, _ = list(code.co_positions())[instruction // 2]
+    return column or 0
 
 
 def inside(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,7 +107,8 @@ class Recorder:
         self.reads: set[sizes.Expr] = set()
         self.losses: list[Loss] = []
         self.places: dict[Comparison, tuple[str, str]] = {}
-        self.branches: dict[str, str] = {}
+        self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
+        self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
         self.memoised: list[Any] = []
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
@@ -167,16 +179,28 @@ class Recorder:
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
         self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]
 
-    def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool) -> None:
-        """A test of two numbers came out so (as a `sizes.Listener`)."""
+    def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool, frame: Any) -> bool:
+        """A test of two numbers came out so in `frame`; returns what the code shall see (as a `sizes.Listener`)."""
+        seen = self.decided(frame, outcome, (left, right))
         test = name, left, right, outcome
-        if test not in self.places:
+        if test not in self.places and seen == outcome:
             self.comparisons.append(test)
             self.places[test] = self.stack[-1][0], source_line()
+        return seen
 
-    def branch(self, what: str) -> None:
-        """Python went one of two ways that `what` chose between."""
-        self.branches.setdefault(source_line(), what)
+    def decided(self, frame: Any, outcome: bool, by: tuple[sizes.Expr, ...]) -> bool:
+        """Code in `frame` got `outcome` of a test of the sizes `by`, or of values; returns what it shall see."""
+        code = frame.f_code
+        if not code.co_argcount or not is_written_by_user(code):
+            return outcome
+        if not isinstance(frame.f_locals.get(code.co_varnames[0]), torch.nn.Module):
+            return outcome
+        choice = f"{code.co_filename}:{frame.f_lineno} in {code.co_name}", _column(code, frame.f_lasti)
+        self.choices.setdefault(choice, by)
+        if choice != self.other_way:
+            return outcome
+        self.other_way = None
+        return not outcome
 
     def remembers(self, function: Any) -> None:
         """A function that remembers its results is asked for one: in a run it remembers nothing of before."""

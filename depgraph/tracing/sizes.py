@@ -36,8 +36,8 @@ _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 class Listener(Protocol):
     """Who is told what becomes of tracked numbers."""
 
-    def compared(self, name: str, left: Expr, right: Expr, outcome: bool) -> None:
-        """A test of two numbers came out so."""
+    def compared(self, name: str, left: Expr, right: Expr, outcome: bool, frame: Any) -> bool:
+        """A test of two numbers came out so in `frame`; returns what the code shall see."""
 
     def read(self, value: Any) -> None:
         """An object that a module holds was asked for `value`."""
@@ -240,7 +240,7 @@ def _comparison(name: str, kind: type) -> Callable[[Any, Any], Any]:
     def compare(self: Any, other: Any) -> Any:
         outcome = compute(self, other)
         if _listener is not None and isinstance(other, (int, float)) and outcome is not NotImplemented:
-            _listener.compared(label, self.expr, expression(other), bool(outcome))
+            return _listener.compared(label, self.expr, expression(other), bool(outcome), sys._getframe(1))
         return outcome
 
     return compare
@@ -260,7 +260,7 @@ def _losing(name: str, kind: type) -> Callable[..., Any]:
 def _true(self: Any) -> bool:
     outcome = plain(self) != 0
     if _listener is not None:
-        _listener.compared("ne", self.expr, 0, outcome)
+        return _listener.compared("ne", self.expr, 0, outcome, sys._getframe(1))
     return outcome
 
 

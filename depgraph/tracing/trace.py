@@ -9,8 +9,8 @@ cost no arithmetic and no memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from . import sizes
 from .literals import track_literals
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Comparison, Loss, Node, Recorder
+from .recorder import Choice, Comparison, Loss, Node, Recorder
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
 from .wrappers import check_unsharded, eagerly
@@ -51,7 +51,8 @@ class Trace:
         scalar_uses: numbers that ops compute with.
         comparisons: of sizes, in the user's code.
         places: the module and the line of each of these.
-        branches: lines where Python went one of two ways -> what decided it.
+        choices: tests in methods of modules -> the sizes that were tested, () where it was values.
+        other_ways: those that came out as they did not in further runs.
         losses: sizes that became plain numbers there.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
@@ -73,7 +74,8 @@ class Trace:
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
     places: dict[Comparison, tuple[str, str]]
-    branches: dict[str, str]
+    choices: dict[Choice, tuple[sizes.Expr, ...]]
+    other_ways: tuple[Choice, ...]
     losses: list[Loss]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
@@ -83,7 +85,9 @@ class Trace:
     grad: bool
 
 
-def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> Trace:
+def trace(
+    model: nn.Module, example_inputs: Any, *, literals: bool = False, other_ways: Sequence[Choice] = ()
+) -> Trace:
     """Run `model` once in eval mode and record it.
 
     Args:
@@ -91,6 +95,7 @@ def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> T
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these,
             on each of which the model is run.
         literals: track the numbers in the code of its modules, too.
+        other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
         InputError: there are no example inputs.
@@ -113,8 +118,9 @@ def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> T
         (False, False, None, False),
     ):
         try:
-            found = _run(model, examples, fake, tracked, seconds, literals=literals, grad=grad)
-            return found if grad else _reach_more(found, model, examples, fake, tracked, literals)
+            ways: dict[str, Any] = {"literals": literals, "grad": grad, "other_ways": tuple(other_ways)}
+            found = _run(model, examples, fake, tracked, seconds, **ways)
+            return _reach_more(found, model, examples, fake, tracked, ways)
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
@@ -125,14 +131,14 @@ def trace(model: nn.Module, example_inputs: Any, *, literals: bool = False) -> T
 
 
 def _reach_more(
-    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool, literals: bool
+    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool, ways: dict[str, Any]
 ) -> Trace:
     """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
     if not missing:
         return found
     try:
-        both = _run(model, examples, fake, tracked, train=True, literals=literals)
+        both = _run(model, examples, fake, tracked, train=True, **ways)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
     return both if missing - set(both.unreached) else found
@@ -144,7 +150,7 @@ def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
     Raises:
         Exception: whatever the model raises.
     """
-    return _run(model, each_example(example_inputs), like.fake, False, train=like.train, grad=like.grad)
+    return _run(model, each_example(example_inputs), like.fake, False, train=like.train, grad=like.grad, other_ways=like.other_ways)
 
 
 @contextmanager
@@ -167,6 +173,7 @@ def _run(
     train: bool = False,
     literals: bool = False,
     grad: bool = False,
+    other_ways: tuple[Choice, ...] = (),
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
@@ -210,12 +217,18 @@ def _run(
             twin.train(training)
             for args, kwargs in examples:
                 outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+        recorder.training = False
+        twin.eval()
+        for recorder.other_way in other_ways:
+            for args, kwargs in examples:
+                with suppress(Exception):  # that way may lead to an error
+                    outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
-    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train, grad)
+    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train, grad, other_ways)
 
 
 @contextmanager
@@ -247,6 +260,7 @@ def _written_down(
     fake: bool,
     train: bool,
     grad: bool,
+    other_ways: tuple[Choice, ...],
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
     tensors, aliases = names
@@ -263,7 +277,8 @@ def _written_down(
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
         places=recorder.places,
-        branches=recorder.branches,
+        choices=recorder.choices,
+        other_ways=other_ways,
         losses=recorder.losses,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
