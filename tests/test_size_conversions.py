@@ -171,7 +171,12 @@ class Net(nn.Module):
     def __init__(self, use: Callable[[Tensor, Any], Tensor]) -> None:
         super().__init__()
         self.use = use
-        self.first, self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(12, 5)
+        self.first, self.a, self.b, self.c = (
+            nn.Linear(6, 12),
+            nn.Linear(12, 16),
+            nn.Linear(16, 5),
+            nn.Linear(12, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

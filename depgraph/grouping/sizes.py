@@ -55,13 +55,18 @@ class SizeSystem:
             False  # whether a size that may change was compared with a number of unknown origin
         )
         self.decisions: dict[Node, Decision] = {}
-        self.multiples: list[tuple[Axis, int]] = []  # axes of which as many stay as are a multiple of a number
+        self.multiples: list[
+            tuple[Axis, int]
+        ] = []  # axes of which as many stay as are a multiple of a number
         self.of_tensors = {
             id(a)
             for node in state.trace.tensors.values()
             for axis in state.dims[node][0]
             if axis is not None
             for a in axes.atoms(axis)
+        }
+        self.lost_lengths = {
+            self.value(expr) for expr, *_ in state.trace.losses if isinstance(expr, tuple) and self._ranges(expr)
         }
         self.tests: list[
             tuple[Expr, Polynomial]
@@ -208,7 +213,11 @@ class SizeSystem:
             return
         path, name = key[1:]
         found = repeated_size(self.model.get_submodule(path), name)
-        node = None if found is None else self.state.trace.tensors.get(f"{path}.{found[0]}" if path else found[0])
+        node = (
+            None
+            if found is None
+            else self.state.trace.tensors.get(f"{path}.{found[0]}" if path else found[0])
+        )
         if found is not None and node is not None:
             count = polynomials.count(self.state.dims[node][0][found[1]], self.free)
             if polynomials.minus(count, {(): self.value(key)}) and self._before(count) == self.value(key):
@@ -253,7 +262,12 @@ class SizeSystem:
         return found
 
     def _ranges(self, expr: Expr) -> bool:
-        """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model."""
+        """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model.
+
+        A plain number is taken for one that was made of such a dim (by ``len``) where it has the same value.
+        """
+        if not isinstance(expr, tuple):
+            return expr in self.lost_lengths
         return any(source[0] == "dim" and not self._is_fixed(source) for source in sources_in(expr))
 
     def _is_fixed(self, source: Expr) -> bool:

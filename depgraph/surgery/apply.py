@@ -34,7 +34,10 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
-CONVOLUTION = {"in_channels": 1, "out_channels": 0}  # of what is neither grouped nor transposed, in its weight
+CONVOLUTION = {
+    "in_channels": 1,
+    "out_channels": 0,
+}  # of what is neither grouped nor transposed, in its weight
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 

@@ -81,7 +81,9 @@ class PythonMode(TorchFunctionMode):
         kwargs = kwargs or {}
         r = self.recorder
         derived = torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()
-        whole = WHOLE.get(func) if func.__hash__ is not None and not derived else None  # derivatives are of their parts
+        whole = (
+            WHOLE.get(func) if func.__hash__ is not None and not derived else None
+        )  # derivatives are of their parts
         name = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "view.default"
         if not r.paused:
             r.function = name

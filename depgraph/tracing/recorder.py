@@ -97,7 +97,9 @@ class Recorder:
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
-        self.by_memory: dict[Any, Node] = {}  # autograd keeps what it needs as other objects on the same memory
+        self.by_memory: dict[
+            Any, Node
+        ] = {}  # autograd keeps what it needs as other objects on the same memory
         self.names = names
         self.tensors: dict[str, Node] = {}
         self.constants: dict[str, torch.Tensor] = {}

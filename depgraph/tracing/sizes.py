@@ -89,7 +89,9 @@ class Size(int):
     def __hash__(self) -> int:
         if _listener is not None:
             caller = sys._getframe(1)
-            memoised = [f for n in caller.f_code.co_names if hasattr(f := caller.f_globals.get(n), "cache_clear")]
+            memoised = [
+                f for n in caller.f_code.co_names if hasattr(f := caller.f_globals.get(n), "cache_clear")
+            ]
             for function in memoised:
                 _listener.remembers(function)
             if not memoised:

@@ -150,7 +150,15 @@ def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
     Raises:
         Exception: whatever the model raises.
     """
-    return _run(model, each_example(example_inputs), like.fake, False, train=like.train, grad=like.grad, other_ways=like.other_ways)
+    return _run(
+        model,
+        each_example(example_inputs),
+        like.fake,
+        False,
+        train=like.train,
+        grad=like.grad,
+        other_ways=like.other_ways,
+    )
 
 
 @contextmanager
