@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..axes import axes, polynomials
@@ -66,7 +67,9 @@ class SizeSystem:
             for a in axes.atoms(axis)
         }
         self.lost_lengths = {
-            self.value(expr) for expr, *_ in state.trace.losses if isinstance(expr, tuple) and self._ranges(expr)
+            self.value(expr)
+            for expr, *_ in state.trace.losses
+            if isinstance(expr, tuple) and self._ranges(expr)
         }
         self.tests: list[
             tuple[Expr, Polynomial]
@@ -256,9 +259,13 @@ class SizeSystem:
         """Tests in forward that come out otherwise for other values or sizes of inputs, whatever the plan."""
         found = []
         for choice, tested in self.state.trace.choices.items():
-            ranging = [self._ranges(side) for side in tested]
+            ranging = [isinstance(side, tuple) and self._ranges(side) for side in tested]
             if not tested or (ranging.count(True) == 1 and not any(map(self.atoms_of, tested))):
-                found.append(choice)
+                made = {source[1] for side in tested for source in sources_in(side) if source[0] == "dim"}
+                if not any(
+                    map(_depends_on_values, made)
+                ):  # how many are chosen: for none, the way means nothing
+                    found.append(choice)
         return found
 
     def _ranges(self, expr: Expr) -> bool:
@@ -532,6 +539,19 @@ class SizeSystem:
             return evaluate(expr, at)
         except (ArithmeticError, ValueError, TypeError, LookupError):
             return None
+
+
+def _depends_on_values(node: Node) -> bool:
+    """Whether the shape of `node` depends on values of the tensors that it is made of."""
+    ahead, seen = [node], {node}
+    while ahead:
+        one = ahead.pop()
+        if torch.Tag.dynamic_output_shape in getattr(one.target, "tags", ()):
+            return True
+        further = [n for n in one.all_input_nodes if n not in seen]
+        seen.update(further)
+        ahead.extend(further)
+    return False
 
 
 def _named(key: Expr) -> str:

@@ -7,7 +7,8 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from types import CodeType
@@ -126,6 +127,32 @@ class Recorder:
         self.alive.append(tensor)
         if (memory := _memory(tensor)) is not None:
             self.by_memory[memory] = node
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """What is recorded inside is forgotten if it ends in an error, which ends here."""
+        before = len(self.graph.nodes)
+        tables = (self.node_of, self.by_memory, self.tensors, self.constants, self.places, self.choices)
+        lists = (
+            self.size_uses,
+            self.scalar_uses,
+            self.comparisons,
+            self.losses,
+            self.parametrized,
+            self.escapes,
+        )
+        kept = [dict(t) for t in tables], [len(found) for found in lists], set(self.reads)
+        try:
+            yield
+        except Exception:  # noqa: BLE001  whatever forward raises on a way that these inputs do not take
+            for node in list(self.graph.nodes)[: before - 1 : -1] if before else ():
+                self.graph.erase_node(node)
+            for table, entries in zip(tables, kept[0], strict=True):
+                table.clear()
+                table.update(entries)  # type: ignore[arg-type]
+            for found, length in zip(lists, kept[1], strict=True):
+                del found[length:]
+            self.reads, self.stack[1:] = kept[2], []
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a call, unless arithmetic has become dearer than the same calls on fake tensors are."""

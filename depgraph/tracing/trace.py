@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Trace:
         parametrized: path of a list of parametrizations, the weight that it made.
         escapes: what can't be followed any further: why, in which module, where.
         fake: whether it ran on fake tensors.
+        tracked: whether the attributes of modules were.
         train: whether it ran in train mode, too.
         grad: whether it needs grad mode, for a gradient that forward itself computes.
     """
@@ -81,6 +82,7 @@ class Trace:
     parametrized: list[tuple[str, Node]]
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
+    tracked: bool
     train: bool
     grad: bool
 
@@ -145,20 +147,13 @@ def _reach_more(
 
 
 def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
-    """A trace of `model` that is run as `like` was; numbers do not remember where they came from.
+    """A trace of `model` that is run as `like` was.
 
     Raises:
         Exception: whatever the model raises.
     """
-    return _run(
-        model,
-        each_example(example_inputs),
-        like.fake,
-        False,
-        train=like.train,
-        grad=like.grad,
-        other_ways=like.other_ways,
-    )
+    ways: dict[str, Any] = {"train": like.train, "grad": like.grad, "other_ways": like.other_ways}
+    return _run(model, each_example(example_inputs), like.fake, like.tracked, **ways)
 
 
 @contextmanager
@@ -229,14 +224,16 @@ def _run(
         twin.eval()
         for recorder.other_way in other_ways:
             for args, kwargs in examples:
-                with suppress(Exception):  # that way may lead to an error
+                with recorder.attempt():
                     outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
-    return _written_down(recorder, outputs, every, (tensors, aliases), fake, train, grad, other_ways)
+    return _written_down(
+        recorder, outputs, every, (tensors, aliases), (fake, tracked, train, grad), other_ways
+    )
 
 
 @contextmanager
@@ -265,9 +262,7 @@ def _written_down(
     outputs: list[Node],
     every: dict[str, torch.Tensor],
     names: tuple[dict[str, torch.Tensor], dict[str, str]],
-    fake: bool,
-    train: bool,
-    grad: bool,
+    modes: tuple[bool, bool, bool, bool],
     other_ways: tuple[Choice, ...],
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
@@ -291,7 +286,8 @@ def _written_down(
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
-        fake=fake,
-        train=train,
-        grad=grad,
+        fake=modes[0],
+        tracked=modes[1],
+        train=modes[2],
+        grad=modes[3],
     )
