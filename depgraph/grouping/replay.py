@@ -20,9 +20,9 @@ from ..tracing.trace import Trace, replay
 from .graph import DependencyGraph
 
 aten = torch.ops.aten
-# Ops whose ints are values, as those of pointwise ops are; all other ops take sizes, places and dims.
+# Ops whose ints outside of lists are values, as those of pointwise ops are; all other ops take sizes, places and dims.
 VALUED = {aten.full, aten.full_like, aten.new_full, aten.fill, aten.fill_, aten.scalar_tensor, aten.linspace, aten.logspace,
-          aten.masked_fill, aten.masked_fill_, aten.constant_pad_nd, aten.arange}  # fmt: skip
+          aten.masked_fill, aten.masked_fill_, aten.constant_pad_nd}  # fmt: skip
 DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -82,11 +82,17 @@ def _difference(
         )
         return "" if same else f"has the values {_short(b)} instead of {_short(a)}"
     packet = getattr(old.target, "overloadpacket", None)
-    ints = torch.Tag.pointwise in getattr(old.target, "tags", ()) or packet in VALUED
-    for a, b in zip(_leaves((old.args, old.kwargs)), _leaves((new.args, new.kwargs)), strict=False):
+    values = torch.Tag.pointwise in getattr(old.target, "tags", ()) or packet in VALUED
+    ints = [v for v in (*old.args, *old.kwargs.values()) if type(v) in (int, bool)] if values else []
+    now = [v for v in (*new.args, *new.kwargs.values()) if type(v) in (int, bool)] if values else []
+    for a, b in zip(
+        [*ints, *_leaves((old.args, old.kwargs))], [*now, *_leaves((new.args, new.kwargs))], strict=False
+    ):
         same = place.get(a) is b if isinstance(a, Node) else type(a) is type(b)
-        if (same and type(a) is float) or (ints and type(a) in (int, bool)):
+        if same and type(a) is float:
             same = a == b or (a != a and b != b)  # noqa: PLR0124  NaN
+        if ints != now:
+            return f"computes with {now} instead of {ints}"
         if not same:
             return f"computes with {b} instead of {a}"
     return ""

@@ -237,7 +237,7 @@ class SizeSystem:
             name, left, right, outcome = test
             module, source = self.state.trace.places.get(test, ("", ""))
             atoms = self.atoms_of(left) | self.atoms_of(right)
-            if atoms and (self._ranges(left) or self._ranges(right)):
+            if any(self.atoms_of(a) and self._ranges(b) for a, b in ((left, right), (right, left))):
                 text = "is compared with a size that ranges over an input, and may be larger or smaller"
                 self._freeze(atoms, Reason(text, "", module, source))
             if (name, outcome) not in (("eq", True), ("ne", False)):
