@@ -82,17 +82,14 @@ def _difference(
         )
         return "" if same else f"has the values {_short(b)} instead of {_short(a)}"
     packet = getattr(old.target, "overloadpacket", None)
-    values = torch.Tag.pointwise in getattr(old.target, "tags", ()) or packet in VALUED
-    ints = [v for v in (*old.args, *old.kwargs.values()) if type(v) in (int, bool)] if values else []
-    now = [v for v in (*new.args, *new.kwargs.values()) if type(v) in (int, bool)] if values else []
-    for a, b in zip(
-        [*ints, *_leaves((old.args, old.kwargs))], [*now, *_leaves((new.args, new.kwargs))], strict=False
-    ):
+    if torch.Tag.pointwise in getattr(old.target, "tags", ()) or packet in VALUED:
+        ints, now = ([v for v in (*n.args, *n.kwargs.values()) if type(v) in (int, bool)] for n in (old, new))
+        if ints != now:
+            return f"computes with {now} instead of {ints}"
+    for a, b in zip(_leaves((old.args, old.kwargs)), _leaves((new.args, new.kwargs)), strict=False):
         same = place.get(a) is b if isinstance(a, Node) else type(a) is type(b)
         if same and type(a) is float:
             same = a == b or (a != a and b != b)  # noqa: PLR0124  NaN
-        if ints != now:
-            return f"computes with {now} instead of {ints}"
         if not same:
             return f"computes with {b} instead of {a}"
     return ""
