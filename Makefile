@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SMALL := --small
+# A process that has done its part takes tests from another's; neighbours stay together, since they share what a module made.
+ON_ALL_CORES := --numprocesses auto --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check format docs test demo bench bench-small clean
+.PHONY: help venv check format docs test test-all demo bench bench-small clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,21 +28,26 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test,bench]'
 	@touch $@
 
-check: $(VENV)/.installed  ## lint, format and types
+check: $(VENV)/.installed  ## lint, format, types and the staircase of folders
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/.installed  ## put imports and layout in order
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference of all names to build/reference
-	$(PY) -m benchmarks.ops
-	$(PY) -m benchmarks.reference
+	$(PY) -m tools.ops
+	$(PY) -m tools.options
+	$(PY) -m tools.reference
 
-test: $(VENV)/.installed  ## all tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.installed  ## the tests of every topic but the slow ones, on all cores, in less than three minutes
+	$(PY) -m pytest $(ON_ALL_CORES) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed  ## all tests
+	$(PY) -m pytest $(ON_ALL_CORES) $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network on real data
 	$(PY) examples/demo.py

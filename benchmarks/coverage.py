@@ -24,20 +24,7 @@ from benchmarks.coverage_row import TOLERANCE, measure
 from benchmarks.isolate import Row
 from benchmarks.peers import LIMIT, torch_pruning
 from benchmarks.rows import append, read
-from benchmarks.suites import LIBRARIES, SUITES, suite
-
-HEADING = """# Coverage
-
-`depgraph.prune(model, inputs, pruning_ratio=0.5, verify=True)` on architectures with random weights, each in a
-process of its own with one thread and a limit of {limit:g} s of processor time; `python -m benchmarks.coverage`
-makes this page. *Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the
-original, gradients finite, and values equal to those of the original with the removed entries masked, within
-{tolerance:g}. *Params left* and *MACs left* are fractions of the original, *reachable* is the fraction that any
-plan could touch. *TP* is Torch-Pruning, called once with no hints. That no config can say the shapes of a smaller model (the report lists them), or that an output whose length values
-decide is longer or shorter than the original's, does not count as wrong where values equal the masked original's.
-
-Written on {date} with {versions}.
-"""
+from benchmarks.suites import SUITES, suite
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,9 +52,15 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add rows to")
     parser.add_argument("--resume", action="store_true", help="skip the models that --out has a row for")
-    parser.add_argument("--markdown", type=Path, help="file to write summaries and tables to")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put the suites into benchmarks/coverage.json and write docs/coverage.md",
+    )
     options = parser.parse_args(words)
-    options.suites = SUITES if options.suite == "all" else (options.suite,)
+    options.suites = tuple(SUITES) if options.suite == "all" else (options.suite,)
+    if options.write and (options.small or options.models):
+        parser.error("--write takes whole suites: leave out --small and --models")
     known = {name for suite_name in options.suites for name in suite(suite_name)}
     unknown = sorted(set(options.models.split(",")) - known) if options.models else []
     if unknown:
@@ -115,32 +108,25 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments(words)
     # Wide enough for every column where there is no terminal to ask.
     console = Console(width=None if sys.stdout.isatty() else 220)
-    page = [
-        HEADING.format(
-            limit=options.limit,
-            tolerance=TOLERANCE[options.dtype],
-            date=datetime.date.today().isoformat(),
-            versions=", ".join(
-                f"{n} {version(n)}"
-                for n in dict.fromkeys(
-                    ("torch", "torch-pruning", *(n for s in options.suites for n in LIBRARIES[s]))
-                )
-            ),
-        )
-    ]
+    entries = {}
     good = True
     for suite_name in options.suites:
         rows, peers = run(suite_name, options, console)
         if not rows:
             continue
         console.print(coverage_table.table(suite_name, rows, peers))
-        for point in coverage_table.summary(rows, peers):
-            _say(console, f"* {point}")
-        page.append(coverage_table.markdown(suite_name, rows, peers))
+        libraries = ("torch", "torch-pruning", *SUITES[suite_name].libraries)
+        entries[suite_name] = coverage_table.entry(
+            rows,
+            peers,
+            written=datetime.date.today().isoformat(),
+            limit=options.limit,
+            versions={library: version(library) for library in libraries},
+        )
         good &= all(row["verdict"] in ("right", "shapes") for row in rows)
-    if options.markdown:
-        options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text("\n".join(page))
+    _say(console, coverage_table.page(entries))
+    if options.write:
+        coverage_table.write(entries)
     return 0 if good else 1
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from outputs import Inputs, backward_works, call, deviation, shapes
 from torch import Tensor, nn
 
 from benchmarks.isolate import Row, isolated
-from benchmarks.outputs import backward_works, deviation, shapes
 from benchmarks.randomise import randomise
-from benchmarks.suites import Case, Inputs, call, suite
+from benchmarks.suites import Case, suite
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # largest relative deviation that rounding explains
 DEVIATES = "deviates"  # how the reason begins where values differ
@@ -102,7 +102,7 @@ def _general(reason: str) -> str:
 
 def _library_path(source: str | None) -> str:
     """A place in a library, or in these benchmarks, without the folder that it lies in."""
-    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/suites/")[2]
+    return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/models/")[2]
 
 
 def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str) -> Row:

@@ -1,17 +1,27 @@
-"""The rows of the coverage benchmark as a table, a summary and a page of Markdown."""
+"""The rows of the coverage benchmark as a table on the screen, as `coverage.json`, and as the page `docs/coverage.md`.
+
+python -m benchmarks.coverage_table      # writes the page from the JSON again
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from benchmarks.isolate import Row
 
+DATA = Path(__file__).with_name("coverage.json")
+PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 MUCH = 0.6  # a model with a larger fraction of its parameters left needs an explanation
-REASONS = 10  # how many reasons for frozen axes the summary names
+REASONS = 10  # how many reasons for frozen axes the page names
+NAMES = 8  # how many models of a kind it names
+PRUNED = ("right", "shapes")
 COLUMNS = (
     "model",
     "verdict",
@@ -28,6 +38,26 @@ COLUMNS = (
 )
 WORDS = ("model", "verdict", "note")  # columns that are read from the left
 PEER_COLUMNS = ("TP: params left", "runs", "outputs kept", "s")
+KEPT = (
+    "name", "dtype", "verdict", "why", "traced", "groups", "reachable_params", "reachable_macs", "params", "macs", "deviation",
+    "backward", "class_kept", "seconds", "planning", "rewritten", "locks", "config_mismatches", "uniform",
+)  # fmt: skip
+PEER_KEPT = ("params", "runs", "outputs_kept", "seconds")  # what a row of the JSON keeps
+
+HEADING = """# Coverage
+
+`depgraph.prune(model, inputs, pruning_ratio=0.5, verify=True)` on architectures with random weights, each in a process of its
+own with one thread and a limit on processor time (`limit` in the rows' file, in seconds). `python -m benchmarks.coverage --write`
+measures them and makes this page; every row is in [benchmarks/coverage.json](../benchmarks/coverage.json).
+
+*Right* means: smaller, outputs of the same shapes, every tensor what the plan keeps of the original, gradients finite, and values
+equal to those of the original with the removed entries masked, within 0.0001 in float32. That a config cannot express the shapes of
+a smaller model, which the report then lists, does not count as wrong where values are equal, nor that an output whose length depends
+on values is longer or shorter than the original's. *Params left* and *MACs left* are fractions of the original, *s* the seconds of
+the call, *plan* those of tracing, grouping, ranking and planning in it: medians, all four. *Deviation* is the largest relative one
+of the suite. *TP* is Torch-Pruning, called once with no hints: in how many models the result is smaller, runs and keeps the shapes of
+its outputs.
+"""
 
 
 def table(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> Table:
@@ -41,138 +71,220 @@ def table(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> Table:
     return result
 
 
-def markdown(title: str, rows: Sequence[Row], peers: dict[str, Row]) -> str:
-    """The same table, with the summary above it, in Markdown."""
-    columns = _columns(peers)
-    alignment = ["---" if column in WORDS else "---:" for column in columns]
-    lines = [_line(columns), _line(alignment)]
-    lines += [_line([cell.replace("|", "\\|") for cell in _cells(row, peers)]) for row in rows]
-    points = "\n".join(f"* {point}" for point in summary(rows, peers))
-    return f"## {title}\n\n{points}\n\n" + "\n".join(lines) + "\n"
+def entry(rows: Sequence[Row], peers: dict[str, Row], **about: Any) -> dict[str, Any]:
+    """What `coverage.json` keeps of one suite: `about` it, the figures, and a row a model, rounded."""
+    models = []
+    for row in rows:
+        kept = {key: row[key] for key in KEPT if key in row} | {"deviation": _deviation(row)}
+        if row.get("params", 0) <= MUCH:
+            kept.pop("locks", None)
+        peer = peers.get(row["name"])
+        models.append(kept | ({"peer": {key: peer[key] for key in PEER_KEPT}} if peer else {}))
+    return {**about, "figures": figures(rows, peers), "models": [_rounded(row) for row in models]}
 
 
-def summary(rows: Sequence[Row], peers: dict[str, Row]) -> list[str]:
-    """What the table says, in a few sentences."""
+def write(suites: dict[str, dict[str, Any]]) -> None:
+    """Put suites into `coverage.json`, where others stay as they are, and write the page."""
+    known = json.loads(DATA.read_text()) if DATA.exists() else {}
+    DATA.write_text(_text({**known, **suites}))
+    write_page()
+
+
+def write_page() -> None:
+    """The page, from what `coverage.json` holds."""
+    PAGE.write_text(f"{HEADING}\n{page(json.loads(DATA.read_text()))}")
+
+
+def figures(rows: Sequence[Row], peers: dict[str, Row]) -> dict[str, Any]:
+    """What the rows of a suite come to."""
     verdicts = Counter(row["verdict"] for row in rows)
-    pruned = [row for row in rows if row["verdict"] in ("right", "shapes")]
-    points = [
-        f"{len(rows)} models: {verdicts['right']} right, {verdicts['shapes']} right in shapes only, "
-        f"{verdicts['wrong']} wrong, {verdicts['failed']} failed"
-    ]
-    if pruned:
-        points += [
-            *_fractions(pruned),
-            *_planning(pruned),
-            _classes(pruned),
-            *_configs(pruned),
-            *_much_left(pruned),
-        ]
-    points += _reasons(rows)
-    points += [
-        f"{row['name']} {row['verdict']}: {row['why']}"
-        for row in rows
-        if row["verdict"] in ("wrong", "failed")
-    ]
-    return points + _peer_summary([peers[row["name"]] for row in rows if row["name"] in peers])
-
-
-def _fractions(pruned: Sequence[Row]) -> list[str]:
-    """Medians over the models that came out right."""
-    medians = {key: statistics.median(row[key] for row in pruned) for key in ("params", "macs", "seconds")}
-    deviations = [_deviation(row) or 0.0 for row in pruned if row["verdict"] == "right"]
-    points = [
-        f"median of parameters left {medians['params']:.3f}, of MACs left {medians['macs']:.3f}; "
-        f"median time {medians['seconds']:.1f} s"
-    ]
-    if deviations:
-        points.append(f"largest relative deviation from the masked original {max(deviations):.1e}")
-    return points
-
-
-def _planning(pruned: Sequence[Row]) -> list[str]:
-    """How long it takes to trace, group, rank and plan."""
-    times = [(row["planning"], row["name"]) for row in pruned if row.get("planning") is not None]
-    if not times:
-        return []
-    median = statistics.median(seconds for seconds, _ in times)
-    slowest, name = max(times)
-    return [f"trace, groups, ranks and plan: median {median:.1f} s, at most {slowest:.1f} s ({name})"]
-
-
-def _reasons(rows: Sequence[Row]) -> list[str]:
-    """The most frequent reasons for which axes are frozen."""
-    places: Counter[str] = Counter()
-    models: Counter[str] = Counter()
+    pruned = [row for row in rows if row["verdict"] in PRUNED]
+    shown = [peers[row["name"]] for row in rows if row["name"] in peers]
+    runs = [row for row in shown if row["runs"] and row["params"] < 1]
+    even = [(row["name"], row["uniform"]) for row in pruned if row.get("uniform")]
+    places, models = Counter[str](), Counter[str]()
     for row in rows:
         places.update(row.get("reasons", {}))
         models.update(row.get("reasons", {}).keys())
-    return [
-        f"frozen: {reason} ({count} places in {models[reason]} models)"
-        for reason, count in places.most_common(REASONS)
+    return {
+        "models": len(rows),
+        **{verdict: verdicts[verdict] for verdict in (*PRUNED, "wrong", "failed")},
+        **{key: _median(row.get(key) for row in pruned) for key in ("params", "macs", "seconds", "planning")},
+        "slowest_plan": max(
+            (row["planning"] for row in pruned if row.get("planning") is not None), default=None
+        ),
+        "deviation": max((d for row in pruned if (d := _deviation(row)) is not None), default=None),
+        "class_kept": sum(row["class_kept"] for row in pruned),
+        "config_mismatches": sum(bool(row.get("config_mismatches")) for row in pruned),
+        "uniform": {
+            "models": len(even),
+            "agree": sum(found["agrees"] for _, found in even),
+            "not": [name for name, found in even if not found["agrees"]],
+            "params": _median(found["params"] for _, found in even),
+        },
+        "peer": {
+            "models": len(shown),
+            "ran": sum(row["ran"] for row in shown),
+            "smaller": len(runs),
+            "kept": sum(row["outputs_kept"] for row in runs),
+        },
+        "reasons": [[reason, count, models[reason]] for reason, count in places.most_common(REASONS)],
+    }
+
+
+def page(suites: dict[str, dict[str, Any]]) -> str:
+    """What `coverage.json` says, in a table and a few lines."""
+    wrong = [
+        f"{name}, {row['name']}, {row['verdict']}: {_why(row)}" for name, row in _rows(suites) if row["why"]
     ]
+    heavy = f"The models with more than {MUCH:g} of their parameters left, by what locks most of them:"
+    frozen = (
+        "What freezes axes most often, over all suites (of each the ten most frequent reasons are counted):"
+    )
+    parts = [
+        _suites(suites),
+        _list(_points(suites)),
+        ["## What is not right, and why"],
+        _list(wrong) or ["Nothing."],
+        ["## What stays large, and why"],
+        [frozen],
+        _reasons(suites),
+        [heavy],
+        _list(_heavy(suites)),
+        ["## When and with what"],
+        _list([_measured(name, suite) for name, suite in suites.items()]),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part).lstrip() + "\n"
 
 
-def _classes(pruned: Sequence[Row]) -> str:
-    """Where a class was not kept."""
-    rewritten = {row["name"]: row["rewritten"] for row in pruned if row["rewritten"]}
-    changed = [row["name"] for row in pruned if not row["class_kept"]]
-    text = f"original class kept in {len(pruned) - len(changed)} of {len(pruned)}"
-    if changed:
-        text += f" (not in {', '.join(changed)})"
-    if rewritten:
-        places = "; ".join(
-            f"{name}: {', '.join(path or 'the model' for path in paths)}" for name, paths in rewritten.items()
-        )
-        text += f"; submodules that became a GraphModule in {len(rewritten)} ({places})"
-    return text
+def _suites(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """A line a suite."""
+    columns = (
+        "suite",
+        "models",
+        "right",
+        "shapes only",
+        "wrong",
+        "failed",
+        "params left",
+        "MACs left",
+        "s",
+        "plan, s",
+    )
+    columns += ("deviation", "class kept", f"> {MUCH:g} left", "TP")
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    for name, suite in suites.items():
+        f, peer = suite["figures"], suite["figures"]["peer"]
+        pruned = [row for row in suite["models"] if row["verdict"] in PRUNED]
+        cells = [
+            name,
+            *(str(f[key]) for key in ("models", *PRUNED, "wrong", "failed")),
+            *(_number(f[key], "{:.3f}") for key in ("params", "macs")),
+            *(_number(f[key], "{:.1f}") for key in ("seconds", "planning")),
+            _number(f["deviation"], "{:.0e}"),
+            f"{f['class_kept']} of {len(pruned)}",
+            str(sum(row["params"] > MUCH for row in pruned)),
+            f"{peer['kept']} of {peer['models']}" if peer["models"] else "",
+        ]
+        lines.append(_line(cells))
+    return lines
 
 
-def _configs(pruned: Sequence[Row]) -> list[str]:
-    """How often the config that a model was built from can say the shapes of the smaller one."""
-    torn = [row["name"] for row in pruned if row.get("config_mismatches")]
-    even = [(row["name"], row["uniform"]) for row in pruned if row.get("uniform")]
+def _reasons(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """The most frequent reasons for which axes are frozen."""
+    places, models = Counter[str](), Counter[str]()
+    for suite in suites.values():
+        for reason, count, of in suite["figures"]["reasons"]:
+            places[reason] += count
+            models[reason] += of
+    most = [_line((reason, str(n), str(models[reason]))) for reason, n in places.most_common(REASONS)]
+    return [_line(("reason", "places", "models")), _line(("---", "---:", "---:")), *most]
+
+
+def _heavy(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """The models that keep more than `MUCH` of their parameters, by what locks most of them."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for _, row in _rows(suites):
+        if row["verdict"] in PRUNED and row["params"] > MUCH:
+            reason = (
+                row["locks"][0]["reason"].partition(" (")[0] if row["locks"] else "the report names no lock"
+            )
+            found.setdefault(reason, []).append((row["params"], row["name"]))
     points = []
-    if even:
-        left = statistics.median(found["params"] for _, found in even if found["params"] is not None)
-        agree = [name for name, found in even if found["agrees"]]
-        points.append(
-            f"with uniform=True, config and weights agree in {len(agree)} of {len(even)} (the class, called with the "
-            f"config, makes the result's shapes and computes its outputs), {left:.2f} of the parameters left (median); "
-            f"not in {', '.join(name for name, found in even if not found['agrees']) or 'any other'}"
-        )
-    if not torn:
-        return points
-    return [
-        *points,
-        f"in {len(torn)} of {len(pruned)} no config can say all sizes and numbers of the smaller model, since layers built from one "
-        f"field have several sizes ({', '.join(torn[:12])}{' ...' if len(torn) > 12 else ''}); in the others it does",
-    ]
+    for reason, models in sorted(found.items(), key=lambda item: -len(item[1])):
+        names = [f"{name} ({left:.2f})" for left, name in sorted(models, reverse=True)]
+        more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+        points.append(f"{reason}: {', '.join(names[:NAMES])}{more}")
+    return points
 
 
-def _much_left(pruned: Sequence[Row]) -> list[str]:
-    """The models that keep more than `MUCH` of their parameters, with what locks them."""
-    heavy = sorted((row for row in pruned if row["params"] > MUCH), key=lambda row: -row["params"])
-    points = [f"{len(heavy)} with more than {MUCH:g} of their parameters left"]
-    return points + [f"{row['name']} ({row['params']:.2f} left): {_locks(row)}" for row in heavy]
+def _points(suites: dict[str, dict[str, Any]]) -> list[str]:
+    """Where classes are not kept or submodules rewritten, and what is known of configs."""
+    pruned = [row for _, row in _rows(suites) if row["verdict"] in PRUNED]
+    changed = [row["name"] for row in pruned if not row["class_kept"]]
+    rewritten = [f"{row['name']} {len(row['rewritten'])}" for row in pruned if row.get("rewritten")]
+    points = []
+    if changed:
+        points.append(f"The class is not kept in {', '.join(changed)}.")
+    if rewritten:
+        points.append(f"Submodules became a GraphModule in {', '.join(rewritten)} (how many of each).")
+    for name, suite in suites.items():
+        f, even = suite["figures"], suite["figures"]["uniform"]
+        if even["models"]:
+            points.append(
+                f"{name}: the config of {f['config_mismatches']} of {f['right'] + f['shapes']} smaller models cannot express their "
+                f"shapes, since layers built from one field have several sizes. With `uniform=True` config and result agree, "
+                f"by value, in {even['agree']} of {even['models']} ({_number(even['params'])} of the parameters left; "
+                f"not in {', '.join(even['not']) or 'any other'})."
+            )
+    return points
 
 
-def _locks(row: Row) -> str:
-    reasons = [
-        f"{lock['reason'][:160]} ({lock['params']:,} parameters, {lock['source']})" for lock in row["locks"]
-    ]
-    return "; ".join(reasons) or "the report names no lock"
+def _list(points: Sequence[str]) -> list[str]:
+    return [f"* {point}" for point in points]
 
 
-def _peer_summary(peers: Sequence[Row]) -> list[str]:
-    """How often the peer's call succeeded, by rising demands."""
-    if not peers:
-        return []
-    runs = [row for row in peers if row["runs"] and row["params"] < 1]
-    kept = sum(row["outputs_kept"] for row in runs)
-    return [
-        f"Torch-Pruning, called once with no hints, on {len(peers)} models: {sum(row['ran'] for row in peers)} calls "
-        f"returned, {len(runs)} gave a smaller model that runs, {kept} of these kept the shapes of the outputs"
-    ]
+def _rows(suites: dict[str, dict[str, Any]]) -> list[tuple[str, Row]]:
+    return [(name, row) for name, suite in suites.items() for row in suite["models"]]
+
+
+def _why(row: Row) -> str:
+    """The first sentence or so of a reason."""
+    return row["why"] if len(row["why"]) <= 240 else row["why"][:240].rsplit(" ", 1)[0] + " ..."
+
+
+def _measured(name: str, suite: dict[str, Any]) -> str:
+    versions = ", ".join(f"{library} {version}" for library, version in suite["versions"].items())
+    remark = f" {suite['remark']}" if suite.get("remark") else ""
+    return f"{name}: {suite['written']}, a limit of {suite['limit']:g} s, {versions}.{remark}"
+
+
+def _median(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return _short(statistics.median(known)) if known else None
+
+
+def _short(value: float) -> float:
+    """Four digits of a number."""
+    return float(f"{value:.4g}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return _short(value) if isinstance(value, float) else value
+
+
+def _text(suites: dict[str, dict[str, Any]]) -> str:
+    """JSON with a line for each model."""
+    parts = []
+    for name, suite in suites.items():
+        about = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in suite.items() if key != "models"]
+        rows = ",\n".join(json.dumps(row) for row in suite["models"])
+        parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join([*about, f'"models": [\n{rows}\n]']) + "\n}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _columns(peers: dict[str, Row]) -> tuple[str, ...]:
@@ -229,3 +341,7 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
 
 def _yes(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
+
+
+if __name__ == "__main__":
+    write_page()

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from export_ways import WAYS, Sent, other_batch
+from literals import Literals
+from outputs import Inputs, deviation, shapes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import depgraph
-from benchmarks.export_ways import WAYS, Sent
-from benchmarks.literals import Literals
-from benchmarks.outputs import deviation, shapes
 from benchmarks.randomise import randomise
-from benchmarks.suites import Case, Inputs, suite
+from benchmarks.suites import Case, suite
 from benchmarks.suites.case import noise, seeded
 
 # Kind of model -> (suite, name).
@@ -72,19 +72,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.lstm(x)[0].mean(1))
-
-
-def other_batch(inputs: Inputs) -> Inputs:
-    """Inputs for a batch of three: the last example once more, its tokens or pixels in another order."""
-
-    def more(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.cat([value, value[-1:].roll(1, -1)])
-
-    if isinstance(inputs, dict):
-        return {key: more(value) for key, value in inputs.items()}
-    return tuple(more(v) for v in inputs) if isinstance(inputs, tuple) else more(inputs)
 
 
 def pruned(kind: str) -> tuple[depgraph.PruneResult, nn.Module, Inputs]:

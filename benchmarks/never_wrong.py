@@ -11,18 +11,13 @@ import argparse
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
+from checks import prune_and_check, random_importance
+from random_networks import random_network, random_options
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from checks import prune_and_check, random_importance
-from random_networks import random_network, random_options
 
 import depgraph
 

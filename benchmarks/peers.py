@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from outputs import call, shapes
 from torch import nn
 
 from benchmarks.isolate import Row, isolated
-from benchmarks.outputs import shapes
 from benchmarks.rows import append, read
-from benchmarks.suites import SUITES, call, suite
+from benchmarks.suites import SUITES, suite
 
 LIMIT = 90.0  # seconds of processor time
 

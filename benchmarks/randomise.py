@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from outputs import Inputs, call
 from torch import Tensor, nn
-
-from benchmarks.suites.case import Inputs, call
 
 SPREAD = 0.2  # relative spread of values that were constant
 SMALL = 0.1  # constants below this (layer scales of 1e-6 …) would hide the branch they scale

@@ -40,12 +40,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+from outputs import shapes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.isolate import Outcome, Row, isolated
-from benchmarks.outputs import shapes
 from benchmarks.suites import Case, suite
 
 RATIO = 0.5

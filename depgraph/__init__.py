@@ -8,7 +8,7 @@ use them one by one (docs/guides/inside-another-tool.md):
 | trace | `trace`, `propagate`, `op_rule`, `equation` | `Examples`, `Trace`, `DimFacts`, `OpCall`, `Axis`, `Rule` |
 | group | `analyze` | `DependencyGraph`, `Group`, `Member`, `Frozen`, `Reason`, `Constraint`, `Place` |
 | rank | `scores_of` | `CRITERIA`, `Importance`, `Prepared`, `L1`, `Scores`, `Calibration`, `Batch` |
-| choose | `choose` | `Masks`, `Scope`, `Budget`, `CostModel` |
+| choose | `choose`, `register_budget` | `Masks`, `Scope`, `Budget`, `BudgetKind`, `CostModel` |
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
@@ -41,6 +41,7 @@ from .base.errors import (  # fmt: skip
     VerificationError,
 )
 from .base.inputs import Examples
+from .base.version import __version__ as __version__
 from .costs.cost import CostModel, count_macs, parameter_count
 from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
@@ -49,8 +50,8 @@ from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
 from .exploring.sweep import Row, Sweep, sweep
 from .grouping.build import build_plan
+from .grouping.given import Place
 from .grouping.graph import DependencyGraph, Frozen, Group, Member
-from .grouping.naming import Place
 from .grouping.propagate import propagate
 from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .plan.optimizer import apply_to_optimizer
@@ -59,7 +60,7 @@ from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
-from .select import Budget, Scope, choose
+from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace
@@ -69,7 +70,6 @@ from .training.schedule import GradualPruner, GradualResult, prune_gradually
 from .training.train import Training, distill, finetune
 from .verify.verify import Verification, verify
 
-__version__ = "0.1.0"
 __all__ = [
     "CRITERIA",
     "L1",
@@ -77,6 +77,7 @@ __all__ = [
     "Batch",
     "Budget",
     "BudgetError",
+    "BudgetKind",
     "Calibration",
     "Constraint",
     "CostModel",
@@ -142,6 +143,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "recover",
+    "register_budget",
     "rewind",
     "save",
     "scores_of",

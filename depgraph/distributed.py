@@ -19,6 +19,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+from .base.checks import number
 from .base.errors import DepgraphError, InputError
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
@@ -35,7 +36,7 @@ from .tracing.wrappers import inner_name, wrapped_like
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(repr=False)
 class DistributedResult:
     """What `prune` returns in each process.
 
@@ -49,6 +50,9 @@ class DistributedResult:
     model: nn.Module
     plan: Plan
     report: Report | None
+
+    def __repr__(self) -> str:
+        return str(self.plan if self.report is None else self.report)
 
 
 def prune(
@@ -76,11 +80,10 @@ def prune(
         InputError: no process group, `inplace`, or replicas that differ in their shapes.
         DepgraphError: what a process raised, in all of them; or a process ended, or kept the others waiting too long.
     """
-    group = _group(timeout, options)
     inner = inner_name(model)
     bare = model.get_submodule(inner) if inner else model
     shapes = {name: tuple(t.shape) for name, t in named_tensors(bare)[0].items()}
-    with _no_longer_than(timeout):
+    with _group(timeout, options) as group:
         every = _gathered(lambda: shapes, group)
         if any(other != every[0] for other in every):
             raise InputError("the processes have models of different shapes: nothing was pruned")
@@ -109,7 +112,6 @@ def prune(
         small = _together(lambda: result.model if result else apply(bare, plan), group)
         _synchronise(small, group)
         whole = wrapped_like(model, small) if inner else small
-        dist.destroy_process_group(group)
     return DistributedResult(whole, plan, result.report if result else None)
 
 
@@ -123,7 +125,7 @@ def _criterion(importance: str | Importance) -> Any:
 def _scores(graph: DependencyGraph, importance: Any, data: Calibration | None) -> torch.Tensor:
     """The scores of all groups, in the order of the graph, [units of all]."""
     found = scores_of(graph, importance, calibration=data)
-    parts = [found[id(g.axis)] for g in graph.groups]
+    parts = [found[g.name] for g in graph.groups]
     return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, dtype=torch.float64)
 
 
@@ -140,17 +142,19 @@ class _Averaged:
 
     def __init__(self, graph: DependencyGraph, scores: torch.Tensor, criterion: Any) -> None:
         parts = scores.split([g.units for g in graph.groups]) if graph.groups else ()
-        self.scores = {id(g.axis): part for g, part in zip(graph.groups, parts, strict=True)}
+        self.scores = {g.name: part for g, part in zip(graph.groups, parts, strict=True)}
         self.normalise = normalisation(criterion)
 
     def __call__(self, group: Group) -> torch.Tensor:
-        return self.scores[id(group.axis)]
+        return self.scores[group.name]
 
 
 # ----------------------------------------------------------------------------------------------------- messages
 
 
-def _group(timeout: float, options: Mapping[str, Any]) -> Any:
+@contextmanager
+def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
+    """A process group for the messages of one call, which ends with the call, however that ends."""
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
             "there is no process group\n  fix: torch.distributed.init_process_group, or depgraph.prune"
@@ -158,10 +162,13 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Any:
     refused = {"inplace", "graph"} & options.keys()
     if refused:
         raise InputError(f"pruning in several processes takes no {', '.join(sorted(refused))}")
-    if isinstance(timeout, bool) or not timeout > 0:
-        raise InputError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    number("timeout", timeout, 0, above=True)
     with _no_longer_than(timeout):
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        try:
+            yield group
+        finally:
+            dist.destroy_process_group(group)
 
 
 def _first(group: Any) -> int:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import each_example
 from .base.running import Score, score_of
 from .base.values import tensor_leaves
-from .costs import cost
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
-from .grouping.build import freeze_open_literals, open_literals
 from .grouping.graph import GRANULARITIES, DependencyGraph
+from .grouping.naming import Name, given_names
 from .grouping.propagate import propagate
 from .importance import CRITERIA, Importance, scores_of
 from .importance.criterion import normalisation
@@ -28,34 +29,15 @@ from .recover import recover as win_back
 from .report import Report
 from .search import settle
 from .select import Request, Scope, nothing_text
-from .select.budgets import check_budgets, read_budgets
+from .select.budgets import read_budgets
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
 from .tracing.trace import trace
 from .tracing.wrappers import check_changeable
 
-# Arguments of `prune` that a plan remembers, where they are numbers or names.
-ASKED = (
-    "pruning_ratio",
-    "max_params",
-    "max_macs",
-    "max_bytes",
-    "max_latency",
-    "max_memory",
-    "importance",
-    "scope",
-    "max_ratio",
-    "normalise",
-    "per_cost",
-    "round_to",
-    "threshold",
-    "uniform",
-    "granularity",
-)
 
-
-@dataclass
+@dataclass(repr=False)
 class PruneResult:
     """What `prune` returns.
 
@@ -71,14 +53,16 @@ class PruneResult:
     report: Report
     before: tuple[Plan, ...] = ()
 
+    def __repr__(self) -> str:
+        return str(self.report)
+
 
 Constraint = Callable[[DependencyGraph], Any]
 OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
-OF_ANALYZE = ("ignore", "strict", "constraints", "granularity")  # arguments of `prune` that it hands on
 
 
 def analyze(
-    model: nn.Module, example_inputs: Any, *, ignore: Sequence[str] = (), strict: bool = False,
+    model: nn.Module, example_inputs: Any, *, ignore: Name | Sequence[Name] = (), strict: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
@@ -86,7 +70,7 @@ def analyze(
     Args:
         model: any module; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
-        ignore: module paths, parameter names, or globs of them, to leave alone.
+        ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         strict: raise at an op that no rule covers instead of freezing its axes.
         constraints: functions of the graph, or one, that state what else must hold: `DependencyGraph.lock`, `at_least`,
             `multiple_of` and `equal_counts`.
@@ -98,28 +82,37 @@ def analyze(
         what can be removed, and why the rest can't.
 
     Raises:
-        InputError: there are no example inputs, `ignore` names nothing, a constraint does not fit the graph, or
-            `granularity` is something else.
+        InputError: there are no example inputs, `ignore` names nothing of the model, a constraint does not fit the graph,
+            or an argument is something else.
         TraceError: the model rejects the inputs.
         UnknownOpError: with `strict`.
     """
-    if granularity not in (None, *GRANULARITIES):
-        raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
+    if granularity is not None and (not isinstance(granularity, str) or granularity not in GRANULARITIES):
+        raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {shown(granularity)}")
+    flag("strict", strict)
+    names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
     _check_devices(model, example_inputs)
-    names = tuple([ignore] if isinstance(ignore, str) else ignore)
-    graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names)
-    literals, choices = graph.sizes.meets_literals or bool(open_literals(graph)), graph.sizes.open_choices()
-    if literals or choices:  # most models have neither, and need only one run
-        again = trace(model, example_inputs, literals=literals, other_ways=choices[:OTHER_WAYS])
-        graph = DependencyGraph(propagate(again), model, names)
-        freeze_open_literals(graph)
-    graph.granularity = granularity
-    for constraint in [constraints] if callable(constraints) else constraints:
-        if not callable(constraint):
-            raise InputError(f"constraints must be functions of a DependencyGraph, not {constraint!r}")
-        constraint(graph)
-    return graph
+    graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
+    choices = graph.sizes.open_choices()[:OTHER_WAYS]
+    if graph.meets_literals or choices:  # most models have neither, and need only one run
+        again = trace(model, example_inputs, literals=graph.meets_literals, other_ways=choices)
+        graph = DependencyGraph(propagate(again), model, names, granularity)
+    return graph.finish(stated)
+
+
+# The arguments of `analyze` that calls which prune hand on to it.
+OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
+def _stated(constraints: Any) -> list[Constraint]:
+    """One constraint or several as a list, checked."""
+    if isinstance(constraints, Mapping) or not (callable(constraints) or isinstance(constraints, Iterable)):
+        raise InputError(f"constraints must be functions of a DependencyGraph, not {shown(constraints)}")
+    stated = [constraints] if callable(constraints) else list(constraints)
+    for constraint in stated:
+        function("constraints", constraint, "graph")
+    return stated
 
 
 def as_module(model: Any) -> Any:
@@ -129,16 +122,18 @@ def as_module(model: Any) -> Any:
     return model
 
 
+@torch.inference_mode(False)
 def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_latency: float | str | None = None, max_memory: float | str | None = None,
     importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str | None = None, per_cost: bool = False, ignore: Sequence[str] = (), round_to: int = 1, uniform: bool = False,
+    normalise: str | None = None, per_cost: bool = False, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, earlier: Plan | None = None, threshold: float | None = None,
+    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    **further_budgets: Any,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -165,7 +160,7 @@ def prune(
         normalise: how scores are made comparable between groups: "mean", "none", "sum", "max" or "standard" (see
             `select/normalise.py`). By default what the criterion says of itself, or "mean".
         per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
-        ignore: module paths, parameter names, or globs of them, to leave alone.
+        ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
@@ -181,15 +176,16 @@ def prune(
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
-            again. What a check freezes stays frozen in it (`DependencyGraph.unfreezing` undoes that).
+            again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
         latency: measure seconds per forward pass before and after, for the report.
-        earlier: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
+        already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
         the smaller model, the plan, and a report.
@@ -201,15 +197,19 @@ def prune(
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
-    asked = {k: v for k, v in locals().items() if k in ASKED and isinstance(v, (int, float, str))}
+    arguments = dict(locals())
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-    normalise = normalise or normalisation(cast(Importance, criterion))
-    request = Request(
-        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
-    )
-    limits = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_memory": max_memory,
-              "max_latency": max_latency}  # fmt: skip
-    check_budgets(request, limits)
+    arguments["normalise"] = normalise or normalisation(cast(Importance, criterion))
+    request = Request.of(arguments, further_budgets)
+    names, stated = given_names("ignore", ignore), _stated(constraints)
+    for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
+        flag(name, given)
+    if score is not None:
+        function("score", score, "model")
+    if loss is not None:
+        function("loss", loss, "output", "target")
+    if graph is not None:
+        of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
@@ -221,14 +221,14 @@ def prune(
         graph = analyze(
             model,
             example_inputs,
-            ignore=ignore,
+            ignore=names,
             strict=strict,
-            constraints=constraints,
+            constraints=stated,
             granularity=granularity,
         )
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the one that analyze was called with")
-    elif ignore or strict or constraints or granularity:
+    elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
@@ -237,34 +237,30 @@ def prune(
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request, limits)
-    small, plan, proof = settle(graph, example_inputs, scores, request, targets, verify, notes)
+    targets = read_budgets(graph, example_inputs, request)
+    small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
     won = None
     if recover is not None:
         won = win_back(
             model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
-    parameters = cost.parameter_count(model), cost.parameter_count(small)
-    byte_counts = cost.byte_count(model), cost.byte_count(small)
-    seconds = None
-    if latency:
-        slow, fast = latencies([model, small], example_inputs)
-        seconds = slow, fast
     if choices := graph.sizes.open_choices():
         lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
         notes.append(
             f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
             "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
         )
-    plan.asked, before = asked, plans_of(model)
-    report = Report(
-        graph, plan, parameters, byte_counts, proof, example_inputs, (model, small), notes, seconds
-    )
-    report.recovery = won
-    if score is not None and scored is not None:
-        report.score = scored, score_of(score, small)
+    also = {"importance": importance, "granularity": granularity}
+    plan.asked = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    before = plans_of(model)
+    report = Report.of(
+        graph, plan, small, proof, example_inputs,
+        notes=notes,
+        latency=tuple(latencies([model, small], example_inputs)) if latency else None,
+        score=None if score is None or scored is None else (scored, score_of(score, small)),
+        recovery=won,
+    )  # fmt: skip
     if inplace:
-        _ = report.macs  # of the model as it still is
         small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
 

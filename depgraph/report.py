@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
 from torch import nn
 
 from .axes import axes
@@ -18,12 +16,16 @@ from .axes.axes import Reason
 from .base.tables import printed, table
 from .config.origin import config_mismatches
 from .costs import cost
-from .grouping.graph import DependencyGraph
+from .grouping.graph import DependencyGraph, Frozen
+from .grouping.outline import outline
 from .plan.plan import Plan
 from .recover.result import Recovery
 from .select import Selection
 from .select.repeated import ties
 from .verify.verify import Verification
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def reachable(graph: DependencyGraph) -> dict[str, float]:
@@ -33,14 +35,16 @@ def reachable(graph: DependencyGraph) -> dict[str, float]:
     free = sum(
         graph.tensors[n].numel()
         for n in parameters
-        if any(a.frozen is None for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis))
+        if any(
+            graph.reason(a) is None for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)
+        )
     )
     work = free_work = 0
     for _, factors in graph.state.work:
         own = [f for f in factors if isinstance(f, axes.Axis)]
         n = prod(f.size for f in own) * prod(f for f in factors if isinstance(f, int))
         work += n
-        free_work += n if any(a.frozen is None for f in own for a in axes.atoms(f)) else 0
+        free_work += n if any(graph.reason(a) is None for f in own for a in axes.atoms(f)) else 0
     return {"params": free / total if total else 0.0, "macs": free_work / work if work else 0.0}
 
 
@@ -70,65 +74,96 @@ class Layer:
         return {"module": self.module, "params": figures(self.params), "units": figures(self.width)}
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """Before and after of one pruning; prints as tables.
 
+    Plain data, all of it computed by `of`: a report keeps no model alive, and what becomes of the models does not change it.
+
     Attributes:
-        graph: the dependency graph of the original.
         plan: what was removed.
-        parameters, byte_counts: before and after.
         verification: what was proved.
-        example_inputs: those that it was proved on.
-        models: the original and the smaller one.
+        parameters, byte_counts: before and after.
+        macs: multiply-accumulates of one forward pass before and after, by torch's FLOP counter.
+        widths: (parameter, shape before, shape after) of those that shrank.
+        layers: every module with parameters of its own, in the order of the model.
+        outline: modules, tensors and groups of the original (see `grouping/outline.py`).
+        reachable: the fraction of the parameters ("params") and of the MACs ("macs") that can shrink.
+        locks: (reason, parameters that can't shrink in any dim because of it), largest first.
+        locked: (group, reason) of the groups that no plan can cut because a constraint can't be met otherwise.
+        frozen: the dims of parameters that can't shrink, or can in part, and why.
+        unreached: parameters and buffers that no run used.
+        followed: path of a module that no run called -> the executed sibling that it is cut like.
+        unknown_ops: op without a rule -> how often it was called.
+        config_mismatches: parameters that the class, called with the fields the model was built from, makes otherwise.
+        remarks: sentences about parameters that no run used, and about the object the model was built from.
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
         score: before and after, where a function for it was given.
         recovery: what was won back from calibration data, where that was asked for; ``print`` it for each layer.
     """
 
-    graph: DependencyGraph
     plan: Plan
+    verification: Verification
     parameters: tuple[int, int]
     byte_counts: tuple[int, int]
-    verification: Verification
-    example_inputs: Any = None
-    models: tuple[nn.Module, nn.Module] | None = None
+    macs: tuple[int, int]
+    widths: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    layers: list[Layer]
+    outline: dict[str, Any]
+    reachable: dict[str, float]
+    locks: list[tuple[Reason, int]]
+    locked: list[tuple[str, str]]
+    frozen: list[Frozen]
+    unreached: list[str]
+    followed: dict[str, str]
+    unknown_ops: dict[str, int]
+    config_mismatches: list[str]
+    remarks: list[str]
     notes: list[str] = field(default_factory=list)
     latency: tuple[float, float] | None = None
     score: tuple[float, float] | None = None
     recovery: Recovery | None = None
 
-    @cached_property
-    def macs(self) -> tuple[int, int]:
-        """Multiply-accumulates of one forward pass before and after, by torch's FLOP counter."""
-        if self.models is None:
-            return 0, 0
-        before, after = (cost.count_macs(m, self.example_inputs) for m in self.models)
-        return before, after
+    @classmethod
+    def of(
+        cls, graph: DependencyGraph, plan: Plan, small: nn.Module, verification: Verification, example_inputs: Any,
+        **measured: Any,
+    ) -> Report:  # fmt: skip
+        """The report on `small`, which `plan` made of the model of `graph`.
 
-    @property
-    def widths(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """(tensor, shape before, shape after) of every parameter that shrank."""
-        names = {n for n, _ in self.graph.model.named_parameters()}
-        return [(n, c.shape, c.new_shape) for n, c in self.plan.cuts.items() if n in names]
-
-    @cached_property
-    def layers(self) -> list[Layer]:
-        """Every module with parameters of its own, in the order of the model."""
-        owners: dict[str, list[str]] = {}
-        for name, _ in self.graph.model.named_parameters():
-            owner = name.split("parametrizations.")[0].rpartition(".")[0]
-            owners.setdefault(owner, []).append(name)
-        found = []
-        for owner, names in owners.items():
-            shapes = {n: (self.plan.shapes[n], self.plan.new_shape(n)) for n in names}
-            params = sum(prod(a) for a, _ in shapes.values()), sum(prod(b) for _, b in shapes.values())
-            largest = max(names, key=lambda n: prod(shapes[n][0]))
-            d = self.graph.output_dim(largest)
-            before, after = ((s[d] if s else 1) for s in shapes[largest])
-            found.append(Layer(owner, params, (before, after), largest))
-        return found
+        Args:
+            graph: the dependency graph of the original.
+            plan: what was removed.
+            small: the smaller model.
+            verification: what was proved.
+            example_inputs: those that the forward pass is counted on.
+            **measured: notes, latency, score and recovery, as above.
+        """
+        models = graph.model, small
+        names = {n for n, _ in graph.model.named_parameters()}
+        mismatches = config_mismatches(small, graph.origins)
+        before, after = (cost.count_macs(m, example_inputs) for m in models)
+        return cls(
+            plan=plan,
+            verification=verification,
+            parameters=(cost.parameter_count(graph.model), cost.parameter_count(small)),
+            byte_counts=(cost.byte_count(graph.model), cost.byte_count(small)),
+            macs=(before, after),
+            widths=[(n, c.shape, c.new_shape) for n, c in plan.cuts.items() if n in names],
+            layers=_layers(graph, plan),
+            outline=outline(graph, plan),
+            reachable=reachable(graph),
+            locks=graph.lock_summary().most_common(),
+            locked=_locked(graph, plan),
+            frozen=[f for f in graph.frozen if f.name in names],
+            unreached=list(graph.trace.unreached),
+            followed={s.path: s.executed for s in graph.followed},
+            unknown_ops={op: len(nodes) for op, nodes in graph.state.unknown.items()},
+            config_mismatches=mismatches,
+            remarks=_remarks(graph, mismatches, names),
+            **measured,
+        )
 
     @property
     def ratios(self) -> dict[str, float | None]:
@@ -141,31 +176,14 @@ class Report:
         }
         return {k: p[0] / p[1] if p is not None and p[1] else None for k, p in pairs.items()}
 
-    @cached_property
-    def locked(self) -> list[tuple[str, str]]:
-        """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
-        if not self.graph.groups:
-            return []
-        further = ties(self.graph) if self.plan.asked.get("uniform") else ()
-        selection = Selection(
-            self.graph, {id(g.axis): np.ones(g.units) for g in self.graph.groups}, ties=further
-        )
-        return [(self.graph.by_axis[a].name, why) for a, why in selection.locked.items()]
-
     @property
     def rewritten(self) -> list[str]:
         """Paths of the submodules in whose code numbers were changed."""
         return list(dict.fromkeys(r.path for r in self.plan.rewrites))
 
-    @property
-    def locks(self) -> list[tuple[Reason, int]]:
-        """(reason, parameters that can't shrink in any dim because of it), largest first."""
-        return self.graph.lock_summary().most_common()
-
     def frozen_dims(self) -> Counter[str]:
         """Reason -> number of parameter dims it freezes."""
-        names = {n for n, _ in self.graph.model.named_parameters()}
-        return Counter(f.reason.text for f in self.graph.frozen if f.name in names)
+        return Counter(f.reason.text for f in self.frozen)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data (counts in entries, MACs and bytes; latency in seconds)."""
@@ -179,9 +197,9 @@ class Report:
             "ratios": self.ratios,
             "recovery": None if self.recovery is None else self.recovery.to_dict(),
             "score": None if self.score is None else {"before": self.score[0], "after": self.score[1]},
-            "reachable": reachable(self.graph),
-            "groups": len(self.graph.groups),
-            "units": sum(g.units for g in self.graph.groups),
+            "reachable": self.reachable,
+            "groups": len(self.outline["groups"]),
+            "units": sum(units for _, units, *_ in self.outline["groups"]),
             "widths": [{"name": n, "before": list(a), "after": list(b)} for n, a, b in self.widths],
             "layers": [layer.to_dict() for layer in self.layers],
             "locks": [
@@ -189,9 +207,9 @@ class Report:
             ],
             "frozen": dict(self.frozen_dims().most_common()),
             "constrained": [{"name": n, "reason": r} for n, r in self.locked],
-            "unreached": list(self.graph.trace.unreached),
-            "followed": {s.path: s.executed for s in self.graph.followed},
-            "unknown_ops": {op: len(nodes) for op, nodes in self.graph.state.unknown.items()},
+            "unreached": self.unreached,
+            "followed": self.followed,
+            "unknown_ops": self.unknown_ops,
             "rewritten": self.rewritten,
             "verification": {
                 "status": self.verification.status,
@@ -203,33 +221,8 @@ class Report:
             "notes": list(self.notes),
         }
 
-    @cached_property
-    def config_mismatches(self) -> list[str]:
-        """Parameters that the class, called with the fields that the model was built from, makes otherwise; [] without such."""
-        return [] if self.models is None else config_mismatches(self.models[1], self.graph.origins)
-
-    def _about_the_rest(self) -> list[str]:
-        """What became of parameters that no run on the example inputs used, and of the object the model was built from."""
-        notes = []
-        if self.graph.followed:
-            names = ", ".join(s.path for s in self.graph.followed[:4])
-            notes.append(
-                f"no run called {names}{' ...' if len(self.graph.followed) > 4 else ''}: cut like siblings"
-            )
-        if self.config_mismatches:
-            names = ", ".join(self.config_mismatches[:3])
-            notes.append(
-                f"its config can't say {names}{' ...' if len(self.config_mismatches) > 3 else ''}: layers built from one field "
-                "have several sizes now, so save the model with its plan"
-            )
-        parameters = {n for n, _ in self.graph.model.named_parameters()}
-        left = [n for n in self.graph.trace.unreached if n in parameters]
-        if left:
-            notes.append(
-                f"no run used {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}: left as they are; if other inputs "
-                "use them, give those too (depgraph.Examples)"
-            )
-        return notes
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return printed(self._totals(), self._shrunk(), *self._lines())
@@ -258,13 +251,13 @@ class Report:
         matrices = [w for w in self.widths if len(w[1]) > 1]
         for name, old, new in matrices[:40]:
             shapes = (" x ".join(map(str, shape)) for shape in (old, new))
-            widths.add_row(name, *shapes, f"{1 - prod(new) / prod(old):.1%}")
+            widths.add_row(name, *shapes, f"{1 - prod(new) / prod(old):.1%}" if prod(old) else "-")
         if len(matrices) > 40:
             widths.add_row(f"... and {len(matrices) - 40} more", "", "", "")
         return widths
 
     def _lines(self) -> Iterator[str]:
-        reach, count = reachable(self.graph), len(self.graph.groups)
+        reach, count = self.reachable, len(self.outline["groups"])
         yield (
             f"{count} group{'' if count == 1 else 's'}; {reach['params']:.1%} of the parameters and {reach['macs']:.1%} of the "
             "MACs can shrink"
@@ -274,7 +267,7 @@ class Report:
             yield from (f"  {n:>12,}  {reason}" for reason, n in self.locks[:6])
         yield from (f"  constrained: {name} {why}" for name, why in self.locked[:6])
         won = self.recovery.summary() if self.recovery is not None else []
-        yield from (f"note: {note}" for note in [*self.notes, *won, *self._about_the_rest()])
+        yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
         if self.rewritten:
             yield f"other numbers in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
@@ -282,3 +275,50 @@ class Report:
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")
         if v.restricted:
             yield f"statistics taken over kept entries: {', '.join(v.restricted)}"
+
+
+def _layers(graph: DependencyGraph, plan: Plan) -> list[Layer]:
+    """Every module with parameters of its own, in the order of the model."""
+    owners: dict[str, list[str]] = {}
+    for name, _ in graph.model.named_parameters():
+        owner = name.split("parametrizations.")[0].rpartition(".")[0]
+        owners.setdefault(owner, []).append(name)
+    found = []
+    for owner, names in owners.items():
+        shapes = {n: (plan.shapes[n], plan.new_shape(n)) for n in names}
+        params = sum(prod(a) for a, _ in shapes.values()), sum(prod(b) for _, b in shapes.values())
+        largest = max(names, key=lambda n: prod(shapes[n][0]))
+        d = graph.output_dim(largest)
+        before, after = ((s[d] if s else 1) for s in shapes[largest])
+        found.append(Layer(owner, params, (before, after), largest))
+    return found
+
+
+def _locked(graph: DependencyGraph, plan: Plan) -> list[tuple[str, str]]:
+    """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
+    if not graph.groups:
+        return []
+    further = ties(graph) if plan.asked.get("uniform") else ()
+    ones = {g.name: np.ones(g.units) for g in graph.groups}
+    return list(Selection(graph, ones, ties=further).locked.items())
+
+
+def _remarks(graph: DependencyGraph, mismatches: list[str], parameters: set[str]) -> list[str]:
+    """What became of `parameters` that no run on the example inputs used, and of the object the model was built from."""
+    notes = []
+    if graph.followed:
+        names = ", ".join(s.path for s in graph.followed[:4])
+        notes.append(f"no run called {names}{' ...' if len(graph.followed) > 4 else ''}: cut like siblings")
+    if mismatches:
+        names = ", ".join(mismatches[:3])
+        notes.append(
+            f"its config can't say {names}{' ...' if len(mismatches) > 3 else ''}: layers built from one field "
+            "have several sizes now, so save the model with its plan"
+        )
+    left = [n for n in graph.trace.unreached if n in parameters]
+    if left:
+        notes.append(
+            f"no run used {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}: left as they are; if other inputs "
+            "use them, give those too (depgraph.Examples)"
+        )
+    return notes

@@ -1,9 +1,9 @@
-"""Plan, apply, verify, and the one way back: what fails is frozen and everything is planned again."""
+"""Plan, apply, verify, and the one way back: what fails is frozen, in a graph of its own, and everything is planned again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from .axes import axes
 from .axes.axes import Reason
 from .base.errors import PlanError, VerificationError
 from .config.origin import config_mismatches
-from .grouping.build import build_plan
+from .grouping.build import build_plan, flipped
 from .grouping.graph import DependencyGraph
 from .grouping.replay import check_program
 from .importance import Scores
@@ -22,55 +22,83 @@ from .surgery.apply import apply
 from .verify.verify import Verification
 from .verify.verify import verify as verify_values
 
+TRIES = 20  # plans that may fail
+
+
+class Settled(NamedTuple):
+    """The smaller model, its plan, what was proved, and the graph without the groups that failed on the way."""
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification
+    graph: DependencyGraph
+
+
+class Refused(NamedTuple):
+    """Groups that can't be cut, why, and the note about them that goes into the report."""
+
+    groups: list[str]
+    reason: Reason
+    note: str
+
 
 def settle(
     graph: DependencyGraph,
     example_inputs: Any,
-    scores: Mapping[int, Scores],
+    scores: Mapping[str, Scores],
     request: Request,
     targets: Targets,
     verify: bool,
     notes: list[str],
-) -> tuple[nn.Module, Plan, Verification]:
+) -> Settled:
     """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
 
-    Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
-    with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
+    Three things can fail: a comparison of sizes in the user's code that would come out differently, the program that
+    the smaller model runs, and the comparison with the masked original. The blocks that fail the latter two by themselves are found by trying each alone, one that
     fails only together with others by bisection. Plans under budgets that are measured are made until one is settled on.
     """
     failed = 0
-    while failed < 20:
+    while failed < TRIES:
         masks = targets.masks(graph, request, scores)
-        if _freeze_flipped(graph, masks, notes):
-            targets.restart()
-            failed += 1
-            continue
-        plan = build_plan(graph, masks)
-        small = apply(graph.model, plan)
-        if not targets.settled(graph, masks, small):
-            continue
-        if request.uniform:
-            described = apply(graph.model, build_plan(graph, masks, bold=verify))
-            if _freeze_undescribed(graph, masks, described, notes):
-                targets.restart()
-                failed += 1
-                continue
-        proof = Verification("skipped", detail="verify=False")
-        try:
-            check_program(graph, masks, small, example_inputs)
-            if verify:
-                small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
-            if not request.uniform or not _freeze_undescribed(graph, masks, small, notes):
-                return small, plan, proof
-            targets.restart()
-            failed += 1
-        except VerificationError as error:
-            blocks = request.blocks(graph, scores, masks)
-            if not _freeze_wrong(graph, masks, blocks, example_inputs, verify, notes):
-                raise VerificationError(f"{error}\n  nothing was changed or returned") from error
+        found = _tried(graph, masks, example_inputs, scores, request, targets, verify)
+        if isinstance(found, Settled):
+            return found
+        for refused in found:
+            graph = graph.without(refused.groups, refused.reason)
+            notes.append(refused.note)
+        if found:
             targets.restart()
             failed += 1
     raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
+
+
+def _tried(
+    graph: DependencyGraph, masks: Masks, example_inputs: Any, scores: Mapping[str, Scores], request: Request,
+    targets: Targets, verify: bool,
+) -> Settled | list[Refused]:  # fmt: skip
+    """What `masks` lead to: the result, or what must be frozen; nothing of it where a budget asks for another plan."""
+    if refused := _flipped(graph, masks):
+        return refused
+    plan = build_plan(graph, masks)
+    small = apply(graph.model, plan)
+    if not targets.settled(graph, masks, small):
+        return []
+    if request.uniform:
+        described = apply(graph.model, build_plan(graph, masks, bold=verify))
+        if refused := _undescribed(graph, masks, described):
+            return refused
+    proof = Verification("skipped", detail="verify=False")
+    try:
+        check_program(graph, masks, small, example_inputs)
+        if verify:
+            small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
+    except VerificationError as error:
+        if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
+            return refused
+        raise VerificationError(f"{error}\n  nothing was changed or returned") from error
+    if request.uniform and (refused := _undescribed(graph, masks, small)):
+        return refused
+    return Settled(small, plan, proof, graph)
 
 
 def _proved(
@@ -90,52 +118,40 @@ def _proved(
     return small, plan, verify_values(graph.model, small, plan, example_inputs)
 
 
-def _freeze_undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module, notes: list[str]) -> bool:
-    """Freeze the axes that `masks` cut in parameters which no config can say; whether there were any.
+def _undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list[Refused]:
+    """The groups that `masks` cut in parameters which no config can say.
 
     A number that no config can say (a scale, say, computed from a width) stands for the parameters of its module.
     """
     names = config_mismatches(small, graph.origins)
     owners = tuple(n.rpartition(".")[0] + "." for n in names if n not in graph.tensors)
     found = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
-    dims = [axis for n in found for axis in graph.dims(n) if axis is not None]
-    cut = {id(a): a for axis in dims for a in axes.atoms(axis) if id(a) in masks}
-    if cut:
-        graph.freeze(cut.values(), Reason("has a size that what the model was built from can't say"))
-        notes.append(
-            f"{', '.join(names[:3])} stay whole: what the model was built from can't say their new sizes"
+    atoms = [a for n in found for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)]
+    cut = [g.name for a in dict.fromkeys(atoms) if (g := graph.by_axis.get(a)) and g.name in masks]
+    note = f"{', '.join(names[:3])} stay whole: what the model was built from can't say their new sizes"
+    reason = Reason("has a size that what the model was built from can't say")
+    return [Refused(cut, reason, note)] if cut else []
+
+
+def _flipped(graph: DependencyGraph, masks: Masks) -> list[Refused]:
+    """The groups in comparisons in forward that `masks` would change."""
+    return [
+        Refused(
+            groups,
+            Reason(f"enters a comparison in forward that would change ({text})"),
+            f"some axes stay whole: a comparison of sizes in forward would have come out as {text}",
         )
-    return bool(cut)
+        for groups, text in flipped(graph, masks)
+    ]
 
 
-def flipped(graph: DependencyGraph, masks: Masks) -> list[tuple[set[int], str]]:
-    """The comparisons of sizes in forward that `masks` would change: ids of the axes in each, and how it comes out."""
-    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
-    return graph.sizes.flipped(counts)
-
-
-def _freeze_flipped(graph: DependencyGraph, masks: Masks, notes: list[str]) -> bool:
-    """Freeze the axes of comparisons in forward that `masks` would change; whether there were any."""
-    found = flipped(graph, masks)
-    for atoms, text in found:
-        reason = Reason(f"enters a comparison in forward that would change ({text})")
-        graph.freeze([graph.sizes.free[a] for a in atoms], reason)
-        notes.append(f"some axes stay whole: a comparison of sizes in forward would have come out as {text}")
-    return bool(found)
-
-
-def _freeze_wrong(
-    graph: DependencyGraph,
-    masks: Masks,
-    blocks: Sequence[Block],
-    example_inputs: Any,
-    verify: bool,
-    notes: list[str],
-) -> bool:
-    """Freeze the blocks that do not verify when cut alone, or else the first that does not with those before it."""
+def _wrong(
+    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, verify: bool
+) -> list[Refused]:
+    """The blocks that do not verify when cut alone, or else the first that does not with those before it."""
 
     def problem(cut: Sequence[Block]) -> str:
-        mine = {a: masks[a] for block in cut for a in block.gone if a in masks}
+        mine = {n: masks[n] for block in cut for n in block.names if n in masks}
         plan = build_plan(graph, mine)
         try:
             if plan.cuts:
@@ -147,19 +163,18 @@ def _freeze_wrong(
             return str(error)
         return ""
 
-    def freeze(block: Block, why: str) -> None:
-        names = ", ".join(g.name for g in block.groups[:3])
-        graph.freeze([g.axis for g in block.groups], Reason(why))
-        notes.append(f"{names} stay whole: the result would not have equalled the masked original")
+    def refused(block: Block, why: str) -> Refused:
+        note = (
+            f"{', '.join(block.names[:3])} stay whole: the result would not have equalled the masked original"
+        )
+        return Refused(block.names, Reason(why), note)
 
     alone = [(block, why) for block in blocks if (why := problem([block]))]
-    for block, why in alone:
-        freeze(block, f"did not verify when cut alone ({why})")
-    if not alone and len(blocks) > 1:
-        right, wrong = 1, len(blocks)  # so many of the first blocks verify together; so many don't
-        while wrong - right > 1:
-            middle = (right + wrong) // 2
-            right, wrong = (right, middle) if problem(blocks[:middle]) else (middle, wrong)
-        alone = [(blocks[wrong - 1], problem(blocks[:wrong]))]
-        freeze(alone[0][0], f"did not verify when cut with others ({alone[0][1]})")
-    return bool(alone)
+    if alone or len(blocks) < 2:
+        return [refused(block, f"did not verify when cut alone ({why})") for block, why in alone]
+    right, wrong = 1, len(blocks)  # so many of the first blocks verify together; so many don't
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        right, wrong = (right, middle) if problem(blocks[:middle]) else (middle, wrong)
+    why = problem(blocks[:wrong])
+    return [refused(blocks[wrong - 1], f"did not verify when cut with others ({why})")]

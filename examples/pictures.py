@@ -55,7 +55,7 @@ def main() -> None:
 
     result = depgraph.prune(model, x, max_macs=0.5)
     pictures.widths(result, folder / "widths.png")
-    pictures.group(result.report.graph, "stem.weight:0", folder / "group.png")
+    pictures.group(depgraph.analyze(model, x), "stem.weight:0", folder / "group.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""One thread: the networks here are too small for more, and CI machines have few cores."""
+"""One thread in each process: the networks here are too small for more, and the cores are for `make test`'s processes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,16 +13,19 @@ from two_blocks import Net
 
 import depgraph
 from depgraph.rules import REGISTRY, STATED
+from depgraph.select import BUDGETS
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 @pytest.fixture
 def stated() -> Iterator[Callable[..., Any]]:
-    """`depgraph.op_rule`, whose rules are forgotten after the test."""
-    before = dict(REGISTRY), dict(STATED)
+    """`depgraph.op_rule`, whose rules are forgotten after the test; so are budgets."""
+    tables: tuple[dict[str, Any], ...] = (REGISTRY, STATED, BUDGETS)
+    before = [dict(table) for table in tables]
     yield depgraph.op_rule
-    for table, rows in zip((REGISTRY, STATED), before, strict=True):
+    for table, rows in zip(tables, before, strict=True):
         table.clear()
         table.update(rows)
 

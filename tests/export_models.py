@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from literals import Literals
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from benchmarks.literals import Literals
 
 CLASSES, WORDS, LENGTH = 3, 29, 10
 

@@ -691,14 +691,10 @@ class Subject:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.trace = depgraph.trace(self.model, self.inputs)
-        self.meta = {node: dict(node.meta) for node in self.trace.graph.nodes}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """`depgraph` takes the recorded trace instead of making a new one."""
-        for node, meta in self.meta.items():  # propagation keeps what it knows there
-            node.meta.clear()
-            node.meta.update(meta)
         plain = PRUNE.trace
         PRUNE.trace = lambda model, inputs: self.trace
         try:
@@ -721,7 +717,7 @@ class Subject:
     def facts(self) -> Any:
         """Everything that a plan depends on, in a form that can be compared."""
         graph = self.graph()
-        number = {id(g.axis): i for i, g in enumerate(graph.groups)}
+        number = {g.axis: i for i, g in enumerate(graph.groups)}
 
         def plain(p: Any) -> list[Any]:
             return sorted((sorted(number.get(a, -1) for a in term), n) for term, n in p.items())
@@ -732,10 +728,10 @@ class Subject:
         relations = sorted(str(plain(p)) for p, _ in graph.constraints)
         sizes = graph.sizes
         return members, relations, [
-            sorted(str((k, plain(sizes.reduce(p, graph.free)))) for k, p in sizes.attributes.items()),
-            [plain(sizes.reduce(x.target, graph.free)) for x in sizes.literals], sorted(graph.state.renumbered),
-            [(plain(depgraph.axes.polynomials.count(axis, graph.free)), n) for axis, n in graph.state.at_least],
-            [plain(p) for _, factors in graph.state.work for p in [depgraph.axes.polynomials.count(f, graph.free) for f in factors if isinstance(f, Axis)]],
+            sorted(str((k, plain(sizes.reduce(p, graph.by_axis)))) for k, p in sizes.attributes.items()),
+            [plain(sizes.reduce(x.target, graph.by_axis)) for x in sizes.literals], sorted(graph.state.renumbered),
+            [(plain(depgraph.axes.polynomials.count(axis, graph.by_axis)), n) for axis, n in graph.state.at_least],
+            [plain(p) for _, factors in graph.state.work for p in [depgraph.axes.polynomials.count(f, graph.by_axis) for f in factors if isinstance(f, Axis)]],
         ]  # fmt: skip
 
     @cached_property
@@ -775,7 +771,7 @@ class Subject:
 
     def _macs(self) -> str:
         graph, by_hand = self.graph(), getattr(self.entry, "macs", None)
-        predicted = depgraph.CostModel(graph).macs({a: axis.size for a, axis in graph.free.items()})
+        predicted = depgraph.CostModel(graph).macs({g.name: g.units for g in graph.groups})
         counted = self._counted_macs if by_hand is None else by_hand
         return "" if predicted == counted else f"{predicted} MACs are predicted, torch counts {counted}"
 

@@ -31,6 +31,7 @@ from depgraph.axes.axes import ATOM, RAGGED, Axis
 from depgraph.axes.op_call import Dims
 from depgraph.grouping.propagate import propagate
 from depgraph.plan.plan import Cut
+from depgraph.tracing.recorder import write_record
 from depgraph.tracing.size_uses import SizeUse
 from depgraph.tracing.trace import Trace
 
@@ -127,26 +128,24 @@ class Claim:
                 return value
             name = f"t{len(nodes)}"
             node = nodes[name] = graph.create_node("get_attr", name)
-            meta = {"shapes": [tuple(value.shape)], "kind": "tensor", "module": "", "source": ""}
-            node.meta.update(meta, dtype=value.dtype)
+            write_record(node, [value], kind="tensor")
             values[name] = value
             if is_inexact(value) or self.row.buffers:
                 return node
-            node.meta["dtype"] = torch.float64
+            write_record(node, [value.double()], kind="tensor")
             cast = graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": value.dtype})
-            cast.meta.update(meta, dtype=value.dtype)
+            write_record(cast, [value])
             return cast
 
         args, kwargs = tree_map(argument, self.row.plain)
         node = graph.create_node("call_function", self.row.op, args, kwargs)
-        node.meta.update(shapes=[tuple(t.shape) for t in self.results], module="", source="")
+        write_record(node, self.results, several=len(self.results) != 1)
         if len(self.results) == 1:
-            node.meta["dtype"] = self.results[0].dtype
             graph.output(node)
         else:
             items = [graph.call_function(operator.getitem, (node, i)) for i in range(len(self.results))]
             for item, result in zip(items, self.results, strict=True):
-                item.meta.update(shapes=[tuple(result.shape)], dtype=result.dtype)
+                write_record(item, [result])
             graph.output(tuple(items))
         uses = [
             SizeUse("", s.value, s.value, node, s.dim % self.results[0].dim(), s.value, "", "", 0, ())
@@ -160,9 +159,9 @@ class Claim:
     @cached_property
     def free(self) -> list[Axis]:
         """The atoms that the rule leaves free, in the order in which they are met."""
-        found: dict[int, Axis] = {}
+        found: dict[Axis, None] = {}
         held = {
-            id(a)
+            a
             for t, d in self.row.held
             for axis in self.inputs[t][d : d + 1]
             if axis
@@ -171,43 +170,43 @@ class Claim:
         for dims in (*self.inputs, *self.outputs):
             for axis in dims:
                 for atom in axes.atoms(axis) if axis is not None else ():
-                    if atom.frozen is None and id(atom) not in held:
-                        found[id(atom)] = atom
-        return list(found.values())
+                    if atom.frozen is None and atom not in held:
+                        found[atom] = None
+        return list(found)
 
     @cached_property
-    def statistics(self) -> set[int]:
+    def statistics(self) -> set[Axis]:
         """The atoms over which the rule says that the op takes a statistic."""
-        return {id(a) for axis in self.state.statistics.get(self.node, []) for a in axes.atoms(axis)}
+        return {a for axis in self.state.statistics.get(self.node, []) for a in axes.atoms(axis)}
 
     @cached_property
-    def mixed(self) -> set[int]:
+    def mixed(self) -> set[Axis]:
         """These, and those over which it says that the op sums."""
         summed = self.state.contracted.get(self.node, [])
-        return self.statistics | {id(a) for axis in summed for a in axes.atoms(axis)}
+        return self.statistics | {a for axis in summed for a in axes.atoms(axis)}
 
     # ------------------------------------------------------------------------------------------------ smaller calls
 
-    def choices(self, dice: np.random.Generator) -> Iterator[dict[int, np.ndarray]]:
+    def choices(self, dice: np.random.Generator) -> Iterator[dict[Axis, np.ndarray]]:
         """Masks to try: every free atom by itself, then all at once; counts that must be equal are."""
         for lone in [*([a] for a in self.free), self.free, self.free]:
             tied = self._tied(lone)
             for _ in range(30):
-                masks = {id(a): _half(a.size, dice) for a in tied}
+                masks = {a: _half(a.size, dice) for a in tied}
                 if self._allowed(masks):
                     yield masks
                     break
 
     def _tied(self, lone: list[Axis]) -> list[Axis]:
         """`lone` with the atoms whose counts must follow."""
-        chosen = {id(a): a for a in lone}
+        chosen = dict.fromkeys(lone)
         for parts, _ in self.state.equal_counts:
-            found = {id(a): a for p in parts for a in axes.atoms(p) if a.frozen is None}
+            found = dict.fromkeys(a for p in parts for a in axes.atoms(p) if a.frozen is None)
             if found.keys() & chosen.keys():
                 chosen.update(found)
-        return list(chosen.values())
+        return list(chosen)
 
-    def _allowed(self, masks: dict[int, np.ndarray]) -> bool:
+    def _allowed(self, masks: dict[Axis, np.ndarray]) -> bool:
         for parts, _ in self.state.equal_counts:
             if len({int(axes.kept(p, masks).sum()) for p in parts}) > 1:
                 return False
@@ -226,13 +225,13 @@ class Claim:
         )
         return all(alive)
 
-    def cut(self, t: int, masks: dict[int, np.ndarray]) -> Cut:
+    def cut(self, t: int, masks: dict[Axis, np.ndarray]) -> Cut:
         """What stays of tensor argument `t`."""
         numbered = self.state.renumbered.get(f"t{t}")
         numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
         return _cut(self.inputs[t], tuple(self.tensors[t].shape), masks, numbers)
 
-    def smaller(self, masks: dict[int, np.ndarray]) -> tuple[Any, Any]:
+    def smaller(self, masks: dict[Axis, np.ndarray]) -> tuple[Any, Any]:
         """The arguments with indices dropped and sizes repaired."""
         cuts = iter([self.cut(t, masks) for t in range(len(self.tensors))])
 
@@ -243,7 +242,7 @@ class Claim:
 
         return tree_map(shrink, (self.row.args, self.row.kwargs))
 
-    def _repaired(self, number: Size, masks: dict[int, np.ndarray]) -> int:
+    def _repaired(self, number: Size, masks: dict[Axis, np.ndarray]) -> int:
         if number.dim is None:
             counted = next(iter(self.state.counted.values()), None)
             return number.value if counted is None else int(axes.kept(counted, masks).sum())
@@ -255,7 +254,7 @@ class Claim:
             return -int(kept[: -number.value].sum())
         return -int(kept[number.value :].sum()) if number.value < 0 else int(kept[: number.value].sum())
 
-    def zeroed(self, masks: dict[int, np.ndarray]) -> tuple[Any, Any]:
+    def zeroed(self, masks: dict[Axis, np.ndarray]) -> tuple[Any, Any]:
         """The arguments with the same entries zeroed, and live zeros marked."""
         cuts = iter([self.cut(t, masks).mask() for t in range(len(self.tensors))])
 
@@ -271,7 +270,7 @@ class Claim:
         """What a smaller call gives that the original with the same entries masked does not, or nothing."""
         dice = np.random.default_rng(seed)
         for masks in self.choices(dice):
-            lost = {f"{a!r}": np.flatnonzero(~masks[id(a)]).tolist() for a in self.free if id(a) in masks}
+            lost = {f"{a!r}": np.flatnonzero(~masks[a]).tolist() for a in self.free if a in masks}
             try:
                 got = self.row.call(*self.smaller(masks))
             except Exception as error:  # noqa: BLE001
@@ -305,7 +304,7 @@ class Claim:
             for d, axis in enumerate(dims):
                 if axis is not None and axis.find().kind != RAGGED:
                     for atom in dict.fromkeys(axes.atoms(axis)):
-                        if atom.frozen is None and id(atom) not in self.mixed:
+                        if atom.frozen is None and atom not in self.mixed:
                             found = self._beyond(t, d, axis, atom)
                             if found:
                                 return found
@@ -344,7 +343,7 @@ class Claim:
             if axis is None:
                 return None
             axis = axis.find()
-            label = number.setdefault(id(axis), len(number)), axis.size
+            label = number.setdefault(axis, len(number)), axis.size
             return (*label, bool(axis.frozen)) if axis.kind == ATOM else (axis.kind, *map(say, axis.parts))
 
         state = self.state
@@ -446,7 +445,7 @@ def _whole(axis: Axis) -> list[Axis]:
     return list(axis.find().parts) if axis.find().kind == RAGGED else [axis]
 
 
-def _cut(dims: Dims, shape: tuple[int, ...], masks: dict[int, np.ndarray], numbers: Any = None) -> Cut:
+def _cut(dims: Dims, shape: tuple[int, ...], masks: dict[Axis, np.ndarray], numbers: Any = None) -> Cut:
     keep: list[Any] = []
     blocks = None
     for axis in dims:

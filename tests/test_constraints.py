@@ -157,11 +157,9 @@ def test_several_constraints_and_groups_as_places() -> None:
 def test_a_finished_graph_keeps_its_constraints_for_every_plan() -> None:
     torch.manual_seed(0)
     model, x = Chain(11, 13).double().eval(), torch.randn(4, 5, dtype=torch.float64)
-    graph = depgraph.analyze(model, x)
-    graph.multiple_of("layers.0.weight:0", 4)
+    graph = depgraph.analyze(model, x, constraints=lambda graph: graph.multiple_of("layers.0.weight:0", 4))
     for ratio, left in ((0.1, 11), (0.3, 8), (0.6, 8), (0.7, 4)):
-        with graph.unfreezing():
-            result = depgraph.prune(model, x, graph=graph, pruning_ratio=ratio, verify=False)
+        result = depgraph.prune(model, x, graph=graph, pruning_ratio=ratio, verify=False)
         check_result(model, result, x)
         assert result.model.widths[0] == left
     masks = depgraph.choose(graph, depgraph.scores_of(graph, "l1"), pruning_ratio=0.3)
@@ -199,9 +197,15 @@ def test_the_other_calls_hand_them_on() -> None:
     ("state", "text"),
     [
         (lambda g: g.lock("nothing:0"), "'nothing:0' is no dim"),
-        (lambda g: g.lock("layers.0.weight"), "fix: give a group, or a parameter"),
+        (lambda g: g.lock("layers.0.weight"), "fix: give a group, its name, or a parameter"),
         (lambda g: g.lock("layers.0.weight:2"), "is no dim"),
-        (lambda g: g.lock(depgraph.analyze(Chain(3), torch.randn(2, 5)).groups[0]), "no group of this graph"),
+        (lambda g: g.lock("layers.0.weight:0[0:5]"), "is no dim that a traced run used, and no group"),
+        (lambda g: g.lock(None), "None is no dim"),
+        (lambda g: g.lock("layers.0.weight:0", None), "must be a text, not None"),
+        (lambda g: g.at_least("layers.0.weight:0", None), "not None"),
+        (lambda g: g.equal_counts("layers.0.weight:0"), "a list of two places or more"),
+        (lambda g: g.equal_counts(None), "a list of two places or more, not None"),
+        (lambda g: g.equal_counts([5, None]), "5 is no dim"),
         (lambda g: g.at_least("layers.0.weight:0", 12), "from 1 to the 11 of 'layers.0.weight:0', not 12"),
         (lambda g: g.at_least("layers.0.weight:0", 0.5), "not 0.5"),
         (lambda g: g.multiple_of("layers.0.weight:0", 0), "multiple_of must be a whole number"),

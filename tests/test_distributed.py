@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from distributed_worker import STEPS, TIMEOUT, Loop, batches, net
+from distributed_worker import PATIENCE, STEPS, TIMEOUT, Loop, batches, net
 
 import depgraph
 from depgraph import distributed
 
 HERE = Path(__file__).parent
-LIMIT = 120.0  # seconds until a process counts as hanging; importing torch is most of it
+LIMIT = PATIENCE + 60  # seconds until a process counts as hanging
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_two_processes_do_what_one_does(start: Callable[[str], list[Any]], tmp_p
 
     def plan_of(scores: dict[int, Any]) -> depgraph.Plan:
         return depgraph.prune(
-            model, x, graph=graph, pruning_ratio=0.5, importance=lambda g: scores[id(g.axis)]
+            model, x, graph=graph, pruning_ratio=0.5, importance=lambda g: scores[g.name]
         ).plan
 
     plan = plan_of(mean)
@@ -177,5 +177,6 @@ def test_one_process(tmp_path: Path) -> None:
                 distributed.prune(model, x, **bad)
         with pytest.raises(depgraph.InputError, match="importance"):
             distributed.prune(model, x, importance="nothing")
+        assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "nor after an error"
     finally:
         torch.distributed.destroy_process_group()

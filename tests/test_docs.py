@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vision_ops  # noqa: F401  # makes torchvision importable, which pages on transformers need
 
 import depgraph
-from benchmarks import (
-    ops,
-    reference,
-    vision_ops,  # noqa: F401  makes torchvision importable, which pages on transformers need
-)
 from depgraph.importance import CRITERIA
+from tools import ops, reference
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,7 +80,7 @@ def test_the_reference_is_built_without_a_warning_and_has_every_public_name(tmp_
 
 def test_the_page_of_ops_says_what_the_rules_say() -> None:
     written = ops.PAGE.read_text()
-    assert written == ops.page(), "docs/ops.md is out of date: run `python -m benchmarks.ops`"
+    assert written == ops.page(), "docs/ops.md is out of date: run `python -m tools.ops`"
 
 
 def test_every_rule_says_what_it_does() -> None:

@@ -13,13 +13,12 @@ import pytest
 import torch
 from checks import prune_and_check
 from export_models import MODELS
+from export_ways import WAYS, Sent, other_batch
+from literals import Halves, Literals
+from outputs import deviation, shapes
 from zoo_entry import ready
 
 import depgraph
-from benchmarks.export_ways import WAYS, Sent
-from benchmarks.exports import other_batch
-from benchmarks.literals import Halves, Literals
-from benchmarks.outputs import deviation, shapes
 
 # What `make test` does not install is measured by `python -m benchmarks.exports`; compiled code takes half a minute each.
 QUICK = [name for name in WAYS if not name.startswith("torchao") and not name.endswith("inductor")]
@@ -49,7 +48,9 @@ def send(kind: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", QUICK)
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in ("bert", "vit") else k for k in MODELS]
+)
 def test_ways_out(kind: str, way: str) -> None:
     send(kind, way)
 

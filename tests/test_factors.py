@@ -181,7 +181,7 @@ def test_widths_are_multiples_either_way() -> None:
 def test_gradual_steps_go_on_with_the_same_factor() -> None:
     model = model_of(Attention(13, 7, 11, 11))
     step = depgraph.prune(model, X, pruning_ratio=0.3)
-    again = depgraph.prune(step.model, X, pruning_ratio=0.6, earlier=step.plan)
+    again = depgraph.prune(step.model, X, pruning_ratio=0.6, already_pruned=step.plan)
     assert [rows(r.model)[0] for r in (step, again)] == [(5, 55, 55), (3, 33, 33)]
 
 
@@ -192,12 +192,12 @@ def test_what_does_not_verify_is_found_among_widths_too() -> None:
     )
     graph = depgraph.analyze(model, X, ignore=["0.out.bias"])
     request, scores = depgraph.select.Request(), depgraph.scores_of(graph)
-    cost = depgraph.select.COSTS["max_params"](graph)
+    cost = depgraph.costs.cost.parameter_cost(graph)
     masks = request.masks(
         graph, scores, [depgraph.select.Budget("max_params", cost, least(model, (1, 1, 1)) + 200)]
     )
     blocks = request.blocks(graph, scores, masks)
-    assert set(masks) <= {a for b in blocks for a in b.gone}
+    assert set(masks) <= {name for b in blocks for name in b.names}
 
 
 @pytest.mark.parametrize("bad", ["head", 3, ""])

@@ -13,12 +13,13 @@ import torch
 import depgraph
 
 pytest.importorskip("transformers")
-import benchmarks.vision_ops  # noqa: F401  # makes torchvision importable, which transformers imports
+import vision_ops  # noqa: F401  # makes torchvision importable, which transformers imports
+
 from depgraph.integrations import hugging_face
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 
 
 def llama() -> Any:
@@ -54,7 +55,7 @@ def elsewhere(program: str, folder: Path) -> torch.Tensor:
     words_at, logits_at = folder.parent / "words.pt", folder.parent / "logits.pt"
     torch.save(words(), words_at)
     text = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch, benchmarks.vision_ops\n"
+        f"import sys; sys.path[:0] = [{str(HERE.parent)!r}, {str(HERE)!r}]\nimport torch, vision_ops\n"
         f"words = torch.load({str(words_at)!r}); folder = {str(folder)!r}\n{program}\n"
         f"torch.save(logits.detach(), {str(logits_at)!r})"
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import vision_ops  # noqa: F401  # makes torchvision importable, for what imports it
 from torch import nn
 
 import depgraph
-from benchmarks import vision_ops  # noqa: F401  # makes torchvision importable, for what imports it
 from depgraph.integrations.hosted import InPlacePruner, become
 
 

@@ -73,7 +73,7 @@ def test_no_bar_without_a_terminal_or_when_told(monkeypatch: pytest.MonkeyPatch)
 def test_on_a_terminal_a_bar_comes_once_work_has_taken_long(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminal(monkeypatch)
     now = [0.0]
-    monkeypatch.setattr("depgraph.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("depgraph.base.progress.time.monotonic", lambda: now[0])
     for _ in track(range(3), "quick"):
         now[0] += progress.PATIENCE / 4
     assert "quick" not in text(screen)

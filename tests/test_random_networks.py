@@ -8,10 +8,13 @@ from checks import prune_and_check, random_importance
 from oracle import call, output_tensors
 from random_networks import IMAGE_BLOCKS, TOKEN_BLOCKS, random_network, random_options
 
-SEEDS, AT_ONCE = range(200), 10
+SEEDS, AT_ONCE, QUICK = range(200), 5, 60  # those after the first 60 are slow
 
 
-@pytest.mark.parametrize("start", SEEDS[::AT_ONCE])
+@pytest.mark.parametrize(
+    "start",
+    [*SEEDS[:QUICK:AT_ONCE], *(pytest.param(n, marks=pytest.mark.slow) for n in SEEDS[QUICK::AT_ONCE])],
+)
 def test_never_wrong(start):
     wrong = []
     for seed in range(start, start + AT_ONCE):

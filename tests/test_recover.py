@@ -52,7 +52,7 @@ def cut(model: nn.Module, example: Any, kept: dict[str, list[int]]) -> tuple[Any
         )
         mask = torch.zeros(group.units, dtype=torch.bool)
         mask[units] = True
-        masks[id(group.axis)] = mask.numpy()
+        masks[group.name] = mask.numpy()
     return graph, depgraph.build_plan(graph, masks)
 
 
@@ -657,7 +657,7 @@ def kept_of(model: nn.Module, example: Any, kept: dict[str, list[int]]) -> tuple
     for group, units in zip(blocks, kept.values(), strict=True):
         mask = torch.zeros(4, dtype=torch.bool)
         mask[units] = True
-        masks[id(group.axis)] = mask.numpy()
+        masks[group.name] = mask.numpy()
     return graph, depgraph.build_plan(graph, masks)
 
 

@@ -182,11 +182,11 @@ def test_earlier_must_be_the_plan_that_made_the_model() -> None:
     first = depgraph.prune(model, INPUTS, pruning_ratio=0.25)
     other = depgraph.prune(model, INPUTS, pruning_ratio=0.5)
     with pytest.raises(InputError, match=r"'stem\.weight' has shape \(10, 3, 3, 3\), the plan gives it \(7,"):
-        depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, earlier=other.plan)
-    second = depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, earlier=first.plan)
+        depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, already_pruned=other.plan)
+    second = depgraph.prune(first.model, INPUTS, pruning_ratio=0.5, already_pruned=first.plan)
     assert widths(second.model) == widths(other.model)
     graph = depgraph.analyze(first.model, INPUTS)
-    masks = depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=0.5, earlier=first.plan)
+    masks = depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=0.5, already_pruned=first.plan)
     assert depgraph.build_plan(graph, masks).new_shape("stem.weight")[0] == 7
 
 

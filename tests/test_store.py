@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mutated_folders
 import pytest
 import torch
 from checks import random_importance
@@ -26,7 +27,6 @@ from torch import nn
 from zoo import ZOO
 
 import depgraph
-from benchmarks import mutated_folders
 from depgraph.store import document, folders, saving, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+from depgraph.base.errors import VerificationError
+from depgraph.verify.verify import verify
 
 
 class Narrow(nn.Module):
@@ -116,3 +118,23 @@ def test_systems_of_equations_of_heads_that_go() -> None:
     result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert result.model.out.in_features == 4 * 5
     assert result.report.verification.status == "equal"
+
+
+def test_a_small_deviation_is_found_and_a_rounding_error_is_none() -> None:
+    """Values of float64 are compared: a thousandth of the largest entry of the output is a wrong result."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(5, 14), nn.ReLU(), nn.Linear(14, 3)).double().eval(),
+        torch.randn(9, 5).double(),
+    )
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    right = result.model[2].bias.detach().clone()
+    largest = float(result.model(x).detach().abs().max())
+    for wrong in (1e-8, 1e-3):
+        with torch.no_grad():
+            result.model[2].bias.copy_(right + wrong * largest)
+        if wrong < 1e-6:
+            assert verify(model, result.model, result.plan, x).status == "equal"
+        else:
+            with pytest.raises(VerificationError, match=r"deviates from the masked original by 0\.001"):
+                verify(model, result.model, result.plan, x)

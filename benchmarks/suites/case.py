@@ -1,15 +1,15 @@
-"""One architecture with inputs for it, and what all suites need to build theirs."""
+"""One architecture with inputs for it, tables of these, and what all tables are written with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from outputs import Inputs
 from torch import Tensor, nn
-
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,29 @@ class Case:
     check: Callable[[nn.Module], str] | None = None
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What `model` returns for example inputs of any form."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+class Cases(dict[str, Case]):
+    """Cases by name, in the order in which they are added."""
+
+    def add(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        inputs: Callable[[], Inputs],
+        note: str = "",
+        check: Callable[[nn.Module], str] | None = None,
+    ) -> None:
+        """Add one; what `build` makes gets weights that are the same each time, and is in eval mode."""
+        self[name] = Case(name, partial(seeded, build), inputs, note, check)
+
+    def network(self, name: str, inputs: Callable[[], Inputs], **options: Any) -> Callable[[type], type]:
+        """Add the network class that stands below, built with `options`; the note is the head of its docstring."""
+
+        def added(network: type) -> type:
+            note = (network.__doc__ or "").strip().partition("\n")[0]
+            self.add(name, partial(network, **options), inputs, note)
+            return network
+
+        return added
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:

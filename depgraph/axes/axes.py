@@ -16,13 +16,15 @@ it when every op has been seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+AtomMasks = Mapping["Axis", npt.NDArray[np.bool_]]  # atom -> which of its units stay
 ATOM, PRODUCT, CONCAT, RAGGED = "atom", "product", "concat", "ragged"
 
 
@@ -48,13 +50,20 @@ class Reason:
         return f"{self.text}{where}" + (f" ({self.source})" if self.source else "")
 
 
-class Axis:
-    """A node of the forest; see the module docstring. Read `kind`, `parts`, `frozen` through `find` only."""
+_numbers = count()
 
-    __slots__ = ("channel", "frozen", "into", "kind", "over", "parts", "pool", "size", "solid")
+
+class Axis:
+    """A node of the forest; see the module docstring. Read `kind`, `parts`, `frozen` through `find` only.
+
+    Axes are equal when they are the same object, and ordered by age.
+    """
+
+    __slots__ = ("channel", "frozen", "into", "kind", "number", "over", "parts", "pool", "size", "solid")
 
     def __init__(self, size: int, kind: str = ATOM, parts: tuple[Axis, ...] = ()) -> None:
         """An axis of `size` indices, by default an atom."""
+        self.number = next(_numbers)
         self.size = size
         self.kind = kind
         self.parts = parts
@@ -74,10 +83,13 @@ class Axis:
             axis = axis.into
         return axis
 
+    def __lt__(self, other: Axis) -> bool:
+        return self.number < other.number
+
     def __repr__(self) -> str:
         a = self.find()
         if a.kind == ATOM:
-            return f"{'!' if a.frozen else ''}{a.size}@{id(a) % 9973}"
+            return f"{'!' if a.frozen else ''}{a.size}"
         sign = {PRODUCT: "*", CONCAT: "+", RAGGED: "|"}[a.kind]
         return f"({sign.join(map(repr, a.parts[:6]))}{'...' if len(a.parts) > 6 else ''})"
 
@@ -388,13 +400,13 @@ class Algebra:
 # ---------------------------------------------------------------------------------- reading a finished forest
 
 
-def kept(axis: Axis | None, masks: dict[int, npt.NDArray[np.bool_]], size: int = 1) -> npt.NDArray[np.bool_]:
-    """Which indices of `axis` stay, as a bool array, given a mask for the ``id`` of each atom that loses some."""
+def kept(axis: Axis | None, masks: AtomMasks, size: int = 1) -> npt.NDArray[np.bool_]:
+    """Which indices of `axis` stay, as a bool array, given a mask for each atom that loses some."""
     if axis is None:
         return np.ones(size, dtype=bool)
     axis = axis.find()
     if axis.kind == ATOM:
-        mask = masks.get(id(axis))
+        mask = masks.get(axis)
         return np.ones(axis.size, dtype=bool) if mask is None else mask
     if axis.kind == CONCAT:
         return np.concatenate([kept(p, masks) for p in axis.parts])

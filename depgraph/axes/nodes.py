@@ -1,21 +1,72 @@
-"""What single nodes of a recorded graph are: views, writes, weights, constants."""
+"""What an op is, by its identity and its schema; and what single nodes of a recorded graph are: views, writes."""
 
 from __future__ import annotations
 
 import operator
-from math import prod
 from typing import Any
 
 import torch
 
 from ..tracing.recorder import Node
-from ..tracing.trace import Trace
+
+# ------------------------------------------------------------------------------------------------------ ops by name
+
+CONVOLUTIONS = frozenset({"convolution", "_convolution", "convolution_overrideable"})
+GROUPED_PRODUCTS = frozenset({"_grouped_mm"})
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1,
+         "lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}  # fmt: skip
+BATCH_NORMS = frozenset(
+    {"batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+     "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"}
+)  # fmt: skip
+NORMS = BATCH_NORMS | {"instance_norm", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm",
+                       "native_group_norm"}  # fmt: skip
+
+# The result holds values of the first argument, moved or chosen.
+VALUES_KEPT = frozenset(
+    {"view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "squeeze", "unsqueeze", "expand", "clone",
+     "_to_copy", "contiguous", "detach", "alias", "slice", "select", "index", "index_select", "gather", "unbind", "split",
+     "chunk", "sort", "repeat", "repeat_interleave", "view_as", "expand_as"}
+)  # fmt: skip
 
 
-def op_name(node: Node) -> str:
-    """``view`` of aten.view.default; of a node that is no op, nothing."""
-    schema = getattr(node.target, "_schema", None)
+def op_name(op: Any) -> str:
+    """``view`` of aten.view.default; with its namespace the name of another library's op; of what is no op, nothing."""
+    schema = getattr(op, "_schema", None)
     return "" if schema is None else str(schema.name).removeprefix("aten::")
+
+
+def base_name(op: Any) -> str:
+    """The name of an op, or of the one that it is the in-place form of."""
+    name = op_name(op)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def is_convolution(op: Any) -> bool:
+    """Whether the op is a convolution of any kind."""
+    return op_name(op) in CONVOLUTIONS
+
+
+def is_grouped(op: Any) -> bool:
+    """Whether the op multiplies runs of rows by a matrix each."""
+    return op_name(op) in GROUPED_PRODUCTS
+
+
+def is_function(op: Any) -> bool:
+    """Whether the op only makes something of its arguments: it draws nothing at random and writes into none."""
+    schema = getattr(op, "_schema", None)
+    return schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags
+
+
+def argument_of(node: Node, name: str, default: Any = None) -> Any:
+    """The argument of a call that the op's schema calls `name`, or its default there; `default` where that is None."""
+    for position, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if a.name == name:
+            given = (
+                node.args[position] if len(node.args) > position else node.kwargs.get(name, a.default_value)
+            )
+            return default if given is None else given
+    return default
 
 
 def _aliases(node: Node, write: bool) -> bool:
@@ -38,68 +89,6 @@ def is_view(node: Node) -> bool:
 def written(node: Node) -> bool:
     """Whether something is written into the memory of `node`, itself or through a view of it."""
     return any(writes(user) or (is_view(user) and written(user)) for user in node.users)
-
-
-def leaves_of(node: Node, depth: int = 0) -> list[Node]:
-    """The parameters that `node` is made of without any other input or contraction, else []; an index is no input."""
-    if "leaves" in node.meta:
-        found: list[Node] = node.meta["leaves"]
-        return found
-    if node.op == "get_attr":
-        found = [node] if node.meta["kind"] == "tensor" else []
-    elif node.op == "placeholder" or depth > 30 or node.meta.get("contracts"):
-        found = []
-    else:
-        given = [n for n in node.all_input_nodes if n.op == "get_attr" or _holds_values(n)]
-        parts = [leaves_of(n, depth + 1) for n in given]
-        fine = all(p or n.op == "get_attr" for n, p in zip(given, parts, strict=True))
-        found = [leaf for p in parts for leaf in p] if fine else []
-    node.meta["leaves"] = found
-    return found
-
-
-def _holds_values(node: Node) -> bool:
-    dtype = node.meta.get("dtype")
-    return dtype is None or dtype.is_floating_point or dtype.is_complex
-
-
-def constant_value(trace: Trace, node: Any, depth: int = 0) -> torch.Tensor | None:
-    """Evaluate a node that rests on constants, index buffers and factory ops alone."""
-    if not isinstance(node, Node) or depth > 40:
-        return None
-    if "constant" in node.meta:
-        value: torch.Tensor | None = node.meta["constant"]
-        return value
-    value = None
-    if node.op == "get_attr":
-        value = trace.values.get(str(node.target))
-        if value is not None and (value.is_floating_point() or value.device.type == "meta"):
-            value = None
-    elif node.op == "call_function" and node.target is not operator.getitem:
-        inputs = {n: constant_value(trace, n, depth + 1) for n in node.all_input_nodes}
-        name = str(node.target)
-        if all(v is not None for v in inputs.values()) and "rand" not in name and "_." not in name:
-            size = prod(node.meta["shapes"][0]) if node.meta["shapes"] else 1 << 30
-            if size < 1 << 20:
-                try:
-                    args = torch.fx.map_arg(node.args, lambda n: inputs[n])
-                    kwargs = torch.fx.map_arg(node.kwargs, lambda n: inputs[n])
-                    kwargs = {k: v for k, v in kwargs.items() if k != "device"}
-                    value = node.target(*args, **kwargs)  # type: ignore[operator]
-                except Exception:  # noqa: BLE001  what can't be evaluated is not a constant
-                    value = None
-    node.meta["constant"] = value if isinstance(value, torch.Tensor) else None
-    return node.meta["constant"]
-
-
-def is_convolution(op: Any) -> bool:
-    """Whether the op is a convolution of any kind."""
-    return "convolution" in op._schema.name
-
-
-def is_grouped(op: Any) -> bool:
-    """Whether the op multiplies runs of rows by a matrix each."""
-    return bool(op._schema.name == "aten::_grouped_mm")
 
 
 def tokens(letters: str, rank: int) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 
-from ..tracing.recorder import Comparison, Node
+from ..tracing.recorder import Comparison, Node, Shape, record_of
 from ..tracing.size_uses import NOTES, Where
 from ..tracing.trace import Trace
 from .axes import ATOM, CONCAT, Algebra, Axis, Reason, concat, product
-from .nodes import constant_value, is_view, op_name, writes, written
+from .nodes import argument_of, is_function, is_view, op_name, writes, written
 
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 
@@ -36,7 +37,7 @@ class Product:
     letters: tuple[str, str, str] | None
 
 
-@dataclass
+@dataclass(repr=False)
 class DimFacts:
     """Everything the rules said.
 
@@ -57,6 +58,7 @@ class DimFacts:
         renumbered: index buffer -> the axis that its values number.
         numbers: (node, which of its tensors) -> the axis whose indices its values are.
         at_least: axis, how many of its indices must stay.
+        multiplying: calls that take multiply-accumulates.
     """
 
     trace: Trace
@@ -75,6 +77,56 @@ class DimFacts:
     renumbered: dict[str, Axis] = field(default_factory=dict)
     numbers: dict[tuple[Node, int], Axis] = field(default_factory=dict)
     at_least: list[tuple[Axis, int]] = field(default_factory=list)
+    multiplying: set[Node] = field(default_factory=set)
+    _leaves: dict[Node, list[Node]] = field(default_factory=dict, repr=False)
+    _constants: dict[Node, torch.Tensor | None] = field(default_factory=dict, repr=False)
+
+    def leaves_of(self, node: Node, depth: int = 0) -> list[Node]:
+        """The parameters that `node` is made of without any other input or product, else []; an index is no input."""
+        if node not in self._leaves:
+            found: list[Node] = []
+            if node.op == "get_attr":
+                found = [node] if record_of(node).kind == "tensor" else []
+            elif node.op != "placeholder" and depth <= 30 and node not in self.multiplying:
+                given = [n for n in node.all_input_nodes if n.op == "get_attr" or _may_hold_values(n)]
+                parts = [self.leaves_of(n, depth + 1) for n in given]
+                if all(p or n.op == "get_attr" for n, p in zip(given, parts, strict=True)):
+                    found = [leaf for p in parts for leaf in p]
+            self._leaves[node] = found
+        return self._leaves[node]
+
+    def constant(self, node: Any, depth: int = 0) -> torch.Tensor | None:
+        """The value of a tensor that depends on no input and no parameter, or None."""
+        if not isinstance(node, Node) or depth > 40:
+            return None
+        if node not in self._constants:
+            self._constants[node] = self._evaluated(node, depth)
+        return self._constants[node]
+
+    def _evaluated(self, node: Node, depth: int) -> torch.Tensor | None:
+        if node.op == "get_attr":
+            value = self.trace.values.get(str(node.target))
+            own = value is not None and not (value.is_floating_point() or value.is_meta or written(node))
+            return value if own else None
+        if node.op != "call_function" or not is_function(node.target) or written(node):
+            return None
+        shapes = record_of(node).shapes
+        if not shapes or prod(shapes[0]) >= 1 << 20:
+            return None
+        inputs = {n: self.constant(n, depth + 1) for n in node.all_input_nodes}
+        if any(v is None for v in inputs.values()):
+            return None
+        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), lambda n: inputs[n])
+        try:
+            result = node.target(*args, **{k: v for k, v in kwargs.items() if k != "device"})  # type: ignore[operator]
+        except Exception:  # noqa: BLE001  what can't be evaluated is not a constant
+            return None
+        return result if isinstance(result, torch.Tensor) else None
+
+
+def _may_hold_values(node: Node) -> bool:
+    record = record_of(node)
+    return not record.one_tensor or record.holds_values
 
 
 class OpCall:
@@ -92,11 +144,16 @@ class OpCall:
         """The call `node`."""
         self.state, self.algebra, self.node = state, algebra, node
         self.args, self.kwargs = node.args, node.kwargs
-        self.shapes: list[tuple[int, ...]] = node.meta["shapes"]
+        self.shapes = list(record_of(node).shapes)
         self.understood: set[Node] = set()  # arguments whose values the rule reads as indices of an axis
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def name(self) -> str:
+        """The op's name, without torch's own namespace and its overload: ``view`` of aten.view.default."""
+        return op_name(self.node.target)
+
+    @property
+    def shape(self) -> Shape:
         """Shape of the (first) result."""
         return self.shapes[0]
 
@@ -106,19 +163,15 @@ class OpCall:
 
     def given(self, name: str, default: Any = None) -> Any:
         """The argument that the op's schema calls `name`, or its default there; `default` where that is None."""
-        for position, a in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
-            if a.name == name:
-                value = self.arg(position, name, a.default_value)
-                return default if value is None else value
-        return default
+        return argument_of(self.node, name, default)
 
     def dims(self, argument: Any) -> Dims:
         """The axes of a tensor argument, a copy."""
         return list(self.state.dims[argument][0])
 
-    def shape_of(self, argument: Any) -> tuple[int, ...]:
+    def shape_of(self, argument: Any) -> Shape:
         """The traced shape of a tensor argument."""
-        return tuple(argument.meta["shapes"][0])
+        return record_of(argument).shape
 
     def fresh(self, size: int) -> Axis | None:
         """A new axis of `size` indices, or None for size 1."""
@@ -162,9 +215,10 @@ class OpCall:
         """Whether all entries of a tensor argument are one value: filled so, then only moved or copied."""
         node = argument
         while not written(node):
-            if node in self.state.filled or op_name(node) in ("zeros_like", "ones_like", "full_like"):
+            name = op_name(node.target)
+            if node in self.state.filled or name in ("zeros_like", "ones_like", "full_like"):
                 return True
-            if op_name(node) not in ("index_select", "clone", "_to_copy") and not is_view(node):
+            if name not in ("index_select", "clone", "_to_copy") and not is_view(node):
                 return False
             node = node.args[0]
         return False
@@ -174,7 +228,7 @@ class OpCall:
         seen, ahead = {node}, [node]
         while ahead:
             for user in ahead.pop().users:
-                if user.op == "output" or not user.meta["shapes"] or writes(user):
+                if user.op == "output" or not record_of(user).shapes or writes(user):
                     return True
                 if user not in seen:
                     seen.add(user)
@@ -244,13 +298,13 @@ class OpCall:
 
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
-        self.node.meta["contracts"] = True
-        if not self.node.meta.get("training"):  # what a second run in train mode does is no work of inference
+        self.state.multiplying.add(self.node)
+        if not record_of(self.node).training:  # what a second run in train mode does is no work of inference
             self.state.work.append((self.node, list(factors)))
 
     def constant(self, argument: Any) -> torch.Tensor | None:
         """The value of a tensor `argument` that depends on no input and no parameter, or None."""
-        return constant_value(self.state.trace, argument)
+        return self.state.constant(argument)
 
     def broadcast(self, *operands: Dims, size: Sequence[int] | None = None) -> Dims:
         """Align `operands` at the last dim and unify what is not of size 1; the dims of the result."""
@@ -335,7 +389,7 @@ class OpCall:
         That is where a call of the user's, of a function whose size arguments are not known (`size_uses.NOTES`), makes
         the op inside torch.
         """
-        function = self.node.meta.get("function", "")
+        function = record_of(self.node).function
         if function and function not in NOTES:
             for axis in found:
                 self.lock(axis, f"has its size repeated inside {function}")

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from math import prod
 
-from .axes import ATOM, CONCAT, RAGGED, Axis
+from .axes import ATOM, CONCAT, Axis
+from .ragged import is_ragged, one_block
 
-Polynomial = dict[tuple[int, ...], int]  # sorted ids of free atoms -> coefficient; () is the constant
+Polynomial = dict[tuple[Axis, ...], int]  # sorted free atoms -> coefficient; () is the constant
 
 
-def count(axis: Axis | None, free: dict[int, Axis]) -> Polynomial:
-    """How many indices `axis` has, as a polynomial in the counts of the atoms in `free` (by id)."""
+def count(axis: Axis | None, free: Container[Axis]) -> Polynomial:
+    """How many indices `axis` has, as a polynomial in the counts of the atoms in `free`."""
     if axis is None:
         return {(): 1}
     axis = axis.find()
     if axis.kind == ATOM:
-        return {(id(axis),): 1} if id(axis) in free else {(): axis.size}
+        return {(axis,): 1} if axis in free else {(): axis.size}
     if axis.kind == CONCAT:
         total: Polynomial = {}
         for part in axis.parts:
             for term, n in count(part, free).items():
                 total[term] = total.get(term, 0) + n
         return total
-    if axis.kind == RAGGED:
-        return count(axis.parts[0], free)
+    if is_ragged(axis):
+        return count(one_block(axis), free)
     out: Polynomial = {(): 1}
     for part in axis.parts:
         out = times(out, count(part, free))
@@ -66,6 +68,6 @@ def minus(a: Polynomial, b: Polynomial) -> Polynomial:
     return {term: n for term, n in out.items() if n}
 
 
-def evaluate(polynomial: Polynomial, counts: dict[int, int]) -> int:
-    """The value of `polynomial` where each atom (by id) has `counts` indices."""
+def evaluate(polynomial: Polynomial, counts: Mapping[Axis, int]) -> int:
+    """The value of `polynomial` where each atom has `counts` indices."""
     return sum(n * prod(counts[a] for a in term) for term, n in polynomial.items())

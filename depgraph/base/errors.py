@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
 
 
 class DepgraphError(Exception):
@@ -54,3 +56,12 @@ def listed(title: str, problems: Sequence[str], most: int = 20) -> str:
     """A message: `title`, and a line for each problem; of more than `most` the number."""
     more = [f"  ... and {len(problems) - most} more"] if len(problems) > most else []
     return "\n".join([title, *(f"  - {p}" for p in problems[:most]), *more])
+
+
+def suggestions(name: Any, known: Iterable[str], most: int = 8) -> str:
+    """The names in `known`, those that are most like `name` first; of more than `most` the number."""
+    names = list(known)
+    close = get_close_matches(str(name), names)
+    found = list(dict.fromkeys([*close, *names]))
+    text = ", ".join(map(repr, found[:most])) or "none"
+    return text + (f" ... ({len(found)} in all)" if len(found) > most else "")

@@ -7,9 +7,6 @@ import time
 from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds of work before a bar appears by itself
 
@@ -39,6 +36,15 @@ def track(
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield from items
         return
+    from rich.console import Console  # noqa: PLC0415  it takes long to import
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     count = length(items) if total is None else total
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

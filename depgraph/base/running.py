@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from .checks import function
 from .errors import InputError
 
 
@@ -114,8 +115,7 @@ def score_of(score: Score, model: nn.Module) -> float:
     Raises:
         InputError: `score` is no function, or gave no finite number.
     """
-    if not callable(score):
-        raise InputError(f"score must be a function from a model to a number, not {score!r}")
+    function("score", score, "model")
     with in_mode(model, False):
         given = score(model)
     try:

@@ -1,13 +1,13 @@
-"""Tables and lines of text as people read them: the one place that lays them out."""
+"""Tables and lines of text as people read them: the one place that lays them out (rich is imported when it does)."""
 
 from __future__ import annotations
 
 import io
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NARROW, WIDE = 60, 110  # characters
 
@@ -19,6 +19,8 @@ def width() -> int:
 
 def table(title: str, *headings: str) -> Table:
     """An empty table: names in the first column, numbers in the others."""
+    from rich.table import Table  # noqa: PLC0415
+
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for i, heading in enumerate(headings):
         made.add_column(heading, justify="right" if i else "left", overflow="fold")
@@ -27,6 +29,8 @@ def table(title: str, *headings: str) -> Table:
 
 def printed(*parts: Any) -> str:
     """Tables and lines, one below the other; brackets and colons in them are what they are, no markup."""
+    from rich.console import Console  # noqa: PLC0415
+
     out = io.StringIO()
     console = Console(file=out, width=width(), highlight=False, markup=False, emoji=False)
     for part in parts:

@@ -13,7 +13,10 @@ from torch import nn
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ..."""
+    """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ...
+
+    Nor one of which there is but one: whose deep copy is itself, so that a model and its copies share it.
+    """
     return (
         hasattr(value, "__dict__")
         and not isinstance(value, (nn.Module, torch.Tensor, type, torch.dtype, torch.device, Enum))
@@ -23,7 +26,17 @@ def is_plain_object(value: Any) -> bool:
             or type(value).__module__.partition(".")[0]
             not in ("builtins", "torch", "types", "functools", "weakref")
         )
+        and not _is_its_own_copy(value)
     )
+
+
+def _is_its_own_copy(value: Any) -> bool:
+    if not hasattr(type(value), "__deepcopy__"):
+        return False
+    try:
+        return value.__deepcopy__({}) is value
+    except Exception:  # noqa: BLE001  what can't be copied is shared, too
+        return True
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:

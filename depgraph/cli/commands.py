@@ -21,6 +21,7 @@ from ..plan.plan import Plan
 from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
+from ..select import BUDGETS, OPTIONS
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
 from ..verify.verify import verify as verify_values
@@ -79,12 +80,11 @@ def inspect(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `depgraph.prune` that the options of `prune` and `sweep` share."""
+    own = {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
     return {
+        **own,
         "importance": options.importance,
-        "scope": options.scope,
         "ignore": options.ignore,
-        "round_to": options.round_to,
-        "uniform": options.uniform,
         "granularity": options.granularity,
         "calibration": called(options.calibration, "--calibration") if options.calibration else None,
         "loss": function(options.loss, "--loss") if options.loss else None,
@@ -94,14 +94,19 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _budgets(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: given for name in BUDGETS if (given := getattr(options, name)) is not None}
+
+
 def prune(options: argparse.Namespace) -> int:
     """Make a model smaller; save it where a folder is given."""
     model = model_of(options.model)
-    budgets = {
-        f"max_{n}": getattr(options, f"max_{n}") for n in ("params", "macs", "bytes", "memory", "latency")
-    }
     result = prune_model(
-        model, inputs_of(options.input, model), pruning_ratio=options.ratio, **budgets, **_asked(options)
+        model,
+        inputs_of(options.input, model),
+        pruning_ratio=options.ratio,
+        **_budgets(options),
+        **_asked(options),
     )
     lost: list[str] = []
     if options.out and options.pretrained:
@@ -123,7 +128,7 @@ def sweep(options: argparse.Namespace) -> int:
     """Several ratios, one trace."""
     model = model_of(options.model)
     found = sweep_model(
-        model, inputs_of(options.input, model), ratios=options.ratios, score=function(options.score, "--score"),
+        model, inputs_of(options.input, model), ratios=options.ratios, budgets=_budgets(options), score=function(options.score, "--score"),
         file=options.file, **_asked(options),
     )  # fmt: skip
     lines = [f"rows: {options.file}"] if options.file else []

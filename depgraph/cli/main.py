@@ -14,6 +14,7 @@ from rich.console import Console
 from ..base.errors import DepgraphError
 from ..grouping.graph import GRANULARITIES
 from ..importance import CRITERIA
+from ..select import BUDGETS, OPTIONS
 from . import commands
 
 DONE, REFUSED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -98,9 +99,9 @@ def _sweep(add: Add) -> None:
     _inputs(made)
     _how(made)
     made.add_argument(
-        "--ratios", type=numbers, default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8", metavar="R,R,...",
-        help="pruning ratios (default: %(default)s)",
+        "--ratios", type=numbers, metavar="R,R,...", help="pruning ratios (default: 0.1 to 0.9, where no budget is given)",
     )  # fmt: skip
+    _add_budgets(made, amounts)
     made.add_argument(
         "--score",
         required=True,
@@ -176,19 +177,33 @@ def _budgets(to: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
     )
-    for name, text in (
-        ("params", "parameters"),
-        ("macs", "multiply-accumulates of one forward pass"),
-        ("bytes", "bytes of parameters and buffers"),
-        ("memory", "bytes of activations at their peak"),
-    ):
-        budget.add_argument(
-            f"--max-{name}", type=number, metavar="N", help=f"at most so many {text}: 0.5 of what it has, or a number"
+    _add_budgets(budget, number)
+
+
+def _add_budgets(to: Any, kind: Callable[[str], Any]) -> None:
+    """An option for every budget that there is."""
+    for budget in BUDGETS.values():
+        to.add_argument(
+            _flag(budget.name), type=kind, metavar="N" if kind is number else "N,N,...",
+            help=f"at most so many {budget.what}: {budget.ways}".replace("%", "%%"),
         )  # fmt: skip
-    budget.add_argument(
-        "--max-latency", type=number, metavar="N",
-        help="at most so long for one forward pass on this machine: 0.5 of what it takes, or a time such as 12ms",
-    )  # fmt: skip
+
+
+def _add_options(to: Any, leave: Sequence[str] = ()) -> None:
+    """An option for every field of a request that a command line can say."""
+    for name, field in OPTIONS.items():
+        text, kind, choices = (field.metadata[k] for k in ("text", "kind", "choices"))
+        if kind is None or name in leave:
+            continue
+        if kind is bool:
+            to.add_argument(_flag(name), action="store_true", help=text)
+        else:
+            shown = {"choices": choices} if choices else {"metavar": "N" if kind is int else "R"}
+            to.add_argument(_flag(name), type=kind, help=text, **shown)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _how(to: argparse.ArgumentParser) -> None:
@@ -198,9 +213,7 @@ def _how(to: argparse.ArgumentParser) -> None:
         "--importance", default="l1", metavar="NAME",
         help=f"criterion (default: %(default)s): {', '.join(CRITERIA)}",
     )  # fmt: skip
-    what.add_argument("--scope", choices=("local", "global", "isomorphic"), help="which groups compete")
-    what.add_argument("--round-to", type=int, default=1, metavar="N", help="widths are multiples of this")
-    what.add_argument("--uniform", action="store_true", help="equal widths in repeated blocks")
+    _add_options(what, leave=("pruning_ratio",))
     what.add_argument(
         "--granularity",
         choices=GRANULARITIES,
@@ -219,7 +232,7 @@ def _how(to: argparse.ArgumentParser) -> None:
 
 
 def number(text: str) -> float | int | str:
-    """0.5 is a share, 1000 a number, 1e9 a number too; what else there is (``12ms``, ``3MB``) has a unit."""
+    """0.5 is a share, 1000 a number, 1e9 a number too; what else there is (``12ms``, ``3MB``, ``50%``) has a unit."""
     try:
         return int(text)
     except ValueError:
@@ -234,6 +247,11 @@ def number(text: str) -> float | int | str:
 def numbers(text: str) -> tuple[float, ...]:
     """``0.1,0.2``."""
     return tuple(float(part) for part in text.split(","))
+
+
+def amounts(text: str) -> tuple[float | int | str, ...]:
+    """``0.8,0.6`` or ``12ms,9ms``."""
+    return tuple(number(part) for part in text.split(","))
 
 
 def count(text: str) -> int:

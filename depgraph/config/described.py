@@ -25,7 +25,7 @@ Place = tuple[
     Any, ...
 ]  # ("shape", parameter or saved buffer, dim), ("buffer", name, dim) or ("attr", module path, attribute, *keys)
 Numbers = dict[Place, float]
-EXPONENTS = tuple(Fraction(n, 4) for n in range(-12, 13))
+STEEPEST = 3  # no size grows faster than with this power of a field
 
 
 @dataclass
@@ -99,10 +99,12 @@ def _explain(
 
 
 def _exponent(ratio: float) -> Fraction | None:
-    """e with ratio = 2 ** e, for e in quarters."""
+    """e with ratio = 2 ** e, where that is a number of quarters."""
     if ratio <= 0:
         return None
-    return next((e for e in EXPONENTS if math.isclose(ratio, 2 ** float(e), rel_tol=1e-6)), None)
+    found = Fraction(round(4 * math.log2(ratio)), 4)
+    exact = math.isclose(ratio, 2 ** float(found), rel_tol=1e-6)
+    return found if exact and abs(found) <= STEEPEST else None
 
 
 def _product(number: int, values: Mapping[Key, int], powers: Mapping[Key, Fraction]) -> Expr | None:

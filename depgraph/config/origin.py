@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..base.switches import same_random_state, without_warnings
 from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
 from ..tracing.attributes import read_attribute
@@ -138,13 +138,12 @@ def build(
     for device in ("meta", "cpu"):
         try:
             with (
-                torch.random.fork_rng(devices=[]),
+                same_random_state(),
                 torch.no_grad(),
-                warnings.catch_warnings(),
+                without_warnings(),
                 torch.device(device),
                 _Shapes() as shapes,
             ):
-                warnings.simplefilter("ignore")
                 return kind(**arguments), shapes.exprs
         except Exception:  # noqa: BLE001  a class that computes with its weights while it is built
             continue

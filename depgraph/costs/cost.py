@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.inputs import Arguments
+from ..base.switches import without_library_kernels
+from ..grouping.given import checked_counts
 from ..grouping.graph import DependencyGraph
 from ..tracing.tensors import named_tensors
 from .size_table import Floats, Integers, SizeTable
@@ -72,23 +72,31 @@ def _tensor_sizes(graph: DependencyGraph, sizes: dict[str, int]) -> SizeTable:
 
 
 class CostModel:
-    """Parameters, MACs and bytes as functions of how many indices each group's axis keeps (axis id -> count)."""
+    """Parameters, MACs and bytes as functions of how many units each group keeps: group name -> count, all where one is absent."""
 
     def __init__(self, graph: DependencyGraph) -> None:
         """Read the sizes of every tensor and every contraction off `graph`."""
+        self._graph = graph
         self._parameters, self._macs, self._bytes = parameter_cost(graph), mac_cost(graph), byte_cost(graph)
 
-    def parameters(self, counts: dict[int, int]) -> int:
-        """Parameters with `counts` indices in each group's axis (by id)."""
-        return self._parameters.value(self._parameters.table.vector(counts))
+    def parameters(self, counts: Mapping[str, int]) -> int:
+        """Parameters with `counts` units in each group.
 
-    def macs(self, counts: dict[int, int]) -> int:
+        Raises:
+            InputError: unknown names, or more units than a group has.
+        """
+        return self._value(self._parameters, counts)
+
+    def macs(self, counts: Mapping[str, int]) -> int:
         """Multiply-accumulates of one traced forward pass with `counts`, likewise."""
-        return self._macs.value(self._macs.table.vector(counts))
+        return self._value(self._macs, counts)
 
-    def bytes(self, counts: dict[int, int]) -> int:
+    def bytes(self, counts: Mapping[str, int]) -> int:
         """Bytes of all parameters and buffers with `counts`, likewise."""
-        return self._bytes.value(self._bytes.table.vector(counts))
+        return self._value(self._bytes, counts)
+
+    def _value(self, total: Total, counts: Mapping[str, int]) -> int:
+        return total.value(total.table.vector(checked_counts(self._graph, counts)))
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -117,22 +125,6 @@ class _OneModule:
         """Nothing was."""
 
 
-@contextmanager
-def _without_fused_layers() -> Iterator[None]:
-    """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
-    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    torch._C._set_cudnn_enabled(False)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(before[0])
-        torch._C._set_cudnn_enabled(before[1])
-
-
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
@@ -147,7 +139,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     def count(twin: nn.Module, examples: list[Arguments]) -> int:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
-        with _without_fused_layers(), counter:
+        with without_library_kernels(), counter:
             for args, kwargs in examples:
                 twin(*args, **kwargs)
         return int(counter.get_total_flops()) // 2

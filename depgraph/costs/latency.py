@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,10 @@ import torch
 from torch import nn
 
 from ..base.inputs import each_example
+from ..base.running import in_mode
+from ..base.switches import around_calls, same_random_state
 from ..grouping.graph import DependencyGraph
+from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed
@@ -37,17 +40,19 @@ class LatencyTable:
 
     def __init__(self, graph: DependencyGraph) -> None:
         """Rows for the modules of `graph`, without points: see `add`."""
-        work = [(n, f) for n, f in graph.state.work if not n.meta.get("training")]
-        made = [n for n in graph.trace.graph.nodes if n.op == "call_function" and "dtype" in n.meta]
-        made = [n for n in made if not n.meta.get("training")]
-        self.paths = list(dict.fromkeys(n.meta["module"] for n in [*made, *(n for n, _ in work)]))
+        work = graph.state.work
+        calls = [(n, record_of(n)) for n in graph.trace.graph.nodes if n.op == "call_function"]
+        made = [n for n, record in calls if record.one_tensor and not record.training]
+        self.paths = list(dict.fromkeys(record_of(n).module for n in [*made, *(n for n, _ in work)]))
         self.row = {path: i for i, path in enumerate(self.paths)}
         rows = len(self.paths)
         self.macs, self.written = SizeTable(graph, rows), SizeTable(graph, rows)
         for n, factors in work:
-            self.macs.add(factors, row=self.row[n.meta["module"]])
+            self.macs.add(factors, row=self.row[record_of(n).module])
         for n in made:
-            self.written.add(graph.state.dims[n][0], n.meta["dtype"].itemsize, self.row[n.meta["module"]])
+            self.written.add(
+                graph.state.dims[n][0], record_of(n).dtype.itemsize, self.row[record_of(n).module]
+            )
         self.points: list[tuple[Floats, Floats]] = []  # [rows] work, [rows] seconds
 
     def add(self, counts: Integers, seconds: Mapping[str, float]) -> None:
@@ -127,17 +132,13 @@ def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any
 def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:
     """Seconds of each pass of each model; the models take turns."""
     times: list[list[float]] = [[] for _ in models]
-    training = [[m for m in model.modules() if m.training] for model in models]
-    try:
+    with ExitStack() as stack:
         for model in models:
-            model.eval()
+            stack.enter_context(in_mode(model, False))
         slowest = max(min(_run(model, example_inputs) for _ in range(3)) for model in models)
         for _ in _passes(slowest):
             for model, found in zip(models, times, strict=True):
                 found.append(_run(model, example_inputs))
-    finally:
-        for module in (m for found in training for m in found):
-            module.training = True
     return times
 
 
@@ -147,7 +148,7 @@ def _passes(seconds: float) -> Iterable[int]:
 
 def _run(model: nn.Module, example_inputs: Any) -> float:
     """Seconds of one pass."""
-    with torch.no_grad():
+    with same_random_state(), torch.no_grad():
         start = time.perf_counter()
         for args, kwargs in each_example(example_inputs):
             model(*args, **kwargs)
@@ -159,33 +160,21 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
 @contextmanager
 def _timed(model: nn.Module) -> Iterator[dict[str, float]]:
     """While this lasts, seconds that each module of `model` spends in itself are added up in the dict it gives."""
-    paths = {id(m): path for path, m in model.named_modules()}
-    training = [m for m in model.modules() if m.training]
-    original = nn.Module.__call__
     rows: dict[str, float] = {}
     inner = [0.0]
     wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = paths.get(id(self))
-        if path is None:
-            return original(self, *args, **kwargs)
+    def around(path: str, module: nn.Module, run: Callable[[], Any]) -> Any:
         inner.append(0.0)
         wait()
         start = time.perf_counter()
         try:
-            return original(self, *args, **kwargs)
+            return run()
         finally:
             wait()
             spent = time.perf_counter() - start
             rows[path] = rows.get(path, 0.0) + spent - inner.pop()
             inner[-1] += spent
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    model.eval()
-    try:
+    with in_mode(model, False), around_calls(model, around):
         yield rows
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        for module in training:
-            module.training = True

@@ -21,16 +21,17 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
+from ..axes.nodes import op_name
 from ..base.inputs import Arguments
 from ..base.running import CallMode
 from ..base.values import tensor_leaves
 from ..grouping.graph import DependencyGraph
-from ..tracing.recorder import Node
+from ..tracing.recorder import Node, record_of
 from .size_table import Floats, Integers, SizeTable
 from .stand_ins import on_stand_ins
 
 # Ops whose result shares memory with their argument, though their schema does not say so.
-SHARING = ("aten::_unsafe_view", "aten::_reshape_alias")
+SHARING = frozenset({"_unsafe_view", "_reshape_alias"})
 
 
 class PeakMemory:
@@ -63,13 +64,13 @@ class PeakMemory:
 
 def memory_cost(graph: DependencyGraph) -> PeakMemory:
     """Peak bytes of the activations of one traced forward pass."""
-    nodes = [n for n in graph.trace.graph.nodes if n.op == "call_function" and not n.meta.get("training")]
+    nodes = [n for n in graph.trace.graph.nodes if n.op == "call_function" and not record_of(n).training]
     at = {n: i for i, n in enumerate(nodes)}
     owner: dict[Node, Node] = {}  # node -> the one that made the memory that it ranges over
     for n in nodes:
         whole = _shared_with(n)
         owner[n] = n if whole is None else owner.get(whole, whole)
-    made = [n for n in nodes if owner[n] is n and "dtype" in n.meta]
+    made = [n for n in nodes if owner[n] is n and record_of(n).one_tensor]
     row = {n: i for i, n in enumerate(made)}
     births = np.array([at[n] for n in made], dtype=np.int64)
     deaths = births.copy()
@@ -85,7 +86,7 @@ def memory_cost(graph: DependencyGraph) -> PeakMemory:
             deaths[r] = len(nodes) - 1
     table = SizeTable(graph, len(made))
     for r, n in enumerate(made):
-        table.add(graph.state.dims[n][0], n.meta["dtype"].itemsize, r)
+        table.add(graph.state.dims[n][0], record_of(n).dtype.itemsize, r)
     return PeakMemory(table, births, deaths)
 
 
@@ -93,14 +94,16 @@ def _shared_with(node: Node) -> Node | None:
     """The argument whose memory the result of an op is, or None where it makes its own."""
     if node.target is operator.getitem:
         whole: Any = node.args[0]
-        return None if _shared_with(whole) is None and "dtype" not in whole.meta else whole
+        return None if _shared_with(whole) is None and not record_of(whole).one_tensor else whole
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return None
     arguments = [*node.args, *(node.kwargs.get(a.name) for a in schema.arguments[len(node.args) :])]
     says = any(r.alias_info is not None for r in schema.returns)
     for a, value in zip(schema.arguments, arguments, strict=False):
-        if isinstance(value, Node) and ((says and a.alias_info is not None) or schema.name in SHARING):
+        if isinstance(value, Node) and (
+            (says and a.alias_info is not None) or op_name(node.target) in SHARING
+        ):
             return value
     return None
 
@@ -109,7 +112,7 @@ class _Calls:
     """When the calls of modules end, in numbers of ops."""
 
     def __init__(self, model: nn.Module, nodes: list[Node]) -> None:
-        self.paths = [_called(model, n.meta["module"]) for n in nodes]
+        self.paths = [_called(model, record_of(n).module) for n in nodes]
         self.ends: list[dict[str, int]] = [{} for _ in nodes]
         open_: dict[str, int] = {}
         for i in range(len(nodes) - 1, -1, -1):
@@ -118,7 +121,7 @@ class _Calls:
 
     def held_until(self, reader: int, made: Node) -> int:
         """The end of the outermost call that op `reader` is in and that got the result of `made` from outside."""
-        inside = made.meta["module"]
+        inside = record_of(made).module
         for path in self.paths[reader]:
             if inside != path and not inside.startswith(f"{path}."):
                 return self.ends[reader][path]

@@ -24,14 +24,12 @@ class SizeTable:
 
     def __init__(self, graph: DependencyGraph, rows: int = 1) -> None:
         """`rows` empty sums over the free axes of `graph`."""
-        self.free = graph.free
-        self.index = {a: i for i, a in enumerate(self.free)}
-        self.full: Integers = np.array([axis.size for axis in self.free.values()], dtype=np.int64)
+        self.index = {a: i for i, a in enumerate(graph.by_axis)}
+        self.full: Integers = np.array([a.size for a in self.index], dtype=np.int64)
         self.rows = rows
         self._fixed = [0] * rows
-        self._sizes: dict[int, int] = {}  # id of an axis that varies -> its number
-        self._constant: dict[int, int] = {}  # id of an axis that does not -> its size
-        self._alive: list[Axis] = []
+        self._sizes: dict[Axis, int] = {}  # an axis that varies -> its number
+        self._constant: dict[Axis, int] = {}  # one that does not -> its size
         self._monomials: list[tuple[int, int, tuple[int, ...]]] = []  # size, coefficient, free axes
         self._terms: list[tuple[int, int, list[int]]] = []  # row, constant, sizes
         self._compiled: _Compiled | None = None
@@ -54,20 +52,18 @@ class SizeTable:
 
     def _size(self, axis: Axis) -> tuple[int, list[int]]:
         """The size of an axis that does not vary and [], or 1 and [the number of one that does]."""
-        key = id(axis)
-        if key not in self._sizes and key not in self._constant:
-            self._alive.append(axis)
-            p = polynomials.count(axis, self.free)
+        if axis not in self._sizes and axis not in self._constant:
+            p = polynomials.count(axis, self.index)
             if set(p) <= {()}:
-                self._constant[key] = p.get((), 0)
+                self._constant[axis] = p.get((), 0)
             else:
-                number = self._sizes[key] = len(self._sizes)
+                number = self._sizes[axis] = len(self._sizes)
                 self._monomials += [(number, n, tuple(self.index[a] for a in t)) for t, n in p.items()]
-        return (self._constant[key], []) if key in self._constant else (1, [self._sizes[key]])
+        return (self._constant[axis], []) if axis in self._constant else (1, [self._sizes[axis]])
 
-    def vector(self, counts: Mapping[int, int]) -> Integers:
-        """`counts` by axis id as a vector over the free axes."""
-        return np.array([counts[a] for a in self.free], dtype=np.int64)
+    def vector(self, counts: Mapping[Axis, int]) -> Integers:
+        """`counts` as a vector over the free axes."""
+        return np.array([counts[a] for a in self.index], dtype=np.int64)
 
     def values(self, counts: Integers) -> Integers:
         """[rows] int64: every sum at `counts` ([free axes])."""

@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuardMode
+from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors
+from ..tracing.caches import nothing_kept
 from ..tracing.tensors import named_tensors, skeleton
-from ..tracing.trace import quiet_fakes
-from ..tracing.wrappers import eagerly
 
 Found = TypeVar("Found")
 
@@ -33,7 +33,7 @@ def on_stand_ins(
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
         examples = map_tensors(each_example(example_inputs), mode.from_tensor if fake else torch.clone)
         try:
-            with quiet_fakes(), mode, torch.no_grad(), eagerly():
+            with same_random_state(), nothing_kept(model), quiet_fakes(), mode, torch.no_grad(), eagerly():
                 return count(twin, examples)
         except Exception:
             if not fake:

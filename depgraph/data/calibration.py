@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ..base.checks import function
 from ..base.errors import InputError
 from ..base.inputs import each_example, split_inputs
 from ..base.progress import track
@@ -68,6 +69,8 @@ class Calibration:
             raise InputError(
                 f"calibration must be an iterable of batches, not {type(batches).__name__}: put a single batch into a list"
             )
+        if loss is not None:
+            function("loss", loss, "output", "target")
         self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
         self._args, kwargs = each_example(example_inputs)[0]
         tensors = tensor_leaves((self._args, kwargs))

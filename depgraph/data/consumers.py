@@ -14,10 +14,10 @@ from typing import Any
 
 from ..axes import axes
 from ..axes.axes import Axis
-from ..axes.nodes import is_convolution, is_grouped, leaves_of, tokens
+from ..axes.nodes import is_convolution, is_grouped, op_name, tokens
 from ..axes.op_call import DimFacts, Product
 from ..grouping.graph import DependencyGraph
-from ..tracing.trace import Node
+from ..tracing.recorder import Node, record_of
 
 Step = int | str
 
@@ -57,6 +57,11 @@ class Consumer:
         """Columns of its inputs."""
         return 1 if self.axis is None else self.axis.size
 
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is called in a convolution."""
+        return is_convolution(self.node.target)
+
     def __repr__(self) -> str:
         return (
             f"Consumer({self.name}:{self.dim}, width={self.width}{', ' + self.reason if self.reason else ''})"
@@ -70,7 +75,7 @@ def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:
     keys = Keys()
     found: dict[Any, Consumer] = {}
     for product in sorted(state.products, key=lambda p: order[p.node]):
-        if not leaves_of(product.weight):
+        if not state.leaves_of(product.weight):
             continue
         consumer, key = _consumer(state, product), slot(product, keys)
         place: Any = (key, consumer.name) if key is not None else product
@@ -84,15 +89,15 @@ def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:
 def _consumer(state: DimFacts, product: Product) -> Consumer:
     present = [a for a in product.consumed if a is not None]
     axis = axes.product(present) if present else None
-    atoms = {id(a) for a in axes.atoms(axis)} if axis is not None else set()
+    atoms = set(axes.atoms(axis)) if axis is not None else set()
     places = [
         (leaf, d)
-        for leaf in leaves_of(product.weight)
+        for leaf in state.leaves_of(product.weight)
         for d, dim in enumerate(state.dims[leaf][0])
-        if dim is not None and atoms & {id(a) for a in axes.atoms(dim)}
+        if dim is not None and not atoms.isdisjoint(axes.atoms(dim))
     ]
-    leaves = [leaf for leaf, _ in places] or leaves_of(product.weight)
-    leaf = max(leaves, key=lambda n: prod(n.meta["shapes"][0]))
+    leaves = [leaf for leaf, _ in places] or state.leaves_of(product.weight)
+    leaf = max(leaves, key=lambda n: prod(record_of(n).shape))
     dims = [d for n, d in places if n is leaf]
     contracted = _contracted(product)
     return Consumer(
@@ -109,9 +114,9 @@ def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
     """Why the inputs of a product can't be handed over, or nothing."""
     if product.activation is None:
         return f"{product.node.target} makes what it consumes inside, or of several arguments"
-    if product.node.meta.get("training"):
+    if record_of(product.node).training:
         return "it is called in train mode only"
-    if any(node.meta["dtype"].is_complex for node in (product.activation, product.weight)):
+    if any(record_of(node).dtype.is_complex for node in (product.activation, product.weight)):
         return "it is given complex numbers"
     if slot(product, Keys()) is None:
         return "data decides which of its entries are used"
@@ -124,15 +129,15 @@ def _contracted(product: Product) -> tuple[int, ...] | None:
     """Which dims of the activation are summed over; None where the call is no product of two matrices."""
     if product.activation is None:
         return None
-    rank = len(product.activation.meta["shapes"][0])
+    rank = len(record_of(product.activation).shape)
     op = product.node.target
     if is_convolution(op):
-        return (1 if rank == len(product.weight.meta["shapes"][0]) else 0,)
+        return (1 if rank == len(record_of(product.weight).shape) else 0,)
     if is_grouped(op):
         return (1,)
     if product.letters is None:
         return None
-    wide = len(product.weight.meta["shapes"][0])
+    wide = len(record_of(product.weight).shape)
     x, w = tokens(product.letters[0], rank), tokens(product.letters[1], wide)
     result = product.letters[2]
     if len(set(x)) < len(x) or len(set(w)) < len(w) or ("..." not in result and any("." in t for t in x + w)):
@@ -167,9 +172,9 @@ class Keys:
 
     def _of(self, node: Node) -> int | None:
         if node.op == "get_attr":
-            named = node.meta["kind"] != "constant"
+            named = record_of(node).kind != "constant"
             return self.intern(str(node.target)) if named else None
-        if node.op != "call_function" or node.meta.get("contracts"):
+        if node.op != "call_function":
             return None
         if node.target is operator.getitem:
             source = self.of(node.args[0])  # type: ignore[arg-type]
@@ -181,7 +186,7 @@ class Keys:
 def form_of(op: Any, args: Any, kwargs: Any, kind: type, number: Callable[[Any], int | None]) -> Any:
     """A hashable name for a call whose tensors (instances of `kind`) have numbers; None where one has none."""
     missing = False
-    tensors_only = op._schema.name.removeprefix("aten::") in RESHAPES
+    tensors_only = op_name(op) in RESHAPES
 
     def name(value: Any) -> Any:
         nonlocal missing

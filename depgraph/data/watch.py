@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +13,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..axes.nodes import is_convolution
+from ..axes.nodes import base_name
 from ..axes.op_call import Product
 from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuard
-from ..tracing.patched import open_python_functions
+from ..base.switches import eagerly, open_functions, same_random_state
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
-from ..tracing.wrappers import eagerly
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, layout_of
@@ -76,7 +75,7 @@ class Call:
 
         The groups of a convolution are side by side in one piece of stack 0.
         """
-        if is_convolution(self.product.node.target):
+        if self.consumer.is_convolution:
             if windows:
                 yield from ((0, piece) for piece in patches(self.args))
             else:
@@ -154,11 +153,11 @@ class Watch:
                 self.run(batch)
 
     def run_prepared(self, batch: Batch) -> Any:
-        """`run` inside of `prepared`: of this thread's state alone nothing is assumed."""
+        """`run` where `prepared` holds, be it in another thread."""
         self.made.clear()
         self.failure, self.choices, self.pending = None, 0, []
         try:
-            with torch.inference_mode(False), torch.no_grad(), _Aten(self), _Python(self):
+            with torch.inference_mode(False), torch.no_grad(), open_functions(), _Aten(self), _Python(self):
                 out = self.twin(*batch.args, **batch.kwargs)
         except StopRun:
             return None
@@ -190,9 +189,9 @@ class Watch:
         found = [c for c in found if id(c) not in self.joins]
         for consumer in found:
             self._tell(self.before, Call(consumer, args, None, self.choices))
-        if self.pending and op._schema.name in ("aten::add", "aten::add_"):
+        if self.pending and base_name(op) == "add":
             self._join(args)
-        if self.noting and op._schema.name.removeprefix("aten::").rstrip("_") in PICKS:
+        if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
         for consumer in found:
@@ -269,10 +268,7 @@ def twin(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
 @contextmanager
 def prepared() -> Iterator[None]:
     """What a watched run changes for the whole process, put back afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-        stack.enter_context(open_python_functions())
-        stack.enter_context(eagerly())
+    with same_random_state(), eagerly(), open_functions():
         yield
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base.errors import DepgraphError, InputError
+from ..base.errors import DepgraphError
 from ..grouping.graph import DependencyGraph, Group
 from ..report import Report
 
@@ -281,7 +281,7 @@ def group(graph: DependencyGraph, which: Group | str, path: Path_ = None, top: i
     Raises:
         InputError: the graph has no such group.
     """
-    found = _named(graph, which)
+    found = graph.group(which.name if isinstance(which, Group) else which)
     roles: dict[str, dict[int, str]] = {}
     share: Counter[tuple[str, int]] = Counter()  # indices of each dim that belong to the group
     for m in found.members:
@@ -324,16 +324,6 @@ def group(graph: DependencyGraph, which: Group | str, path: Path_ = None, top: i
             axes.plot([], [], marker="s", linestyle="", color=color, label=role)
     _legend_above(axes, 3)
     return _saved(figure, path)
-
-
-def _named(graph: DependencyGraph, which: Group | str) -> Group:
-    for g in graph.groups:
-        if g is which or g.name == which:
-            return g
-    names = ", ".join(g.name for g in graph.groups[:8])
-    raise InputError(
-        f"the graph has no group {which!r}; it has {names}{' ...' if len(graph.groups) > 8 else ''}"
-    )
 
 
 def _tree(names: Sequence[str]) -> list[Line]:

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from ..base.checks import fraction
 from ..base.errors import InputError, NothingToPruneError
 from ..base.progress import track
 from ..base.running import Score, score_of
 from ..base.tables import printed, table
 from ..data.calibration import Calibration, Loss
-from ..grouping.build import build_plan
+from ..grouping.build import build_plan, flipped
 from ..grouping.graph import DependencyGraph
 from ..importance import Importance, scores_of
 from ..plan.plan import Masks
 from ..prune import Constraint, analyze, as_module
-from ..search import flipped
 from ..select import Selection, choose, nothing_text
 from ..select.blocks import Block
 from ..surgery.apply import apply
@@ -204,7 +204,7 @@ def _fill(
     for name, ratio in track([(b, r) for b in blocks for r in chosen], "sensitivity", progress):
         if (name, ratio) in known:
             continue
-        masks = {a: chosen[ratio][a] for a in blocks[name].gone if a in chosen[ratio]}
+        masks = {g: chosen[ratio][g] for g in blocks[name].names if g in chosen[ratio]}
         value, error = known["dense", 0] if not masks else None, None
         if masks:
             value, error = _score_of_one(graph, masks, score, example_inputs if name in unchecked else None)
@@ -236,8 +236,7 @@ def _score_of_one(
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     for r in ratios:
-        if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 < r < 1:
-            raise InputError(f"ratios must lie between 0 and 1, not {r!r}")
+        fraction("ratios", r)
     if not len(ratios):
         raise InputError("no ratios are given: what should each group be cut to?")
     return tuple(sorted(set(ratios)))
@@ -265,19 +264,22 @@ def _blocks(selection: Selection, wanted: Sequence[str] | None) -> dict[str, Blo
     found: dict[str, Block] = {}
     names: dict[str, set[str]] = {}
     for block in selection.blocks:
-        name = block.groups[0].name
-        if name in found:
-            name = f"{name}#{len(found)}"
+        name = block.names[0]
         found[name] = block
         tensors = {m.name for g in block.groups for m in g.members if m.role == "produces"}
-        names[name] = {g.name for g in block.groups} | tensors | {t.rpartition(".")[0] for t in tensors}
+        names[name] = {*block.names, *tensors, *(t.rpartition(".")[0] for t in tensors)}
     if wanted is None:
         return found
     patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-    idle = [p for p in patterns if not any(fnmatchcase(n, p) for ns in names.values() for n in ns)]
+    idle = [p for p in patterns if not any(_means(p, n) for ns in names.values() for n in ns)]
     if idle:
         some = ", ".join(list(found)[:8])
         raise InputError(
             f"groups names nothing that can be cut: {', '.join(map(repr, idle))}; there are {some}"
         )
-    return {b: v for b, v in found.items() if any(fnmatchcase(n, p) for n in names[b] for p in patterns)}
+    return {b: v for b, v in found.items() if any(_means(p, n) for n in names[b] for p in patterns)}
+
+
+def _means(pattern: str, name: str) -> bool:
+    """Whether `pattern` is `name`, which may have brackets in it, or a glob of it."""
+    return pattern == name or fnmatchcase(name, pattern)

@@ -22,13 +22,12 @@ from ..grouping.graph import DependencyGraph, Group
 from ..importance import CRITERIA, Importance, Scores, scores_of
 from ..importance.criterion import normalisation
 from ..prune import OF_ANALYZE, analyze, as_module, prune
-from ..select import Request
-from ..select.budgets import check_budgets
+from ..select import BUDGETS, Request
+from ..select.budget_kinds import budget_kind
 from . import pictures
 from .records import Records, name_of
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-BUDGETS = ("max_macs", "max_params", "max_bytes", "max_memory", "max_latency")
 Key = tuple[str, float | str]
 OWN = ("pruning_ratio", "score", "graph", "inplace", "latency", "progress")  # not to be handed on to `prune`
 
@@ -143,7 +142,7 @@ class ScoredOnce:
         named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
         self.normalise = normalisation(named)  # type: ignore[arg-type]
         self.graph: DependencyGraph | None = None
-        self.scores: dict[int, Scores] = {}
+        self.scores: dict[str, Scores] = {}
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Score all groups of `graph`, unless that was the last one."""
@@ -153,7 +152,7 @@ class ScoredOnce:
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
-        return self.scores[id(group.axis)]
+        return self.scores[group.name]
 
 
 def sweep(
@@ -231,9 +230,8 @@ class _Run:
             return self._measured(argument, value, self.model, score_of(self.score, self.model))
         graph = self.graph
         try:
-            with graph.unfreezing():
-                asked = {**self.rest, argument: value}
-                small = prune(self.model, self.example_inputs, graph=graph, **asked).model
+            asked = {**self.rest, argument: value}
+            small = prune(self.model, self.example_inputs, graph=graph, **asked).model
         except InputError:
             raise
         except DepgraphError as error:
@@ -272,22 +270,21 @@ def _asked(
         ratios = () if budgets else RATIOS
     names = inspect.signature(prune).parameters
     for name in arguments:
-        if name not in names:
+        if name not in names and name not in BUDGETS:
             raise InputError(f"prune takes no argument {name!r}")
         if name in OWN:
             raise InputError(f"sweep has its own use of {name!r}: it can't be handed on to prune")
     for name in budgets or ():
-        if name not in BUDGETS:
-            raise InputError(f"budgets can't hold {name!r}: give some of {', '.join(BUDGETS)}")
+        budget_kind(name)
     asked: list[Key] = [("pruning_ratio", r) for r in ratios]
     asked += [(name, value) for name, values in (budgets or {}).items() for value in values]
     if not asked:
         raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
     for name, value in asked:
         if name in BUDGETS:
-            check_budgets(Request(), {name: value})
+            Request(budgets={name: value})
         elif isinstance(value, (int, float)):
-            Request(value).check()
+            Request(value)
         else:
             raise InputError(f"ratios must be numbers between 0 and 1, not {value!r}")
     return list(dict.fromkeys(asked))

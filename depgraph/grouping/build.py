@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..axes import axes, polynomials
-from ..axes.axes import Reason
+from ..axes import polynomials
 from ..config.origin import field_repairs
-from ..plan.plan import Cut, Masks, Plan, Repair, Rewrite
+from ..plan.plan import Masks, Plan, Repair, Rewrite
+from .given import checked_masks
 from .graph import DependencyGraph
-from .sizes import Literal, is_constant
 
 
 def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:
-    """The plan that keeps the units in `masks` (axis id -> bool array; absent axes lose nothing).
+    """The plan that keeps the units in `masks`.
 
     Args:
         graph: the dependency graph.
-        masks: what `choose` returned, or what you made yourself: group key -> [units] bool, True where a unit stays.
+        masks: what `choose` returned, or what you made yourself: group name -> [units] bool (an array, a tensor or a list),
+            True where a unit stays. Groups without one lose nothing.
         bold: numbers of the config which forward reads without showing what for follow, too: such a plan must be verified.
+
+    Raises:
+        InputError: unknown names, something else than masks, or masks that leave nothing of a dim or break a constraint.
     """
+    kept = checked_masks(graph, masks)
     plan = Plan(
         shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},
         aliases=dict(graph.trace.aliases),
     )
     for name in graph.trace.tensors:
-        keep, blocks = graph.keeps(name, masks)
-        if blocks is not None or any(k is not None for k in keep):
-            numbered = graph.state.renumbered.get(name)
-            numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
-            plan.shapes[name] = tuple(graph.tensors[name].shape)
-            plan.cuts[name] = Cut(plan.shapes[name], tuple(keep), blocks, numbers)
-    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
-    values = {}
+        cut = graph.cut(name, kept)
+        if cut is not None:
+            plan.shapes[name], plan.cuts[name] = cut.shape, cut
+    counts, values = graph.sizes.counts(kept), {}
     for key, polynomial in graph.sizes.attributes.items():
         value = polynomials.evaluate(polynomial, counts)
         values[key] = value
@@ -50,17 +48,9 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
     return plan
 
 
-def open_literals(graph: DependencyGraph) -> list[tuple[Literal, set[int]]]:
-    """The numbers of unknown origin that repeat a size which may change, with the ids of the axes that change it."""
-    free = graph.free
-    found = [(literal, graph.sizes.reduce(literal.target, free)) for literal in graph.sizes.literals]
-    return [(literal, {a for term in p for a in term}) for literal, p in found if not is_constant(p)]
-
-
-def freeze_open_literals(graph: DependencyGraph) -> None:
-    """Freeze the axes whose size a number of unknown origin repeats."""
-    for literal, _ in open_literals(graph):
-        free, use = graph.free, literal.use
-        target = graph.sizes.reduce(literal.target, free)
-        text = f"is repeated by the number {use.value}, which stands in no method of a module that a plan can change"
-        graph.freeze([free[a] for t in target for a in t], Reason(text, use.function, use.module, use.source))
+def flipped(graph: DependencyGraph, masks: Masks) -> list[tuple[list[str], str]]:
+    """The comparisons of sizes in forward that `masks` would change: the groups in each, and how it comes out."""
+    return [
+        ([graph.by_axis[a].name for a in sorted(atoms) if a in graph.by_axis], text)
+        for atoms, text in graph.sizes.flipped({graph.named[name].axis: mask for name, mask in masks.items()})
+    ]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..tracing.recorder import Node, record_of
 from ..tracing.size_uses import ScalarUse
-from ..tracing.trace import Node, Trace
+from ..tracing.trace import Trace
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Decision:
 
 def decision(trace: Trace, table: Node) -> Decision | None:
     """The decision that the constant `table` is made for, without its uses; None where it leads to anything else."""
-    if trace.fake or table.op != "get_attr" or table.meta["kind"] != "constant":
+    if trace.fake or table.op != "get_attr" or record_of(table).kind != "constant":
         return None
     reads, seen, ahead = [], {table}, [table]
     while ahead:
@@ -44,8 +45,8 @@ def decision(trace: Trace, table: Node) -> Decision | None:
             schema = getattr(user.target, "_schema", None)
             if schema is None or schema.is_mutable:
                 return None
-            if not user.meta["shapes"]:
-                if node.meta.get("dtype") is not torch.bool:
+            if not record_of(user).shapes:
+                if record_of(node).dtypes[:1] != (torch.bool,):
                     return None
                 reads.append(node)
             elif user not in seen:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..axes import axes, polynomials
-from ..axes.axes import RAGGED, Axis, Reason
-from ..axes.nodes import leaves_of
+from ..axes.axes import AtomMasks, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..axes.polynomials import Polynomial
-from ..base.errors import InputError
+from ..axes.ragged import is_ragged, kept_by_block, pieces
+from ..base.checks import whole_number
+from ..base.errors import InputError, suggestions
 from ..config.origin import Origins, origins
+from ..plan.plan import Cut
 from ..tracing.trace import Node, Trace
-from .members import Group, Indices, Member, Role, places_of, roles_of
-from .naming import NAMING, Place, axis_at, named
+from .given import Place, axis_at, checked_indices, checked_masks, first_name
+from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
+from .naming import NAMING, Name, given_names, name_in, named
 from .siblings import follow_siblings
-from .sizes import SizeSystem
+from .sizes import SizeSystem, is_constant
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 GRANULARITIES = ("coarse", "fine")
 
@@ -47,26 +53,38 @@ class Frozen:
 
 
 class DependencyGraph:
-    """Groups, constraints and locks of one model.
+    """Groups, constraints and locks of one model. Nothing changes in it once it is made.
 
     Attributes:
         trace: the recorded run.
-        groups: what can be removed, a `Group` each, largest first in the order of the model.
+        groups: what can be removed, a `Group` each, in the order of the model.
+        by_axis: the same by their axes.
+        named: name -> every group that was found, those that were frozen afterwards, too.
         tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
         constraints: polynomials in the counts of group axes that must stay 0.
         granularity: "coarse" or "fine": which factor of a product is cut (see `select/factors.py`); None: coarse, and fine
             where a budget can't be met otherwise.
-        multiples: what `multiple_of` was told: the place, its axis, and the number.
+        multiples: what `multiple_of` was told, and forward tests: the place, its axis, and the number.
+        meets_literals: whether numbers of unknown origin repeat a size, or are compared with one, which could change.
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
-    def __init__(self, state: DimFacts, model: torch.nn.Module, ignore: Sequence[str] = ()) -> None:
-        """Read the atoms off `state`; `ignore`: names or globs of modules, parameters or buffers to leave alone."""
+    def __init__(
+        self, state: DimFacts, model: torch.nn.Module, ignore: Name | Sequence[Name] = (), granularity: str | None = None,
+    ) -> None:  # fmt: skip
+        """Read the atoms off `state`.
+
+        Args:
+            state: what the rules said.
+            model: the model that was traced.
+            ignore: names or globs of modules, parameters or buffers to leave alone.
+            granularity: as for `analyze`.
+        """
         self.state = state
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
         self.model = model
-        self.granularity: str | None = None
+        self.granularity = granularity
         self.multiples: list[tuple[str, Axis, int]] = []
         self.followed = follow_siblings(state, model)
         self._dims: dict[str, Dims] = {n: state.dims[node][0] for n, node in self.trace.tensors.items()}
@@ -76,14 +94,18 @@ class DependencyGraph:
         self.sizes = SizeSystem(state, model)
         for sibling in self.followed:
             self.sizes.follow(sibling.path, sibling.executed)
+        self._finished = False
+        self._frozen: dict[Axis, Reason] = {}  # since the groups are known
         self.groups = self._find_groups()
-        self.by_axis = {id(g.axis): g for g in self.groups}
+        self.named = {g.name: g for g in self.groups}
+        self.by_axis = {g.axis: g for g in self.groups}
         self.multiples += [
-            (self.by_axis[id(axis)].name, axis, number)
+            (self.by_axis[axis].name, axis, number)
             for axis, number in self.sizes.multiples
-            if id(axis) in self.by_axis
+            if axis in self.by_axis
         ]
         self._freeze_determined()
+        self.meets_literals = self._freeze_open_literals() or self.sizes.meets_literals
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -92,7 +114,7 @@ class DependencyGraph:
         return self._dims.get(self.trace.aliases.get(name, name), [])
 
     @cached_property
-    def _roles(self) -> dict[tuple[int, Node, int], Role]:
+    def _roles(self) -> dict[tuple[Axis, Node, int], Role]:
         return roles_of(self.state)
 
     def output_dim(self, name: str) -> int:
@@ -100,7 +122,7 @@ class DependencyGraph:
         node = self.trace.tensors.get(self.trace.aliases.get(name, name))
         for d, axis in enumerate(self.dims(name)):
             leaves = axes.atoms(axis) if axis is not None else []
-            if node is not None and any(self._roles.get((id(a), node, d)) == "produces" for a in leaves):
+            if node is not None and any(self._roles.get((a, node, d)) == "produces" for a in leaves):
                 return d
         return 0
 
@@ -110,17 +132,11 @@ class DependencyGraph:
         return origins(self.model)
 
     @property
-    def free(self) -> dict[int, Axis]:
-        """The axes of all groups by id."""
-        return {id(g.axis): g.axis for g in self.groups}
-
-    @property
     def constraints(self) -> list[tuple[Polynomial, Reason]]:
         """Polynomials in the counts of group axes that must stay zero, each with the reason."""
-        free = self.free
-        found = [(self.sizes.reduce(p, free), why) for p, why in self.sizes.constraints]
+        found = [(self.sizes.reduce(p, self.by_axis), why) for p, why in self.sizes.constraints]
         for parts, why in self.state.equal_counts:
-            counts = [polynomials.count(p, free) for p in parts]
+            counts = [polynomials.count(p, self.by_axis) for p in parts]
             found.extend((polynomials.minus(c, counts[0]), why) for c in counts[1:])
         unique = {tuple(sorted(p.items())): (p, why) for p, why in found if p}
         return list(unique.values())
@@ -132,8 +148,8 @@ class DependencyGraph:
         for name, dims in self._dims.items():
             for d, axis in enumerate(dims):
                 for atom in dict.fromkeys(axes.atoms(axis)) if axis is not None else ():
-                    if atom.frozen is not None:
-                        found.append(Frozen(name, d, atom.size, atom.frozen))
+                    if (why := self.reason(atom)) is not None:
+                        found.append(Frozen(name, d, atom.size, why))
         for name in self.trace.unreached:
             for d, n in enumerate(self.tensors[name].shape):
                 found.append(
@@ -141,71 +157,74 @@ class DependencyGraph:
                 )
         return found
 
-    def freeze(self, found: Iterable[Axis], reason: Reason) -> None:
-        """Freeze axes after the fact (verification does) and drop their groups.
+    def group(self, name: str) -> Group:
+        """The group `name`.
 
-        Args:
-            found: the axes; of a group, its `axis`.
-            reason: what `frozen` and reports say.
+        Raises:
+            InputError: there is no such group.
         """
-        for axis in found:
-            for atom in axes.atoms(axis):
-                atom.frozen = atom.frozen or reason
-        self.groups = [g for g in self.groups if g.axis.frozen is None]
-        self.by_axis = {id(g.axis): g for g in self.groups}
+        if not isinstance(name, str) or name not in self.named:
+            raise InputError(f"{name!r} is no group of this graph: it has {suggestions(name, self.named)}")
+        return self.named[name]
 
-    @contextmanager
-    def unfreezing(self) -> Iterator[None]:
-        """What `freeze` freezes in the meantime is free again afterwards: several plans start from one graph."""
-        groups = list(self.groups)
-        try:
-            yield
-        finally:
-            for group in groups:
-                group.axis.frozen = None
-            self.groups = groups
-            self.by_axis = {id(g.axis): g for g in groups}
+    def reason(self, atom: Axis) -> Reason | None:
+        """Why no index of `atom` may go; None where it is free."""
+        return self._frozen.get(atom) or atom.frozen
+
+    def without(self, groups: Iterable[str], reason: Reason) -> DependencyGraph:
+        """The graph in which `groups` (by name) are frozen, too, for `reason`; this one stays as it is.
+
+        Raises:
+            InputError: there is no such group.
+        """
+        view = copy.copy(self)
+        view._frozen = dict(self._frozen)
+        view._freeze([self.group(name).axis for name in groups], reason)
+        return view
 
     # ------------------------------------------------------------------------------------------------- stating
 
+    def finish(self, constraints: Iterable[Callable[[DependencyGraph], Any]]) -> DependencyGraph:
+        """This graph, in which the functions `constraints` have stated what else must hold: nothing changes any more."""
+        for constraint in constraints:
+            constraint(self)
+        self._finished = True
+        return self
+
     def lock(self, place: Place, why: str = "is locked as asked") -> None:
-        """No index at `place` may go.
+        """No index at `place` may go. Like the next three, for the functions that `analyze` takes as `constraints`.
 
         Args:
-            place: a group, or a dim as ``"tensor:dim"``, with all dims that it is coupled with.
+            place: a group or its name, or a dim as ``"tensor:dim"``, with all dims that it is coupled with.
             why: the reason that reports give, after "... stays whole: it".
 
         Raises:
-            InputError: there is no such place.
+            InputError: there is no such place; or the graph is finished.
         """
-        self.freeze([axis_at(self, place)], Reason(why))
+        self._take("lock", why)
+        self._freeze([axis_at(self, place)], Reason(why))
         self._freeze_determined()
 
     def at_least(self, place: Place, count: int) -> None:
         """`count` indices at `place` must stay.
 
         Raises:
-            InputError: there is no such place, or it has fewer.
+            InputError: there is no such place, or it has fewer; or the graph is finished.
         """
+        self._take("at_least")
         axis = axis_at(self, place)
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= axis.size:
-            raise InputError(
-                f"at_least must be a whole number from 1 to the {axis.size} of {place!r}, not {count!r}"
-            )
-        self.state.at_least.append((axis, count))
+        self.state.at_least.append((axis, whole_number(f"at_least of {place!r}", count, 1, axis.size)))
 
     def multiple_of(self, place: Place, number: int) -> None:
         """As many indices stay at `place` as are a multiple of `number`, unless all stay.
 
         Raises:
-            InputError: there is no such place, or `number` is none.
+            InputError: there is no such place, or `number` is none; or the graph is finished.
         """
+        self._take("multiple_of")
         axis = axis_at(self, place)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 < number <= axis.size:
-            raise InputError(
-                f"multiple_of must be a whole number from 1 to the {axis.size} of {place!r}, not {number!r}"
-            )
-        self.multiples.append((place.name if isinstance(place, Group) else place, axis, number))
+        name = place.name if isinstance(place, Group) else place
+        self.multiples.append((name, axis, whole_number(f"multiple_of {place!r}", number, 1, axis.size)))
 
     def equal_counts(
         self, places: Sequence[Place], why: str = "keeps as many indices as others, as asked"
@@ -213,12 +232,15 @@ class DependencyGraph:
         """Equally many indices stay at all of `places`, though not the same ones.
 
         Args:
-            places: groups, or dims as ``"tensor:dim"``.
+            places: two or more groups, or dims as ``"tensor:dim"``.
             why: the reason that reports give.
 
         Raises:
-            InputError: there is no such place, or they have different sizes already.
+            InputError: there is no such place, or they have different sizes already; or the graph is finished.
         """
+        self._take("equal_counts", why)
+        if isinstance(places, (str, Group)) or not isinstance(places, Sequence) or len(places) < 2:
+            raise InputError(f"equal_counts needs a list of two places or more, not {places!r}")
         found = [axis_at(self, place) for place in places]
         if len({axis.size for axis in found}) > 1:
             sizes = ", ".join(f"{place} {axis.size}" for place, axis in zip(places, found, strict=True))
@@ -226,17 +248,47 @@ class DependencyGraph:
         self.state.equal_counts.append((found, Reason(why)))
         self._freeze_determined()
 
+    def _take(self, name: str, why: object = "") -> None:
+        """Refuse a statement about a finished graph."""
+        if self._finished:
+            raise InputError(
+                f"this graph is finished: {name} has no effect on it any more\n"
+                f"  fix: analyze(model, example_inputs, constraints=lambda graph: graph.{name}(...))"
+            )
+        if not isinstance(why, str):
+            raise InputError(f"the reason for {name} must be a text, not {why!r}")
+
+    def _freeze(self, found: Iterable[Axis], reason: Reason) -> None:
+        """Freeze axes whose groups are known, and drop these."""
+        for axis in found:
+            for atom in axes.atoms(axis):
+                if self.reason(atom) is None:
+                    self._frozen[atom] = reason
+        self.groups = tuple(g for g in self.groups if g.axis not in self._frozen)
+        self.by_axis = {g.axis: g for g in self.groups}
+
     def _freeze_determined(self) -> None:
         """Freeze the axes whose count a constraint on nothing else determines, and what then follows."""
-        while True:
-            alone = [
-                (atoms, why) for p, why in self.constraints if len(atoms := {a for t in p for a in t}) == 1
-            ]
-            if not alone:
-                return
-            free = self.free
+        while alone := [
+            (atoms, why) for p, why in self.constraints if len(atoms := {a for t in p for a in t}) == 1
+        ]:
             for atoms, why in alone:
-                self.freeze([free[a] for a in atoms], why)
+                self._freeze(atoms, why)
+
+    def _freeze_open_literals(self) -> bool:
+        """Freeze the axes whose size a number of unknown origin repeats; whether there are any."""
+        found = False
+        for literal in self.sizes.literals:
+            target = self.sizes.reduce(literal.target, self.by_axis)
+            if not is_constant(target):
+                use, found = literal.use, True
+                text = f"is repeated by the number {use.value}, which stands in no method of a module that a plan can change"
+                self._freeze(
+                    (a for t in target for a in t), Reason(text, use.function, use.module, use.source)
+                )
+        return found
+
+    # ------------------------------------------------------------------------------------------------ what goes
 
     def coupled(self, name: str, dim: int, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """Everything that must go with `indices` of dim `dim` of tensor `name`.
@@ -255,86 +307,84 @@ class DependencyGraph:
         Raises:
             InputError: the tensor is unknown, an index is out of range, or frozen (the reason is given).
         """
-        dims = self.dims(name)
-        if not dims or not -len(dims) <= dim < len(dims):
-            raise InputError(f"{name!r} has no dim {dim}, or no traced run used it")
-        axis = dims[dim]
-        size = 1 if axis is None else axis.size
-        wanted = np.zeros(size, dtype=bool)
-        given = np.asarray(list(indices), dtype=np.int64)
-        if given.size and (given.max() >= size or given.min() < -size):
-            raise InputError(f"indices of {name!r} dim {dim} must be below {size}")
+        given = checked_indices(self, name, dim, indices)
+        axis = self.dims(name)[dim]
+        wanted = np.zeros(1 if axis is None else axis.size, dtype=bool)
         wanted[given] = True
-        masks: dict[int, npt.NDArray[np.bool_]] = {}
-        candidates = sorted(
-            (a for a in dict.fromkeys(axes.atoms(axis)) if a.frozen is None) if axis else [],
-            key=lambda a: -a.size,
-        )
+        masks: dict[Axis, npt.NDArray[np.bool_]] = {}
+        atoms = list(dict.fromkeys(axes.atoms(axis))) if axis is not None else []
+        candidates = sorted((a for a in atoms if self.reason(a) is None), key=lambda a: -a.size)
         for whole in (True, False):
             for atom in candidates:
                 at = axes.positions(axis, atom) if axis is not None else np.zeros((0, 0), dtype=np.int64)
                 hit = wanted[at].all(1) if whole else wanted[at].any(1)
                 if at.shape[1] and hit.any():
-                    masks[id(atom)] = masks.get(id(atom), np.ones(atom.size, dtype=bool)) & ~hit
+                    masks[atom] = masks.get(atom, np.ones(atom.size, dtype=bool)) & ~hit
                     wanted[at[hit].reshape(-1)] = False
         if wanted.any():
-            reasons = {str(a.frozen) for a in (axes.atoms(axis) if axis is not None else []) if a.frozen}
+            reasons = {str(why) for a in atoms if (why := self.reason(a))}
             raise InputError(
                 f"{name!r} dim {dim} can't lose these indices: {'; '.join(sorted(reasons)) or 'size 1'}"
             )
         gone = {}
         for other in self._dims:
-            mask = self.mask(other, masks)
-            if mask is not None:
-                gone[other] = ~mask
+            cut = self.cut(other, masks)
+            if cut is not None:
+                gone[other] = ~cut.mask()
         return gone
 
-    def keeps(
-        self, name: str, masks: dict[int, npt.NDArray[np.bool_]]
-    ) -> tuple[list[Indices | None], list[Indices] | None]:
+    def keeps(self, name: str, masks: Mapping[str, Any]) -> tuple[list[Indices | None], list[Indices] | None]:
         """What stays of a tensor.
 
         Args:
-            name: a parameter or buffer, by its first name.
-            masks: group key -> bool array of the kept units, as `choose` gives them.
+            name: a parameter or buffer.
+            masks: group name -> [units] bool, True where a unit stays, as `choose` gives them.
 
         Returns:
             the kept indices of each dim, None for all of them; and None, or the kept indices of dim 1 for each block of dim 0
             (grouped convolutions).
+
+        Raises:
+            InputError: there is no such tensor, or `masks` are no masks of this graph.
         """
+        name = first_name(self, name)
+        cut = self.cut(name, checked_masks(self, masks))
+        return ([None] * self.tensors[name].dim(), None) if cut is None else (list(cut.keep), cut.blocks)
+
+    def mask(self, name: str, masks: Mapping[str, Any]) -> torch.Tensor | None:
+        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
+        cut = self.cut(first_name(self, name), checked_masks(self, masks))
+        return None if cut is None else cut.mask()
+
+    def cut(self, name: str, masks: AtomMasks) -> Cut | None:
+        """What stays of tensor `name` (its first name) under checked `masks`; None where all does."""
         per_dim: list[Indices | None] = []
         blocks: list[Indices] | None = None
-        for axis in self._dims[name]:
+        for axis in self._dims.get(name, ()):
             if axis is None:
                 per_dim.append(None)
                 continue
-            root = axis.find()
-            if root.kind == RAGGED:
-                kept = [axes.kept(p, masks) for p in root.parts]
-                if not all(k.all() for k in kept):
-                    blocks = [np.flatnonzero(k) for k in kept]
+            if is_ragged(axis):
+                blocks = kept_by_block(axis, masks)
                 per_dim.append(None)
                 continue
-            mask = axes.kept(root, masks)
+            mask = axes.kept(axis, masks)
             per_dim.append(None if mask.all() else np.flatnonzero(mask))
-        return per_dim, blocks
-
-    def mask(self, name: str, masks: dict[int, npt.NDArray[np.bool_]]) -> torch.Tensor | None:
-        """Bool tensor of the shape of tensor `name`, True where kept; None where nothing goes. `masks` as for `keeps`."""
-        from ..plan.plan import Cut  # noqa: PLC0415
-
-        per_dim, blocks = self.keeps(name, masks)
         if blocks is None and all(k is None for k in per_dim):
             return None
-        return Cut(tuple(self.tensors[name].shape), tuple(per_dim), blocks).mask()
+        numbered = self.state.renumbered.get(name)
+        numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
+        return Cut(tuple(self.tensors[name].shape), tuple(per_dim), blocks, numbers)
 
     def to_networkx(self) -> nx.MultiGraph:
         """A graph whose nodes are tensor dims (``"conv.weight:0"``) and groups, an edge where a group holds a dim."""
+        import networkx as nx  # noqa: PLC0415  nothing else needs it, and it takes long to import
+
         graph = nx.MultiGraph()
         for name, dims in self._dims.items():
             for d, axis in enumerate(dims):
                 atoms_ = axes.atoms(axis) if axis is not None else []
-                why = next((str(a.frozen) for a in atoms_ if a.frozen), None)
+                why = next((str(r) for a in atoms_ if (r := self.reason(a))), None)
                 graph.add_node(f"{name}:{d}", kind="dim", size=1 if axis is None else axis.size, frozen=why)
         for i, group in enumerate(self.groups):
             node = f"group {i}"
@@ -354,44 +404,37 @@ class DependencyGraph:
                 total[Reason("belongs to a tensor that the traced run did not use")] += tensor.numel()
                 continue
             leaves = [a for axis in dims if axis is not None for a in axes.atoms(axis)]
-            if leaves and all(a.frozen for a in leaves):
+            if leaves and all(self.reason(a) for a in leaves):
                 largest = max(leaves, key=lambda a: a.size)
-                total[largest.frozen or Reason("")] += tensor.numel()
+                total[self.reason(largest) or Reason("")] += tensor.numel()
         return total
 
     # ------------------------------------------------------------------------------------------------ building
 
-    def _find_groups(self) -> list[Group]:
-        groups: dict[int, Group] = {}
-        places: dict[int, list[tuple[Axis, Indices]]] = {}  # many tensors share an axis
+    def _find_groups(self) -> tuple[Group, ...]:
+        members: dict[Axis, list[Member]] = {}
+        places: dict[Axis, list[tuple[Axis, Indices]]] = {}  # many tensors share an axis
         roles = self._roles
         for name, dims in self._dims.items():
             node = self.trace.tensors[name]
             for d, axis in enumerate(dims):
                 if axis is None:
                     continue
-                root = axis.find()
-                whole = root.kind == RAGGED
-                pieces = enumerate(root.parts) if whole else [(0, root)]
-                rows = (1 if dims[0] is None else dims[0].size) // len(root.parts) if whole else 0
-                for b, piece in pieces:
-                    found = places.get(id(piece.find()))
+                for piece, bounds in pieces(axis, 1 if dims[0] is None else dims[0].size):
+                    found = places.get(piece)
                     if found is None:
-                        found = places[id(piece.find())] = places_of(piece.find())
+                        found = places[piece] = places_of(piece)
                     for atom, indices in found:
-                        if atom.frozen is not None:
-                            continue
-                        group = groups.setdefault(id(atom), Group(atom))
-                        role = roles.get((id(atom), node, d), "scales")
-                        bounds = (b * rows, (b + 1) * rows) if whole else None
-                        group.members.append(Member(name, d, indices, role, bounds))
-        return list(groups.values())
+                        if atom.frozen is None:
+                            role = roles.get((atom, node, d), "scales")
+                            members.setdefault(atom, []).append(Member(name, d, indices, role, bounds))
+        return named_groups(members.items())
 
 
 def _mark_channels(state: DimFacts) -> None:
     """Only an axis that some weight produces or consumes is a channel; other free axes are left alone."""
     for operand, produced, consumed in state.weights:
-        if leaves_of(operand):
+        if state.leaves_of(operand):
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True
@@ -413,18 +456,18 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
     names = [*graph.tensors, *graph.trace.aliases]
     for path, node in graph.trace.parametrized:
         originals = [graph.dims(n) for n in names if n.startswith(f"{path}.original")]
-        known = {id(a) for dims in originals for axis in dims if axis is not None for a in axes.atoms(axis)}
+        known = {a for dims in originals for axis in dims if axis is not None for a in axes.atoms(axis)}
         reason = Reason("is no axis of the original that a parametrization makes this weight of", "", path)
         for axis in graph.state.dims[node][0]:
             for atom in axes.atoms(axis) if axis is not None else ():
-                if id(atom) not in known:
+                if atom not in known:
                     atom.frozen = atom.frozen or reason
 
 
-def _ignore(graph: DependencyGraph, patterns: Sequence[str]) -> None:
-    """Freeze every dim of the tensors that `patterns` name: a module path, a tensor name, or a glob of either."""
+def _ignore(graph: DependencyGraph, patterns: Name | Sequence[Name]) -> None:
+    """Freeze every dim of the tensors that `patterns` name: modules, tensors, or globs of either."""
     unknown = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in (name_in(graph, given) for given in given_names("ignore", patterns)):
         hit, known = named(graph, pattern)
         if not known:
             unknown.append(pattern)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..axes.axes import ATOM, PRODUCT, RAGGED, Algebra, Axis, Reason
+from ..axes.axes import ATOM, PRODUCT, Algebra, Axis, Reason
+from ..axes.nodes import VALUES_KEPT
 from ..axes.op_call import DimFacts, Dims, OpCall
+from ..axes.ragged import misplaced
 from ..base.errors import UnknownOpError
 from ..rules import rule_for
-from ..tracing.recorder import Node
+from ..tracing.recorder import Node, record_of
+from ..tracing.tensors import memory_of
 from ..tracing.trace import Trace
 from ..tracing.whole import own_namespace
 
@@ -38,24 +42,23 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
         while made.target is torch.ops.aten.detach.default:  # factories detach what they made
             made = made.args[0]
             state.sized.add((made, use.dim))
+    on_memory: dict[Any, Dims] = {}  # parameters of their own that are the same numbers have the same axes
     for node in trace.graph.nodes:
-        meta = node.meta
-        algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
         if node.op == "output":
             continue
+        record = record_of(node)
+        algebra.place = _place(node)
         if node.op == "placeholder":
-            state.dims[node] = [
-                _fixed(algebra, shape, "ranges over a model input") for shape in meta["shapes"]
-            ]
+            state.dims[node] = [_fixed(algebra, record.shape, "ranges over a model input")]
         elif node.op == "get_attr":
-            dims: Dims = [Axis(n) if n != 1 else None for n in meta["shapes"][0]]
+            dims: Dims = [Axis(n) if n != 1 else None for n in record.shape]
+            if (memory := memory_of(trace.values[node.target])) is not None:
+                dims = on_memory.setdefault(memory, dims)
             state.dims[node] = [dims]
-            if not (
-                meta["dtype"].is_floating_point or meta["dtype"].is_complex or meta["dtype"] is torch.bool
-            ):
+            if not record.holds_values and record.dtype is not torch.bool:
                 for axis in dims:
                     algebra.freeze(axis, "ranges over a table of integers")
-            elif meta["kind"] == "constant":
+            elif record.kind == "constant":
                 for axis in dims:
                     algebra.freeze(axis, "ranges over a constant that is neither parameter nor buffer")
         elif node.target is operator.getitem:
@@ -70,13 +73,17 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
         for axis in state.dims[node][0]:
             algebra.freeze(axis, text)
     for node in trace.outputs:
-        meta = node.meta
-        algebra.place = Reason("", str(node.target), meta.get("module", ""), meta.get("source", ""))
+        algebra.place = _place(node)
         for axis in state.dims[node][0]:
             algebra.freeze(axis, "is a dim of a model output")
         algebra.freeze(state.numbers.get((node, 0)), "is numbered by a model output")
     _settle(state, algebra)
     return state
+
+
+def _place(node: Node) -> Reason:
+    """Where `node` is, for the reasons of what is frozen there."""
+    return Reason("", str(node.target), record_of(node).module, record_of(node).source)
 
 
 def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:
@@ -97,7 +104,7 @@ def _apply(state: DimFacts, algebra: Algebra, node: Node, rule: Any, strict: boo
         if strict:
             raise UnknownOpError(
                 f"no rule says what {node.target} does to the dims of its arguments\n"
-                f"  in module {node.meta['module'] or '(root)'}, {node.meta['source']}\n"
+                f"  in module {record_of(node).module or '(root)'}, {record_of(node).source}\n"
                 "  fix: call without strict=True (its axes are then frozen), or state a rule (depgraph.op_rule)"
             )
         remedy = ": depgraph.op_rule can state one" if foreign else ""
@@ -121,25 +128,21 @@ def _apply(state: DimFacts, algebra: Algebra, node: Node, rule: Any, strict: boo
     return results
 
 
-# Ops whose results hold values of their first argument, moved or chosen; and those that only compare its values.
-VALUES_KEPT = {"view", "reshape", "_unsafe_view", "flatten", "transpose", "permute", "t", "squeeze", "unsqueeze", "expand",
-               "clone", "_to_copy", "contiguous", "detach", "alias", "slice", "select", "index", "index_select", "gather",
-               "unbind", "split", "chunk", "sort", "repeat", "repeat_interleave", "view_as", "expand_as"}  # fmt: skip
+# Ops that only compare the values of their first argument, or don't look at them.
 ORDER_ONLY = {"sort", "argsort", "empty_like", "zeros_like", "ones_like", "new_zeros"}
 
 
 def _pass_numbers(site: OpCall) -> None:
     """Tensors that hold indices of an axis: moved they still do; what else an op makes of them is not followed."""
     node, state = site.node, site.state
-    name = str(node.target).split(".")[1]
     for argument in node.all_input_nodes:
         axis = state.numbers.get((argument, 0))
         if axis is None or argument in site.understood:
             continue
-        if name in VALUES_KEPT and argument is site.args[0]:
-            for i in range(1 if name == "sort" else len(site.shapes)):
+        if site.name in VALUES_KEPT and argument is site.args[0]:
+            for i in range(1 if site.name == "sort" else len(site.shapes)):
                 site.number(axis, i)
-        elif name not in ORDER_ONLY:
+        elif site.name not in ORDER_ONLY:
             site.lock(axis, f"is numbered by values that go into {node.target}")
 
 
@@ -148,33 +151,18 @@ def _settle(state: DimFacts, algebra: Algebra) -> None:
     for node, results in state.dims.items():
         for dims in results:
             for axis in [a for a in dims if a is not None]:
-                for ragged in _ragged(axis):
-                    if not _beside_its_blocks(node, dims, axis, ragged):
-                        algebra.place = Reason("", str(node.target), node.meta.get("module", ""), "")
-                        algebra.collapse(axis)
+                if misplaced(dims, axis, node.op == "get_attr"):
+                    algebra.place = replace(_place(node), source="")
+                    algebra.collapse(axis)
     algebra.place = Reason("")
-    seen: set[int] = set()
+    seen: set[Axis] = set()
     for results in state.dims.values():
         for dims in results:
             for whole in dims:
-                if whole is not None and id(whole.find()) not in seen:
-                    seen.add(id(whole.find()))
+                if whole is not None and whole.find() not in seen:
+                    seen.add(whole.find())
                     for atom in _lone_units(whole):
                         algebra.freeze(atom, "is the only index of a dim")
-
-
-def _beside_its_blocks(node: Node, dims: Dims, axis: Axis, ragged: Axis) -> bool:
-    over = ragged.over.find() if ragged.over is not None else None
-    if node.op == "get_attr":  # a parameter: dim 0 holds the blocks, and the ragged dim is a whole dim
-        return axis.find() is ragged and dims[0] is not None and dims[0].find() is over
-    return any(a is not None and a.find() is over for a in dims)
-
-
-def _ragged(axis: Axis) -> list[Axis]:
-    axis = axis.find()
-    if axis.kind == RAGGED:
-        return [axis]
-    return [] if axis.kind != PRODUCT else [r for p in axis.parts for r in _ragged(p)]
 
 
 def _lone_units(axis: Axis) -> list[Axis]:

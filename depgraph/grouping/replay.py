@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..axes import polynomials
+from ..axes.axes import Axis
 from ..base.errors import VerificationError
 from ..plan.plan import Masks
-from ..tracing.recorder import Node
+from ..tracing.recorder import Node, record_of
 from ..tracing.trace import Trace, replay
 from .graph import DependencyGraph
 
@@ -39,7 +40,7 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         after = replay(small, example_inputs, before)
     except Exception as error:
         raise VerificationError(f"the smaller model does not run: {type(error).__name__}: {error}") from error
-    counts = {id(a): int(masks[id(a)].sum()) if id(a) in masks else a.size for a in graph.sizes.free.values()}
+    counts = graph.sizes.counts({graph.named[name].axis: mask for name, mask in masks.items()})
     values = {node for node, *_ in before.escapes}
     ran, runs = ([n for n in t.graph.nodes if n.op != "get_attr" or n.users] for t in (before, after))
     place = dict(zip(ran, runs, strict=False))  # without the tensors of siblings that no run called
@@ -51,16 +52,16 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         if text:
             if values:
                 return
-            meta = old.meta
-            where = f" in {meta['module']}" if meta.get("module") else ""
-            raise VerificationError(f"{old.target}{where} {text} ({meta.get('source', '')})")
+            seen = record_of(old)
+            where = f" in {seen.module}" if seen.module else ""
+            raise VerificationError(f"{old.target}{where} {text} ({seen.source})")
         if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT):
             values.add(old)
 
 
 def _difference(
     graph: DependencyGraph,
-    counts: dict[int, int],
+    counts: dict[Axis, int],
     old: Node,
     new: Node,
     place: dict[Node, Node],
@@ -69,13 +70,13 @@ def _difference(
     """How `new` is not what became of `old`; "" where it is."""
     if (old.op, str(old.target)) != (new.op, str(new.target)):
         return f"became {new.target}"
-    for dims, shape in zip(graph.state.dims.get(old, ()), new.meta["shapes"], strict=False):
+    for dims, shape in zip(graph.state.dims.get(old, ()), record_of(new).shapes, strict=False):
         planned = tuple(polynomials.evaluate(polynomials.count(a, graph.sizes.free), counts) for a in dims)
         if planned != shape:
             return f"gives the shape {shape} where {planned} is planned"
     if str(old.target) in {str(table.target) for table in graph.sizes.decisions}:
         return ""  # a table of sizes that only decides: it decides as before
-    if old.op == "get_attr" and old.meta["kind"] == "constant":
+    if old.op == "get_attr" and record_of(old).kind == "constant":
         a, b = graph.trace.constants[str(old.target)], after.constants[str(new.target)]
         same = (
             a.shape == b.shape and a.dtype == b.dtype and (graph.trace.fake or a.is_meta or torch.equal(a, b))

@@ -20,8 +20,8 @@ from ..axes import axes
 from ..axes.axes import ATOM, Axis, Reason
 from ..axes.op_call import DimFacts, Dims
 from ..tracing.attributes import read_attribute
+from ..tracing.recorder import SLOT, Node, record_of
 from ..tracing.sizes import Expr
-from ..tracing.trace import Node
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 TIED = "a module that no run used keeps as many indices as its executed sibling"
@@ -72,7 +72,7 @@ class _Family:
         self.reached = set(state.trace.tensors)
         self._looks: dict[str, object] = {}
         self._likes: dict[str, list[str]] = {}
-        self._shared: dict[str, set[int]] = {}
+        self._shared: dict[str, set[Axis]] = {}
         exprs = [u.expr for u in state.trace.size_uses]
         exprs += [e for _, left, right, _ in state.trace.comparisons for e in (left, right)]
         self.numbers = sorted({a for e in exprs for a in _attributes(e)}, key=str)
@@ -145,14 +145,14 @@ class _Family:
                 found[other] = all(theirs[below[n]] in self.reached for n in names)
         return sorted(found, key=lambda o: not found[o])
 
-    def shared(self, path: str) -> set[int]:
-        """Ids of the atoms that stand anywhere but in the tensors and calls of member `path`."""
+    def shared(self, path: str) -> set[Axis]:
+        """The atoms that stand anywhere but in the tensors and calls of member `path`."""
         if path not in self._shared:
             found = self._shared[path] = set()
             for node, results in self.state.dims.items():
-                place = str(node.target) if node.op == "get_attr" else node.meta.get("module", "")
+                place = str(node.target) if node.op == "get_attr" else record_of(node).module
                 if not _within(place, path):
-                    found.update(id(a) for dims in results for a in _atoms(dims))
+                    found.update(a for dims in results for a in _atoms(dims))
         return self._shared[path]
 
 
@@ -177,14 +177,14 @@ def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names:
     """Give the tensors `names` of member `path` axes as in its sibling `likes[0]`; whether that fits."""
     trace, model = state.trace, likes[0]
     mine, theirs = family.tensors(path), family.tensors(model)
-    known: dict[int, Axis] = {}
+    known: dict[Axis, Axis] = {}
     for below, name in mine.items():  # what a partly reached member says of itself
         if name in trace.tensors and theirs[below] in trace.tensors and name != theirs[below]:
             pairs = _aligned(state, theirs[below], name)
             if pairs is None:
                 return False
             for a, b in pairs:
-                if known.setdefault(id(a), b) is not b:
+                if known.setdefault(a, b) is not b:
                     return False
     wanted = {theirs[b]: n for b, n in mine.items() if n in names}
     for other in likes[1:]:
@@ -196,7 +196,7 @@ def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names:
         with trace.graph.inserting_before(next(n for n in reversed(trace.graph.nodes) if n.op == "output")):
             node = trace.graph.create_node("get_attr", name.replace(".", "_"))
         node.target = name
-        node.meta.update(old.meta, module=path, source="", leaves=[node])
+        node.meta[SLOT] = replace(record_of(old), module=path, source="")
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
         if name not in trace.held:
@@ -225,7 +225,7 @@ def _aligned(state: DimFacts, one: str, other: str) -> list[tuple[Axis, Axis]] |
 
 
 def _freeze_torn(
-    state: DimFacts, family: _Family, model: str, other: str, wanted: Iterable[str], known: dict[int, Axis]
+    state: DimFacts, family: _Family, model: str, other: str, wanted: Iterable[str], known: dict[Axis, Axis]
 ) -> None:
     """Freeze what the executed siblings `model` and `other` do not both share, or both have for themselves."""
     theirs, others = family.tensors(model), family.tensors(other)
@@ -241,8 +241,8 @@ def _freeze_torn(
             torn = [
                 atom
                 for a, b in pairs
-                if a is not b and id(a) not in known
-                if id(a) in family.shared(model) or id(b) in family.shared(other)
+                if a is not b and a not in known
+                if a in family.shared(model) or b in family.shared(other)
                 for atom in (a, b)
             ]
         for atom in torn:
@@ -252,7 +252,7 @@ def _freeze_torn(
 class _Copy:
     """Axes of an executed sibling -> those of another: the same where shared, else new ones of equal count."""
 
-    def __init__(self, state: DimFacts, shared: set[int], known: dict[int, Axis]) -> None:
+    def __init__(self, state: DimFacts, shared: set[Axis], known: dict[Axis, Axis]) -> None:
         self.state, self.shared, self.made = state, shared, dict(known)
 
     def dims(self, dims: Dims) -> Dims:
@@ -260,18 +260,18 @@ class _Copy:
 
     def axis(self, axis: Axis) -> Axis:
         axis = axis.find()
-        if id(axis) not in self.made:
-            self.made[id(axis)] = self._new(axis)
-        return self.made[id(axis)].find()
+        if axis not in self.made:
+            self.made[axis] = self._new(axis)
+        return self.made[axis].find()
 
     def _new(self, axis: Axis) -> Axis:
-        if axis.kind == ATOM and id(axis) in self.shared:
+        if axis.kind == ATOM and axis in self.shared:
             return axis
         new = Axis(axis.size, axis.kind, tuple(self.axis(p) for p in axis.parts))
         if axis.kind == ATOM:
             new.frozen = axis.frozen
             if axis.pool.find() is not axis:
-                new.pool = self.made.setdefault(id(axis.pool), Axis(axis.pool.size))
+                new.pool = self.made.setdefault(axis.pool, Axis(axis.pool.size))
             if axis.frozen is None:
                 self.state.equal_counts.append(([axis, new], Reason(TIED)))
         if axis.over is not None:

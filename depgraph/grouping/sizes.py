@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Container
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -17,15 +18,15 @@ import torch
 from torch import nn
 
 from ..axes import axes, polynomials
-from ..axes.axes import ATOM, CONCAT, RAGGED, Axis, Reason
+from ..axes.axes import ATOM, CONCAT, Axis, Reason
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
-from ..tracing.recorder import Choice
+from ..tracing.recorder import Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate, sources_in
-from ..tracing.trace import Node
 from .decisions import Decision, decision
 
 
@@ -60,7 +61,7 @@ class SizeSystem:
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
         self.of_tensors = {
-            id(a)
+            a
             for node in state.trace.tensors.values()
             for axis in state.dims[node][0]
             if axis is not None
@@ -75,7 +76,7 @@ class SizeSystem:
             tuple[Expr, Polynomial]
         ] = []  # what arithmetic of the code must give with the new sizes
         self.free = {
-            id(a): a
+            a
             for results in state.dims.values()
             for dims in results
             for axis in dims
@@ -97,7 +98,7 @@ class SizeSystem:
     def _pin(self) -> None:
         """Freeze the atoms that an equation fixes by itself, so that another factor of their dims may go instead."""
         while True:
-            free = {i: a for i, a in self.free.items() if a.frozen is None}
+            free = {a for a in self.free if a.frozen is None}
             reduced = [(self.reduce(p, free), why) for p, why in self.constraints]
             alone = [(p, why) for p, why in reduced if len({a for term in p for a in term}) == 1]
             if not alone:
@@ -105,14 +106,14 @@ class SizeSystem:
             for p, why in alone:
                 self._freeze({a for term in p for a in term}, why)
 
-    def reduce(self, polynomial: Polynomial, free: dict[int, Axis]) -> Polynomial:
+    def reduce(self, polynomial: Polynomial, free: Container[Axis]) -> Polynomial:
         """`polynomial` with the count of every atom outside `free` put in as a number."""
         if all(a in free for term in polynomial for a in term):
             return polynomial
         out: Polynomial = {}
         for term, n in polynomial.items():
             rest = tuple(a for a in term if a in free)
-            value = n * math.prod(self.free[a].size for a in term if a not in free)
+            value = n * math.prod(a.size for a in term if a not in free)
             out[rest] = out.get(rest, 0) + value
         return {term: n for term, n in out.items() if n}
 
@@ -151,8 +152,8 @@ class SizeSystem:
         if extent in (0, axis.size):
             return polynomials.count(axis, self.free) if extent else {}
         if axis.kind == ATOM:
-            return {(): extent} if id(axis) not in self.free else None
-        if axis.kind == RAGGED:
+            return {(): extent} if axis not in self.free else None
+        if is_ragged(axis):
             return None
         if axis.kind == CONCAT:
             total: Polynomial = {}
@@ -281,7 +282,7 @@ class SizeSystem:
         axis = self.state.dims[source[1]][0][source[2]]
         if axis is None:
             return bool(source[1].op == "get_attr")
-        return all(id(a) in self.of_tensors for a in axes.atoms(axis))
+        return all(a in self.of_tensors for a in axes.atoms(axis))
 
     def _divides(self, left: Expr, right: Expr) -> bool:
         """``a % b == 0``: a stays a multiple of b, which is no reason to stay what it is."""
@@ -295,7 +296,7 @@ class SizeSystem:
         if divisor and len(p) == 1:
             ((term, factor),) = p.items()
             if len(term) == 1:
-                self.multiples.append((self.free[term[0]], divisor // math.gcd(divisor, factor)))
+                self.multiples.append((term[0], divisor // math.gcd(divisor, factor)))
         return True  # a count that is no multiple is found when all are chosen: see `flipped`
 
     def _bounds(self) -> None:
@@ -404,7 +405,7 @@ class SizeSystem:
 
     def _before(self, polynomial: Polynomial) -> int:
         """What `polynomial` was in the traced run."""
-        return polynomials.evaluate(polynomial, {i: axis.size for i, axis in self.free.items()})
+        return polynomials.evaluate(polynomial, {axis: axis.size for axis in self.free})
 
     def _losses(self) -> None:
         """A size that became a plain number, or a text: nobody sees what the code does with it."""
@@ -419,7 +420,7 @@ class SizeSystem:
             if self._decides(use):
                 continue
             text = f"sets a number that the op computes with ({use.value:g})"
-            reason = Reason(text, str(use.node.target), use.node.meta["module"], use.source)
+            reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)
             self._freeze(self.atoms_of(use.expr), reason)
 
     def _decides(self, use: ScalarUse) -> bool:
@@ -483,13 +484,13 @@ class SizeSystem:
 
         def at(source: Expr) -> Any:
             if source[0] == "dim":
-                return source[1].meta["shapes"][0][source[2]]
+                return record_of(source[1]).shape[source[2]]
             return source[-1] if source[0] == "literal" else read_attribute(self.model, source[1:])
 
         return evaluate(expr, at)
 
-    def atoms_of(self, expr: Expr) -> set[int]:
-        """Ids of the free atoms whose counts `expr` depends on."""
+    def atoms_of(self, expr: Expr) -> set[Axis]:
+        """The free atoms whose counts `expr` depends on."""
         if not isinstance(expr, tuple):
             return set()
         if expr in self.known:
@@ -499,18 +500,21 @@ class SizeSystem:
             return {a for t in (p or {}) for a in t}
         return set().union(*map(self.atoms_of, expr[1:]))
 
-    def _freeze(self, atoms: set[int], reason: Reason) -> None:
+    def _freeze(self, atoms: set[Axis], reason: Reason) -> None:
         for a in atoms:
-            self.free[a].frozen = self.free[a].frozen or reason
+            a.frozen = a.frozen or reason
 
     def _freeze_axis(self, axis: Axis | None, use: SizeUse, text: str) -> None:
         if axis is not None:
-            atoms = {id(a) for a in axes.atoms(axis) if id(a) in self.free}
-            self._freeze(atoms, Reason(text, "", use.module, use.source))
+            self._freeze(self.free.intersection(axes.atoms(axis)), Reason(text, "", use.module, use.source))
 
-    def flipped(self, counts: dict[int, int]) -> list[tuple[set[int], str]]:
-        """Tests of sizes that would come out differently with `counts` (by atom id): their atoms and text."""
-        found = []
+    def counts(self, masks: axes.AtomMasks) -> dict[Axis, int]:
+        """How many indices of each atom `masks` keep."""
+        return {a: int(masks[a].sum()) if a in masks else a.size for a in self.free}
+
+    def flipped(self, masks: axes.AtomMasks) -> list[tuple[set[Axis], str]]:
+        """Tests of sizes that would come out differently with `masks`: their atoms and text."""
+        found, counts = [], self.counts(masks)
         for name, left, right, outcome in self.state.comparisons:
             atoms = self.atoms_of(left) | self.atoms_of(right)
             if atoms:
@@ -528,7 +532,7 @@ class SizeSystem:
                 found.append((atoms, f"another branch for sizes {numbers}"))
         return found
 
-    def _after(self, expr: Expr, counts: dict[int, int]) -> Any:
+    def _after(self, expr: Expr, counts: dict[Axis, int]) -> Any:
         """The number that `expr` is with `counts`; None where its arithmetic fails."""
 
         def at(source: Expr) -> Any:

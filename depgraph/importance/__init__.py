@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-import numpy as np
-import torch
-
+from ..base.checks import function, shown
 from ..base.errors import InputError
 from ..data.calibration import Calibration
+from ..grouping.given import unit_scores
 from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
@@ -59,8 +58,9 @@ def criterion_of(
     criterion: Any = importance() if isinstance(importance, type) else importance
     if not callable(criterion):
         raise InputError(
-            f"importance must be a name, a criterion or a function from a group to scores, not {criterion!r}"
+            f"importance must be a name, a criterion or a function from a group to scores, not {shown(criterion)}"
         )
+    function("importance", criterion, "group")
     if isinstance(criterion, Prepared):
         criterion.prepare(graph, calibration)
     return cast(Importance, criterion)
@@ -71,7 +71,7 @@ def scores_of(
     importance: str | Importance = "l1",
     groups: Iterable[Group] | None = None,
     calibration: Calibration | None = None,
-) -> dict[int, Scores]:
+) -> dict[str, Scores]:
     """One score per unit for every group.
 
     Args:
@@ -81,32 +81,13 @@ def scores_of(
         calibration: the data that some criteria need.
 
     Returns:
-        id of the group's axis -> [units] float64.
+        group name -> [units] float64.
 
     Raises:
         InputError: an unknown name, missing data, or scores of the wrong shape, or NaN.
     """
     score = criterion_of(importance, graph, calibration)
-    return {id(g.axis): _checked(score(g), g) for g in (graph.groups if groups is None else groups)}
-
-
-def _checked(given: Any, group: Group) -> Scores:
-    """What a criterion gave for `group`, as [units] float64."""
-    try:
-        values = np.asarray(
-            given.detach().double().cpu().numpy() if isinstance(given, torch.Tensor) else given, dtype=float
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"importance gave {type(given).__name__} for {group!r}: one number per unit is needed"
-        ) from error
-    if values.shape != (group.units,):
-        raise InputError(
-            f"importance gave scores of shape {values.shape} for {group!r}: one per unit is needed"
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"importance gave NaN or infinite scores for {group!r}: are its weights finite?")
-    return values
+    return {g.name: unit_scores(score(g), g) for g in (graph.groups if groups is None else groups)}
 
 
 __all__ = [

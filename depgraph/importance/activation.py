@@ -15,11 +15,11 @@ import torch
 
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
-from ..data.watch import Call
+from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Group
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
-from .readers import matrices, readers, run
+from .readers import matrices, readers
 
 Tensor = torch.Tensor
 
@@ -106,7 +106,8 @@ class InputStatistic:
             for stack, x in call.inputs(windows=False):
                 seen[call.consumer].add(stack, x)
 
-        run(graph, {r.consumer for rs in self.readers.values() for r in rs}, data, see)
+        wanted = {r.consumer for rs in self.readers.values() for r in rs}
+        Watch(graph.model, wanted, see).run_all(data, "observing inputs")
         self.scores: dict[Consumer, Scores] = {}
         for consumer, columns in seen.items():
             if columns.count:
@@ -115,7 +116,7 @@ class InputStatistic:
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
-        own = [r for r in self.readers[id(group.axis)] if r.consumer in self.scores]
+        own = [r for r in self.readers[group.name] if r.consumer in self.scores]
         if not own:
             return np.asarray(self.otherwise(group))
         return np.asarray(sum(self.scores[r.consumer][r.columns].sum(1) for r in own))

@@ -53,7 +53,8 @@ def counted(group: Group, parameters: Container[str], roles: Sequence[str] = ())
     Those in `roles` alone, unless there are none.
     """
     members = [m for m in group.members if m.name in parameters]
-    members.sort(key=lambda m: f"{m.name}:{m.dim}" != group.name)
+    first = group.first
+    members.sort(key=lambda m: (m.name, m.dim) != (first.name, first.dim))
     return [m for m in members if m.role in roles] or members
 
 

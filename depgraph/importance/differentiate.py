@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..base.errors import InputError
+from ..base.switches import eagerly, same_random_state, without_cudnn
 from ..base.values import map_tensors, tensor_leaves
 from ..data.calibration import Batch, Calibration
 from ..grouping.graph import DependencyGraph
 from ..tracing.tensors import all_tensors, skeleton
-from ..tracing.wrappers import eagerly
 from .sums import moved_from
 
 Aliases = dict[str, nn.Parameter]
@@ -126,14 +126,11 @@ def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Mod
     Parameters share the memory of the model's own, unless the model writes into them; buffers are copies.
     """
     parameters, written = {id(p) for p in graph.model.parameters()}, _written(graph)
-    devices = sorted({t.device.index or 0 for t in graph.tensors.values() if t.is_cuda})
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(same_random_state())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(
-            torch.backends.cudnn.flags(enabled=False)
-        )  # its RNNs have no backward in eval mode
+        stack.enter_context(without_cudnn())  # its RNNs have no backward in eval mode
         stack.enter_context(eagerly())
         stand_in: dict[int, torch.Tensor] = {}
         aliases: Aliases = {}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..base.checks import whole_number
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
@@ -96,7 +97,7 @@ class Taylor:
         """
         data = needed(calibration, "gradients, and takes a loss")
         self.sums = MemberSums(graph)
-        self.totals: dict[int, Scores] = {id(g.axis): np.zeros(g.units) for g in graph.groups}
+        self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
         mean: Gradients = {}
         entry: Entry = product
@@ -115,7 +116,7 @@ class Taylor:
                 self.sums.add(name, entry, own[name], gradient)
             if self.per != "all" and not self.entries:
                 for group in graph.groups:
-                    self.totals[id(group.axis)] += np.abs(self._sum(group)) ** self.power
+                    self.totals[group.name] += np.abs(self._sum(group)) ** self.power
 
         differentiate(graph, data, self.sums.names, visit, samples=self.per == "sample")
         for name, total in mean.items():
@@ -130,7 +131,7 @@ class Taylor:
         elif self.per == "all":
             score = np.abs(self._sum(group) / self.pieces) ** self.power
         else:
-            score = self.totals[id(group.axis)] / self.pieces
+            score = self.totals[group.name] / self.pieces
         return np.asarray(score)
 
     def _sum(self, group: Group) -> Scores:
@@ -206,9 +207,7 @@ class Hessian:
             seed: of the random signs.
             roles: as for `Magnitude`.
         """
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            raise InputError(f"draws must be a positive int, not {draws!r}")
-        self.draws, self.seed = draws, seed
+        self.draws, self.seed = whole_number("draws", draws, 1), seed
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..axes.nodes import NORMS, argument_of, base_name
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group, Member
@@ -167,15 +168,11 @@ def scales(graph: DependencyGraph) -> set[str]:
     """Names of the tensors that a norm takes as its weight, or that something is multiplied by, entry by entry."""
     found = set()
     for node in graph.trace.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            continue
-        name = schema.name.removeprefix("aten::")
-        if name in ("mul", "mul_"):
+        name = base_name(node.target)
+        if name == "mul":
             given = list(node.args[:2])
-        elif "norm" in name:
-            at = next((i for i, a in enumerate(schema.arguments) if a.name == "weight"), len(node.args))
-            given = [node.args[at] if at < len(node.args) else node.kwargs.get("weight")]
+        elif name in NORMS:
+            given = [argument_of(node, "weight")]
         else:
             continue
         found |= {str(leaf.target) for leaf in map(moved_from, given) if leaf is not None}
@@ -194,11 +191,11 @@ class Random:
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Number the groups of `graph`."""
-        self.numbers = {id(g.axis): i for i, g in enumerate(graph.groups)}
+        self.numbers = {g.name: i for i, g in enumerate(graph.groups)}
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64, uniform in 0..1."""
-        return np.random.default_rng([self.seed, self.numbers[id(group.axis)]]).random(group.units)
+        return np.random.default_rng([self.seed, self.numbers[group.name]]).random(group.units)
 
 
 class GeometricMedian:

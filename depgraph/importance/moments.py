@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..axes.nodes import is_convolution
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
-from ..data.watch import Call
+from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
-from .readers import Reader, blocks, matrices, run
+from ..tracing.recorder import record_of
+from .readers import Reader, blocks, matrices
 
 Tensor = torch.Tensor
 STILL = 1e-12  # a variance of so much of the mean square is rounding
@@ -26,7 +26,7 @@ class Use:
     """Units of a group, and their columns ([units, k], numbered as in the `Moments` that it is a use of)."""
 
     consumer: Consumer
-    axis: int
+    group: str
     units: Indices
     columns: Indices
 
@@ -132,7 +132,7 @@ class Moments:
 
 def observed(
     graph: DependencyGraph,
-    readers: Mapping[int, list[Reader]],
+    readers: Mapping[str, list[Reader]],
     data: Calibration,
     *,
     windows: bool,
@@ -148,7 +148,7 @@ def observed(
 
     Args:
         graph: whose model is run.
-        readers: axis id -> the readers of a group.
+        readers: group name -> its readers.
         data: the batches.
         windows: of convolutions take every kernel position as a column of its own.
         centred: about the mean.
@@ -172,17 +172,17 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
-        run(graph, by_consumer, data, see)
+        Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
         while lot:
             yield lot.pop(0)  # so that what was used can go
         by_consumer.clear()
 
 
-def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> list[Moments]:
+def _plan(readers: Mapping[str, list[Reader]], windows: bool, widest: int) -> list[Moments]:
     """What is to be observed, consumers with one input together."""
     together: dict[Any, Moments] = {}
     parts: list[Moments] = []
-    for axis, own in readers.items():
+    for group, own in readers.items():
         for reader in own:
             consumer = reader.consumer
             positions = _positions(consumer) if windows else 1
@@ -194,17 +194,17 @@ def _plan(readers: Mapping[int, list[Reader]], windows: bool, widest: int) -> li
                 if consumer not in found.consumers:
                     found.consumers.append(consumer)
                 units = np.arange(len(reader.columns))
-                found.uses.append(Use(consumer, axis, units, reader.columns))
+                found.uses.append(Use(consumer, group, units, reader.columns))
                 continue
-            parts += _parts(reader, axis, positions, widest)
+            parts += _parts(reader, group, positions, widest)
     return [*together.values(), *parts]
 
 
-def _parts(reader: Reader, axis: int, positions: int, widest: int) -> Iterator[Moments]:
+def _parts(reader: Reader, group: str, positions: int, widest: int) -> Iterator[Moments]:
     """Runs of whole units, of each block of a grouped convolution by themselves."""
     consumer = reader.consumer
     whole = Moments([consumer], None, positions=positions, blocks=blocks(consumer))
-    every = Use(consumer, axis, np.arange(len(reader.columns)), reader.columns)
+    every = Use(consumer, group, np.arange(len(reader.columns)), reader.columns)
     for block in range(whole.blocks):
         first = block * whole.width // positions
         for units, entries in whole.entries(every, block):
@@ -213,7 +213,7 @@ def _parts(reader: Reader, axis: int, positions: int, widest: int) -> Iterator[M
             for start in range(0, len(units), step):
                 some = slice(start, start + step)
                 columns = np.unique(taken[some])
-                use = Use(consumer, axis, units[some], np.searchsorted(columns, taken[some]))
+                use = Use(consumer, group, units[some], np.searchsorted(columns, taken[some]))
                 yield Moments([consumer], columns, [use], positions, block=block)
 
 
@@ -231,7 +231,7 @@ def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:
 def _source(consumer: Consumer) -> Any:
     """The same for consumers that are given the same tensors in the same way."""
     letters = {c.letters for c in consumer.calls}
-    if is_convolution(consumer) or None in letters or _stacks(consumer) > 1:
+    if consumer.is_convolution or None in letters or _stacks(consumer) > 1:
         return consumer
     return tuple((c.activation, c.letters, consumer.axis.find()) for c in consumer.calls if consumer.axis)
 
@@ -239,8 +239,8 @@ def _source(consumer: Consumer) -> Any:
 def _stacks(consumer: Consumer) -> int:
     """How many stacked matrices share the columns of a consumer."""
     call = consumer.calls[0]
-    shape = call.weight.meta["shapes"][0]
-    if is_convolution(consumer):
+    shape = record_of(call.weight).shape
+    if consumer.is_convolution:
         return 1
     if call.letters is None:
         return int(shape[0])
@@ -250,5 +250,5 @@ def _stacks(consumer: Consumer) -> int:
 
 
 def _positions(consumer: Consumer) -> int:
-    shape = consumer.calls[0].weight.meta["shapes"][0]
-    return prod(shape[2:]) if is_convolution(consumer) else 1
+    shape = record_of(consumer.calls[0].weight).shape
+    return prod(shape[2:]) if consumer.is_convolution else 1

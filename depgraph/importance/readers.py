@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 import torch
 
 from ..axes import axes
-from ..data.calibration import Calibration
 from ..data.consumers import Consumer, consumers
-from ..data.watch import Call, Watch
+from ..data.watch import Call
 from ..grouping.graph import DependencyGraph, Indices
 
 
@@ -24,38 +22,26 @@ class Reader:
     columns: Indices
 
 
-def readers(graph: DependencyGraph) -> dict[int, list[Reader]]:
-    """Axis id of each group -> its consumers that can be observed.
+def readers(graph: DependencyGraph) -> dict[str, list[Reader]]:
+    """Name of each group -> its consumers that can be observed.
 
     A grouped convolution does not read units that take whole groups of it (depthwise): its outputs go with them.
     """
-    found: dict[int, list[Reader]] = {id(g.axis): [] for g in graph.groups}
+    found: dict[str, list[Reader]] = {g.name: [] for g in graph.groups}
     for consumer in consumers(graph):
         if consumer.reason or consumer.axis is None:
             continue
         for atom in dict.fromkeys(axes.atoms(consumer.axis)):
-            if id(atom) in found:
+            if atom in graph.by_axis:
                 columns = axes.positions(consumer.axis, atom)
                 if columns.shape[1] and not _takes_blocks(consumer, columns):
-                    found[id(atom)].append(Reader(consumer, columns))
+                    found[graph.by_axis[atom].name].append(Reader(consumer, columns))
     return found
-
-
-def run(
-    graph: DependencyGraph, wanted: Iterable[Consumer], data: Calibration, see: Callable[[Call], None]
-) -> None:
-    """Run the model of `graph` on the batches of `data` and show `see` each call of the consumers in `wanted`."""
-    Watch(graph.model, wanted, see).run_all(data, "observing inputs")
-
-
-def is_convolution(consumer: Consumer) -> bool:
-    """Whether its first call is a convolution."""
-    return "convolution" in consumer.node.target._schema.name  # type: ignore[union-attr]
 
 
 def blocks(consumer: Consumer) -> int:
     """Groups of a grouped convolution, else 1."""
-    count: Any = consumer.node.args[8] if is_convolution(consumer) else 1
+    count: Any = consumer.node.args[8] if consumer.is_convolution else 1
     return int(count)
 
 
@@ -74,5 +60,5 @@ def matrices(call: Call) -> torch.Tensor:
     """
     weight = call.weight.detach()
     found = call.layout.matrices(weight)
-    positions = weight[0, 0].numel() if is_convolution(call.consumer) else 1
+    positions = weight[0, 0].numel() if call.consumer.is_convolution else 1
     return found.unflatten(2, (-1, positions))

@@ -70,8 +70,8 @@ class SecondMoments:
         table = readers(graph)
         if isinstance(self.otherwise, Prepared):
             self.otherwise.prepare(graph, calibration)
-        self.scores: dict[int, Scores] = {}
-        self.seen: dict[int, set[Any]] = {}
+        self.scores: dict[str, Scores] = {}
+        self.seen: dict[str, set[Any]] = {}
         bounds = {"widest": self.widest, "memory": self.memory}
         for moments in observed(graph, table, data, windows=self.windows, centred=self.centred, **bounds):
             shares = sum(moments.shares.values()) if self.average else 1.0
@@ -81,18 +81,18 @@ class SecondMoments:
                     if use.consumer not in moments.weight:
                         continue
                     weight = moments.matrix(use.consumer, stack, block) if self.weighted else matrix[:0]
-                    scores = self.scores.setdefault(use.axis, np.zeros(graph.by_axis[use.axis].units))
+                    scores = self.scores.setdefault(use.group, np.zeros(graph.named[use.group].units))
                     for units, entries in moments.entries(use, block):
                         found = self._in_pieces(solved, weight, entries)
                         scores[units] += found * (moments.shares[stack] / shares)
-                    self.seen.setdefault(use.axis, set()).add(use.consumer)
+                    self.seen.setdefault(use.group, set()).add(use.consumer)
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
-        scores = self.scores.get(id(group.axis))
+        scores = self.scores.get(group.name)
         if scores is None:
             return np.asarray(self.otherwise(group))
-        return scores / len(self.seen[id(group.axis)]) if self.average else scores
+        return scores / len(self.seen[group.name]) if self.average else scores
 
     def _in_pieces(self, solved: Any, weight: Tensor, entries: Indices) -> Scores:
         k = entries.shape[1]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from ..axes.nodes import VALUES_KEPT, op_name
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Member
-from ..grouping.propagate import VALUES_KEPT
 from .criterion import Scores
 
 CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
@@ -52,7 +52,7 @@ def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
         out = torch.empty(shape, dtype=wide, device=device)
         entry(out, *tensors)
         return [out.cpu()] * len(shape)
-    matrices = [t.reshape(shape[0], -1) for t in tensors]
+    matrices = [t.flatten(1) for t in tensors]
     rows, columns = matrices[0].shape
     step = max(1, min(rows, CHUNK // max(1, columns)))
     buffer = torch.empty(step, columns, dtype=wide, device=device)
@@ -88,8 +88,7 @@ def values_of(graph: DependencyGraph, name: str) -> torch.Tensor:
 def moved_from(node: Any) -> Node | None:
     """The parameter or buffer that `node` is a view or copy of, or None."""
     while isinstance(node, Node) and node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or schema.name.removeprefix("aten::") not in VALUES_KEPT:
+        if op_name(node.target) not in VALUES_KEPT:
             return None
         node = node.args[0]
     return node if isinstance(node, Node) and node.op == "get_attr" else None

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..base.checks import whole_number
 from ..base.errors import DepgraphError, InputError, PlanError
 from ..base.values import map_tensors
 from ..plan.plan import Plan
@@ -51,10 +52,8 @@ class InPlacePruner:
         Raises:
             InputError: bad numbers. What is wrong with the options is said when training begins.
         """
-        for name, value, least in (("every", every, 1), ("start", start, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        self.example_inputs, self.every, self.start = example_inputs, every, start
+        self.example_inputs = example_inputs
+        self.every, self.start = whole_number("every", every, 1), whole_number("start", start)
         self.regulariser, self.options = regulariser, options
         self.result: GradualResult | None = None
         self._pruner: GradualPruner | None = None

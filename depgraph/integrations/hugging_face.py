@@ -16,15 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.errors import InputError
+from ..base.errors import InputError, StoreError
 from ..prune import PruneResult
 from ..store import load, save
+from ..store.folders import path_of
 from ..surgery.apply import INTERNALS
 from ..tracing.literals import class_of, numbers_of
 from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import core
 
 STOCK = ("config.json", "generation_config.json")
+# The values of fields by which a config chooses code that runs a model; any other may name code to fetch.
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
 
 
 def save_pretrained(
@@ -85,7 +88,7 @@ def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Modu
     from transformers import AutoConfig  # noqa: PLC0415  only who uses it needs it
 
     def build(config: dict[str, Any]) -> nn.Module:
-        config = {k: v for k, v in config.items() if k not in ("auto_map", "_name_or_path")}
+        config = _without_loaders(config)
         kind = getattr(model_class, "config_class", None)
         if kind is not None:
             made: nn.Module = model_class._from_config(kind.from_dict(config))
@@ -97,23 +100,46 @@ def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Modu
     return load(build, folder)
 
 
+def _without_loaders(value: Any) -> Any:
+    """A config, or a part of it, without what could choose other code than that of transformers."""
+    if isinstance(value, list):
+        return [_without_loaders(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        k: _without_loaders(v)
+        for k, v in value.items()
+        if k not in ("auto_map", "custom_pipelines", "name_or_path", "_name_or_path", "_commit_hash")
+        and not ("_implementation" in str(k) and v not in IMPLEMENTATIONS)
+    }
+
+
 def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """The model in a folder that names its class in ``config.json``; nothing is downloaded, and no code in it is run.
 
     Raises:
         InputError: the folder names no class of transformers.
+        StoreError: it can't be loaded.
     """
     import transformers  # noqa: PLC0415  only who uses it needs it
 
-    config: Any = transformers.AutoConfig.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    names = [n for n in getattr(config, "architectures", None) or () if hasattr(transformers, n)]
-    if not names:
-        raise InputError(
-            f"{os.fspath(folder)}: its config.json names no class of transformers (architectures)"
+    path = path_of(folder)
+    try:
+        kind = type(
+            transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         )
-    made: nn.Module = getattr(transformers, names[0]).from_pretrained(folder, local_files_only=True)
+        given, _ = transformers.PreTrainedConfig.get_config_dict(path, local_files_only=True)
+        config: Any = kind.from_dict(_without_loaders(given))
+        classes = [getattr(transformers, str(n), None) for n in getattr(config, "architectures", None) or ()]
+    except Exception as error:
+        raise StoreError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
+    found = [c for c in classes if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)]
+    if not found:
+        raise InputError(f"{path}: its config.json names no class of transformers (architectures)")
+    try:
+        made: nn.Module = found[0].from_pretrained(path, config=config, local_files_only=True)
+    except Exception as error:
+        raise StoreError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
     return made.eval()
 
 

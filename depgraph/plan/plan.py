@@ -13,7 +13,7 @@ import torch
 from ..base.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
-Masks = dict[int, npt.NDArray[np.bool_]]  # of what is kept
+Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
 FORMAT = 2
 
 
@@ -128,7 +128,7 @@ class Rewrite:
     value: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Plan:
     """What to remove from a model. Plain data: no weights, no device; it replays on any model of the same shapes.
 
@@ -148,6 +148,9 @@ class Plan:
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     asked: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors)"
 
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.

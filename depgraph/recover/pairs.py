@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from ..axes.nodes import is_convolution, leaves_of
+from ..axes.nodes import GATES, base_name, is_convolution, op_name
 from ..axes.op_call import DimFacts, Product
 from ..data.consumers import Consumer, consumers
 from ..data.layout import Layout, layout_of
 from ..plan.plan import Plan
-from ..tracing.trace import Node
+from ..tracing.recorder import Node, record_of
 
 Tensor = torch.Tensor
 LARGEST = 1 << 29  # entries of a parameter whose positions are carried along
@@ -139,10 +139,10 @@ def _apart(found: list[Pair], skipped: list[tuple[str, str]]) -> list[Pair]:
 
 def _shared(state: DimFacts, consumer: Consumer) -> str:
     """What else uses the parameter of a consumer, which a change of it would change, too."""
-    leaves = leaves_of(consumer.calls[0].weight)
+    leaves = state.leaves_of(consumer.calls[0].weight)
     if len(leaves) != 1:
         return "its operand is made of several parameters"
-    products = {(p.node, p.weight) for p in state.products if leaves[0] in leaves_of(p.weight)}
+    products = {(p.node, p.weight) for p in state.products if leaves[0] in state.leaves_of(p.weight)}
     seen, ahead = {leaves[0]}, [leaves[0]]
     while ahead:
         node = ahead.pop()
@@ -160,20 +160,14 @@ def _shared(state: DimFacts, consumer: Consumer) -> str:
 
 
 def _scaled(consumer: Consumer) -> str:
-    if op_name(consumer.node).partition("_")[0] in ("lstm", "gru", "rnn"):
+    if op_name(consumer.node.target) in GATES:
         return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
 
 
-def op_name(node: Node) -> str:
-    """Name of the op that a node calls, without its overload; "" where it calls none."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name).removeprefix("aten::")
-
-
 def _moves(node: Node) -> bool:
-    return node.target is operator.getitem or op_name(node) in MOVES | COPIES
+    return node.target is operator.getitem or op_name(node.target) in MOVES | COPIES
 
 
 def moved(node: Node, positions: Tensor) -> Tensor | None:
@@ -187,7 +181,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
         return None
     if node.target is operator.getitem:
         return before[node.args[1]]  # type: ignore[index]
-    if op_name(node) in COPIES:
+    if op_name(node.target) in COPIES:
         return before
     found: Any = node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return found
@@ -196,7 +190,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
 def _layout(product: Product, operand: Tensor) -> Layout:
     activation = product.activation
     assert activation is not None  # noqa: S101  else there was a reason
-    shape = activation.meta["shapes"][0]
+    shape = record_of(activation).shape
     return layout_of(product.node.target, product.node.args, shape, operand, product.letters)
 
 
@@ -241,11 +235,11 @@ def _pair(consumer: Consumer, other: Consumer, dense: DimFacts, small: DimFacts,
         places[1].long(),
         places[0].long(),
         _shift(small, rest, places[1]),
-        _joins(product.node) and _joins(rest.node),
+        _joins(dense, product.node) and _joins(small, rest.node),
     )
 
 
-def _joins(node: Node) -> bool:
+def _joins(state: DimFacts, node: Node) -> bool:
     """Whether the result of a call goes into one sum with an activation of its shape, and nowhere else.
 
     Of two products that are added to each other the later one makes up for what both have lost.
@@ -254,12 +248,12 @@ def _joins(node: Node) -> bool:
         return False
     (user,) = node.users
     both = [a for a in user.args if isinstance(a, Node)]
-    if op_name(user) not in ("add", "add_") or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
+    if base_name(user.target) != "add" or len(both) != 2 or user.kwargs.get("alpha", 1) != 1:
         return False
     other = both[1] if both[0] is node else both[0]
-    if other is node or (other.meta.get("contracts") and node < other):
+    if other is node or (other in state.multiplying and node < other):
         return False
-    return bool(other.meta["shapes"] == node.meta["shapes"]) and not leaves_of(other)
+    return record_of(other).shapes == record_of(node).shapes and not state.leaves_of(other)
 
 
 # ------------------------------------------------------------------------------------------------ adding a constant
@@ -269,19 +263,21 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
     """Where a constant can be added to what a product gives: its own bias, one added behind it, a norm's running mean."""
     node = product.node
     for candidate, sign, spread, argument in (*_own_bias(node), *_behind(node)):
-        leaves = leaves_of(candidate)
+        leaves = state.leaves_of(candidate)
         if len(leaves) != 1 or not _only_for(leaves[0], node):
             continue
-        shape = leaves[0].meta["shapes"][0]
+        shape = record_of(leaves[0]).shape
         ids = moved(candidate, torch.arange(torch.Size(shape).numel()).view(shape))
         if ids is None:
             continue
-        operand = moved(product.weight, torch.zeros(product_shape(product), dtype=torch.int8))
+        operand = moved(
+            product.weight, torch.zeros(record_of(state.leaves_of(product.weight)[0]).shape, dtype=torch.int8)
+        )
         if operand is None:
             continue
         if ids.dim() != 1:
             continue
-        full = ids.view(-1, *[1] * spread).expand(node.meta["shapes"][0])
+        full = ids.view(-1, *[1] * spread).expand(record_of(node).shape)
         rows = _layout(product, operand).outputs(node.args, full, slice(None), slice(None))
         at = rows[:, 0]
         if at.shape == matrices.shape[:2] and torch.equal(rows, at[:, None].expand_as(rows)):
@@ -290,19 +286,13 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
     return None
 
 
-def product_shape(product: Product) -> tuple[int, ...]:
-    """Shape of the parameter that the weight is moved out of."""
-    (leaf,) = leaves_of(product.weight)
-    return tuple(leaf.meta["shapes"][0])
-
-
 def _own_bias(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
     """(bias, sign, dims of the result behind its last one, which argument) among the arguments of a call."""
-    name = op_name(node)
+    name = op_name(node.target)
     if name == "linear" and len(node.args) > 2 and isinstance(node.args[2], Node):
         yield node.args[2], 1, 0, 2
     elif is_convolution(node.target) and isinstance(node.args[2], Node):
-        yield node.args[2], 1, len(node.args[1].meta["shapes"][0]) - 2, 2  # type: ignore[union-attr]
+        yield node.args[2], 1, len(record_of(node.args[1]).shape) - 2, 2  # type: ignore[arg-type]
     elif name in ("addmm", "baddbmm", "addmv") and isinstance(node.args[0], Node):
         yield node.args[0], 1, 0, 0
 
@@ -312,13 +302,13 @@ def _behind(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
     if len(node.users) != 1:
         return
     (user,) = node.users
-    rank = len(node.meta["shapes"][0])
-    if op_name(user) == "batch_norm" and user.args[0] is node and isinstance(user.args[3], Node):
+    rank = len(record_of(node).shape)
+    if op_name(user.target) == "batch_norm" and user.args[0] is node and isinstance(user.args[3], Node):
         if not user.args[5]:
             yield user.args[3], -1, rank - 2, None
-    elif op_name(user) in ("add", "add_") and user.kwargs.get("alpha", 1) == 1:
+    elif base_name(user.target) == "add" and user.kwargs.get("alpha", 1) == 1:
         other = user.args[1] if user.args[0] is node else user.args[0]
-        if isinstance(other, Node) and len(other.meta["shapes"][0]) == 1:
+        if isinstance(other, Node) and len(record_of(other).shape) == 1:
             yield other, 1, 0, None
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..base.progress import track
 from ..data.watch import Call, Watch, prepared
+from ..tracing.recorder import record_of
 from .lockstep import Run
 from .pairs import Pair
 from .reconstruction import COLUMNS, ENTRIES, Grams, Member, NotFinite, Reconstruction, choose, taken
@@ -32,7 +33,7 @@ def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of
         settings: damping and the like.
         runs_of: how many runs the trace holds.
     """
-    often = [p for p in found if len([c for c in p.dense.calls if not c.node.meta.get("training")]) > runs_of]
+    often = [p for p in found if len([c for c in p.dense.calls if not record_of(c.node).training]) > runs_of]
     from_original(task, often, settings)
     once = [p for p in found if p not in often and (settings.everywhere or p.loses)]
     steps = _Lockstep(task, once, settings)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..axes.nodes import op_name
+from ..axes.nodes import BATCH_NORMS, op_name
 from ..base.running import WriteGuardMode
 from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
@@ -50,7 +50,7 @@ class _OfTheBatch(TorchFunctionMode):
 
 def has_statistics(graph: DependencyGraph) -> bool:
     """Whether the model of `graph` calls a batch norm."""
-    return any("batch_norm" in op_name(node) for node in graph.trace.graph.nodes)
+    return any(op_name(node.target) in BATCH_NORMS for node in graph.trace.graph.nodes)
 
 
 def estimate(task: Task) -> None:

@@ -8,6 +8,7 @@ from ..axes.axes import product
 from ..axes.op_call import Dims, OpCall
 from .registry import rule
 
+FLASH = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 KEYS = "ranges over the keys of an attention"
 
 
@@ -23,7 +24,7 @@ def attention(site: OpCall) -> list[Dims]:
     q, k, v = (site.dims(a) for a in site.args[:3])
     site.same(q[-1], k[-1])
     site.same(k[-2], v[-2])
-    if "flash" in str(site.node.target):
+    if site.name in FLASH:
         site.same(q[-1], v[-1])
     site.lock(k[-2], KEYS)
     if site.given("scale") is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..axes.axes import Axis
+from ..axes.nodes import base_name
 from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import contract_as, equation, rule
 
 rule("mm")(equation("nk,km->nm", weight=1))
@@ -32,17 +34,15 @@ def solve_triangular(site: OpCall) -> Dims:
     return [*lead, b[-2], b[-1]]
 
 
-@rule("addmm", "baddbmm", "addbmm", "addmv", "addr")
+ADDED = {"addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
+         "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm")}  # fmt: skip
+
+
+@rule(*ADDED)
 def add_product(site: OpCall) -> Dims:
     """bias + a @ b: the product's rule, and the bias broadcast on the result."""
     bias, *operands = site.args[:3]
-    name = str(site.node.target)
-    letters, result = next(
-        way for key, way in {
-            "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
-            "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm"),
-        }.items() if key in name
-    )  # fmt: skip
+    letters, result = ADDED[base_name(site.node.target)]
     out = contract_as(site, list(operands), letters, result, 1)
     site.broadcast(site.dims(bias), out)
     return out
@@ -62,9 +62,9 @@ def matmul(site: OpCall) -> Dims:
 
 @rule("einsum")
 def einsum(site: OpCall) -> Dims:
-    """The letters in the call are the rule."""
+    """The letters in the call are the rule; a path only says in which order operands are taken."""
     text, *rest = site.args
-    operands = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (list, tuple)) else list(rest)
+    operands = list(rest[0]) if isinstance(rest[0], (list, tuple)) else rest
     left, arrow, right = str(text).replace(" ", "").partition("->")
     letters = left.split(",")
     if not arrow:
@@ -86,7 +86,7 @@ def grouped_matmul(site: OpCall) -> Dims:
     site.lock(a[0], "is counted in blocks of rows")
     site.same(a[1], b[1])
     for axis in b[1:]:
-        _in_runs(site, axis, 16 // site.args[1].meta["dtype"].itemsize)
+        _in_runs(site, axis, 16 // record_of(site.args[1]).dtype.itemsize)
     site.contract(a[1])
     site.weight(site.args[1], [b[2]], [b[1]], site.args[0])
     site.macs(a[0], b[1], b[2])

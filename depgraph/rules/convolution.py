@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..axes.axes import RAGGED, Axis, product
+from ..axes.axes import Axis, product
 from ..axes.op_call import Dims, OpCall
+from ..axes.ragged import ragged
 from .registry import rule
 
 
@@ -79,9 +80,7 @@ def _grouped(
         site.same(whole, x)
         out = Axis(n_out)
         outputs = blocks = site.algebra.segments(out, [o] * groups)
-    ragged = Axis(blocks[0].size, RAGGED, tuple(blocks))
-    ragged.over = whole
-    site.algebra.unify(inner, ragged)
+    site.algebra.unify(inner, ragged(blocks, whole))
     site.contract(*inputs)
     site.equal_counts(inputs, text)
     site.equal_counts(outputs, text)

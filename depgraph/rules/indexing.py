@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from ..axes.axes import Axis
+from ..axes.nodes import op_name
 from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 PICKED = "is indexed by a tensor"
@@ -57,7 +59,7 @@ def _permuted(site: OpCall, axis: Axis | None, index: Any) -> Axis | None:
         or values.dim() != 1
         or values.dtype is torch.bool  # chooses, and does not number
         or index.op != "get_attr"
-        or index.meta["kind"] != "tensor"
+        or record_of(index).kind != "tensor"
     ):
         return None
     if len(index.users) != 1 or values.numel() < 2:
@@ -117,7 +119,7 @@ def _chosen(site: OpCall, x: Dims, entries: list[Any]) -> tuple[Dims, Dims, list
         if entry is None:
             d += 1
             continue
-        boolean = entry.meta["dtype"] in (torch.bool, torch.uint8)
+        boolean = record_of(entry).dtype in (torch.bool, torch.uint8)
         own = site.dims(entry)
         width = len(own) if boolean else 1
         for axis in (*x[d : d + width], *own) if boolean else ():
@@ -143,7 +145,7 @@ def _fill_by_mask(site: OpCall, x: Dims, values: Dims) -> bool:
     (start, mask), *more = [(i, e) for i, e in enumerate(entries) if e is not None]
     own = site.dims(mask)
     behind = len(x) - start - len(own)
-    if more or mask.meta["dtype"] not in (torch.bool, torch.uint8) or any(values[behind : behind + 1]):
+    if more or record_of(mask).dtype not in (torch.bool, torch.uint8) or any(values[behind : behind + 1]):
         return False
     slots = [*x[:start], None, *x[start + len(own) :]]
     for a, b in (*zip(x[start:], own, strict=False), *zip(slots[::-1], values, strict=False)):
@@ -269,12 +271,12 @@ def masked_scatter(site: OpCall) -> Dims:
 def _repeated(mask: Any, width: int) -> bool:
     """Whether a mask is one column, or copies of one column side by side."""
     while True:
-        shape = mask.meta["shapes"][0] if mask.meta.get("shapes") else ()
+        shape = record_of(mask).shape if record_of(mask).shapes else ()
         if not shape or shape[-1] == 1 != width:
             return bool(shape)
-        name = str(mask.target).split(".")[1] if mask.op == "call_function" else ""
+        name = op_name(mask.target)
         if name in ("expand", "expand_as"):
-            return bool(mask.args[0].meta["shapes"][0][-1:] == (1,))
+            return record_of(mask.args[0]).shape[-1:] == (1,)
         if name not in ("_to_copy", "clone", "detach", "alias", "contiguous"):
             return False
         mask = mask.args[0]

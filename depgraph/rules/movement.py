@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..axes.axes import Axis, concat, product
 from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 
@@ -17,10 +18,9 @@ def view(site: OpCall) -> Dims:
 def permute(site: OpCall) -> Dims:
     """Dims change places."""
     x = site.dims(site.args[0])
-    name = str(site.node.target).split(".")[1]
-    if name == "t":
+    if site.name == "t":
         return x[::-1]
-    if name == "permute":
+    if site.name == "permute":
         return [x[d] for d in site.args[1]]
     a, b = (site.args[i] % len(x) for i in (1, 2))
     x[a], x[b] = x[b], x[a]
@@ -50,7 +50,7 @@ def expand(site: OpCall) -> Dims:
 def like(site: OpCall) -> Dims:
     """The result has the very dims of another tensor."""
     x, other = site.dims(site.args[0]), site.dims(site.args[1])
-    mine = site.broadcast(x) if "expand" in str(site.node.target) else site.regroup(x, site.shape)
+    mine = site.broadcast(x) if site.name == "expand_as" else site.regroup(x, site.shape)
     for a, b in zip(mine, other, strict=True):
         site.same(a, b)
     return other
@@ -97,7 +97,7 @@ def repeat_interleave(site: OpCall) -> Dims:
 @rule("cat")
 def cat(site: OpCall) -> Dims:
     """Dim d is the concatenation of the operands' dims; the others are the same axes."""
-    operands = [n for n in site.args[0] if n.meta["shapes"][0] != (0,)]
+    operands = [n for n in site.args[0] if record_of(n).shape != (0,)]
     d = site.arg(1, "dim", 0) % len(site.shape)
     dims = [site.dims(n) for n in operands]
     sizes = [site.shape_of(n)[d] for n in operands]
@@ -160,11 +160,10 @@ def _cut_equally(site: OpCall, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
 def split(site: OpCall) -> list[Dims]:
     """Consecutive pieces of as many indices each, which must go on having equal counts."""
     x = site.dims(site.args[0])
-    name = str(site.node.target).split(".")[1]
     along = {"hsplit": min(len(x) - 1, 1), "vsplit": 0, "dsplit": 2}
-    d = along.get(name, site.arg(2, "dim", 0)) % len(x)
+    d = along.get(site.name, site.arg(2, "dim", 0)) % len(x)
     sizes = [shape[d] for shape in site.shapes]
-    if isinstance(site.args[1], (list, tuple)) or "split" in (name, name.removeprefix("unsafe_")):
+    if isinstance(site.args[1], (list, tuple)) or site.name in ("split", "unsafe_split"):
         site.repaired(x[d])
     out = _cut_equally(site, x, d, sizes)
     if isinstance(site.args[1], (list, tuple)) or len(sizes) == 1:  # places of the cuts
@@ -193,7 +192,7 @@ def slice_(site: OpCall) -> Dims:
     d = site.arg(1, "dim", 0) % len(x)
     n = site.shape_of(site.args[0])[d]
     axis = x[d]
-    if "narrow" in str(site.node.target):
+    if site.name == "narrow_copy":
         start = site.args[2] % n
         stop, step = start + site.args[3], 1
     else:
@@ -248,7 +247,7 @@ def pad(site: OpCall) -> Dims:
     """Fixed segments before and after; a negative pad cuts; modes that repeat entries lock the dim."""
     x = site.dims(site.args[0])
     amounts = list(site.args[1])
-    constant = site.arg(2, "mode", "constant") == "constant" or "constant" in str(site.node.target)
+    constant = site.arg(2, "mode", "constant") == "constant" or site.name == "constant_pad_nd"
     for i in range(len(amounts) // 2):
         d = len(x) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..axes.nodes import BATCH_NORMS
 from ..axes.op_call import Dims, OpCall
 from .registry import rule
 
@@ -23,19 +24,16 @@ def _with_stats(site: OpCall, x: Dims, stats: Dims) -> list[Dims]:
     ]
 
 
-@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-      "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update",
-      "instance_norm")  # fmt: skip
+@rule(*sorted(BATCH_NORMS), "instance_norm")
 def batch_norm(site: OpCall) -> list[Dims]:
     """x[n c ...], weight, bias, running mean and variance [c] -> [n c ...]; without running ones, a statistic over n and ..."""
     x = site.dims(site.args[0])
     vectors = tuple(a for a in site.args[1:5] if hasattr(a, "op"))
     _per_channel(site, x[1], vectors)
-    name = str(site.node.target)
-    training = site.given("training", site.given("use_input_stats", "with_update" in name))
+    training = site.given("training", site.given("use_input_stats", site.name == "_batch_norm_with_update"))
     uses_batch = training or not any(hasattr(a, "op") for a in site.args[3:5])
     if uses_batch:  # mean and variance of this very tensor, over every other dim
-        site.statistic(*x[2:], *(x[:1] if "instance" not in name else ()))
+        site.statistic(*x[2:], *(x[:1] if site.name != "instance_norm" else ()))
     return _with_stats(site, x, x[1:2])
 
 
@@ -57,7 +55,7 @@ def layer_norm(site: OpCall) -> list[Dims]:
 @rule("group_norm", "native_group_norm")
 def group_norm(site: OpCall) -> list[Dims]:
     """x[n (g c) ...] in g blocks of equal count; a statistic over a block and all positions."""
-    native = "native" in str(site.node.target)
+    native = site.name == "native_group_norm"
     x = site.dims(site.args[0])
     groups = site.args[6] if native else site.args[1]
     vectors = site.args[1:3] if native else (site.arg(2, "weight"), site.arg(3, "bias"))

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..axes.axes import Axis, concat
+from ..axes.nodes import GATES
 from ..axes.op_call import Dims, OpCall
+from ..tracing.whole import PACKED
 from .registry import rule
 
-PACKED = "ranges over the steps of a packed batch"
+STEPS = "ranges over the steps of a packed batch"
 
 
 def _gates(site: OpCall, rows: Axis | None, hidden: Axis | None) -> None:
@@ -71,7 +73,7 @@ def layers(site: OpCall) -> list[Dims]:
     Called with (input, hx, params), or with a packed sequence. All hidden axes have one width. Where first or last states tell their
     entries apart, the axes are the same, as all of them stand in one dim there.
     """
-    packed = str(site.node.target).endswith(".data")
+    packed = site.node.target in PACKED.values()
     hx, params, has_biases, count = site.args[2 if packed else 1 :][:4]
     bidirectional = site.args[8 if packed else 7]
     x = site.dims(site.args[0])
@@ -86,7 +88,7 @@ def layers(site: OpCall) -> list[Dims]:
         for direction in range(directions):
             start = (layer * directions + direction) * per
             own = list(params[start : start + per])
-            hidden = site.fresh(site.shape_of(own[1])[0] // gates_of(site))
+            hidden = site.fresh(site.shape_of(own[1])[0] // GATES[site.name])
             out = site.dims(own[-1])[0] if projected else hidden
             own_weights = [own[0], own[1], *(own[2:4] if has_biases else [])]
             first = site.args[0] if layer == 0 else None
@@ -99,12 +101,6 @@ def layers(site: OpCall) -> list[Dims]:
         feed = concat([a or site.fixed_segment(1) for a in ends]) if len(ends) > 1 else ends[0]
     finals = [_states(site, i, state, (outs, cells)[i], batch) for i, state in enumerate(states)]
     return [[*x[:-1], feed], *finals]
-
-
-def gates_of(site: OpCall) -> int:
-    """Gates of one step: 4 for lstm, 3 for gru, 1 for plain."""
-    name = str(site.node.target)
-    return 4 if "lstm" in name else 3 if "gru" in name else 1
 
 
 def _project(site: OpCall, steps: Dims, weight: Any, hidden: Axis | None) -> None:
@@ -120,7 +116,7 @@ def _project(site: OpCall, steps: Dims, weight: Any, hidden: Axis | None) -> Non
 def _sequences(site: OpCall, x: Dims, packed: bool) -> Axis | None:
     """The axis that tells sequences apart, if x has a dim of that alone; steps stand in a fixed order."""
     if packed:
-        site.lock(site.dims(site.args[1])[0], PACKED)
+        site.lock(site.dims(site.args[1])[0], STEPS)
     steps = 1 if not packed and len(x) == 3 and site.given("batch_first") else 0
     site.lock(x[steps], "ranges over the steps of a recurrent layer")
     return x[1 - steps] if len(x) == 3 else None
@@ -143,7 +139,7 @@ def _states(site: OpCall, number: int, first: Any, axes: list[Axis | None], batc
     site.same(dims[-1], axes[0])
     site.lock(dims[0], "numbers layers and directions")
     if batch is None:
-        site.lock(dims[1] if len(dims) == 3 else None, PACKED)
+        site.lock(dims[1] if len(dims) == 3 else None, STEPS)
     else:
         site.same(batch, dims[1])
     return dims
@@ -154,8 +150,8 @@ def pack(site: OpCall) -> list[Dims]:
     """x[n t ...] -> [steps ...], numbers of sequences: what follows n and t passes."""
     first, second, *rest = site.dims(site.args[0])
     for axis in (first, second, *site.dims(site.args[1])):
-        site.lock(axis, PACKED)
-    return [[site.fixed(site.shape[0], PACKED), *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
+        site.lock(axis, STEPS)
+    return [[site.fixed(site.shape[0], STEPS), *rest], [site.fixed(n, STEPS) for n in site.shapes[1]]]
 
 
 @rule("_pad_packed_sequence")
@@ -163,6 +159,6 @@ def unpack(site: OpCall) -> list[Dims]:
     """x[steps ...] -> [n t ...], lengths: what follows the steps passes."""
     steps, *rest = site.dims(site.args[0])
     for axis in (steps, *site.dims(site.args[1])):
-        site.lock(axis, PACKED)
-    padded = [site.fixed(n, PACKED) for n in site.shape[:2]]
-    return [[*padded, *rest], [site.fixed(n, PACKED) for n in site.shapes[1]]]
+        site.lock(axis, STEPS)
+    padded = [site.fixed(n, STEPS) for n in site.shape[:2]]
+    return [[*padded, *rest], [site.fixed(n, STEPS) for n in site.shapes[1]]]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..axes.op_call import Dims, OpCall
+from ..tracing.recorder import record_of
 from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")
 STATISTICS = ("mean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
               "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
 INDEXED = ("median", "nanmedian", "mode", "kthvalue")
+PAIRWISE = (torch.ops.aten.max.other, torch.ops.aten.min.other)  # of two tensors, entry by entry
 
 
 def _reduced(site: OpCall, which: Any, keepdim: bool) -> tuple[Dims, Dims]:
@@ -44,7 +48,7 @@ def statistics(site: OpCall) -> list[Dims]:
     """A statistic over some dims; the others pass."""
     out, gone = _reduced(site, *_arguments(site))
     site.statistic(*gone)
-    if len(site.shapes) > 1 and str(site.node.target).split(".")[1] in INDEXED:
+    if len(site.shapes) > 1 and site.name in INDEXED:
         for axis in gone:
             site.lock(axis, "is indexed by the result of a median")
     return [list(out) for _ in site.shapes]
@@ -53,12 +57,11 @@ def statistics(site: OpCall) -> list[Dims]:
 @rule("max", "min", "argmax", "argmin")
 def extrema(site: OpCall) -> list[Dims]:
     """A statistic over some dims; a position that is returned numbers the dim, where it is one dim."""
-    name = str(site.node.target)
-    if name.endswith(".other"):
+    if site.node.target in PAIRWISE:
         return [site.broadcast(site.dims(site.args[0]), site.dims(site.args[1]))]
     out, gone = _reduced(site, *_arguments(site))
     site.statistic(*gone)
-    positions = len(site.shapes) > 1 or "arg" in name
+    positions = len(site.shapes) > 1 or site.name in ("argmax", "argmin")
     if positions and len(gone) == 1:
         site.number(gone[0], len(site.shapes) - 1)
     elif positions:
@@ -80,7 +83,7 @@ def softmax(site: OpCall) -> Dims:
 def along(site: OpCall) -> list[Dims]:
     """Works along a dim in order, which stays whole, but for running sums of whole numbers: zeros change none of them."""
     x = site.dims(site.args[0])
-    counts = "cumsum" in str(site.node.target) and not site.node.meta["dtype"].is_floating_point
+    counts = site.name == "cumsum" and not record_of(site.node).dtype.is_floating_point
     if x and not counts:
         site.lock(x[site.given("dim") % len(x)], f"is worked along in order by {site.node.target}")
     return [list(x) for _ in site.shapes]

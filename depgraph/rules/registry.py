@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..axes.axes import Axis
-from ..axes.nodes import leaves_of
+from ..axes.nodes import base_name, op_name
 from ..axes.op_call import Dims, OpCall
 from ..base.errors import InputError
 
@@ -78,10 +78,8 @@ def is_pointwise(op: Any) -> bool:
     """Whether torch tags the op, or the op it is the in-place form of, as pointwise."""
     if torch.Tag.pointwise in op.tags:
         return True
-    name = op._schema.name
-    if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
-        return False
-    packet = getattr(torch.ops.aten, name[6:-1], None)
+    name = base_name(op)
+    packet = getattr(torch.ops.aten, name, None) if name != op_name(op) and op.namespace == "aten" else None
     return packet is not None and any(
         torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()
     )
@@ -120,9 +118,9 @@ def equation(text: str, weight: int | None = None) -> Rule:
     return apply
 
 
-def _weight_among(arguments: list[Any], usual: int | None) -> int | None:
+def _weight_among(site: OpCall, arguments: list[Any], usual: int | None) -> int | None:
     """The operand that is a weight: the usual one, or where that is none, the only one that is made of parameters alone."""
-    made = [i for i, node in enumerate(arguments) if leaves_of(node)]
+    made = [i for i, node in enumerate(arguments) if site.state.leaves_of(node)]
     if usual is not None and (usual in made or not made) and usual < len(arguments):
         return usual
     return made[0] if len(made) == 1 < len(arguments) else None
@@ -176,7 +174,7 @@ def contract_as(
     site.contract(*contracted)
     if len(mine) > 1 and contracted:  # without a sum it is work of another kind
         site.macs(*spread, *bound.values())
-    weight = _weight_among(arguments[: len(mine)], weight)
+    weight = _weight_among(site, arguments[: len(mine)], weight)
     if weight is not None:
         own = mine[weight]
         site.weight(

@@ -1,45 +1,48 @@
 """Scores, scopes, budgets and constraints -> which units of which groups go.
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
-(groups that are chosen together, and the order of their units), `earlier.py` (what went before), `normalise.py` (scores made comparable), `scope.py` (who
-competes with whom), `budget.py` (how far), `uniform.py` (equal widths), `selection.py` (all of it in a row).
+(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `normalise.py` (scores made comparable), `scope.py` (who
+competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (what was asked), `selection.py` (all of it in a row).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ..costs.cost import byte_cost, mac_cost, parameter_cost
+from ..base.errors import InputError
+from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
-from ..importance import Scores
 from ..plan.plan import Masks, Plan
 from .blocks import Block
 from .budget import Budget, lock_lines, nothing_text
+from .budget_kinds import BUDGETS, BudgetKind, register_budget
+from .budgets import counts_of
 from .factors import choose_factors
-from .request import Request
+from .request import OPTIONS, Request
 from .scope import Scope
 from .selection import Selection
 
-COSTS = {"max_params": parameter_cost, "max_macs": mac_cost, "max_bytes": byte_cost}
-
 
 def choose(
-    graph: DependencyGraph, scores: Mapping[int, Scores], *, pruning_ratio: float | Mapping[str, float] | None = None,
-    max_params: int | None = None, max_macs: int | None = None, max_bytes: int | None = None,
-    budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str = "mean", per_cost: bool = False, round_to: int = 1, uniform: bool = False,
-    earlier: Plan | None = None, threshold: float | None = None,
+    graph: DependencyGraph, scores: Mapping[str, Any], *, pruning_ratio: float | Mapping[str, float] | None = None,
+    max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
+    max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
+    max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
+    uniform: bool = False, already_pruned: Plan | None = None, threshold: float | None = None, **further_budgets: Any,
 ) -> Masks:  # fmt: skip
     """Which units of which groups stay.
 
     Args:
         graph: the dependency graph.
-        scores: axis id -> [units] scores, the lowest go first.
+        scores: group name -> [units] scores (arrays, tensors or lists), the lowest go first: what `scores_of` gives, or your own.
         pruning_ratio: the share of the units of each prunable dim that goes (of each field that competes, with such a
             `scope`); or a ratio for each group that a name or glob names, later ones first: the rest stays whole.
-        max_params: at most so many parameters.
-        max_macs: at most so many multiply-accumulates in the traced pass.
+        max_params: at most so many parameters: a share of what there is (0.5), a number, or a text as for `prune`.
+        max_macs: at most so many multiply-accumulates in the traced pass, as the model of their cost counts them.
         max_bytes: at most so many bytes of parameters and buffers.
+        max_memory: at most so many bytes of activations at their peak, as the model of their cost counts them.
         budgets: further ones; all of them hold together.
         scope: who competes with whom: "local", "global", "isomorphic", or a list of `Scope` (see `scope.py`).
         max_ratio: no group loses a larger share. By default 0.9 where units compete, or more if that is asked for, or
@@ -48,28 +51,39 @@ def choose(
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
         uniform: equal widths in repeated blocks, and in all that one field of the model's config says.
+        already_pruned: the plan that made the model of its original: ratios, caps and floors then count from that one's
+            sizes.
         threshold: instead of a ratio: the units whose normalised score is below this go.
-        earlier: the plan that made the model of its original: ratios, caps and floors then count from that one's sizes.
+        **further_budgets: those of `register_budget`.
 
     Returns:
-        axis id -> bool array, True where a unit stays; axes that lose nothing are absent.
+        group name -> bool array, True where a unit stays; groups that lose nothing are absent.
 
     Raises:
-        InputError: arguments that are out of range, contradict each other, or name nothing.
+        InputError: arguments that are out of range, contradict each other, or name nothing; a budget that is measured,
+            such as ``max_latency``: only `prune` can.
         NothingToPruneError: no group is free.
         BudgetError: a budget is below what can be reached.
     """
-    given = {"max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes}
-    own = [Budget(name, COSTS[name](graph), limit) for name, limit in given.items() if limit is not None]
-    request = Request(
-        pruning_ratio, scope, max_ratio, normalise, per_cost, round_to, uniform, earlier, threshold
-    )
-    return request.masks(graph, scores, [*own, *budgets])
+    request = Request.of(locals(), further_budgets)
+    limits = list(budgets)
+    for kind, given in request.amounts:
+        if kind.cost is None:
+            raise InputError(f"{kind.name} is measured on runs of the model: give it to prune")
+        cost = kind.cost(graph)
+        limits.append(
+            Budget(kind.name, cost, kind.amount(given, cost.value(counts_of(graph, {}))), kind.show)
+        )
+    request = replace(request, budgets={b.name: b for b in limits})
+    return request.masks(graph, checked_scores(graph, scores), limits)
 
 
 __all__ = [
+    "BUDGETS",
+    "OPTIONS",
     "Block",
     "Budget",
+    "BudgetKind",
     "Masks",
     "Request",
     "Scope",
@@ -78,4 +92,5 @@ __all__ = [
     "choose_factors",
     "lock_lines",
     "nothing_text",
+    "register_budget",
 ]

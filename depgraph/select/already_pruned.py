@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ..axes.axes import Axis
 from ..base.errors import InputError, listed
 from ..grouping.graph import DependencyGraph, Group
 from ..plan.plan import Plan
 
 
-def already_pruned_units(graph: DependencyGraph, earlier: Plan | None) -> dict[int, int]:
-    """Pool id -> how many units more the dims of the original had, that `earlier` made the graph's model of.
+def already_pruned_units(graph: DependencyGraph, earlier: Plan | None) -> dict[Axis, int]:
+    """Pool -> how many units more the dims of the original had, that `earlier` made the graph's model of.
 
     A dim that lost a share of its indices to another factor (heads, where the width of a head is cut now) lost that share
     of its units.
@@ -25,9 +26,9 @@ def already_pruned_units(graph: DependencyGraph, earlier: Plan | None) -> dict[i
     ]
     if wrong:
         raise InputError(listed("the model is not what the earlier plan makes of its original", wrong))
-    pools: dict[int, list[Group]] = {}
+    pools: dict[Axis, list[Group]] = {}
     for group in graph.groups:
-        pools.setdefault(id(group.axis.pool), []).append(group)
+        pools.setdefault(group.axis.pool, []).append(group)
     return {pool: _lost(graph, earlier, groups) for pool, groups in pools.items()}
 
 

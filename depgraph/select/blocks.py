@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..axes.axes import ATOM, Axis
 from ..axes.polynomials import Polynomial
+from ..base.unions import Unions
 from ..grouping.graph import Group
 from ..importance import Scores
 from .floors import Floors
@@ -32,7 +33,7 @@ class Block:
         moves: the least numbers of units that may go together.
         scores: [steps] average score of the units that each step takes, non-decreasing.
         taken: [steps] how many units it takes.
-        gone: axis id -> [steps + 1], how many of its units the first n steps take.
+        gone: axis -> [steps + 1], how many of its units the first n steps take.
         allowed: the numbers of steps at which every dim is a multiple of `round_to`, ascending from 0.
     """
 
@@ -40,15 +41,20 @@ class Block:
     moves: list[Move] = field(default_factory=list)
     scores: Scores = field(default_factory=lambda: np.zeros(0))
     taken: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    gone: dict[int, Integers] = field(default_factory=dict)
+    gone: dict[Axis, Integers] = field(default_factory=dict)
     allowed: Integers = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @property
-    def pools(self) -> dict[int, list[Group]]:
-        """Id of an original dim's axis -> the groups that are fragments of it."""
-        found: dict[int, list[Group]] = {}
+    def names(self) -> list[str]:
+        """Those of its groups."""
+        return [g.name for g in self.groups]
+
+    @property
+    def pools(self) -> dict[Axis, list[Group]]:
+        """Axis of an original dim -> the groups that are fragments of it."""
+        found: dict[Axis, list[Group]] = {}
         for g in self.groups:
-            found.setdefault(id(g.axis.pool), []).append(g)
+            found.setdefault(g.axis.pool, []).append(g)
         return found
 
     @property
@@ -69,75 +75,64 @@ def find_blocks(
     groups: Sequence[Group], relations: Sequence[Polynomial]
 ) -> list[tuple[Block, list[Polynomial]]]:
     """The blocks of `groups`, each with the relations (linear polynomials that stay zero) over it."""
-    axis = {id(g.axis): g.axis for g in groups}
-    parent = {a: a for a in axis}
-
-    def root(a: int) -> int:
-        while parent[a] != a:
-            parent[a] = parent[parent[a]]
-            a = parent[a]
-        return a
-
+    together = Unions(g.axis for g in groups)
     for p in relations:
-        ids = [a for t in p for a in t]
-        for a in ids[1:]:
-            parent[root(a)] = root(ids[0])
-    pools: dict[int, int] = {}
-    for a, found in axis.items():
-        if found.pool is not found:
-            whole = found.pool.find()
-            pool = id(whole if whole.kind == ATOM else found.pool)
-            parent[root(a)] = root(pools.setdefault(pool, a))
-    members: dict[int, list[Group]] = {}
-    for g in groups:
-        members.setdefault(root(id(g.axis)), []).append(g)
-    rules: dict[int, list[Polynomial]] = {}
+        together.join(*(a for t in p for a in t))
+    pools: dict[Axis, Axis] = {}
+    for axis in (g.axis for g in groups):
+        if axis.pool is not axis:
+            whole = axis.pool.find()
+            together.join(pools.setdefault(whole if whole.kind == ATOM else axis.pool, axis), axis)
+    by_axis = {g.axis: g for g in groups}
+    rules: dict[Axis, list[Polynomial]] = {}
     for p in relations:
-        rules.setdefault(root(next(a for t in p for a in t)), []).append(p)
-    return [(Block(gs), rules.get(r, [])) for r, gs in members.items()]
+        rules.setdefault(together.root(next(a for t in p for a in t)), []).append(p)
+    return [
+        (Block([by_axis[a] for a in found]), rules.get(together.root(found[0]), []))
+        for found in together.sets()
+    ]
 
 
 class Sequencer:
     """Puts the moves of a block in order: always the cheapest that leaves every floor and keeps every cap."""
 
-    def __init__(self, axis: Mapping[int, Axis], ranked: Mapping[int, Scores], floors: Floors) -> None:
-        """`ranked`: axis id -> its scores, ascending."""
-        self.axis, self.floors = axis, floors
+    def __init__(self, ranked: Mapping[Axis, Scores], floors: Floors) -> None:
+        """`ranked`: axis -> its scores, ascending."""
+        self.floors = floors
         self.sums = {a: np.concatenate([[0.0], np.cumsum(s)]) for a, s in ranked.items()}
 
     def moves(self, block: Block, relations: Sequence[Polynomial]) -> None:
         """Find the moves of `block`."""
-        block.moves = least_moves([id(g.axis) for g in block.groups], relations, self.axis)
+        block.moves = least_moves([g.axis for g in block.groups], relations)
 
-    def order(self, block: Block, caps: Mapping[int, int]) -> None:
-        """Fill in the steps of `block`; `caps`: pool id -> how many of its units may go, where fewer than all."""
+    def order(self, block: Block, caps: Mapping[Axis, int]) -> None:
+        """Fill in the steps of `block`; `caps`: pool -> how many of its units may go, where fewer than all."""
         left = {p: caps[p] for p in block.pools if p in caps}
         chosen, costs = self._repeat(block, left) if len(block.moves) == 1 else self._interleave(block, left)
         block.gone = {}
         for g in block.groups:
-            a = id(g.axis)
-            per_move = np.array([m.get(a, 0) for m in block.moves], dtype=np.int64)
-            block.gone[a] = np.concatenate([[0], np.cumsum(per_move[chosen])])
+            per_move = np.array([m.get(g.axis, 0) for m in block.moves], dtype=np.int64)
+            block.gone[g.axis] = np.concatenate([[0], np.cumsum(per_move[chosen])])
         sizes = np.array([sum(m.values()) for m in block.moves], dtype=np.int64)
         block.taken = sizes[chosen]
         block.scores = np.maximum.accumulate(costs) if len(costs) else costs
 
-    def _repeat(self, block: Block, left: dict[int, int]) -> tuple[Integers, Scores]:
+    def _repeat(self, block: Block, left: dict[Axis, int]) -> tuple[Integers, Scores]:
         """The one move of a block as often as it can be taken."""
         (move,) = block.moves
-        times = min((self.axis[a].size - max(self.floors.least[a], 1)) // n for a, n in move.items())
-        times = min([times, *(left[p] // n for p, n in _by_pool(move, self.axis).items() if p in left)])
+        times = min((a.size - max(self.floors.least[a], 1)) // n for a, n in move.items())
+        times = min([times, *(left[p] // n for p, n in _by_pool(move).items() if p in left)])
         total = np.zeros(times)
         for a, n in move.items():
             total += np.diff(self.sums[a][: times * n + 1 : n])
         return np.zeros(times, dtype=np.int64), total / sum(move.values())
 
-    def _interleave(self, block: Block, left: dict[int, int]) -> tuple[Integers, Scores]:
+    def _interleave(self, block: Block, left: dict[Axis, int]) -> tuple[Integers, Scores]:
         """The cheapest of several moves again and again. What one costs changes with those that share an axis with it."""
-        moves, gone = block.moves, dict.fromkeys((id(g.axis) for g in block.groups), 0)
-        pools = [_by_pool(m, self.axis) for m in moves]
+        moves, gone = block.moves, dict.fromkeys((g.axis for g in block.groups), 0)
+        pools = [_by_pool(m) for m in moves]
         needs = [[n for n in self.floors.needs if any(a in m for a in n)] for m in moves]
-        users: dict[int, list[int]] = {a: [] for a in gone}
+        users: dict[Axis, list[int]] = {a: [] for a in gone}
         for i, move in enumerate(moves):
             for a in move:
                 users[a].append(i)
@@ -147,11 +142,9 @@ class Sequencer:
             move = moves[i]
             if any(left[p] < n for p, n in pools[i].items() if p in left):
                 return False
-            if any(self.axis[a].size - gone[a] - n < self.floors.least[a] for a, n in move.items()):
+            if any(a.size - gone[a] - n < self.floors.least[a] for a, n in move.items()):
                 return False
-            return all(
-                sum(self.axis[a].size - gone.get(a, 0) - move.get(a, 0) for a in n) > 0 for n in needs[i]
-            )
+            return all(sum(a.size - gone.get(a, 0) - move.get(a, 0) for a in n) > 0 for n in needs[i])
 
         def price(i: int) -> float:
             sums, move = self.sums, moves[i]
@@ -180,10 +173,9 @@ class Sequencer:
         return np.array(chosen, dtype=np.int64), np.array(costs)
 
 
-def _by_pool(move: Move, axis: Mapping[int, Axis]) -> dict[int, int]:
-    """Id of an original dim's axis -> how many of its units a move takes."""
-    out: dict[int, int] = {}
+def _by_pool(move: Move) -> dict[Axis, int]:
+    """Axis of an original dim -> how many of its units a move takes."""
+    out: dict[Axis, int] = {}
     for a, n in move.items():
-        pool = id(axis[a].pool)
-        out[pool] = out.get(pool, 0) + n
+        out[a.pool] = out.get(a.pool, 0) + n
     return out

@@ -16,68 +16,67 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from ..axes.axes import ATOM, PRODUCT, Axis, Reason, atoms
-from ..axes.nodes import leaves_of
 from ..axes.polynomials import Polynomial
 from ..grouping.graph import DependencyGraph, Group
 
 Tie = tuple[Polynomial, Reason]  # a polynomial in counts that must stay zero, and why
-Choice = tuple[list[Group], list[Polynomial], dict[int, str]]
+Choice = tuple[list[Group], list[Polynomial], dict[Axis, str]]
 
 
 def choose_factors(
-    graph: DependencyGraph, passed_over: Collection[int] = (), granularity: str | None = None
-) -> tuple[list[Group], dict[int, set[int]]]:
+    graph: DependencyGraph, passed_over: Collection[Axis] = (), granularity: str | None = None
+) -> tuple[list[Group], dict[Axis, set[Axis]]]:
     """The groups that a ratio or budget cuts: of each product that a weight produces, one factor.
 
     Args:
         graph: the dependency graph.
-        passed_over: ids of axes that are not to be chosen.
+        passed_over: axes that are not to be chosen.
         granularity: "coarse" or "fine"; None: the graph's own, or coarse.
 
     Returns:
-        the groups, and for each axis id the ids of its rivals: axes that are another factor of the same product.
+        the groups, and for each axis its rivals: axes that are another factor of the same product.
     """
-    rivals: dict[int, set[int]] = {}
-    seen: set[int] = set()
+    rivals: dict[Axis, set[Axis]] = {}
+    seen: set[Axis] = set()
     for group in graph.groups:
         for m in group.members:
             axis = graph.dims(m.name)[m.dim]
-            if m.role == "produces" and axis is not None and id(axis.find()) not in seen:
-                seen.add(id(axis.find()))
+            if m.role == "produces" and axis is not None and axis.find() not in seen:
+                seen.add(axis.find())
                 _rivals(axis, graph.by_axis, rivals)
-    taken: set[int] = set()
+    taken: set[Axis] = set()
     coarse = partial(_coarse, graph, _summed_without_weight(graph))
     rank = _fine if (granularity or graph.granularity) == "fine" else coarse
     for group in sorted(graph.groups, key=rank):
         fragment = group.axis.pool is not group.axis
-        if id(group.axis) not in passed_over and not rivals.get(id(group.axis), set()) & taken:
+        if group.axis not in passed_over and not rivals.get(group.axis, set()) & taken:
             if group.units > 1 or fragment:
-                taken.add(id(group.axis))
-    return [g for g in graph.groups if id(g.axis) in taken], rivals
+                taken.add(group.axis)
+    return [g for g in graph.groups if g.axis in taken], rivals
 
 
 def _fine(group: Group) -> tuple[float, ...]:
     return (-group.units,)
 
 
-def _coarse(graph: DependencyGraph, unweighted: Collection[int], group: Group) -> tuple[float, ...]:
+def _coarse(graph: DependencyGraph, unweighted: Collection[Axis], group: Group) -> tuple[float, ...]:
     """What comes first is cut: by what sums over it, the parameters of the weights that it is in, its units."""
     reach = sum(graph.tensors[n].numel() for n in {m.name for m in group.members if m.role != "scales"})
-    return id(group.axis) in unweighted, -reach, -group.units
+    return group.axis in unweighted, -reach, -group.units
 
 
-def _summed_without_weight(graph: DependencyGraph) -> set[int]:
-    """Ids of the atoms that some op sums over without a weight, as the product of queries and keys does."""
-    weighted = {p.node for p in graph.state.products if leaves_of(p.weight)}
+def _summed_without_weight(graph: DependencyGraph) -> set[Axis]:
+    """The atoms that some op sums over without a weight, as the product of queries and keys does."""
+    weighted = {p.node for p in graph.state.products if graph.state.leaves_of(p.weight)}
     sums = [found for node, found in graph.state.contracted.items() if node not in weighted]
-    return {id(a) for found in sums for axis in found for a in atoms(axis)}
+    return {a for found in sums for axis in found for a in atoms(axis)}
 
 
-def _rivals(axis: Axis, groups: Mapping[int, Group], rivals: dict[int, set[int]]) -> set[int]:
-    """Ids of the free atoms in `axis`; atoms in different factors of one product are noted as rivals."""
+def _rivals(axis: Axis, groups: Mapping[Axis, Group], rivals: dict[Axis, set[Axis]]) -> set[Axis]:
+    """The free atoms in `axis`; atoms in different factors of one product are noted as rivals."""
     axis = axis.find()
     if axis.kind == ATOM:
-        return {id(axis)} if id(axis) in groups else set()
+        return {axis} if axis in groups else set()
     found = [_rivals(p, groups, rivals) for p in axis.parts]
     if axis.kind == PRODUCT:
         for i, a in enumerate(found):
@@ -102,7 +101,7 @@ def choose_groups(graph: DependencyGraph, ties: Sequence[Tie] = (), granularity:
     constraints = [*graph.constraints, *ties]
     groups, rivals = choose_factors(graph, granularity=granularity)
     first = _met(graph, constraints, groups)
-    taken = {id(g.axis) for g in groups}
+    taken = {g.axis for g in groups}
     blamed = taken & {
         r
         for p, _ in constraints
@@ -125,9 +124,9 @@ def _reach(graph: DependencyGraph, groups: list[Group]) -> int:
 
 def _met(graph: DependencyGraph, constraints: Sequence[Tie], groups: list[Group]) -> Choice:
     """Constraints over `groups`; the axes of those that can't be met with integers are locked and left out."""
-    locked: dict[int, str] = {}
+    locked: dict[Axis, str] = {}
     while True:
-        chosen = {id(g.axis): g.axis for g in groups if id(g.axis) not in locked}
+        chosen = {g.axis for g in groups if g.axis not in locked}
         found = [(graph.sizes.reduce(p, chosen), why) for p, why in constraints]
         bad = {
             a: str(why)
@@ -137,5 +136,5 @@ def _met(graph: DependencyGraph, constraints: Sequence[Tie], groups: list[Group]
             if len(p) - (() in p) == 1 or any(len(u) > 1 for u in p)
         }
         if not bad:
-            return [g for g in groups if id(g.axis) in chosen], [p for p, _ in found if p], locked
+            return [g for g in groups if g.axis in chosen], [p for p, _ in found if p], locked
         locked.update(bad)

@@ -23,15 +23,15 @@ from ..importance import Scores
 NORMALISATIONS = ("none", "mean", "sum", "max", "standard")
 
 
-def normalised(scores: Mapping[int, Scores], pools: Sequence[Sequence[int]], how: str) -> dict[int, Scores]:
-    """The scores of each pool of axes (by id) on one scale; see the module docstring.
+def normalised(scores: Mapping[str, Scores], pools: Sequence[Sequence[str]], how: str) -> dict[str, Scores]:
+    """The scores of each pool of groups (by name) on one scale; see the module docstring.
 
     Raises:
         InputError: `how` is none of `NORMALISATIONS`.
     """
     if how not in NORMALISATIONS:
         raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {how!r}")
-    out: dict[int, Scores] = {}
+    out: dict[str, Scores] = {}
     for pool in pools:
         offset, scale = _scale(np.concatenate([scores[a] for a in pool]), how)
         for a in pool:

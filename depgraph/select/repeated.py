@@ -85,7 +85,7 @@ def _matched(graph: DependencyGraph, a: Axis, b: Axis) -> Iterator[Polynomial]:
         for p, q in zip(a.parts, b.parts, strict=True):
             yield from _matched(graph, p.find(), q.find())
     else:
-        yield polynomials.minus(polynomials.count(a, graph.free), polynomials.count(b, graph.free))
+        yield polynomials.minus(polynomials.count(a, graph.by_axis), polynomials.count(b, graph.by_axis))
 
 
 # ------------------------------------------------------------------------------------------------------ fields
@@ -103,7 +103,7 @@ class _Fields:
         self.graph, self.known = graph, known
         self.fields: dict[Key, Ratio] = {}
         self.sizes = dict(self._sizes())
-        self.products: dict[int, Polynomial] = {}  # axis id -> a product of other counts that its count is
+        self.products: dict[Axis, Polynomial] = {}  # axis -> a product of other counts that its count is
         for expr in known.exprs.values():
             if not self._followed(expr):
                 self._pin(attributes_in(expr))
@@ -113,7 +113,7 @@ class _Fields:
 
     def _sizes(self) -> Iterator[tuple[Any, Polynomial]]:
         """Each place that must come out as counts say, and what they say."""
-        free = self.graph.free
+        free = self.graph.by_axis
         for place in self.known.places:
             if place[0] == "shape":
                 dims = self.graph.dims(place[1])  # none for what no run used: it stays
@@ -284,7 +284,7 @@ def _proportion(powers: Mapping[Key, Fraction]) -> tuple[Key, Key] | None:
     return f, g
 
 
-def _put(p: Polynomial, atom: int, product: Polynomial) -> Polynomial:
+def _put(p: Polynomial, atom: Axis, product: Polynomial) -> Polynomial:
     """`p` with `product` in the place of a count."""
     out: Polynomial = {}
     for term, n in p.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
+from ..base.checks import flag, number, of_kind, whole_number
 from ..base.errors import BudgetError, InputError, NothingToPruneError
 from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
@@ -14,33 +15,77 @@ from ..plan.plan import Masks, Plan
 from .already_pruned import already_pruned_units
 from .blocks import Block
 from .budget import Budget, nothing_text
+from .budget_kinds import BUDGETS, BudgetKind, budget_kind
 from .normalise import NORMALISATIONS
 from .repeated import ties
-from .scope import MOST, Scope, check_scope
+from .scope import MOST, SCOPES, Scope, check_scope
 from .selection import Selection
+
+
+def option(
+    default: Any, text: str, kind: Callable[[str], Any] | None = None, choices: Sequence[str] = ()
+) -> Any:
+    """A field of `Request`.
+
+    Args:
+        default: what it is where nothing is said.
+        text: what it does, for the help of the command line and docs/options.md.
+        kind: what makes its value of a word of the command line; None: the command line has no such option. Of a switch,
+            `bool`.
+        choices: the values that it may have, where these can be listed.
+    """
+    about = {"text": text, "kind": kind, "choices": choices}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `choose` but for budgets, which depend on the model."""
+    """What was asked for: the one list of options that say how much goes and where; checked when it is made.
 
-    pruning_ratio: float | Mapping[str, float] | None = None
-    scope: str | Sequence[Scope] | None = None
-    max_ratio: float | None = None
-    normalise: str = "mean"
-    per_cost: bool = False
-    round_to: int = 1
-    uniform: bool = False
-    earlier: Plan | None = None
-    threshold: float | None = None
+    `prune`, `choose`, `sweep`, gradual pruning, the command line and docs/options.md read these fields: an option is one
+    line here, and an argument of `prune` and `choose` that documents it.
 
-    def check(self, budgets: Sequence[str] = ()) -> None:
-        """Refuse what is out of range or contradicts itself; `budgets`: the names of those that are given.
+    Raises:
+        InputError: an option is out of range, or contradicts another: naming the argument and the remedy.
+    """
+
+    pruning_ratio: float | Mapping[str, float] | None = option(
+        None, "share of each prunable dim to remove, such as 0.5", float
+    )
+    scope: str | Sequence[Scope] | None = option(None, "which groups compete", str, SCOPES)
+    max_ratio: float | None = option(None, "no group loses a larger share", float)
+    threshold: float | None = option(None, "remove the units whose normalised score is below this", float)
+    normalise: str = option("mean", "how scores of groups are made comparable", str, NORMALISATIONS)
+    per_cost: bool = option(False, "budgets take the units with the least score per saved cost first", bool)
+    round_to: int = option(1, "widths are multiples of this", int)
+    uniform: bool = option(
+        False, "equal widths in repeated blocks, and in all that a field of the config says", bool
+    )
+    already_pruned: Plan | None = option(None, "the plan that made the model of its original")
+    budgets: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # by the names in `BUDGETS`: amounts, or a `Budget` each
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], further: Mapping[str, Any] | None = None) -> Request:
+        """The request in the `arguments` of a call: its fields by name, and every budget in them and in `further`.
 
         Raises:
-            InputError: naming the argument and the remedy.
+            InputError: `further` holds what is no budget; as for the class.
         """
-        ratio = self.pruning_ratio
+        for name in further or ():
+            if name not in BUDGETS:
+                close = get_close_matches(name, [*arguments, *BUDGETS], 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the budgets are {', '.join(BUDGETS)}"
+                raise InputError(f"there is no argument {name!r}: {hint}")
+        everything = {**arguments, **(further or {})}
+        own = {name: everything[name] for name in OPTIONS if name in everything}
+        return cls(**own, budgets={n: everything[n] for n in BUDGETS if everything.get(n) is not None})
+
+    def __post_init__(self) -> None:
+        ratio, budgets = self.pruning_ratio, list(self.budgets)
+        for kind, given in self.amounts:
+            kind.check(given)
         if budgets and ratio is not None and not isinstance(ratio, Mapping):
             raise InputError(
                 f"pruning_ratio and a budget ({', '.join(budgets)}) contradict each other: give one of them\n"
@@ -48,65 +93,80 @@ class Request:
                 "depgraph.Scope(modules, ratio=...), fixes a part of the model, and budgets decide about the rest"
             )
         check_scope(self.scope, ratio, self.max_ratio)
-        self._check_threshold(budgets)
-        if self.normalise not in NORMALISATIONS:
+        self._check_threshold()
+        if not isinstance(self.normalise, str) or self.normalise not in NORMALISATIONS:
             raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {self.normalise!r}")
         if self.per_cost and self.normalise == "standard":
             raise InputError(
                 "per_cost divides scores, which normalise='standard' makes negative: use another one"
             )
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
-            raise InputError(f"round_to must be a positive int, not {self.round_to!r}")
+        whole_number("round_to", self.round_to, 1)
         for name in ("per_cost", "uniform"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}")
+            flag(name, getattr(self, name))
+        if self.already_pruned is not None:
+            of_kind(
+                "already_pruned",
+                self.already_pruned,
+                Plan,
+                "the depgraph.Plan that made the model of its original",
+            )
 
-    def _check_threshold(self, budgets: Sequence[str]) -> None:
+    @property
+    def amounts(self) -> list[tuple[BudgetKind, Any]]:
+        """The budgets that are given as amounts, each with its entry in the table."""
+        return [(budget_kind(n), given) for n, given in self.budgets.items() if not isinstance(given, Budget)]
+
+    def as_data(self) -> dict[str, Any]:
+        """What differs from the defaults, as far as it is numbers and names: what a plan remembers."""
+        options = {
+            name: getattr(self, name) for name, f in OPTIONS.items() if getattr(self, name) != f.default
+        }
+        return {n: v for n, v in {**options, **self.budgets}.items() if isinstance(v, (int, float, str))}
+
+    def _check_threshold(self) -> None:
         given = self.threshold
         if given is None:
             return
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not isfinite(given):
-            raise InputError(f"threshold must be a finite number, not {given!r}")
+        number("threshold", given)
         shares = (
             any(s.ratio is not None for s in self.scope)
             if isinstance(self.scope, (list, tuple))
             else self.scope
         )
-        if budgets or self.pruning_ratio is not None or shares:
+        if self.budgets or self.pruning_ratio is not None or shares:
             raise InputError(
                 "threshold says how far every group is cut, and so do ratios, scopes and budgets: give one of them"
             )
 
     def selection(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], max_ratio: float | None = None,
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], max_ratio: float | None = None,
         granularity: str | None = None,
     ) -> Selection:  # fmt: skip
         """The blocks of `graph`, under `max_ratio` instead of the request's own and a `granularity` instead of the graph's."""
         return Selection(
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
-            normalise=self.normalise, ties=ties(graph) if self.uniform else (), lost=already_pruned_units(graph, self.earlier),
-            threshold=self.threshold, granularity=granularity,
+            normalise=self.normalise, ties=ties(graph) if self.uniform else (),
+            lost=already_pruned_units(graph, self.already_pruned), threshold=self.threshold, granularity=granularity,
         )  # fmt: skip
 
-    def blocks(self, graph: DependencyGraph, scores: Mapping[int, Scores], masks: Masks) -> list[Block]:
+    def blocks(self, graph: DependencyGraph, scores: Mapping[str, Scores], masks: Masks) -> list[Block]:
         """The blocks that `masks` cut."""
         for granularity in _granularities(graph):
             blocks = self.selection(graph, scores, granularity=granularity).blocks
-            if masks.keys() <= {a for b in blocks for a in b.gone}:
+            if masks.keys() <= {name for b in blocks for name in b.names}:
                 break
-        return [b for b in blocks if any(a in masks for a in b.gone)]
+        return [b for b in blocks if any(name in masks for name in b.names)]
 
     def masks(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], budgets: Sequence[Budget] = ()
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], budgets: Sequence[Budget] = ()
     ) -> Masks:
-        """Which units stay: axis id -> bool array, for the axes that lose some.
+        """Which units stay: group name -> bool array, for the groups that lose some.
 
         Raises:
-            InputError: see `check`; or a name that matches nothing.
+            InputError: a name that matches nothing.
             NothingToPruneError: no group is free.
             BudgetError: the budgets can't be met.
         """
-        self.check([b.name for b in budgets])
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
         usual = MOST if self.max_ratio is None and self._competes(bool(budgets)) else self.max_ratio
@@ -133,3 +193,6 @@ class Request:
 def _granularities(graph: DependencyGraph) -> tuple[str, ...]:
     """How products are cut: as was asked, or coarsely where budgets can be met so, and finely otherwise."""
     return (graph.granularity,) if graph.granularity else GRANULARITIES
+
+
+OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Request) if "text" in f.metadata}

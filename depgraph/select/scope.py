@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from ..axes.axes import Axis
+from ..base.checks import fraction, shown, whole_number
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group
-from ..grouping.naming import NAMING, named
+from ..grouping.naming import NAMING, Name, given_names, named
+from ..tracing.recorder import record_of
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")
@@ -43,7 +46,7 @@ class Scope:
         at_most_ratio: the largest share of the units of each group that may go.
     """
 
-    modules: str | Sequence[str]
+    modules: Name | Sequence[Name]
     ratio: float | None = None
     at_least: float | None = None
     at_most_ratio: float | None = None
@@ -63,15 +66,15 @@ class Rules:
     """What was asked, found in a graph.
 
     Attributes:
-        ratios: axis id -> the ratio that the last name of its group says.
-        owner: axis id -> which of the scopes with a ratio its group belongs to.
-        caps: pool id -> how many of its units may go.
+        ratios: axis -> the ratio that the last name of its group says.
+        owner: axis -> which of the scopes with a ratio its group belongs to.
+        caps: pool -> how many of its units may go.
         notes: one line per floor or cap of the user's, for errors.
     """
 
-    ratios: dict[int, float] = field(default_factory=dict)
-    owner: dict[int, int] = field(default_factory=dict)
-    caps: dict[int, int] = field(default_factory=dict)
+    ratios: dict[Axis, float] = field(default_factory=dict)
+    owner: dict[Axis, int] = field(default_factory=dict)
+    caps: dict[Axis, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,11 +88,12 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
         if not ratio:
             raise InputError("pruning_ratio={} names nothing: give {glob: ratio}, or a number")
         for name, value in ratio.items():
-            _check_share(value, f"pruning_ratio[{name!r}]", low_included=True)
+            given_names(f"the keys of pruning_ratio={shown(ratio)}", [name])
+            fraction(f"pruning_ratio[{name!r}]", value, zero=True)
     elif ratio is not None:
-        _check_share(ratio, "pruning_ratio")
+        fraction("pruning_ratio", ratio)
     if max_ratio is not None:
-        _check_share(max_ratio, "max_ratio", high_included=True)
+        fraction("max_ratio", max_ratio, one=True)
     if isinstance(ratio, float) and max_ratio is not None and ratio > max_ratio:
         raise InputError(f"pruning_ratio={ratio} and max_ratio={max_ratio} contradict each other")
     if scope is None or (isinstance(scope, str) and scope in SCOPES):
@@ -114,29 +118,25 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
 def _check_one(scope: Any) -> None:
     if not isinstance(scope, Scope):
         raise InputError(f"scope must be a list of depgraph.Scope, not of {scope!r}")
+    given_names(f"modules of {shown(scope)}", scope.modules)
     if scope.ratio is scope.at_least is scope.at_most_ratio is None:
         raise InputError(f"{scope} says nothing: give ratio, at_least or at_most_ratio")
     if scope.ratio is not None:
-        _check_share(scope.ratio, f"ratio of {scope}", low_included=True)
+        fraction(f"ratio of {scope}", scope.ratio, zero=True)
     if scope.at_most_ratio is not None:
-        _check_share(scope.at_most_ratio, f"at_most_ratio of {scope}", low_included=True, high_included=True)
-    least = scope.at_least
-    if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or not least >= 0
-                              or (isinstance(least, float) and least > 1)):  # fmt: skip
-        raise InputError(f"at_least of {scope} must be a share up to 1 (float) or a number of units (int)")
+        fraction(f"at_most_ratio of {scope}", scope.at_most_ratio, zero=True, one=True)
+    least: Any = scope.at_least
+    if isinstance(least, float):
+        fraction(f"at_least of {scope}", least, zero=True, one=True)
+    elif least is not None:
+        whole_number(f"at_least of {scope}", least)
     if scope.ratio is not None and scope.at_most_ratio is not None and scope.ratio > scope.at_most_ratio:
         raise InputError(f"ratio and at_most_ratio of {scope} contradict each other")
 
 
-def _check_share(value: Any, what: str, low_included: bool = False, high_included: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value < 1 or (low_included and value == 0) or (high_included and value == 1)):
-        raise InputError(f"{what} must lie between 0 and 1, not {value!r}")
-
-
 def rules_of(
     graph: DependencyGraph, groups: Sequence[Group], scope: Any, ratio: Any, max_ratio: float | None,
-    lost: Mapping[int, int],
+    lost: Mapping[Axis, int],
 ) -> Rules:  # fmt: skip
     """What is asked of each of `groups`.
 
@@ -146,35 +146,35 @@ def rules_of(
         scope: as in `choose`, checked.
         ratio: `pruning_ratio` there.
         max_ratio: the largest share of any group that may go.
-        lost: pool id -> units that an earlier plan took: shares count them, too.
+        lost: pool -> units that an earlier plan took: shares count them, too.
 
     Raises:
         InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
             the units of a group.
     """
     rules = Rules()
-    pools: dict[int, int] = {}
+    pools: dict[Axis, int] = {}
     for g in groups:
-        pools[id(g.axis.pool)] = pools.get(id(g.axis.pool), lost.get(id(g.axis.pool), 0)) + g.units
+        pools[g.axis.pool] = pools.get(g.axis.pool, lost.get(g.axis.pool, 0)) + g.units
     if max_ratio is not None:
         rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
     if isinstance(ratio, Mapping):
         for pattern, value in ratio.items():
             for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
-                rules.ratios[id(g.axis)] = float(value)
+                rules.ratios[g.axis] = float(value)
     for i, one in enumerate(() if scope is None or isinstance(scope, str) else scope):
-        patterns = [one.modules] if isinstance(one.modules, str) else one.modules
+        patterns = given_names("modules", one.modules)
         needed = "scope" if one.ratio is not None else ""
-        found = {id(g.axis): g for p in patterns for g in _groups_named(graph, groups, p, needed)}
+        found = {g.axis: g for p in patterns for g in _groups_named(graph, groups, p, needed)}
         for a, g in found.items():
             if one.ratio is not None:
                 rules.owner[a] = i
-            _cap(rules, one, g, pools[id(g.axis.pool)])
+            _cap(rules, one, g, pools[g.axis.pool])
     rules.caps = {p: max(0, n - lost.get(p, 0)) for p, n in rules.caps.items()}
     return rules
 
 
-def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: str, needed: str) -> list[Group]:
+def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: Name, needed: str) -> list[Group]:
     """The groups whose units the tensors that `pattern` names produce."""
     hit, known = named(graph, pattern)
     if not known:
@@ -204,7 +204,7 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
     if scope.at_most_ratio is not None:
         may_go = min(may_go, _share(scope.at_most_ratio, units))
         rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
-    pool = id(group.axis.pool)
+    pool = group.axis.pool
     rules.caps[pool] = min(rules.caps.get(pool, units), may_go)
 
 
@@ -236,7 +236,7 @@ def fields_of(
         ratio = DEFAULT_RATIO
     found: dict[int, CompetitionGroup] = {}
     for i, block in enumerate(blocks):
-        owners = [rules.owner[id(g.axis)] for g in block.groups if id(g.axis) in rules.owner]
+        owners = [rules.owner[g.axis] for g in block.groups if g.axis in rules.owner]
         if owners:
             last = max(owners)
             found.setdefault(last, CompetitionGroup([], scope[last].ratio, f"scope {last}")).blocks.append(i)
@@ -248,7 +248,7 @@ def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
     """A field for each block that has a ratio by name: the smallest that its groups have, as they go together."""
     found = []
     for i, block in enumerate(blocks):
-        ratios = [rules.ratios[id(g.axis)] for g in block.groups if id(g.axis) in rules.ratios]
+        ratios = [rules.ratios[g.axis] for g in block.groups if g.axis in rules.ratios]
         if ratios:
             found.append(CompetitionGroup([i], min(ratios)))
     return found
@@ -257,12 +257,12 @@ def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
 def _rest(
     graph: DependencyGraph,
     blocks: Sequence[Block],
-    taken: Mapping[int, Any],
+    taken: Mapping[Axis, Any],
     how: str | None,
     ratio: float | None,
 ) -> list[CompetitionGroup]:
     """The fields of the blocks none of whose axes is in `taken`."""
-    rest = [i for i, b in enumerate(blocks) if not any(id(g.axis) in taken for g in b.groups)]
+    rest = [i for i, b in enumerate(blocks) if not any(g.axis in taken for g in b.groups)]
     if how is None or not rest:
         return []
     if how == "local":
@@ -281,5 +281,5 @@ def structure(graph: DependencyGraph, group: Group) -> tuple[Any, ...]:
     for m in group.members:
         node = graph.trace.tensors[m.name]
         ops = tuple(sorted({str(user.target) for user in node.users}))
-        found.append((ops, len(node.meta["shapes"][0]), m.dim, m.role, m.rows is not None))
+        found.append((ops, len(record_of(node).shape), m.dim, m.role, m.rows is not None))
     return tuple(sorted(found))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..axes import polynomials
-from ..axes.axes import RAGGED
+from ..axes.axes import Axis
 from ..axes.polynomials import Polynomial
+from ..axes.ragged import is_ragged
 from ..base.errors import InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
@@ -43,21 +44,21 @@ class Selection:
 
     Attributes:
         blocks: groups that are chosen together.
-        locked: axis id -> why a group can't be cut, as a constraint can't be met otherwise.
+        locked: group name -> why it can't be cut, as a constraint can't be met otherwise.
         rules: what was asked of each group.
-        full: [free axes] their sizes, in the order of `graph.free`.
+        full: [groups] their sizes, in the order of `graph.groups`.
     """
 
     def __init__(
-        self, graph: DependencyGraph, scores: Mapping[int, Scores], round_to: int = 1, *, ratio: Any = None,
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], round_to: int = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
-        lost: Mapping[int, int] = MappingProxyType({}), threshold: float | None = None, granularity: str | None = None,
+        lost: Mapping[Axis, int] = MappingProxyType({}), threshold: float | None = None, granularity: str | None = None,
     ) -> None:  # fmt: skip
-        """Order the moves of every block by `scores` (axis id -> score per unit).
+        """Order the moves of every block by `scores`.
 
         Args:
             graph: the dependency graph.
-            scores: axis id -> [units], the lowest go first.
+            scores: group name -> [units], the lowest go first.
             round_to: every parameter dim that shrinks keeps a multiple of this.
             ratio: as `pruning_ratio` in `choose`, checked.
             scope: as there.
@@ -65,67 +66,68 @@ class Selection:
             normalise: as there.
             ties: further constraints on counts.
             threshold: take the units whose normalised score is below this, instead of a ratio.
-            lost: pool id -> units that an earlier plan took: ratios, caps and floors count them, too.
+            lost: pool -> units that an earlier plan took: ratios, caps and floors count them, too.
             granularity: which factor of a product is cut, "coarse" or "fine"; None: as the graph says.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
         self.lost, self.threshold = lost, threshold
-        groups, relations, self.locked = choose_groups(graph, ties, granularity)
-        self.axis = {id(g.axis): g.axis for g in groups}
-        relations = [r for r in relations if all(a in self.axis for t in r for a in t)]
-        alike: dict[tuple[Any, ...], list[int]] = {}
+        groups, relations, locked = choose_groups(graph, ties, granularity)
+        self.locked = {graph.by_axis[a].name: why for a, why in locked.items()}
+        self._names = {g.axis: g.name for g in groups}
+        relations = [r for r in relations if all(a in self._names for t in r for a in t)]
+        alike: dict[tuple[Any, ...], list[str]] = {}
         for g in groups:
             fragment = g.axis.pool is not g.axis
-            key = (id(g.axis.pool), structure(graph, g) if fragment else ())
-            alike.setdefault(key, []).append(id(g.axis))
+            key = (g.axis.pool, structure(graph, g) if fragment else ())
+            alike.setdefault(key, []).append(g.name)
         ranked = normalised(scores, list(alike.values()), normalise)
-        self.order = {a: np.argsort(scores[a], kind="stable") for a in self.axis}
+        self.order = {g.axis: np.argsort(scores[g.name], kind="stable") for g in groups}
         found = find_blocks(groups, relations)
         self.blocks = [b for b, _ in found]
-        floors = Floors(graph, self.axis)
-        floors.spread({id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups})
+        floors = Floors(graph, self._names)
+        floors.spread({g.axis: i for i, b in enumerate(self.blocks) for g in b.groups})
         self.rules = rules_of(graph, groups, scope, ratio, max_ratio, lost)
-        self._sequencer = Sequencer(self.axis, {a: ranked[a][o] for a, o in self.order.items()}, floors)
+        self._sequencer = Sequencer({a: ranked[self._names[a]][o] for a, o in self.order.items()}, floors)
         self._sums = self._dim_sums()
         self._check_multiples()
         for block, rules in found:
             self._sequencer.moves(block, rules)
             self._arrange(block, {})
-        self.free = graph.free
-        self.full: Integers = np.array([a.size for a in self.free.values()], dtype=np.int64)
+        self._position = {a: i for i, a in enumerate(graph.by_axis)}
+        self.full: Integers = np.array([g.units for g in graph.groups], dtype=np.int64)
         self._index()
 
-    def _arrange(self, block: Block, caps: Mapping[int, int]) -> None:
-        """Put the moves of `block` in order, under `caps` (pool id -> units that may go) and what was asked."""
+    def _arrange(self, block: Block, caps: Mapping[Axis, int]) -> None:
+        """Put the moves of `block` in order, under `caps` (pool -> units that may go) and what was asked."""
         both = dict(self.rules.caps)
         both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
         self._sequencer.order(block, both)
         block.allowed = self._allowed(block)
 
-    def _dim_sums(self) -> dict[int, dict[int, Rounding]]:
-        """axis id -> what dims that the axis is part of must be multiples of, each under a key."""
-        sums: dict[int, dict[int, Rounding]] = {a: {} for a in self.axis}
+    def _dim_sums(self) -> dict[Axis, dict[object, Rounding]]:
+        """axis -> what dims that the axis is part of must be multiples of, each under a key."""
+        sums: dict[Axis, dict[object, Rounding]] = {a: {} for a in self._names}
 
-        def note(key: int, rounding: Rounding) -> None:
+        def note(key: object, rounding: Rounding) -> None:
             for a in {a for t in rounding.size for a in t}:
                 sums[a][key] = rounding
 
-        seen: set[int] = set()
+        seen: set[Axis] = set()
         for name in self.graph.trace.tensors if self.round_to > 1 else ():
             for axis in self.graph.dims(name):
-                if axis is None or id(axis.find()) in seen or axis.find().kind == RAGGED:
+                if axis is None or axis.find() in seen or is_ragged(axis):
                     continue
-                seen.add(id(axis.find()))
-                note(id(axis.find()), Rounding(polynomials.count(axis, self.axis), self.round_to, False))
+                seen.add(axis.find())
+                note(axis.find(), Rounding(polynomials.count(axis, self._names), self.round_to, False))
         for i, (_, axis, number) in enumerate(self.graph.multiples):
-            note(-1 - i, Rounding(polynomials.count(axis, self.axis), number, True))
+            note(i, Rounding(polynomials.count(axis, self._names), number, True))
         return sums
 
     def _check_multiples(self) -> None:
         """Refuse multiples that blocks would have to agree on."""
-        block_of = {id(g.axis): i for i, b in enumerate(self.blocks) for g in b.groups}
+        block_of = {g.axis: i for i, b in enumerate(self.blocks) for g in b.groups}
         for place, axis, number in self.graph.multiples:
-            terms = [{block_of[a] for a in t} for t in polynomials.count(axis, self.axis)]
+            terms = [{block_of[a] for a in t} for t in polynomials.count(axis, self._names)]
             apart = len(set().union(*terms)) > 1
             if any(len(t) > 1 for t in terms) or (apart and axis.find().size % number):
                 raise InputError(
@@ -143,7 +145,7 @@ class Selection:
                 if rounding.whole or any(a in block.gone for a in term):
                     part = np.full(len(steps), n)
                     for a in term:
-                        part = part * (self.axis[a].size - block.gone.get(a, 0))
+                        part = part * (a.size - block.gone.get(a, 0))
                     total += part
             fine &= total % rounding.of == 0
         fine[0] = True
@@ -153,8 +155,7 @@ class Selection:
 
     def _index(self) -> None:
         """Lay `gone` of all blocks out in one array, so that the counts at any steps are one look-up."""
-        position = {a: i for i, a in enumerate(self.free)}
-        rows = [(position[a], i, gone) for i, b in enumerate(self.blocks) for a, gone in b.gone.items()]
+        rows = [(self._position[a], i, gone) for i, b in enumerate(self.blocks) for a, gone in b.gone.items()]
         self._at = np.array([r[0] for r in rows], dtype=np.int64)
         self._block = np.array([r[1] for r in rows], dtype=np.int64)
         lengths = [len(r[2]) for r in rows]
@@ -162,7 +163,7 @@ class Selection:
         self._gone = np.concatenate([r[2] for r in rows]) if rows else np.zeros(0, dtype=np.int64)
 
     def counts(self, steps: Integers) -> Integers:
-        """[free axes] units left after `steps` ([blocks])."""
+        """[groups] units left after `steps` ([blocks])."""
         out = self.full.copy()
         out[self._at] -= self._gone[self._offset + steps[self._block]]
         return out
@@ -174,11 +175,10 @@ class Selection:
         return np.array([b.at_least(int(n)) for b, n in zip(self.blocks, steps, strict=True)], dtype=np.int64)
 
     def density(self, block: Block, prices: Floats) -> Scores:
-        """[steps] score per saved cost of each step of `block`, made non-decreasing; `prices`: [free axes]."""
+        """[steps] score per saved cost of each step of `block`, made non-decreasing; `prices`: [groups]."""
         saved = np.zeros(len(block.scores))
-        position = {a: i for i, a in enumerate(self.free)}
         for a, gone in block.gone.items():
-            saved += prices[position[a]] * np.diff(gone)
+            saved += prices[self._position[a]] * np.diff(gone)
         loss = block.scores * block.taken
         with np.errstate(divide="ignore", invalid="ignore"):
             found = np.where(saved > 0, loss / saved, np.inf)
@@ -233,12 +233,12 @@ class Selection:
         return max(0, int(ratio * (units + lost) + 1e-9) - lost)
 
     def masks(self, steps: Integers) -> Masks:
-        """axis id -> bool array of the kept units, for the axes that lose some."""
+        """group name -> bool array of the kept units, for the groups that lose some."""
         masks: Masks = {}
         for block, n in zip(self.blocks, steps, strict=True):
             for a, gone in block.gone.items():
                 if gone[n]:
-                    mask = np.ones(self.axis[a].size, dtype=bool)
+                    mask = np.ones(a.size, dtype=bool)
                     mask[self.order[a][: gone[n]]] = False
-                    masks[a] = mask
+                    masks[self._names[a]] = mask
         return masks

@@ -5,23 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import threading
-import types
-import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.errors import InputError, StoreError
-from ..tracing.copying import slots_of
+from ..base.switches import replaced, same_random_state, without_warnings
+from ..tracing.copying import inside
 
 Factory = Callable[..., nn.Module]
-_building = threading.RLock()
 
 
 def resolved(factory: Any) -> Factory:
@@ -40,7 +37,7 @@ def resolved(factory: Any) -> Factory:
             raise InputError(f"factory {factory!r} is not written as 'package.module:function'")
         try:
             found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # what importing runs may raise anything
             raise InputError(f"factory {factory!r} can't be found: {error}") from error
         factory = found
     if not callable(factory):
@@ -69,7 +66,7 @@ def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, boo
     """
     meta = device == "meta"
     try:
-        with torch.random.fork_rng(devices=[]), _without_work() if meta else nullcontext(None) as made:
+        with same_random_state(), _without_work() if meta else nullcontext(None) as made:
             model = factory()
     except Exception as error:
         raise StoreError(f"the factory failed: {type(error).__name__}: {error}") from error
@@ -82,34 +79,22 @@ def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, boo
 def _without_work() -> Iterator[weakref.WeakSet[nn.Module]]:
     """New tensors are on the meta device, and nothing is drawn to fill them; yields the modules that are made."""
     made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    start = nn.Module.__init__
 
-    def noted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        made.add(self)
-        start(self, *args, **kwargs)
+    def noted(before: Callable[..., None], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        made.add(module)
+        before(module, *args, **kwargs)
 
-    def filling(name: str) -> Any:
-        fill = getattr(nn.init, name)
+    def filled(fill: Callable[..., Any], tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
 
-        @functools.wraps(fill)
-        def filled(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
-
-        return fill, filled
-
-    with _building, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a copy into a meta tensor does nothing, and says so
-        fills = {n: filling(n) for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")}
-        try:
-            nn.Module.__init__ = noted  # type: ignore[method-assign]
-            for name, (_, filled) in fills.items():
-                setattr(nn.init, name, filled)
-            with torch.device("meta"):
-                yield made
-        finally:
-            nn.Module.__init__ = start  # type: ignore[method-assign]
-            for name, (fill, _) in fills.items():
-                setattr(nn.init, name, fill)
+    with ExitStack() as stack:
+        stack.enter_context(without_warnings())  # a copy into a meta tensor does nothing, and says so
+        stack.enter_context(replaced(nn.Module, "__init__", noted))
+        for name in dir(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                stack.enter_context(replaced(nn.init, name, filled))
+        stack.enter_context(torch.device("meta"))
+        yield made
 
 
 def left_on_meta(model: nn.Module) -> list[str]:
@@ -129,7 +114,7 @@ def left_on_meta(model: nn.Module) -> list[str]:
         if without:
             found.append(".".join(map(str, place)))
             continue
-        for key, inner in _inside(value):
+        for key, inner in inside(value):
             kind = type(inner)
             if kind not in _PLAIN and (kind not in _TABLES or inner):
                 ahead.append(((*place, key), inner))
@@ -138,32 +123,3 @@ def left_on_meta(model: nn.Module) -> list[str]:
 
 _TABLES = frozenset((dict, OrderedDict, list, tuple, set, frozenset, deque))
 _PLAIN = frozenset((int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.Size))
-
-
-def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
-    """What an object holds: items, attributes, what a function has closed over."""
-    kind: Any = type(value)
-    if kind in (dict, OrderedDict):
-        yield from value.items()
-        return
-    if kind in (list, tuple, set, frozenset, deque):
-        yield from enumerate(value)
-        return
-    if isinstance(value, (type, types.ModuleType, torch.Tensor)):
-        return
-    if isinstance(value, types.MethodType):
-        yield "self", value.__self__
-    elif isinstance(value, types.FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        yield from ((name, cell.cell_contents) for name, cell in cells if cell != types.CellType())
-        yield from enumerate(value.__defaults__ or ())
-    elif isinstance(value, functools.partial):
-        yield from enumerate((value.func, *value.args, *value.keywords.values()))
-    elif isinstance(value, dict):
-        yield from dict.items(value)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from enumerate(value)
-    yield from getattr(value, "__dict__", {}).items()
-    for slot in slots_of(kind):
-        if hasattr(value, slot):
-            yield slot, getattr(value, slot)

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
+import re
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ..base.errors import StoreError
+from ..base.errors import InputError, StoreError
+
+if sys.platform != "win32":
+    import fcntl
 
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
 # What a disk says late, when it is asked whether it has the bytes.
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems say that know no locks
+LONGEST = 200  # bytes of a name that something can be appended to
+
+
+def path_of(folder: Any) -> Path:
+    """`folder` as an absolute path.
+
+    Raises:
+        InputError: it is no path.
+    """
+    text = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"folder must be a path, not {folder!r:.80}")
+    return Path(os.path.abspath(text))
 
 
 @contextmanager
 def replacing(folder: Path, mark: str) -> Iterator[Path]:
     """A folder beside `folder`; what was written into it takes its place at the end, all of it or nothing.
 
-    Files of others in `folder` (a tokenizer, a README) are in it already.
+    Files of others in `folder` (a tokenizer, a README) are in it already. Of several that write to one folder each waits
+    for the one before it; what killed processes have left beside it is removed.
 
     Args:
         folder: where the files are to be; its parent is made if it is missing.
@@ -33,38 +55,102 @@ def replacing(folder: Path, mark: str) -> Iterator[Path]:
     Raises:
         StoreError: there is something else in that place, or it can't be written to.
     """
-    kept = _kept(folder, mark)
     try:
+        _check_replaceable(folder, mark)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        new = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
-        new.mkdir()
+        stem = f".{folder.name}"
+        if len(os.fsencode(stem)) > LONGEST:
+            stem = f".{hashlib.sha256(os.fsencode(stem)).hexdigest()}"
+        with _alone(folder.with_name(f"{stem}.lock")) as alone:
+            if alone:
+                _sweep(folder, stem)
+            before = _others(folder, mark)
+            new = folder.with_name(f"{stem}.{uuid.uuid4().hex}.part")
+            new.mkdir()
+            try:
+                for name in before:
+                    _copy(folder / name, new / name)
+                yield new
+                for path in new.iterdir():
+                    _flush(path)
+                _flush(new)
+                old = _put(new, folder)
+                for name, changed in _others(old, mark).items():  # somebody wrote there meanwhile
+                    if before.get(name) != changed:
+                        _move(old / name, folder / name)
+                _flush(folder.parent)
+            finally:
+                for left in (new, new.with_suffix(".old")):
+                    shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"{folder} can't be written: {error}") from error
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[bool]:
+    """Wait until nobody else is in here with the same `lock`, a file; yields False where the system can't say."""
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _lock(handle)
+            if not locked or (lock.exists() and os.path.samestat(os.fstat(handle), lock.stat())):
+                try:
+                    yield locked
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+        finally:  # whoever was here before has removed the file: make another
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    if sys.platform == "win32":
+        return False
     try:
-        for path in kept:
-            _copy(path, new / path.name)
-        yield new
-        for path in new.iterdir():
-            _flush(path)
-        _flush(new)
-        _put(new, folder)
-        _flush(folder.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
-        raise StoreError(f"{folder} can't be written: {error}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if error.errno not in LOCKLESS:
+            raise
+        return False
+    return True
 
 
-def _kept(folder: Path, mark: str) -> list[Path]:
-    """What is in the folder and is not ours."""
+def _sweep(folder: Path, stem: str) -> None:
+    """Remove what killed processes have left beside `folder`; one that had moved it away has not come to put another there."""
+    left = re.compile(re.escape(stem) + r"\.[0-9a-f]{32}\.(part|old)")
+    for path in sorted(folder.parent.iterdir()):
+        if left.fullmatch(path.name) and not path.is_symlink():
+            if path.suffix == ".old" and not folder.exists():
+                path.rename(folder)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, mark: str) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise StoreError(f"{folder} is there and is no folder")
-    there = sorted(folder.iterdir()) if folder.exists() else []
-    if there and not (folder / mark).is_file():
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / mark).is_file():
         raise StoreError(
             f"{folder} has files in it and no {mark}, so depgraph did not write it\n  fix: save into a new folder"
         )
-    return [p for p in there if p.name != mark and not _is_weights(p.name)]
+    here = Path.cwd()
+    if any(folder.samefile(p) for p in (here, *here.parents)):
+        raise StoreError(
+            f"{folder} is replaced as a whole, and the working directory of this process is in it\n"
+            "  fix: save into a folder below it, or beside it"
+        )
+
+
+def _others(folder: Path, mark: str) -> dict[str, tuple[int, int, int]]:
+    """The names of what is in a folder and is not ours, with what tells whether it changes."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.name != mark and not _is_weights(path.name):
+            state = path.lstat()
+            found[path.name] = state.st_ino, state.st_size, state.st_mtime_ns
+    return found
 
 
 def _is_weights(name: str) -> bool:
@@ -95,12 +181,13 @@ def _flush(path: Path) -> None:
             raise
 
 
-def _put(new: Path, folder: Path) -> None:
+def _put(new: Path, folder: Path) -> Path:
+    """Let `new` be `folder`; where the one that was there is now."""
     if not folder.exists():
         new.rename(folder)
-        return
-    if _exchange(new, folder):  # the old one is now where the new one was written, and goes
-        return
+        return new
+    if _exchange(new, folder):
+        return new
     old = new.with_suffix(".old")
     folder.rename(old)
     try:
@@ -108,7 +195,13 @@ def _put(new: Path, folder: Path) -> None:
     except BaseException:
         old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    return old
+
+
+def _move(path: Path, to: Path) -> None:
+    if to.is_dir() and not to.is_symlink():
+        shutil.rmtree(to)
+    path.replace(to)
 
 
 def _exchange(a: Path, b: Path) -> bool:

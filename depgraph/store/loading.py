@@ -21,6 +21,7 @@ from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name, is_distributed, plain_names
 from .document import Document, open_folder
 from .factory import build, left_on_meta, resolved, takes_config
+from .folders import path_of
 from .weights import Entry, read
 
 Tensor = torch.Tensor
@@ -45,9 +46,9 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote; or the factory fails, or builds another model.
             Everything that is wrong is listed.
-        InputError: `factory` is no function.
+        InputError: `factory` is no function, or `folder` no path.
     """
-    make, path = resolved(factory), Path(folder)
+    make, path = resolved(factory), path_of(folder)
     document = open_folder(path)
     if takes_config(make):
         if document.config is None:
@@ -85,8 +86,9 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
 
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote.
+        InputError: `folder` is no path.
     """
-    return open_folder(Path(folder)).plans
+    return open_folder(path_of(folder)).plans
 
 
 def _copied(value: Any) -> Any:
@@ -233,7 +235,7 @@ def _like(old: Tensor, value: Tensor, trainable: bool) -> Tensor:
 def _setter(model: nn.Module, path: str, keys: tuple[Any, ...]) -> Callable[[Tensor], Any] | None:
     """What puts a tensor at `keys` from the attributes of a module on; None where there is no place for it.
 
-    The attribute must be there; lists may grow by one, and dicts, as caches do.
+    A place is where the model has a tensor, a number or nothing yet (None); lists may grow by one, and dicts, as caches do.
     """
     try:
         own = vars(model.get_submodule(path))
@@ -247,19 +249,22 @@ def _setter(model: nn.Module, path: str, keys: tuple[Any, ...]) -> Callable[[Ten
             value = value[key] if isinstance(value, tuple) else holders(value, key)[0][key]
         except (LookupError, TypeError):
             return None
-    last = keys[-1]
+        if not (type(value) in (list, tuple, dict) or is_plain_object(value)):
+            return None
+    last, there = keys[-1], None
+    if isinstance(value, (tuple, list)):
+        if last not in range(len(value) + (type(value) is list)):
+            return None
+        there = value[last] if last < len(value) else None
+    else:
+        table = value if type(value) is dict else vars(value)
+        if table is not value and last not in table:
+            return None
+        there = table.get(last)
+    if not (there is None or isinstance(there, Tensor) or type(there) in (int, float)):
+        return None
     if isinstance(value, tuple):
-        return (lambda t: put(own, list(keys), t)) if last in range(len(value)) else None
-    if type(value) is list:
-        return (
-            (lambda t: value.__setitem__(slice(last, last + 1), [t]))
-            if last in range(len(value) + 1)
-            else None
-        )
-    if type(value) is dict:
-        return lambda t: value.__setitem__(last, t)
-    return (
-        (lambda t: vars(value).__setitem__(last, t))
-        if is_plain_object(value) and last in vars(value)
-        else None
-    )
+        return lambda t: put(own, list(keys), t)
+    if isinstance(value, list):
+        return lambda t: value.__setitem__(slice(last, last + 1), [t])
+    return lambda t: table.__setitem__(last, t)

@@ -16,16 +16,18 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..base.checks import whole_number
 from ..base.errors import InputError, StoreError, listed
+from ..base.version import __version__
 from ..config.origin import built_from
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..surgery.lineage import plans_of
 from ..tracing.attributes import holders, put
-from ..tracing.tensors import attribute_tensors, named_tensors, unwrapped
+from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document
-from .folders import replacing
+from .folders import path_of, replacing
 from .weights import MODEL, NAMES, OTHER, write
 
 Tensor = torch.Tensor
@@ -56,14 +58,13 @@ def save(
         the folder.
 
     Raises:
-        InputError: no plan is known of this model.
+        InputError: no plan is known of this model, or `folder` is no path.
         StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
             everything that is wrong is listed. What was in the folder is still there.
     """
     model, made_by = _model_and_plans(model_or_result, plans)
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise InputError(f"max_shard_bytes must be a positive int, not {max_shard_bytes!r}")
-    path = Path(os.path.abspath(folder))
+    whole_number("max_shard_bytes", max_shard_bytes, 1)
+    path = path_of(folder)
     document, persistent, others = described(model, made_by)
     try:
         with replacing(path, FILE_NAME) as new:
@@ -72,7 +73,7 @@ def save(
             (new / FILE_NAME).write_text(document.to_text(), encoding="utf-8")
             if beside is not None:
                 beside(new)
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeError) as error:
         raise StoreError(f"{path} can't be written: {error}") from error
     return path
 
@@ -113,7 +114,7 @@ def described(
     problems += [
         "what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)
     ]
-    views = _views(named)
+    views = on_one_memory(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
     document = Document(
@@ -153,18 +154,6 @@ def _differences(
         if n in last.shapes and tuple(t.shape) != last.new_shape(n)
     ]
     return sorted(problems) + (["other tensors are tied than in its plan"] if ties != last.aliases else [])
-
-
-def _views(named: Mapping[str, Tensor]) -> dict[str, str]:
-    """The tensors that have the very memory of another one, and are objects of their own."""
-    first: dict[Any, str] = {}
-    found: dict[str, str] = {}
-    for name, t in named.items():
-        if t.layout is torch.strided and not t.is_meta and t.numel():
-            key = (t.data_ptr(), t.dtype, tuple(t.shape), tuple(t.stride()))
-            if first.setdefault(key, name) != name:
-                found[name] = first[key]
-    return found
 
 
 def _unfit(name: str, tensor: Tensor) -> list[str]:
@@ -256,8 +245,6 @@ def _reaches(value: Any, keys: Sequence[Any]) -> bool:
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
-    from .. import __version__  # noqa: PLC0415  the package is complete only when this is called
-
     kind = type(model)
     return {
         "depgraph": __version__,

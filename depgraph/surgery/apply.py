@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -13,7 +16,8 @@ from ..base.errors import PlanError, listed
 from ..plan.names import fitted
 from ..plan.plan import Cut, Plan, Repair
 from ..tracing.attributes import holders, put
-from ..tracing.tensors import attribute_tensors, named_tensors, skeleton
+from ..tracing.copying import leads_to
+from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
 from .lineage import note
 from .rewrite import misfit, rewrite
@@ -42,6 +46,7 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number o
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
 
+@torch.inference_mode(False)
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """Make `model` as small as `plan` says.
 
@@ -59,10 +64,14 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     """
     plan, held = fitted(plan, model), attribute_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
-    _check(model, plan, tensors, tensors.keys() - held.keys())
+    one = on_one_memory({name: t for name, t in tensors.items() if name not in held})
+    _check(model, plan, tensors, tensors.keys() - held.keys(), one)
+    if inplace:  # what fails must fail before anything changes
+        check_changeable(model)
+        _check_reached(model, {id(tensors[name]) for name in plan.cuts})
+        apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
     new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
     if inplace:
-        check_changeable(model)
         small = model
         assign(model, tensors, new)
         for name in new.keys() & held.keys():
@@ -70,6 +79,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+    made = named_tensors(small)[0]
+    for name, first in one.items():
+        made[name].data = made[first].data
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
@@ -93,8 +105,18 @@ def repeated_size(module: nn.Module, attribute: str) -> tuple[str, int] | None:
     return None
 
 
-def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], registered: set[str]) -> None:
-    wrong = []
+def _check(
+    model: nn.Module,
+    plan: Plan,
+    tensors: dict[str, torch.Tensor],
+    registered: set[str],
+    one: dict[str, str],
+) -> None:
+    wrong = [
+        f"{name!r} has the memory of {first!r} in this model, and the plan cuts them differently"
+        for name, first in one.items()
+        if not _alike(plan.cuts.get(name), plan.cuts.get(first))
+    ]
     for name, shape in plan.shapes.items():
         if name not in tensors:
             wrong.append(f"{name!r} of the plan is not in this model")
@@ -129,6 +151,29 @@ def _check(model: nn.Module, plan: Plan, tensors: dict[str, torch.Tensor], regis
         raise PlanError(listed("this plan does not fit this model:", wrong))
 
 
+def _alike(one: Cut | None, other: Cut | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one.mask(), other.mask())
+
+
+def _check_reached(model: nn.Module, cut: set[int]) -> None:
+    """Refuse to change a model in place whose functions hold tensors that would be replaced."""
+    found = [
+        f"{'.'.join(filter(None, (path, name)))} holds a tensor that the plan cuts"
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        for function in (value.values() if type(value) is OrderedDict else (value,))
+        if isinstance(function, (types.FunctionType, types.MethodType, functools.partial))
+        and leads_to(function, cut)
+    ]
+    if found:
+        raise PlanError(
+            listed("this model can't be changed in place:", found)
+            + "\n  fix: let these functions read the tensor from the module, or leave inplace=True away"
+        )
+
+
 def _module(model: nn.Module, path: str) -> nn.Module | None:
     try:
         return model.get_submodule(path)
@@ -149,6 +194,11 @@ def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] |
         except (LookupError, TypeError):
             return None
     return holder, steps[-1], value
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    data = tensor.detach().to("meta")
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
 def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:

@@ -80,15 +80,16 @@ def _made(original: type[nn.Module], numbers: Numbers) -> type[nn.Module]:
             raise ValueError(f"a decorator hides the function {name} that it calls")
         _show(innermost(new), literals, values)
         body[name] = new
-    made: type[nn.Module] = _kind(type(original))(original.__name__, (original,), body)
+    metaclass: Any = type(original)
+    made: type[nn.Module] = _kind(metaclass)(original.__name__, (original,), body)
     return made
 
 
 @lru_cache(maxsize=64)
 def _kind(metaclass: Any) -> Any:
     """A metaclass whose classes are pickled as what they were made of."""
-    kind = types.new_class(metaclass.__name__, (metaclass,))
-    copyreg.pickle(kind, lambda made: (_class_with, (made.__original__, made.__numbers__)))  # type: ignore[arg-type]
+    kind: Any = types.new_class(metaclass.__name__, (metaclass,))
+    copyreg.pickle(kind, lambda made: (_class_with, (made.__original__, made.__numbers__)))
     return kind
 
 
@@ -129,5 +130,5 @@ def _rewrite_graph(module: fx.GraphModule, changed: dict[tuple[str, int], int]) 
             def changing(value: Any, numbers: Iterator[int] = numbers) -> Any:
                 return next(numbers) if type(value) is int and is_size(value) else value
 
-            node.args, node.kwargs = map_aggregate((node.args, dict(node.kwargs)), changing)  # type: ignore[assignment]
+            node.args, node.kwargs = map_aggregate((node.args, dict(node.kwargs)), changing)
     module.recompile()

@@ -95,7 +95,8 @@ class _Marking(ast.NodeTransformer):
                 marks.append(len(self.values))
             self.values.append(value)
             self.spans.append((node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0))
-            return ast.copy_location(ast.Constant((MARK, len(self.values) - 1)), node)
+            mark: Any = (MARK, len(self.values) - 1)
+            return ast.copy_location(ast.Constant(mark), node)
         return super().visit(node)
 
     def _function(self, node: Any) -> Any:
@@ -148,8 +149,8 @@ def literals_of(code: types.CodeType) -> Literals | None:
         return None
     marking = file.marking
     marks = sorted(marking.functions.get(place, ()), key=marking.spans.__getitem__)
-    values, spans = ([table[m] for m in marks] for table in (marking.values, marking.spans))
-    return Literals(tuple(values), tuple(spans), tuple(marks), file.marked[place])
+    values, spans = tuple(marking.values[m] for m in marks), tuple(marking.spans[m] for m in marks)
+    return Literals(values, spans, tuple(marks), file.marked[place])
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def methods_of(kind: type[nn.Module]) -> dict[str, tuple[Function, Literals]]:
     return methods
 
 
-def track_literals(model: nn.Module) -> None:
+def track_literals(model: nn.Module, run: int = 0) -> None:
     """Let the methods of `model`, a copy that nobody else sees, find tracked numbers where numbers are written."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -214,7 +215,9 @@ def track_literals(model: nn.Module) -> None:
         known = numbers_of(module)
         for name, (function, literals) in methods_of(class_of(module)).items():
             values = [known.get((name, i), value) for i, value in enumerate(literals.values)]
-            tracked = [sizes.Size(v, ("literal", path, name, i, v)) for i, v in enumerate(values)]
+            tracked = [
+                sizes.Size(v, ("literal", sizes.OfRun(path, run), name, i, v)) for i, v in enumerate(values)
+            ]
             made = replaced(function, literals.code(tracked))
             if made is not None:
                 vars(module)[name] = types.MethodType(made, module)

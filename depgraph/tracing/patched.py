@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ..base.switches import around_calls, open_functions, replaced
 from . import sizes
 from .recorder import Recorder
 
 
-@contextmanager
-def watch_modules(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def watch_modules(model: nn.Module, recorder: Recorder) -> AbstractContextManager[None]:
     """Tell `recorder` which module of `model` is being called."""
-    paths = {id(m): path for path, m in model.named_modules()}
-    original = nn.Module.__call__
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = paths.get(id(self))
-        if path is None:
-            return original(self, *args, **kwargs)
+    def around(path: str, module: nn.Module, run: Callable[[], Any]) -> Any:
         recorder.stack.append((path, {}))
         try:
-            out = original(self, *args, **kwargs)
-            if isinstance(self, ParametrizationList) and id(out) in recorder.node_of:
+            out = run()
+            if isinstance(module, ParametrizationList) and id(out) in recorder.node_of:
                 recorder.parametrized.append((path, recorder.node_of[id(out)]))
             return out
         finally:
             recorder.stack.pop()
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+    return around_calls(model, around)
 
 
-@contextmanager
-def watch_functions(recorder: Recorder) -> Iterator[None]:
+def watch_functions(recorder: Recorder) -> AbstractContextManager[None]:
     """Record the backward of the user's autograd functions, too: it must fit the smaller tensors like the forward."""
-    original = torch.autograd.Function.__dict__["apply"]
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        run = original.__get__(None, cls)
+    def apply(before: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
+        run = partial(before, cls)
         if recorder.paused or cls.__module__.partition(".")[0] == "torch":
             return run(*args, **kwargs)
-        before = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+        inputs = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
         out = run(*args, **kwargs)
         training, recorder.training = recorder.training, True  # a second forward is no work of inference
         try:
-            _backward(cls, run, before, kwargs)
+            _backward(cls, run, inputs, kwargs)
         except Exception as error:  # noqa: BLE001  whatever the user's backward raises here
             why = f"{type(error).__name__}: {error}"
             recorder.escape(
@@ -64,11 +53,7 @@ def watch_functions(recorder: Recorder) -> Iterator[None]:
             recorder.training = training
         return out
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
+    return replaced(torch.autograd.Function, "apply", apply)
 
 
 def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> None:
@@ -96,21 +81,8 @@ def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> 
 
 @contextmanager
 def open_python_functions() -> Iterator[None]:
-    """Let the modes see the torch functions that ``torch.nn.functional`` is written in, instead of its own names."""
-    saved: list[tuple[Any, str, Any]] = []
-    for module in (torch.nn.functional, torch.functional):
-        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
-            if hasattr(module, name):
-                saved.append((module, name, getattr(module, name)))
-                setattr(module, name, lambda *_: False)
-    for (module, name), function in sizes.FUNCTIONS.items():
-        saved.append((module, name, function))
-        setattr(module, name, sizes.tracked_function(module, name))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    """Modes see the calls inside ``torch.nn.functional``, and functions of tracked numbers are tracked."""
+    with open_functions(), ExitStack() as stack:
+        for module, name in sizes.FUNCTIONS:
+            stack.enter_context(replaced(module, name, sizes.tracked_function(module, name)))
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, name, value in saved:
-            setattr(module, name, value)

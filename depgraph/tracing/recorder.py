@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -9,10 +10,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import CodeType
-from typing import Any
+from types import CodeType, MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch._C import _functorch
@@ -22,6 +23,7 @@ from . import sizes
 from .size_uses import ScalarUse, SizeUse
 
 Node = torch.fx.Node
+Shape = tuple[int, ...]
 Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome
 Loss = tuple[
     sizes.Expr, str, str, str
@@ -29,12 +31,77 @@ Loss = tuple[
 
 Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
 
+SLOT = "depgraph"  # where in a node's `meta` its record lies
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What was seen of the call that a node of the graph stands for, or of the tensor: ``node.meta["depgraph"]``.
+
+    Attributes:
+        shapes: of the tensors that the call returned.
+        dtypes: their types.
+        kind: an input of the model; a parameter or buffer; a tensor that modules hold as a plain attribute; a constant that
+            no module has; or a call.
+        module: path of the module that was being called.
+        source: the line of the user's code, ``file:line in function``.
+        function: the torch function by which the user's code called it.
+        training: whether that was in a run in train mode, behind the one in eval mode.
+        several: the tensors came in a tuple or list: each has a node of its own (`operator.getitem`).
+    """
+
+    shapes: tuple[Shape, ...]
+    dtypes: tuple[torch.dtype, ...]
+    kind: Literal["input", "tensor", "attribute", "constant", "call"] = "call"
+    module: str = ""
+    source: str = ""
+    function: str = ""
+    training: bool = False
+    several: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the (first) tensor."""
+        return self.shapes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the (first) tensor."""
+        return self.dtypes[0]
+
+    @property
+    def one_tensor(self) -> bool:
+        """Whether the result is a tensor, and nothing around it."""
+        return len(self.shapes) == 1 and not self.several
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether the tensor holds real or complex numbers: neither whole ones nor truth values."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+def record_of(node: Node) -> NodeRecord:
+    """What was seen of a node of a recorded graph (of any but the output)."""
+    found: NodeRecord = node.meta[SLOT]
+    return found
+
+
+def write_record(node: Node, tensors: Sequence[torch.Tensor], **known: Any) -> NodeRecord:
+    """Give `node` a record: of the `tensors` that it stands for, and what else is `known` (fields of `NodeRecord`)."""
+    made = NodeRecord(tuple(tuple(t.shape) for t in tensors), tuple(t.dtype for t in tensors), **known)
+    node.meta[SLOT] = made
+    return made
+
+
 FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 
 
 _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+_runs = itertools.count(1)
 
 
 @lru_cache(maxsize=4096)
@@ -92,9 +159,16 @@ def _memory(tensor: torch.Tensor) -> Any:
 class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
-    def __init__(self, names: dict[int, str], held: set[str]) -> None:
-        """`names`: id of a skeleton's tensor -> canonical name; those in `held` are neither parameters nor buffers."""
-        self.held = held
+    def __init__(
+        self, names: dict[int, str], held: set[str], outside: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
+        """`names`: id of a skeleton's tensor -> canonical name; those in `held` are neither parameters nor buffers.
+
+        `outside`: likewise for the tensors of the model itself, which nothing in a skeleton may lead to.
+        """
+        self.held, self.outside = held, outside
+        self.run = next(_runs)
+        self.outside_reads: dict[str, str] = {}  # name -> where it was read
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
@@ -112,7 +186,6 @@ class Recorder:
         self.places: dict[Comparison, tuple[str, str]] = {}
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
-        self.memoised: list[Any] = []
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
@@ -132,8 +205,15 @@ class Recorder:
     def attempt(self) -> Iterator[None]:
         """What is recorded inside is forgotten if it ends in an error, which ends here."""
         before = len(self.graph.nodes)
-        tables = (self.node_of, self.by_memory, self.tensors, self.constants, self.places, self.choices)
-        lists = (
+        tables: tuple[dict[Any, Any], ...] = (
+            self.node_of,
+            self.by_memory,
+            self.tensors,
+            self.constants,
+            self.places,
+            self.choices,
+        )
+        lists: tuple[list[Any], ...] = (
             self.size_uses,
             self.scalar_uses,
             self.comparisons,
@@ -149,7 +229,7 @@ class Recorder:
                 self.graph.erase_node(node)
             for table, entries in zip(tables, kept[0], strict=True):
                 table.clear()
-                table.update(entries)  # type: ignore[arg-type]
+                table.update(entries)
             for found, length in zip(lists, kept[1], strict=True):
                 del found[length:]
             self.reads, self.stack[1:] = kept[2], []
@@ -181,28 +261,34 @@ class Recorder:
         if name is None and (known := self.by_memory.get(_memory(tensor))) is not None:
             return known
         if name is None:
+            if id(tensor) in self.outside:
+                path = self.stack[-1][0] or "the model"
+                self.outside_reads[self.outside[id(tensor)]] = f"forward of {path}, {source_line()}"
             name = f"constant_{len(self.constants)}"
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
         else:
-            kind = "held" if name in self.held else "tensor"
+            kind = "attribute" if name in self.held else "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
-        node.meta.update(
-            shapes=[tuple(tensor.shape)], kind=kind, module=self.stack[-1][0], source=source_line()
-        )
-        node.meta["dtype"] = tensor.dtype
+        write_record(node, [tensor], kind=kind, module=self.stack[-1][0], source=source_line())
         if kind != "constant":
             self.tensors[name] = node
         self.remember(tensor, node)
         return node
 
     def forget_other_runs(self) -> None:
-        """Sizes that a cache of the user's code kept from an earlier run are plain numbers in this one."""
+        """Numbers that a cache of the user's code kept from an earlier run are plain numbers in this one."""
 
         def own(expr: sizes.Expr) -> bool:
-            return all(node.graph is self.graph for node in sizes.nodes_in(expr))
+            return all(
+                source[1].graph is self.graph
+                if source[0] == "dim"
+                else getattr(source[1], "run", 0) == self.run
+                for source in sizes.sources_in(expr)
+            )
 
+        self.reads = {expr for expr in self.reads if own(expr)}
         self.comparisons = [c for c in self.comparisons if own(c[1]) and own(c[2])]
         self.losses = [loss for loss in self.losses if own(loss[0])]
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
@@ -230,17 +316,6 @@ class Recorder:
             return outcome
         self.other_way = None
         return not outcome
-
-    def remembers(self, function: Any) -> None:
-        """A function that remembers its results is asked for one: in a run it remembers nothing of before."""
-        if not any(f is function for f in self.memoised):
-            self.memoised.append(function)
-            function.cache_clear()
-
-    def forget(self) -> None:
-        """No function that was asked in the run remembers anything of it."""
-        for function in self.memoised:
-            function.cache_clear()
 
     def read(self, value: Any) -> None:
         """An object that a module holds was asked for `value`."""
@@ -282,17 +357,19 @@ class Recorder:
         given = tuple(map(self.argument, args)), {k: self.argument(v) for k, v in kwargs.items()}
         node = self.graph.create_node("call_function", op)
         node.args, node.kwargs = given  # given to create_node, each would be searched for symbolic numbers
-        node.meta.update(shapes=[tuple(t.shape) for t in flat + nested], module=self.stack[-1][0])
-        node.meta["source"] = source_line()
-        node.meta["training"] = self.training
-        node.meta["function"] = self.function
-        if isinstance(out, torch.Tensor):
-            node.meta["dtype"] = out.dtype
+        several = not isinstance(out, torch.Tensor)
+        known = {
+            "module": self.stack[-1][0],
+            "source": source_line(),
+            "function": self.function,
+            "training": self.training,
+        }
+        write_record(node, flat + nested, several=several, **known)
+        if not several:
             self.remember(out, node)
-        else:
-            for i, tensor in enumerate(flat + nested):
-                item = self.graph.create_node("call_function", operator.getitem)
-                item.args = (node, i)
-                item.meta.update(node.meta, shapes=[tuple(tensor.shape)], dtype=tensor.dtype)
-                self.remember(tensor, item)
+        for i, tensor in enumerate(flat + nested if several else ()):
+            item = self.graph.create_node("call_function", operator.getitem)
+            item.args = (node, i)
+            write_record(item, [tensor], **known)
+            self.remember(tensor, item)
         return node

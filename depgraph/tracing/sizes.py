@@ -17,6 +17,7 @@ import math
 import operator
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -45,28 +46,30 @@ class Listener(Protocol):
     def lost(self, expr: Expr, how: str) -> None:
         """A number became something that carries no expression."""
 
-    def remembers(self, function: Any) -> None:
-        """A function that remembers its results by their arguments is asked for one."""
+
+class _Run(threading.local):
+    """Who listens in this thread: int.__eq__ and __getattribute__ have no other way to know their trace."""
+
+    listener: Listener | None = None
 
 
-_listener: Listener | None = None
+_run = _Run()
 
 
 @contextmanager
 def telling(listener: Listener) -> Iterator[None]:
     """Tell `listener` what becomes of tracked numbers."""
-    global _listener  # noqa: PLW0603  int.__eq__ has no other way to know its trace
-    before, _listener = _listener, listener
+    before, _run.listener = _run.listener, listener
     try:
         yield
     finally:
-        _listener = before
+        _run.listener = before
 
 
 def _lost(expr: Expr, how: str) -> None:
     """A tracked number leaves, unless it is this library that asks: the frame above that of the special method."""
-    if _listener is not None and not sys._getframe(2).f_code.co_filename.startswith(_OWN_ROOT):
-        _listener.lost(expr, how)
+    if _run.listener is not None and not sys._getframe(2).f_code.co_filename.startswith(_OWN_ROOT):
+        _run.listener.lost(expr, how)
 
 
 class Size(int):
@@ -87,14 +90,9 @@ class Size(int):
         return int, (plain(self),)
 
     def __hash__(self) -> int:
-        if _listener is not None:
-            caller = sys._getframe(1)
-            memoised = [
-                f for n in caller.f_code.co_names if hasattr(f := caller.f_globals.get(n), "cache_clear")
-            ]
-            for function in memoised:
-                _listener.remembers(function)
-            if not memoised:
+        if _run.listener is not None:
+            caller = sys._getframe(1)  # a memoised function remembers the number with its expression
+            if not any(hasattr(caller.f_globals.get(n), "cache_clear") for n in caller.f_code.co_names):
                 _lost(self.expr, "a look-up in a table")
         return int.__hash__(self)
 
@@ -241,8 +239,10 @@ def _comparison(name: str, kind: type) -> Callable[[Any, Any], Any]:
 
     def compare(self: Any, other: Any) -> Any:
         outcome = compute(self, other)
-        if _listener is not None and isinstance(other, (int, float)) and outcome is not NotImplemented:
-            return _listener.compared(label, self.expr, expression(other), bool(outcome), sys._getframe(1))
+        if _run.listener is not None and isinstance(other, (int, float)) and outcome is not NotImplemented:
+            return _run.listener.compared(
+                label, self.expr, expression(other), bool(outcome), sys._getframe(1)
+            )
         return outcome
 
     return compare
@@ -261,8 +261,8 @@ def _losing(name: str, kind: type) -> Callable[..., Any]:
 
 def _true(self: Any) -> bool:
     outcome = plain(self) != 0
-    if _listener is not None:
-        return _listener.compared("ne", self.expr, 0, outcome, sys._getframe(1))
+    if _run.listener is not None:
+        return _run.listener.compared("ne", self.expr, 0, outcome, sys._getframe(1))
     return outcome
 
 
@@ -285,17 +285,17 @@ for _kind, _plain in ((Size, int), (Scalar, float), (NumpyScalar, float)):
                   "as_integer_ratio", "is_integer", "hex"):  # fmt: skip
         if hasattr(_plain, _form):
             setattr(_kind, _form, _losing(_form, _plain))
-    _kind.__bool__, _kind.__divmod__, _kind.__rdivmod__ = _true, _divmod, _rdivmod  # type: ignore[method-assign, assignment]
+    _kind.__bool__, _kind.__divmod__, _kind.__rdivmod__ = _true, _divmod, _rdivmod  # type: ignore[method-assign]
 Size.__array_ufunc__ = Scalar.__array_ufunc__ = through_numpy  # type: ignore[attr-defined]
 
 
 def tracked_function(module: ModuleType, name: str) -> Callable[..., Any]:
-    """`name` of `module`, with a tracked result where an argument is tracked (see `FUNCTIONS`)."""
+    """What stands in for `name` of `module` (see `switches.replaced`): its result is tracked where an argument is."""
     compute, label = FUNCTIONS[module, name], f"{module.__name__}.{name}"
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(before: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if kwargs or not any(type(a) in TRACKED for a in args):
-            return compute(*args, **kwargs)
+            return before(*args, **kwargs)
         value = compute(*map(plain, args))
         if type(value) is bool:
             for a in args:
@@ -307,8 +307,23 @@ def tracked_function(module: ModuleType, name: str) -> Callable[..., Any]:
     return call
 
 
-def track_attributes(model: nn.Module) -> None:
-    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one."""
+class OfRun(str):
+    """The path of a module, in the expressions of one run: a number that came out of an earlier one is just a number."""
+
+    run: int
+
+    def __new__(cls, path: str, run: int) -> OfRun:
+        """Return `path` (str) marked with the number of a run."""
+        self = str.__new__(cls, path)
+        self.run = run
+        return self
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)
+
+
+def track_attributes(model: nn.Module, run: int = 0) -> None:
+    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one of that run."""
     seen: set[int] = set()
     internals = set(vars(nn.Module()))
     for path, module in model.named_modules():
@@ -316,7 +331,7 @@ def track_attributes(model: nn.Module) -> None:
             continue
         for name, value in list(vars(module).items()):
             if name not in internals:
-                vars(module)[name] = track_inside(value, (path, name), seen)
+                vars(module)[name] = track_inside(value, (OfRun(path, run), name), seen)
 
 
 def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
@@ -352,8 +367,8 @@ def _watch(holder: Any) -> None:
 
         def read(self: Any, name: str) -> Any:
             value = kind.__getattribute__(self, name)
-            if _listener is not None and name != "__dict__":
-                _listener.read(value)
+            if _run.listener is not None and name != "__dict__":
+                _run.listener.read(value)
             return value
 
         try:
@@ -383,11 +398,6 @@ def sources_in(expr: Expr) -> set[Expr]:
 def attributes_in(expr: Expr) -> set[Expr]:
     """The attributes that an expression depends on."""
     return {source for source in sources_in(expr) if source[0] == "attr"}
-
-
-def nodes_in(expr: Expr) -> set[Any]:
-    """The nodes whose dims an expression depends on."""
-    return {source[1] for source in sources_in(expr) if source[0] == "dim"}
 
 
 SOURCES = ("dim", "attr", "literal")

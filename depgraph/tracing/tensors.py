@@ -93,16 +93,18 @@ def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
     """A deep copy of the module tree in which the tensors whose ``id`` is a key of `replace` are those given there.
 
-    A `WrapperStandIn` module stands in the place of each wrapper (data parallel, compiled).
+    A `WrapperStandIn` module stands in the place of each wrapper (data parallel, compiled). What leads to a module or
+    tensor of the model (functions that close over it, weak references) leads to the copy's.
     """
     memo: dict[int, Any] = dict(replace)
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}.union(map(id, model.modules()), replace)
     for module in model.modules():
         for value in vars(
             module
         ).values():  # deepcopy refuses tensors with a history, such as a hooked weight
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
-    return copied(model, memo)
+    return copied(model, memo, frozenset(own))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -111,6 +113,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not any(inner_name(module) for module in model.modules()):
         return model
     return without(skeleton(model, {id(t): t for t in all_tensors(model).values()}))
+
+
+def memory_of(tensor: torch.Tensor) -> Any:
+    """What two tensors have in common that are the very same numbers; None for one without memory of its own kind."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_meta or not tensor.numel():
+        return None
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def on_one_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The tensors that have the very memory of another one and are objects of their own -> the name of the first."""
+    first: dict[Any, str] = {}
+    found: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        memory = memory_of(tensor)
+        if memory is not None and first.setdefault(memory, name) != name:
+            found[name] = first[memory]
+    return found
 
 
 def take_values(model: nn.Module, other: nn.Module) -> None:

@@ -8,7 +8,6 @@ cost no arithmetic and no memory.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,28 +17,30 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import InputError, TraceError
+from ..base.errors import InputError, TraceError, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
+from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
+from .caches import Kept, nothing_kept
 from .literals import track_literals
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Choice, Comparison, Loss, Node, Recorder
+from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
-from .wrappers import check_unsharded, eagerly
+from .wrappers import check_unsharded
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """What one run of the model recorded.
 
     Attributes:
-        graph: the ATen calls; each node has shapes, module and the user's line in its `meta`.
+        graph: the ATen calls; what was seen of each is its `NodeRecord`, ``node.meta["depgraph"]``.
         outputs: the nodes that the model returns.
         tensors: canonical name of each parameter and buffer that the run used -> its get_attr node.
         aliases: every other name of a tied parameter or buffer -> its canonical name.
@@ -100,7 +101,7 @@ def trace(
         other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
-        InputError: there are no example inputs.
+        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is no part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
@@ -123,6 +124,8 @@ def trace(
             ways: dict[str, Any] = {"literals": literals, "grad": grad, "other_ways": tuple(other_ways)}
             found = _run(model, examples, fake, tracked, seconds, **ways)
             return _reach_more(found, model, examples, fake, tracked, ways)
+        except InputError:
+            raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
     raise TraceError(
@@ -156,17 +159,6 @@ def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
     return _run(model, each_example(example_inputs), like.fake, like.tracked, **ways)
 
 
-@contextmanager
-def quiet_fakes() -> Iterator[None]:
-    """Torch logs a traceback for each op that fails on fake tensors; here a failure only means the next way to run."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 def _run(
     model: nn.Module,
     examples: list[Arguments],
@@ -177,6 +169,32 @@ def _run(
     literals: bool = False,
     grad: bool = False,
     other_ways: tuple[Choice, ...] = (),
+) -> Trace:
+    """`_recorded`, in which no memoised function knows anything from before."""
+    given = model, examples, fake, tracked, seconds, train, literals, grad, other_ways
+    kept = Kept()
+    try:
+        with nothing_kept(model, kept):
+            found = _recorded(*given)
+    except Exception:
+        if not kept.stale:
+            raise
+    if kept.stale:  # no longer
+        with nothing_kept(model):
+            found = _recorded(*given)
+    return found
+
+
+def _recorded(
+    model: nn.Module,
+    examples: list[Arguments],
+    fake: bool,
+    tracked: bool,
+    seconds: float | None,
+    train: bool,
+    literals: bool,
+    grad: bool,
+    other_ways: tuple[Choice, ...],
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
@@ -196,21 +214,19 @@ def _run(
             examples = map_tensors(examples, mode.from_tensor)
         else:
             parameters = {id(p) for p in model.parameters()}
-            stand_in = {id(t): t if id(t) in parameters else t.clone() for t in every.values()}
+            stand_in = {id(t): _same_values(t) if id(t) in parameters else t.clone() for t in every.values()}
             examples = map_tensors(examples, torch.clone)
         twin = skeleton(model, stand_in)
+        outside = {id(t): name for name, t in tensors.items() if stand_in[id(t)] is not t}
+        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held, outside)
         if tracked:
-            sizes.track_attributes(twin)
+            sizes.track_attributes(twin, recorder.run)
         if tracked and literals:
-            track_literals(twin)
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
+            track_literals(twin, recorder.run)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
-            node.meta.update(
-                shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
-            )
+            write_record(node, [tensor], kind="input")
             recorder.remember(tensor, node)
-        stack.callback(recorder.forget)
         if seconds is not None:
             recorder.patience = seconds
         stack.enter_context(_recording(twin, recorder, mode, kept, grad))
@@ -228,12 +244,27 @@ def _run(
                     outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
-            outputs = [n for n in made if len(n.meta["shapes"]) == 1]
+            outputs = [n for n in made if len(record_of(n).shapes) == 1]
+    if recorder.outside_reads:
+        reads = [f"{name!r} is read in {where}" for name, where in recorder.outside_reads.items()]
+        raise InputError(
+            listed("a copy of this model would read tensors of the model itself:", reads)
+            + "\n  fix: reach them through an attribute of the module that reads them, not through a global or a registry"
+        )
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(
         recorder, outputs, every, (tensors, aliases), (fake, tracked, train, grad), other_ways
     )
+
+
+def _same_values(parameter: Any) -> torch.Tensor:
+    """A parameter of its own on the memory of another one, so that reading either can be told apart."""
+    if type(parameter) is not nn.Parameter or parameter.is_inference():
+        return parameter
+    made = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    vars(made).update(vars(parameter))
+    return made
 
 
 @contextmanager
@@ -242,7 +273,7 @@ def _recording(
 ) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
-        torch.random.fork_rng(devices=[]),
+        same_random_state(),
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
         open_python_functions(),

@@ -95,11 +95,15 @@ def is_composite(op: Any) -> bool:
 
 
 def in_order(op: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a Python call in the order of the ATen op's schema: what was given by name joins the others."""
-    names = [a.name for a in op._schema.arguments]
+    """The arguments of a Python call in the order of the ATen op's schema: what was given by name joins the others.
+
+    What the schema takes by name alone stays among the named.
+    """
+    placed = [a for a in op._schema.arguments if not a.kwarg_only]
+    names = [a.name for a in placed]
     spelled = {"self": "input", "A": "tensor1", "B": "tensor2"}
     ordered, rest = list(args), dict(kwargs)
-    for a in op._schema.arguments[len(ordered) :]:
+    for a in placed[len(ordered) :]:
         key = a.name if a.name in rest else spelled.get(a.name, a.name)
         if key in rest:
             ordered.append(rest.pop(key))

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.errors import InputError
-from .copying import deep_copy, slots_of
+from ..base.switches import deeper_stack
+from .copying import Copies, deep_copy, slots_of
 
 NAMES = ("module", "_orig_mod")  # under which wrappers hold what they wrap
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
@@ -98,17 +99,32 @@ def plain_names(model: nn.Module) -> Callable[[str], str]:
     return plain
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy of `model` in which a `WrapperStandIn` stands for each wrapper, and what can't be copied is shared."""
+@deeper_stack()
+def copied(model: nn.Module, replace: dict[int, Any], own: frozenset[int]) -> nn.Module:
+    """A deep copy of `model` in which a `WrapperStandIn` stands for each wrapper, and what can't be copied is shared.
+
+    Args:
+        model: what is copied.
+        replace: id of an object -> what stands in its place.
+        own: the ids of the modules and tensors that nothing in the copy leads to.
+    """
+    memo = Copies(replace)
+    memo.own = own
     wrappers = {m: name for m in model.modules() if (name := inner_name(m)) is not None}
     memo.update({id(w): WrapperStandIn(w) for w in wrappers})
     try:
-        return _copied(model, dict(memo), wrappers)
+        return _copied(model, _with(memo), wrappers)
     except Exception:  # noqa: BLE001  locks, files, generators, what objects of other libraries raise ...
         return _copied(model, _shared(model, memo), wrappers)
 
 
-def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, str]) -> nn.Module:
+def _with(memo: Copies, more: Mapping[int, Any] = MappingProxyType({})) -> Copies:
+    made = Copies({**more, **memo})
+    made.own = memo.own
+    return made
+
+
+def _copied(model: nn.Module, memo: Copies, wrappers: dict[nn.Module, str]) -> nn.Module:
     made: nn.Module = deep_copy(model, memo)
     for wrapper, name in wrappers.items():
         stand = memo[id(wrapper)]
@@ -123,23 +139,23 @@ def _copied(model: nn.Module, memo: dict[int, Any], wrappers: dict[nn.Module, st
     return made
 
 
-def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+def _shared(model: nn.Module, memo: Copies) -> Copies:
     """`memo`, and in it what the attributes of modules hold that deepcopy refuses: taken apart as far as it can be."""
     modules = {id(m): m for m in model.modules()}
-    found = dict(memo)
+    found = _with(memo)
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in ("_modules", "_parameters", "_buffers") and id(value) not in found:
                 try:
-                    copy.deepcopy(value, {**modules, **memo})
+                    deep_copy(value, _with(memo, modules))
                 except Exception:  # noqa: BLE001  as above
-                    found[id(value)] = _as_far_as_possible(value, {**modules, **memo})
+                    found[id(value)] = _as_far_as_possible(value, _with(memo, modules))
     return found
 
 
-def _as_far_as_possible(value: Any, memo: dict[int, Any], depth: int = 4) -> Any:
+def _as_far_as_possible(value: Any, memo: Copies, depth: int = 4) -> Any:
     try:
-        return copy.deepcopy(value, dict(memo))
+        return deep_copy(value, _with(memo))
     except Exception:  # noqa: BLE001  as above
         if depth and type(value) in (list, tuple):
             return type(value)(_as_far_as_possible(v, memo, depth - 1) for v in value)
@@ -228,13 +244,3 @@ def check_changeable(model: nn.Module) -> None:
             "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
             "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
         )
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

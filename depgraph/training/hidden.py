@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..base.errors import InputError
 from ..base.running import in_mode
+from ..base.switches import eagerly
 from ..base.values import tensor_leaves
 from ..data.calibration import Batch
 from ..plan.plan import Plan
-from ..tracing.wrappers import eagerly
 from ..verify.masked import Unfollowed
 from ..verify.verify import masked_outputs
 

@@ -10,10 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..base.errors import InputError
-from ..costs import cost
-from ..costs.latency import measure_latency
-from ..costs.memory import measure_memory
-from ..select.budgets import amount
+from ..select import BUDGETS
 
 Ramp = Callable[[float], float]  # share of the way -> share of what is to be removed
 
@@ -82,16 +79,6 @@ def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
     return removed
 
 
-# Budgets that a ramp can lead to: what a model has of each.
-WHOLE: dict[str, Callable[[nn.Module, Any], float]] = {
-    "max_params": lambda model, example_inputs: cost.parameter_count(model),
-    "max_bytes": lambda model, example_inputs: cost.byte_count(model),
-    "max_macs": cost.count_macs,
-    "max_memory": measure_memory,
-    "max_latency": measure_latency,
-}
-
-
 @dataclass(frozen=True)
 class Schedule:
     """What `prune` is asked for in the end, and on the way.
@@ -114,11 +101,12 @@ class Schedule:
             InputError: a budget that is out of range.
         """
         limits = {}
-        for name, measure in WHOLE.items():
+        for name, kind in BUDGETS.items():
             given = options.pop(name, None)
             if given is not None:
-                whole = float(measure(model, example_inputs))
-                limits[name] = whole, amount(given, whole, name)
+                kind.check(given)
+                whole = float(kind.measure(model, example_inputs))
+                limits[name] = whole, kind.amount(given, whole)
         pair = options.get("threshold")
         if isinstance(pair, tuple) and not (
             len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
@@ -153,8 +141,8 @@ class Schedule:
         asked: dict[str, Any] = {}
         for name, (whole, last) in self.limits.items():
             limit = max(last, whole - whole * removed(1 - last / whole))
-            if model is None or WHOLE[name](model, self.example_inputs) > limit:
-                asked[name] = f"{limit * 1e6}us" if name == "max_latency" else max(int(limit), 1)
+            if model is None or BUDGETS[name].measure(model, self.example_inputs) > limit:
+                asked[name] = BUDGETS[name].spell(limit)
         ratio, scope = self.ratios.get("pruning_ratio"), self.ratios.get("scope")
         if isinstance(ratio, Mapping):
             asked["pruning_ratio"] = {name: removed(share) for name, share in ratio.items()}

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..axes.axes import RAGGED
+from ..axes.ragged import block_count
+from ..base.checks import number
 from ..base.errors import InputError, PlanError
 from ..grouping.graph import DependencyGraph, Group
 from ..plan.plan import Plan
@@ -249,8 +250,7 @@ class _Units:
 
     def _side(self, graph: DependencyGraph, name: str, dim: int, parameter: int) -> _Side:
         shape, axis = graph.tensors[name].shape, graph.dims(name)[dim]
-        root = axis.find() if axis is not None else None
-        blocks = len(root.parts) if root is not None and root.kind == RAGGED else 1
+        blocks = block_count(axis)
         split = (blocks, shape[0] // blocks, *shape[1:])
         start, self.length = self.length, self.length + blocks * split[dim + 1]
         return _Side(parameter, split, (0, dim + 1), start, self.length)
@@ -297,6 +297,4 @@ class _Norms(torch.autograd.Function):
 
 
 def _weight(given: float) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < float("inf"):
-        raise InputError(f"the strength of a regulariser must be a number of at least 0, not {given!r}")
-    return float(given)
+    return number("the strength of a regulariser", given, 0)

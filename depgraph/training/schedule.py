@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..base.checks import is_number, whole_number
 from ..base.errors import InputError, PlanError
 from ..base.progress import track
 from ..base.running import Score, score_of
@@ -20,6 +21,7 @@ from ..grouping.build import build_plan
 from ..plan.plan import Plan
 from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
 from ..report import Report
+from ..select import BUDGETS, OPTIONS
 from ..surgery.apply import apply
 from ..surgery.lineage import plans_of
 from ..tracing.tensors import named_tensors
@@ -29,7 +31,7 @@ from .ramps import Ramp, Schedule, ramp_of
 Drop = float | tuple[float, float]
 
 
-@dataclass
+@dataclass(repr=False)
 class GradualResult(PruneResult):
     """What a step of `GradualPruner` returns: a `PruneResult` whose plan and report are about the original.
 
@@ -127,7 +129,6 @@ class GradualPruner:
         self._each = first
         self._aims = Schedule.read(model, example_inputs, options)
         self._options = options
-        self._figures = cost.parameter_count(model), cost.byte_count(model)
         self._probe()
         self._good = _State(model, build_plan(self._graph, {}))
         self._trial: _State | None = None
@@ -223,11 +224,10 @@ class GradualPruner:
 
     def _probe(self) -> None:
         """Plan the last step as if it were the only one: what can't be reached fails here."""
-        cheap = {
-            n: v for n, v in self._options.items() if n in ("round_to", "max_ratio", "uniform", "progress")
-        }
-        asked = self._aims.at(lambda share: share)
-        if asked.pop("max_latency", None) is None or asked:  # seconds would have to be measured
+        cheap = {n: v for n, v in self._options.items() if n in OPTIONS or n == "progress"}
+        last = self._aims.at(lambda share: share)
+        asked = {n: v for n, v in last.items() if n not in BUDGETS or BUDGETS[n].compare is None}
+        if asked or not last:  # seconds would have to be measured
             prune(
                 self._original, self.example_inputs, graph=self._graph, verify=False,
                 importance=lambda group: np.ones(group.units), **cheap, **asked,
@@ -238,7 +238,7 @@ class GradualPruner:
         if good.model is self._original:
             return prune(good.model, self.example_inputs, graph=self._graph, **self._options, **asked)
         return prune(
-            good.model, self.example_inputs, earlier=good.plan, **self._each, **self._options, **asked
+            good.model, self.example_inputs, already_pruned=good.plan, **self._each, **self._options, **asked
         )
 
     def _next(self) -> float | None:
@@ -292,28 +292,25 @@ class GradualPruner:
 
     def _about(self, state: _State) -> Report:
         """A report on `state` and the original."""
-        (parameters, byte_counts), last = self._figures, state.report
+        last = state.report
         given_up = [
             f"step to {t.way:.1%} of the way: score {t.score:.4g}, given up"
             for t in self.history
             if not t.kept
         ]
         found: dict[str, Any] = {
-            "graph": self._graph, "plan": state.plan, "models": (self._original, state.model),
-            "parameters": (parameters, cost.parameter_count(state.model)),
-            "byte_counts": (byte_counts, cost.byte_count(state.model)),
             "notes": [*([] if last is None else last.notes), *given_up],
             "score": None if self._dense is None or state.score is None else (self._dense, state.score),
         }  # fmt: skip
         if last is None:
             text = "the step was made before the checkpoint" if state.plan.cuts else "nothing was removed"
-            unproved = Verification("skipped", detail=text)
-            return Report(example_inputs=self.example_inputs, verification=unproved, **found)
-        if last.latency is not None:
-            slow, fast = latencies([self._original, state.model], self.example_inputs)
-            found["latency"] = slow, fast
-        proof = replace(last.verification, detail=f"the last step; {last.verification.detail}")
-        return replace(last, verification=proof, **found)
+            proof = Verification("skipped", detail=text)
+        else:
+            proof = replace(last.verification, detail=f"the last step; {last.verification.detail}")
+            found["recovery"] = last.recovery
+            if last.latency is not None:
+                found["latency"] = tuple(latencies([self._original, state.model], self.example_inputs))
+        return Report.of(self._graph, state.plan, state.model, proof, self.example_inputs, **found)
 
 
 class _Saved:
@@ -380,9 +377,8 @@ def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]) -> None:
     for name, value, least in (("steps", steps, 1), ("backtracks", backtracks, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    refused = {"inplace", "graph", "earlier"} & options.keys()
+        whole_number(name, value, least)
+    refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
         raise InputError(f"pruning step by step takes no {', '.join(sorted(refused))}")
     if max_drop is None:
@@ -390,9 +386,7 @@ def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict
     if score is None:
         raise InputError("max_drop needs a score function")
     drops = max_drop if isinstance(max_drop, tuple) else (max_drop,)
-    if len(drops) not in (1, 2) or any(
-        isinstance(d, bool) or not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in drops
-    ):
+    if len(drops) not in (1, 2) or any(not is_number(d) or not 0 <= d < float("inf") for d in drops):
         raise InputError(
             f"max_drop must be a number of at least 0, or two (for the beginning and the end), not {max_drop!r}"
         )

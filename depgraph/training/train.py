@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import fraction, number, whole_number
 from ..base.errors import InputError
 from ..base.inputs import split_inputs
 from ..base.progress import length, track
@@ -123,8 +124,7 @@ def distill(
     """
     share = (1.0 if loss is None else 0.5) if alpha is None else alpha
     check_mix(share, temperature)
-    if not 0 <= hidden_weight < inf:
-        raise InputError(f"hidden_weight={hidden_weight} must lie at 0 or above")
+    number("hidden_weight", hidden_weight, 0)
     if teacher is model:
         raise InputError(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
@@ -159,8 +159,8 @@ def distill(
 
 def check_mix(alpha: float, temperature: float) -> None:
     """Refuse a share of the soft term outside 0..1, and a temperature that is none."""
-    if not 0 <= alpha <= 1 or not 0 < temperature < inf:
-        raise InputError(f"alpha={alpha} must lie in 0..1, temperature={temperature} above 0")
+    fraction("alpha", alpha, zero=True, one=True)
+    number("temperature", temperature, 0, above=True)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -317,8 +317,8 @@ def _check(
     if epochs is not None and steps is not None:
         raise InputError("epochs and steps contradict each other: give one of them")
     for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if value is not None:
+            whole_number(name, value, 1)
     if scheduler is not None and optimizer is None:
         raise InputError("a scheduler belongs to an optimizer: give both")
     if patience is not None and score is None:

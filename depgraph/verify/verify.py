@@ -17,11 +17,12 @@ from torch import nn
 from ..base.errors import VerificationError
 from ..base.inputs import Examples, fresh_inputs
 from ..base.running import CallMode, WriteGuardMode
+from ..base.switches import eagerly, same_random_state, without_fast_attention
 from ..base.values import map_tensors, output_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
+from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
-from ..tracing.wrappers import eagerly
 from .masked import MaskedRun, Unfollowed, in_double, widened_cast
 
 Tensor = torch.Tensor
@@ -85,22 +86,14 @@ def masked_outputs(
             torch.no_grad(),
             eagerly(),
             torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
-            _NoFastAttention(),
+            without_fast_attention(),
+            nothing_kept(model),
             run,
         ):
             out = twin(*args, **kwargs)
     finally:
         run.kept.restore()
     return out, run
-
-
-class _NoFastAttention:
-    def __enter__(self) -> None:
-        self.before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self.before)
 
 
 def deviation(got: Any, wanted: Any) -> float:
@@ -177,7 +170,7 @@ def _verify_one(
                 f"the masked original failed to run: {type(error).__name__}: {error}"
             ) from error
         try:
-            with _NoFastAttention(), _same_conditions(double):
+            with without_fast_attention(), _same_conditions(double):
                 got = _run(right, inputs, _Widen() if double else None)
         except Exception as error:
             raise VerificationError(
@@ -220,15 +213,14 @@ class _Widen(CallMode):
 @contextmanager
 def _same_conditions(wanted: bool) -> Iterator[None]:
     """Numbers that forward makes tensors of are float64; and what it draws at random is the same in every run."""
-    before = torch.get_default_dtype()
-    if wanted:
-        torch.set_default_dtype(torch.float64)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
+    with same_random_state():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64 if wanted else before)
+        torch.manual_seed(0)
+        try:
             yield
-    finally:
-        torch.set_default_dtype(before)
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _precision(model: nn.Module) -> float:
@@ -274,5 +266,6 @@ def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any
     args, kwargs = fresh_inputs(example_inputs)
     parameters = {id(p): p for p in model.parameters()}
     twin = skeleton(model, parameters).eval()
-    with torch.no_grad(), eagerly(), mode or WriteGuardMode(parameters.values()):
+    guard = mode or WriteGuardMode(parameters.values())
+    with same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), guard:
         return twin(*args, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...axes.nodes import op_name
 from .run import MaskedRun, Unfollowed, all_alive, handles, in_double
 
 aten = torch.ops.aten
@@ -30,6 +31,8 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
     mask = (func(*tensors, **kwargs) > 0).float()
+    if any(isinstance(t, Tensor) and not t.numel() for t in tensors):  # a sum of nothing is a constant
+        mask = all_alive(mask.shape, mask.device)
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
@@ -80,7 +83,7 @@ def weight_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     norm = (v.square().sum(dims, keepdim=True)).sqrt()
     mask = run.full(v) * run.full(g)
     out = run.finish(torch.where(mask > 0, v * (g / norm.clamp(min=1e-300)), torch.zeros_like(v)), mask)
-    return (out, norm) if "interface" in func._schema.name else out
+    return (out, norm) if op_name(func) == "_weight_norm_interface" else out
 
 
 @handles("linalg_solve_triangular")

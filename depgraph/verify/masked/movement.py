@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ...axes.nodes import base_name, op_name
 from .run import MaskedRun, Unfollowed, handles
 
 aten = torch.ops.aten
@@ -29,16 +30,16 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             raise
         out = args[0].reshape(args[1])
     mask_args, mask_kwargs = pytree.tree_map_only(Tensor, run.full, (args, kwargs))
-    name = func._schema.name
+    name = op_name(func)
     if func is aten.repeat_interleave.Tensor:  # of counts: the result is an index
         return out
-    if name == "aten::view_as_real":
+    if name == "view_as_real":
         run.give(out, run.full(args[0]).unsqueeze(-1).expand(out.shape).clone())
         return out
-    if name == "aten::view_as_complex":
+    if name == "view_as_complex":
         run.give(out, run.full(args[0]).amax(-1))
         return out
-    if name.removeprefix("aten::") in (
+    if name in (
         "index",
         "_unsafe_index",
         "index_select",
@@ -47,12 +48,12 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     ):  # an index is no value
         mask_args = (mask_args[0], *args[1:])
     if name in (
-        "aten::view",
-        "aten::_unsafe_view",
-        "aten::_reshape_alias",
+        "view",
+        "_unsafe_view",
+        "_reshape_alias",
     ):  # a mask may lie differently in memory
         masks = mask_args[0].reshape(out.shape)
-    elif name == "aten::as_strided" and mask_args[0].stride() != args[0].stride():
+    elif name == "as_strided" and mask_args[0].stride() != args[0].stride():
         raise Unfollowed("as_strided")
     else:
         masks = func(*mask_args, **mask_kwargs)
@@ -75,7 +76,7 @@ def patches(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """im2col and col2im: channels pass, in runs of the patch's size; what no patch covers is zero and alive."""
     out = func(*args, **kwargs)
     mask = run.full(args[0])
-    if "im2col" in func._schema.name:
+    if op_name(func) == "im2col":
         alive = mask.flatten(-2).amax(-1)
         alive = alive.repeat_interleave(out.shape[-2] // alive.shape[-1], -1).unsqueeze(-1)
     else:
@@ -136,25 +137,28 @@ def embedding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+PUTS = frozenset({"index_put", "_index_put_impl", "_unsafe_index_put"})
+
+
 @handles(
     "scatter scatter_add scatter_reduce index_add index_copy index_put index_reduce _index_put_impl "
     "_unsafe_index_put"
 )
 def writing(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Scatter, index_add, index_put: what is dead in the target or, whatever the index, in the source."""
-    name = func._schema.name.removeprefix("aten::")
+    puts = base_name(func) in PUTS
     target = args[0]
     mask = run.full(target).clone()
     before = run.mask(target)
     out = func(*args, **kwargs)
-    source = args[2] if "index_put" in name else args[3] if len(args) > 3 else None
+    source = args[2] if puts else args[3] if len(args) > 3 else None
     if isinstance(source, Tensor) and run.mask(source) is not None and source.numel():
         known = run.full(source)
-        if "index_put" in name:
+        if puts:
             mask = mask * _beside(known, args[1], target.dim())
         elif known.shape[: args[1]] == mask.shape[: args[1]]:
             mask = mask * known.amin(args[1], keepdim=True)
-    if name.endswith("_") and before is not None:
+    if base_name(func) != op_name(func) and before is not None:
         before.copy_(mask)
         if out.is_floating_point():
             out.masked_fill_(mask == 0, 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...axes.nodes import op_name
 from .run import MaskedRun, Unfollowed, all_alive, dims_of, handles, named
 
 aten = torch.ops.aten
@@ -19,12 +20,15 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Sums of zeroed entries are exact; other statistics are taken over the alive ones."""
     x, mask = args[0], run.full(args[0])
     given = named(func, args, kwargs)
-    name = func._schema.name.removeprefix("aten::")
+    name = op_name(func)
+    if not mask.numel():  # of nothing: a constant
+        out = func(*args, **kwargs)
+        for t in out if isinstance(out, tuple) else [out]:
+            run.finish(t, all_alive(t.shape, t.device))
+        return out
     dims, keep = dims_of(given.get("dim"), x.dim()), bool(given.get("keepdim", False))
     alive = mask.amax(dims, keepdim=keep) if dims else mask
-    uniform = (
-        not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any() if mask.numel() else True
-    )
+    uniform = not (mask.amax(dims, keepdim=True) - mask.amin(dims, keepdim=True)).any()
     if not dims or uniform:
         out = func(*args, **kwargs)
         for t in out if isinstance(out, tuple) else [out]:
@@ -91,7 +95,7 @@ def layer_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     dims = list(range(x.dim() - len(shape), x.dim()))
     m = mask.to(x.dtype)
     n = m.sum(dims, keepdim=True).clamp(min=1)
-    rms = "rms" in func._schema.name
+    rms = op_name(func) in ("rms_norm", "_fused_rms_norm")
     mean = torch.zeros_like(n) if rms else (x * m).sum(dims, keepdim=True) / n
     var = (((x - mean) * m) ** 2).sum(dims, keepdim=True) / n
     eps = given.get("eps")
@@ -163,7 +167,7 @@ def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     x, mask = args[0], run.full(args[0])
     d = given.get("dim", given.get("dims", -1))
     if (mask.amax(d, keepdim=True) != mask.amin(d, keepdim=True)).any():
-        raise Unfollowed(f"{func._schema.name} along a pruned dim")
+        raise Unfollowed(f"{op_name(func)} along a pruned dim")
     one = mask.amax(d, keepdim=True)
     for t in out if isinstance(out, (tuple, list)) else [out]:
         if t.dim() == x.dim():
@@ -203,6 +207,6 @@ def loss(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     if mode == 0:
         return run.finish(distance, mask)
     if mode == 1 and bool((mask == 0).any()):
-        run.restricted.add(func._schema.name.removeprefix("aten::"))
+        run.restricted.add(op_name(func))
     out = distance.sum() / (mask.sum().clamp(min=1).to(x.dtype) if mode == 1 else 1)
     return run.finish(out, all_alive(out.shape, out.device))

@@ -1,0 +1,82 @@
+"""What an argument may be, each kind checked in one place. Every check raises `InputError`, naming the argument."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from math import inf
+from numbers import Integral
+from typing import Any
+
+from .errors import InputError
+
+
+def shown(value: Any) -> str:
+    """`value` as a message names it: its repr, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{type(value).__name__} {text[:60]!r} ..."
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is an int or a float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
+    """`value`, where it is a whole number from `low` to `high`."""
+    if not is_whole(value) or not low <= value <= (inf if high is None else high):
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{name} must be a whole number {limits}, not {shown(value)}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float = -inf, *, above: bool = False) -> float:
+    """`value` as a float, where it is finite and at least `low`, or with `above` larger."""
+    fine = is_number(value) and -1e300 < value < 1e300 and (value > low if above else value >= low)
+    if not fine:
+        limits = "" if low == -inf else f" above {low:g}" if above else f" of at least {low:g}"
+        raise InputError(f"{name} must be a finite number{limits}, not {shown(value)}")
+    return float(value)
+
+
+def fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) -> float:
+    """`value` as a float, where it lies between 0 and 1; `zero` and `one`: these are allowed, too."""
+    if not is_number(value) or not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):
+        raise InputError(f"{name} must lie between 0 and 1, not {shown(value)}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {shown(value)}")
+
+
+def of_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """`value` is a `kind`, which a message calls `what`."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be {what}, not {shown(value)}")
+
+
+def function(name: str, value: Any, *takes: str) -> None:
+    """`value` can be called with as many positional arguments as `takes` names."""
+    call = f"{name}({', '.join(takes)})"
+    if not callable(value) or isinstance(value, type):
+        raise InputError(f"{name} must be a function, called as {call}, not {shown(value)}")
+    try:
+        inspect.signature(value).bind(*takes)
+    except TypeError as error:
+        raise InputError(f"{name} must be a function, called as {call}: {error}") from error
+    except ValueError:  # it is built in, and does not say what it takes
+        pass
+
+
+def path(name: str, value: Any) -> None:
+    """`value` names a file or folder."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise InputError(f"{name} must be a path, not {shown(value)}")

@@ -1,0 +1,94 @@
+"""What modules remember of their sizes says what their weights are, after pruning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from checks import prune_and_check
+from torch import Tensor, nn
+
+from depgraph.surgery.apply import TABLE
+
+
+class Between(nn.Module):
+    """first -> `part` -> last, all of which can shrink: 14 channels before the part, what it puts out behind it."""
+
+    def __init__(self, part: nn.Module, out: int) -> None:
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(5, 14), part, nn.Linear(out, 3)
+
+    def middle(self, y: Tensor) -> Tensor:
+        return self.part(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x)))
+
+
+class Pairs(Between):
+    """The part is given its input twice."""
+
+    def middle(self, y: Tensor) -> Tensor:
+        return self.part(y, y.tanh())
+
+
+class Channels(Between):
+    """The part is given tokens as positions, channels before them."""
+
+    def middle(self, y: Tensor) -> Tensor:
+        return self.part(y.mT).mT
+
+
+class Sequences(Between):
+    """The part returns a state beside its output."""
+
+    def middle(self, y: Tensor) -> Tensor:
+        return self.part(y)[0]
+
+
+class Words(nn.Module):
+    """Words are looked up."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.last = part, nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.part(x))
+
+
+X, WORDS = torch.randn(4, 6, 5).double(), torch.arange(12).view(3, 4)
+# Each has an attribute for every size that it was built with, under the name of the argument.
+CASES: dict[str, tuple[nn.Module, Any, tuple[str, ...]]] = {
+    "linear": (Between(nn.Linear(14, 22), 22), X, ("in_features", "out_features")),
+    "embedding": (Words(nn.Embedding(19, 14)), WORDS, ("num_embeddings", "embedding_dim")),
+    "embedding bag": (Words(nn.EmbeddingBag(19, 14, mode="sum")), WORDS, ("num_embeddings", "embedding_dim")),
+    "batch norm": (Channels(nn.BatchNorm1d(14), 14), X, ("num_features",)),
+    "batch norm without weights": (Channels(nn.BatchNorm1d(14, affine=False), 14), X, ("num_features",)),
+    "group norm": (Channels(nn.GroupNorm(2, 14), 14), X, ("num_groups", "num_channels")),
+    "slopes": (Channels(nn.PReLU(14), 14), X, ("num_parameters",)),
+    "one slope": (Channels(nn.PReLU(), 14), X, ("num_parameters",)),
+    "bilinear": (Pairs(nn.Bilinear(14, 14, 22), 22), X, ("in1_features", "in2_features", "out_features")),
+    "cell": (Between(nn.GRUCell(14, 22), 22), X[0], ("input_size", "hidden_size")),
+    "recurrent": (Sequences(nn.LSTM(14, 22, batch_first=True), 22), X, ("input_size", "hidden_size")),
+    "convolution": (Channels(nn.Conv1d(14, 22, 3), 22), X, ("in_channels", "out_channels", "kernel_size")),
+    "transposed": (Channels(nn.ConvTranspose1d(14, 22, 3), 22), X, ("in_channels", "out_channels", "kernel_size")),
+}  # fmt: skip
+OPTIONS = {"batch norm without weights": {"affine": False}}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_module_built_from_what_it_remembers_has_the_shapes_that_it_has(kind: str) -> None:
+    model, x, names = CASES[kind]
+    part = prune_and_check(model.double().eval(), x, pruning_ratio=0.5).model.part
+    again = type(part)(**{name: getattr(part, name) for name in names}, **OPTIONS.get(kind, {}))
+    shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+    assert kind == "one slope" or shapes != {n: t.shape for n, t in model.part.state_dict().items()}
+
+
+def test_no_module_that_is_repaired_is_left_out() -> None:
+    """A row of the table without a case above would be one that no test guards."""
+    parts = [model.part for model, _, _ in CASES.values()]
+    assert [kind for kind in TABLE if not any(isinstance(part, kind) for part in parts)] == []
