@@ -199,7 +199,9 @@ def prune(
     """
     arguments = dict(locals())
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-    arguments["normalise"] = normalise or normalisation(cast(Importance, criterion))
+    arguments["normalise"] = (
+        normalise if normalise is not None else normalisation(cast(Importance, criterion))
+    )
     request = Request.of(arguments, further_budgets)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):

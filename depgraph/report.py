@@ -143,7 +143,7 @@ class Report:
         models = graph.model, small
         names = {n for n, _ in graph.model.named_parameters()}
         mismatches = config_mismatches(small, graph.origins)
-        before, after = (cost.count_macs(m, example_inputs) for m in models)
+        before, after = (cost.macs_of(m, example_inputs, cheap=not graph.trace.fake) for m in models)
         return cls(
             plan=plan,
             verification=verification,

@@ -182,8 +182,8 @@ class Chain(nn.Module):
         return self.down(x)
 
 
-@pytest.mark.parametrize("how", ["view", "relu", "add", "write"])
-def test_long_chains(how):
+@pytest.mark.parametrize(("how", "length"), [("view", 700), ("relu", 700), ("add", 700), ("write", 60)])
+def test_long_chains(how, length):
     torch.manual_seed(0)
-    result = depgraph.prune(Chain(how, 700), torch.randn(3, 4), verify=False)
+    result = depgraph.prune(Chain(how, length), torch.randn(3, 4), verify=False)
     assert result.model.up.out_features == 4

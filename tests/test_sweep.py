@@ -267,7 +267,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(net: nn.Module, x: Tenso
     [
         ({"ratios": ()}, "nothing to sweep over"),
         ({"ratios": (0.5, 1.0)}, "between 0 and 1"),
-        ({"ratios": ({"up": 0.5},)}, "ratios must be numbers"),
+        ({"ratios": ({"up": 0.5},)}, "an entry of ratios"),
         ({"ratios": (float("nan"),)}, "pruning_ratio must lie between 0 and 1"),
         ({"budgets": {"max_macs": (0.5, 0.0)}}, "max_macs"),
         ({"budgets": {"max_bytes": ("3 yards",)}}, "max_bytes"),

@@ -14,6 +14,7 @@ MODULES = [
     "depgraph.exploring.pictures",
     "!depgraph.prune",
     "!depgraph.recover",
+    "!depgraph.verify",
     "!depgraph.integrations",
 ]
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterable, Mapping
 from math import inf
 from numbers import Integral
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from .errors import InputError
 
@@ -63,20 +67,41 @@ def of_kind(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> 
         raise InputError(f"{name} must be {what}, not {shown(value)}")
 
 
+def a_module(name: str, value: Any) -> None:
+    """`value` is a module."""
+    of_kind(name, value, nn.Module, "a torch.nn.Module")
+
+
+def several(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> list[Any]:
+    """`value`, an iterable of `kind` (of `what`, in the words of a message), as a list."""
+    if (
+        isinstance(value, (str, Mapping, nn.Module))
+        or not isinstance(value, Iterable)
+        or isinstance(value, type)
+    ):
+        raise InputError(f"{name} must be a list of {what}, not {shown(value)}")
+    found = list(value)
+    for one in found:
+        of_kind(f"an entry of {name}", one, kind, f"one of {what}")
+    return found
+
+
 def function(name: str, value: Any, *takes: str) -> None:
     """`value` can be called with as many positional arguments as `takes` names."""
     call = f"{name}({', '.join(takes)})"
     if not callable(value) or isinstance(value, type):
         raise InputError(f"{name} must be a function, called as {call}, not {shown(value)}")
     try:
-        inspect.signature(value).bind(*takes)
+        inspect.signature(value.forward if isinstance(value, nn.Module) else value).bind(*takes)
     except TypeError as error:
         raise InputError(f"{name} must be a function, called as {call}: {error}") from error
     except ValueError:  # it is built in, and does not say what it takes
         pass
 
 
-def path(name: str, value: Any) -> None:
-    """`value` names a file or folder."""
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+def a_path(name: str, value: Any) -> Path:
+    """`value`, which names a file or folder, as an absolute path."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{name} must be a path, not {shown(value)}")
+    return Path(os.path.abspath(text))

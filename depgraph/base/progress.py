@@ -7,6 +7,8 @@ import time
 from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
+from .checks import flag
+
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds of work before a bar appears by itself
 
@@ -33,6 +35,8 @@ def track(
     Yields:
         the items, one by one.
     """
+    if progress is not None:
+        flag("progress", progress)
     if progress is False or (progress is None and not sys.stderr.isatty()):
         yield from items
         return

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from inspect import unwrap
 from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..base.checks import a_module
 from ..base.inputs import Arguments
-from ..base.switches import without_library_kernels
+from ..base.switches import replaced, without_library_kernels
 from ..grouping.given import checked_counts
 from ..grouping.graph import DependencyGraph
 from ..tracing.tensors import named_tensors
@@ -105,6 +108,7 @@ def parameter_count(model: nn.Module) -> int:
     Args:
         model: any module.
     """
+    a_module("model", model)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -125,6 +129,11 @@ class _OneModule:
         """Nothing was."""
 
 
+def _bare(mode: Any) -> AbstractContextManager[None]:
+    """A mode of torch's without the wrapper that only matters under ``torch.compile``, and costs seconds of imports."""
+    return replaced(type(mode), "__torch_dispatch__", lambda before, *args: unwrap(before)(*args))
+
+
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
@@ -135,13 +144,19 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         model: any module.
         example_inputs: as for `prune`.
     """
+    a_module("model", model)
+    return macs_of(model, example_inputs)
+
+
+def macs_of(model: nn.Module, example_inputs: Any, cheap: bool = False) -> int:
+    """As `count_macs`; on real tensors where a run is known to be `cheap`."""
 
     def count(twin: nn.Module, examples: list[Arguments]) -> int:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
-        with without_library_kernels(), counter:
+        with without_library_kernels(), counter, _bare(counter.mode):
             for args, kwargs in examples:
                 twin(*args, **kwargs)
         return int(counter.get_total_flops()) // 2
 
-    return on_stand_ins(model, example_inputs, count)
+    return on_stand_ins(model, example_inputs, count, cheap)

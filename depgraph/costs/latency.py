@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..base.checks import a_module
+from ..base.errors import could_not_run
 from ..base.inputs import each_example
 from ..base.running import in_mode
 from ..base.switches import around_calls, same_random_state
@@ -112,6 +114,7 @@ def measure_latency(model: nn.Module, example_inputs: Any) -> float:
         model: any module; its modes are as they were afterwards.
         example_inputs: as for `prune`.
     """
+    a_module("model", model)
     return latencies([model], example_inputs)[0]
 
 
@@ -147,11 +150,18 @@ def _passes(seconds: float) -> Iterable[int]:
 
 
 def _run(model: nn.Module, example_inputs: Any) -> float:
-    """Seconds of one pass."""
+    """Seconds of one pass.
+
+    Raises:
+        TraceError: the model rejects the inputs.
+    """
     with same_random_state(), torch.no_grad():
         start = time.perf_counter()
-        for args, kwargs in each_example(example_inputs):
-            model(*args, **kwargs)
+        try:
+            for args, kwargs in each_example(example_inputs):
+                model(*args, **kwargs)
+        except Exception as error:
+            raise could_not_run(error) from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

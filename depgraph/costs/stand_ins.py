@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..base.errors import could_not_run
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -20,14 +21,18 @@ Found = TypeVar("Found")
 
 
 def on_stand_ins(
-    model: nn.Module, example_inputs: Any, count: Callable[[nn.Module, list[Arguments]], Found]
+    model: nn.Module,
+    example_inputs: Any,
+    count: Callable[[nn.Module, list[Arguments]], Found],
+    cheap: bool = False,
 ) -> Found:
     """``count(twin, examples)`` on a copy of `model` in eval mode with fake tensors.
 
-    On real ones where the path through the model depends on data.
+    On real ones where the path through the model depends on data, or where a run is `cheap`: the first fake tensors of a
+    process cost seconds of imports.
     """
     tensors = list(named_tensors(model)[0].values())
-    for fake in (True, False):
+    for fake in (False,) if cheap else (True, False):
         mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else WriteGuardMode(tensors)
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
@@ -35,7 +40,7 @@ def on_stand_ins(
         try:
             with same_random_state(), nothing_kept(model), quiet_fakes(), mode, torch.no_grad(), eagerly():
                 return count(twin, examples)
-        except Exception:
+        except Exception as error:
             if not fake:
-                raise
+                raise could_not_run(error) from error
     raise AssertionError("unreachable")

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..base.checks import a_path, of_kind
 from ..grouping.graph import DependencyGraph
 from ..grouping.outline import outline
 from ..prune import PruneResult
@@ -41,6 +42,10 @@ def write_html(source: DependencyGraph | PruneResult, path: str | os.PathLike[st
     Returns:
         the path.
     """
+    of_kind(
+        "source", source, (DependencyGraph, PruneResult), "what depgraph.analyze or depgraph.prune returned"
+    )
+    a_path("path", path)
     data = page_data(source)
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # no tag can end the script early
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")

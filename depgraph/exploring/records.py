@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..base.checks import a_path
 from ..base.errors import InputError
 from ..base.inputs import Examples
 from ..tracing.tensors import named_tensors
@@ -39,7 +40,7 @@ class Records:
             InputError: the file has rows of another subject, or is no file of rows.
         """
         self.rows: list[dict[str, Any]] = []
-        self.path = None if file is None else Path(file)
+        self.path = None if file is None else a_path("file", file)
         if self.path is None:
             return
         digests = {name: digest(value) for name, value in subject.items()}

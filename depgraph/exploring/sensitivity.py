@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from ..base.checks import fraction
+from ..base.checks import flag, fraction, function, several
 from ..base.errors import InputError, NothingToPruneError
 from ..base.progress import track
 from ..base.running import Score, score_of
@@ -24,7 +24,7 @@ from ..grouping.graph import DependencyGraph
 from ..importance import Importance, scores_of
 from ..plan.plan import Masks
 from ..prune import Constraint, analyze, as_module
-from ..select import Selection, choose, nothing_text
+from ..select import Request, Selection, choose, nothing_text
 from ..select.blocks import Block
 from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
@@ -151,6 +151,9 @@ def sensitivity(
         DepgraphError: what `analyze` raises.
     """
     ratios = _checked(ratios)
+    function("score", score, "model")
+    flag("verify", verify)
+    Request(round_to=round_to)  # checks it
     model = as_module(model)
     graph = analyze(model, example_inputs, ignore=ignore, constraints=constraints, granularity=granularity)
     if not graph.groups:
@@ -235,6 +238,7 @@ def _score_of_one(
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
+    ratios = several("ratios", ratios, (int, float), "shares between 0 and 1")
     for r in ratios:
         fraction("ratios", r)
     if not len(ratios):
@@ -270,7 +274,7 @@ def _blocks(selection: Selection, wanted: Sequence[str] | None) -> dict[str, Blo
         names[name] = {*block.names, *tensors, *(t.rpartition(".")[0] for t in tensors)}
     if wanted is None:
         return found
-    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    patterns = several("groups", [wanted] if isinstance(wanted, str) else wanted, str, "names")
     idle = [p for p in patterns if not any(_means(p, n) for ns in names.values() for n in ns)]
     if idle:
         some = ", ".join(list(found)[:8])

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from ..base.checks import a_module, flag, function, of_kind, several
 from ..base.errors import DepgraphError, InputError
 from ..base.progress import track
 from ..base.running import Score, score_of
@@ -189,9 +190,12 @@ def sweep(
         InputError: bad arguments, or `file` has rows of another run.
         DepgraphError: what `analyze` raises; a score of the dense model that is no number.
     """
+    function("score", score, "model")
+    flag("latency", latency)
+    a_module("model", model := as_module(model))
     asked = _asked(ratios, budgets, prune_arguments)
     arguments = reusable(prune_arguments)
-    run = _Run(as_module(model), example_inputs, score, latency, arguments)
+    run = _Run(model, example_inputs, score, latency, arguments)
     subject = {"kind": "sweep", "model": run.model, "example_inputs": example_inputs}
     records = Records(file, {**subject, "score": name_of(score), "latency": latency, "arguments": arguments})
     known = {(r["argument"], r["value"]): Row(**r) for r in records.rows if r["error"] is None}
@@ -266,27 +270,30 @@ def _asked(
     arguments: Mapping[str, Any],
 ) -> list[Key]:
     """(argument, value) of each row, checked."""
+    budgets = {} if budgets is None else budgets
+    of_kind("budgets", budgets, Mapping, "a dict from names of budgets to lists of amounts")
     if ratios is None:
         ratios = () if budgets else RATIOS
+    ratios = several("ratios", ratios, (int, float), "shares between 0 and 1")
     names = inspect.signature(prune).parameters
     for name in arguments:
         if name not in names and name not in BUDGETS:
             raise InputError(f"prune takes no argument {name!r}")
         if name in OWN:
             raise InputError(f"sweep has its own use of {name!r}: it can't be handed on to prune")
-    for name in budgets or ():
+    for name in budgets:
         budget_kind(name)
     asked: list[Key] = [("pruning_ratio", r) for r in ratios]
-    asked += [(name, value) for name, values in (budgets or {}).items() for value in values]
+    for name, values in budgets.items():
+        amounts = several(f"budgets[{name!r}]", values, (int, float, str), "amounts")
+        asked += [(name, value) for value in amounts]
     if not asked:
         raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
     for name, value in asked:
         if name in BUDGETS:
             Request(budgets={name: value})
-        elif isinstance(value, (int, float)):
-            Request(value)
         else:
-            raise InputError(f"ratios must be numbers between 0 and 1, not {value!r}")
+            Request(cast(float, value))
     return list(dict.fromkeys(asked))
 
 

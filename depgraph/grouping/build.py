@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..axes import polynomials
+from ..base.checks import flag, of_kind
 from ..config.origin import field_repairs
 from ..plan.plan import Masks, Plan, Repair, Rewrite
 from .given import checked_masks
@@ -21,6 +22,8 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
     Raises:
         InputError: unknown names, something else than masks, or masks that leave nothing of a dim or break a constraint.
     """
+    of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    flag("bold", bold)
     kept = checked_masks(graph, masks)
     plan = Plan(
         shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},

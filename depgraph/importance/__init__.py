@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from ..base.checks import function, shown
+from ..base.checks import function, of_kind, several, shown
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.given import unit_scores
@@ -86,8 +86,10 @@ def scores_of(
     Raises:
         InputError: an unknown name, missing data, or scores of the wrong shape, or NaN.
     """
+    of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    wanted = graph.groups if groups is None else several("groups", groups, Group, "groups of the graph")
     score = criterion_of(importance, graph, calibration)
-    return {g.name: unit_scores(score(g), g) for g in (graph.groups if groups is None else groups)}
+    return {g.name: unit_scores(score(g), g) for g in wanted}
 
 
 __all__ = [

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import a_path
 from ..base.errors import InputError, StoreError
 from ..prune import PruneResult
 from ..store import load, save
-from ..store.folders import path_of
 from ..surgery.apply import INTERNALS
 from ..tracing.literals import class_of, numbers_of
 from ..tracing.tensors import attribute_tensors, named_tensors
@@ -123,7 +123,7 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """
     import transformers  # noqa: PLC0415  only who uses it needs it
 
-    path = path_of(folder)
+    path = a_path("folder", folder)
     try:
         kind = type(
             transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)

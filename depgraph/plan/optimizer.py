@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import a_module, of_kind
 from ..base.errors import InputError, PlanError
 from ..tracing.tensors import named_tensors
 from .names import fitted
@@ -42,6 +43,10 @@ def apply_to_optimizer(
         InputError: the optimizer has no parameter of `model`, or a state that can't be cut entry by entry (L-BFGS).
         PlanError: `small` does not have the shapes of the plan. In either case nothing was changed.
     """
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    of_kind("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
+    a_module("model", model)
+    a_module("small", small)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError(
             "L-BFGS can't be carried over: its history is one vector of all parameters, and curvature between kept and "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import a_module, function, of_kind, shown
 from ..base.errors import InputError
 from ..base.inputs import each_example
 from ..base.running import WriteGuardMode
@@ -30,6 +31,9 @@ from .task import Task
 
 METHODS = ("reconstruction", "compensation", "statistics")
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
+
+
+OWN = ("model", "small", "plan", "graph", "calibration")  # what a function of the user's is called with
 
 
 def recover(
@@ -68,7 +72,12 @@ def recover(
         InputError: no data, bad data, or an unknown method. After this or any other exception `small` is as it was, but
             for what a function of your own has done.
     """
+    for name, given in (("model", model), ("small", small)):
+        a_module(name, given)
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     if callable(how) and not isinstance(how, Reconstruction):
+        function("recover", how, *OWN)
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
     check(how, calibration)
@@ -96,6 +105,7 @@ def check(how: Any, calibration: Any) -> None:
         InputError: as for `recover`.
     """
     if callable(how) and not isinstance(how, Reconstruction):
+        function("recover", how, *OWN)
         return
     _steps(how)
     if calibration is None:
@@ -108,14 +118,14 @@ def _steps(how: Any) -> list[Any]:
     given = list(how) if isinstance(how, (list, tuple)) else [how]
     steps: list[Any] = []
     for step in given:
-        if step == "auto":
+        if isinstance(step, str) and step == "auto":
             steps += METHODS
-        elif isinstance(step, Reconstruction) or step in METHODS:
+        elif isinstance(step, Reconstruction) or (isinstance(step, str) and step in METHODS):
             steps.append(step)
         else:
             raise InputError(
                 f"recover must be 'auto', {', '.join(map(repr, METHODS))}, a list of these, a Reconstruction or a function, "
-                f"not {step!r}"
+                f"not {shown(step)}"
             )
     if not steps:
         raise InputError("recover is an empty list: give at least one method, or None")

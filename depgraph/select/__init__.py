@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..base.checks import of_kind, several
 from ..base.errors import InputError
 from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
@@ -66,7 +67,8 @@ def choose(
         BudgetError: a budget is below what can be reached.
     """
     request = Request.of(locals(), further_budgets)
-    limits = list(budgets)
+    of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    limits = several("budgets", budgets, Budget, "depgraph.Budgets")
     for kind, given in request.amounts:
         if kind.cost is None:
             raise InputError(f"{kind.name} is measured on runs of the model: give it to prune")

@@ -21,6 +21,8 @@ from .repeated import ties
 from .scope import MOST, SCOPES, Scope, check_scope
 from .selection import Selection
 
+LARGEST = 2**31 - 1  # no dim is larger
+
 
 def option(
     default: Any, text: str, kind: Callable[[str], Any] | None = None, choices: Sequence[str] = ()
@@ -83,6 +85,9 @@ class Request:
         return cls(**own, budgets={n: everything[n] for n in BUDGETS if everything.get(n) is not None})
 
     def __post_init__(self) -> None:
+        whole_number("round_to", self.round_to, 1, LARGEST)
+        for name in ("per_cost", "uniform"):
+            flag(name, getattr(self, name))
         ratio, budgets = self.pruning_ratio, list(self.budgets)
         for kind, given in self.amounts:
             kind.check(given)
@@ -100,9 +105,6 @@ class Request:
             raise InputError(
                 "per_cost divides scores, which normalise='standard' makes negative: use another one"
             )
-        whole_number("round_to", self.round_to, 1)
-        for name in ("per_cost", "uniform"):
-            flag(name, getattr(self, name))
         if self.already_pruned is not None:
             of_kind(
                 "already_pruned",

@@ -14,9 +14,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from ..base.errors import InputError, StoreError
+from ..base.errors import StoreError
 
 if sys.platform != "win32":
     import fcntl
@@ -27,18 +26,6 @@ HERE = -100  # AT_FDCWD
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 LOCKLESS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems say that know no locks
 LONGEST = 200  # bytes of a name that something can be appended to
-
-
-def path_of(folder: Any) -> Path:
-    """`folder` as an absolute path.
-
-    Raises:
-        InputError: it is no path.
-    """
-    text = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"folder must be a path, not {folder!r:.80}")
-    return Path(os.path.abspath(text))
 
 
 @contextmanager

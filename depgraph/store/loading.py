@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..base.checks import a_path
 from ..base.errors import DepgraphError, StoreError, listed
 from ..base.values import is_plain_object
 from ..plan.plan import Plan
@@ -21,7 +22,6 @@ from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name, is_distributed, plain_names
 from .document import Document, open_folder
 from .factory import build, left_on_meta, resolved, takes_config
-from .folders import path_of
 from .weights import Entry, read
 
 Tensor = torch.Tensor
@@ -48,7 +48,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
             Everything that is wrong is listed.
         InputError: `factory` is no function, or `folder` no path.
     """
-    make, path = resolved(factory), path_of(folder)
+    make, path = resolved(factory), a_path("folder", folder)
     document = open_folder(path)
     if takes_config(make):
         if document.config is None:
@@ -88,7 +88,7 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
         StoreError: the folder is damaged, or not what `save` wrote.
         InputError: `folder` is no path.
     """
-    return open_folder(path_of(folder)).plans
+    return open_folder(a_path("folder", folder)).plans
 
 
 def _copied(value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..base.checks import whole_number
+from ..base.checks import a_path, function, several, whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
 from ..config.origin import built_from
@@ -27,7 +27,7 @@ from ..surgery.lineage import plans_of
 from ..tracing.attributes import holders, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document
-from .folders import path_of, replacing
+from .folders import replacing
 from .weights import MODEL, NAMES, OTHER, write
 
 Tensor = torch.Tensor
@@ -62,9 +62,11 @@ def save(
         StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
             everything that is wrong is listed. What was in the folder is still there.
     """
+    if beside is not None:
+        function("beside", beside, "folder")
     model, made_by = _model_and_plans(model_or_result, plans)
     whole_number("max_shard_bytes", max_shard_bytes, 1)
-    path = path_of(folder)
+    path = a_path("folder", folder)
     document, persistent, others = described(model, made_by)
     try:
         with replacing(path, FILE_NAME) as new:
@@ -83,7 +85,8 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
     if not isinstance(model, nn.Module):
         raise InputError(f"save takes a model or what prune returned, not {type(model).__name__}")
     if plans is not None:
-        return model, (plans,) if isinstance(plans, Plan) else tuple(plans)
+        given_plans = [plans] if isinstance(plans, Plan) else plans
+        return model, tuple(several("plans", given_plans, Plan, "depgraph.Plans"))
     if plans_of(model):
         return model, plans_of(model)
     if isinstance(given, PruneResult):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ..base.checks import a_module, flag, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted
 from ..plan.plan import Cut, Plan, Repair
@@ -62,6 +63,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
     """
+    a_module("model", model)
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    flag("inplace", inplace)
     plan, held = fitted(plan, model), attribute_tensors(model)
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
     one = on_one_memory({name: t for name, t in tensors.items() if name not in held})

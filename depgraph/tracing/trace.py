@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import InputError, TraceError, listed
+from ..base.errors import InputError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -128,11 +128,7 @@ def trace(
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
-    raise TraceError(
-        f"the model could not be run on the example inputs: {type(failure).__name__}: {failure}\n"
-        "  fix: call model(*example_inputs) yourself first; pass a tuple for positional arguments, a dict for "
-        "keyword arguments, on the model's device"
-    ) from failure
+    raise could_not_run(failure) from failure
 
 
 def _reach_more(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..base.checks import function, shown
 from ..base.errors import InputError
 from ..select import BUDGETS
 
@@ -66,7 +67,8 @@ def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
             raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
         return RAMPS[ramp]
     if not callable(ramp):
-        raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
+        raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {shown(ramp)}")
+    function("ramp", ramp, "way")
 
     def removed(t: float, share: float) -> float:
         way = ramp(t)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..base.checks import a_module, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted, names_in
 from ..plan.plan import Plan
@@ -33,6 +34,9 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
         PlanError: `initial` lacks a parameter or has one of another shape than the plan is for, or `model` is not what
             the plan makes.
     """
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    of_kind("initial", initial, (nn.Module, Mapping), "a model or a state dict")
+    a_module("model", model)
     plan, (tensors, ties) = fitted(plan, model), named_tensors(model)
     name_of = names_in(model, [*tensors, *ties])  # of weights from before the model was wrapped, too
     early_ones = named_tensors(initial)[0] if isinstance(initial, nn.Module) else initial

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..base.checks import is_number, whole_number
+from ..base.checks import function, is_number, whole_number
 from ..base.errors import InputError, PlanError
 from ..base.progress import track
 from ..base.running import Score, score_of
@@ -352,6 +352,8 @@ def prune_gradually(
     Raises:
         InputError, BudgetError ...: as for `prune`, before anything is trained.
     """
+    if train is not None:
+        function("train", train, "model", "step")
     pruner = GradualPruner(
         model, example_inputs, steps=steps, ramp=ramp, score=score, max_drop=max_drop, backtracks=backtracks,
         progress=progress, **options,
@@ -381,6 +383,8 @@ def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict
     refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
         raise InputError(f"pruning step by step takes no {', '.join(sorted(refused))}")
+    if score is not None:
+        function("score", score, "model")
     if max_drop is None:
         return
     if score is None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import fraction, number, whole_number
+from ..base.checks import a_module, fraction, function, number, of_kind, several, whole_number
 from ..base.errors import InputError
 from ..base.inputs import split_inputs
 from ..base.progress import length, track
@@ -74,6 +74,8 @@ def finetune(
     Raises:
         InputError: contradicting arguments, no data, a batch of another form, or a loss that is NaN or infinite.
     """
+    if loss is not None:
+        function("loss", loss, "output", "target")
 
     def loss_of(batch: Batch) -> Tensor:
         return loss_value(loss, model(*batch.args, **batch.kwargs), batch.target)
@@ -122,18 +124,23 @@ def distill(
     Raises:
         InputError: as for `finetune`; an unknown module; outputs that differ in a dim that the plan does not explain.
     """
+    a_module("model", model)
+    a_module("teacher", teacher)
+    if plan is not None:
+        of_kind("plan", plan, Plan, "a depgraph.Plan")
     share = (1.0 if loss is None else 0.5) if alpha is None else alpha
-    check_mix(share, temperature)
+    share, temperature = check_mix(share, temperature)
     number("hidden_weight", hidden_weight, 0)
     if teacher is model:
         raise InputError(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
         )
-    if isinstance(hidden, str):
-        hidden = (hidden,)
+    hidden = several("hidden", (hidden,) if isinstance(hidden, str) else hidden, str, "module paths")
     for name in hidden:
         if not all(has_module(m, name) for m in (model, teacher)):
             raise InputError(f"hidden names no module of both models: {name!r}")
+    if loss is not None:
+        function("loss", loss, "output", "target")
     match = Projection(teacher, plan, hidden)
     there = _device(teacher)
 
@@ -157,10 +164,9 @@ def distill(
     )  # fmt: skip
 
 
-def check_mix(alpha: float, temperature: float) -> None:
-    """Refuse a share of the soft term outside 0..1, and a temperature that is none."""
-    fraction("alpha", alpha, zero=True, one=True)
-    number("temperature", temperature, 0, above=True)
+def check_mix(alpha: float, temperature: float) -> tuple[float, float]:
+    """Both, where the share of the soft term lies in 0..1 and the temperature above 0."""
+    return fraction("alpha", alpha, zero=True, one=True), number("temperature", temperature, 0, above=True)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -183,6 +189,7 @@ def _fit(
     patience: int | None, progress: bool | None, text: str,
 ) -> Training:  # fmt: skip
     """The loop of `finetune` and `distill`; `pairs`: batches are pairs of inputs and target."""
+    a_module("model", model)
     _check(data, epochs, steps, optimizer, scheduler, score, patience)
     if epochs is None and steps is None:
         epochs = 1
@@ -303,7 +310,7 @@ def _default_optimizer(model: nn.Module, lr: float, total: int | None) -> tuple[
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise InputError("no parameter of the model requires a gradient: there is nothing to train")
-    optimizer = torch.optim.AdamW(trained, lr=lr)
+    optimizer = torch.optim.AdamW(trained, lr=number("lr", lr, 0))
     return optimizer, total and torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
 
 
@@ -319,6 +326,10 @@ def _check(
     for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
         if value is not None:
             whole_number(name, value, 1)
+    if score is not None:
+        function("score", score, "model")
+    if optimizer is not None:
+        of_kind("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
     if scheduler is not None and optimizer is None:
         raise InputError("a scheduler belongs to an optimizer: give both")
     if patience is not None and score is None:

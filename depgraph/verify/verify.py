@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
 from ..base.inputs import Examples, fresh_inputs
 from ..base.running import CallMode, WriteGuardMode
@@ -141,6 +142,10 @@ def verify(
     Raises:
         VerificationError: the smaller model fails to run, or computes something else.
     """
+    a_module("model", model)
+    a_module("small", small)
+    of_kind("plan", plan, Plan, "a depgraph.Plan")
+    number("tolerance", tolerance, 0)
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     plan = fitted(plan, model)
