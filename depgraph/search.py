@@ -13,7 +13,7 @@ from .base.errors import PlanError, VerificationError
 from .config.origin import config_mismatches
 from .grouping.build import build_plan, flipped
 from .grouping.graph import DependencyGraph
-from .grouping.replay import check_program
+from .grouping.replay import check_program, is_needed
 from .importance import Scores
 from .plan.plan import Masks, Plan
 from .select import Block, Request
@@ -89,7 +89,8 @@ def _tried(
             return refused
     proof = Verification("skipped", detail="verify=False")
     try:
-        check_program(graph, masks, small, example_inputs)
+        if is_needed(graph, verify):
+            check_program(graph, masks, small, example_inputs)
         if verify:
             small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
     except VerificationError as error:
@@ -156,7 +157,8 @@ def _wrong(
         try:
             if plan.cuts:
                 small = apply(graph.model, plan)
-                check_program(graph, mine, small, example_inputs)
+                if is_needed(graph, verify):
+                    check_program(graph, mine, small, example_inputs)
                 if verify:
                     verify_values(graph.model, small, plan, example_inputs)
         except (VerificationError, PlanError) as error:

@@ -123,7 +123,7 @@ def test_other_inputs_may_decide_otherwise(kind, verify: bool):
     if kind in (Values, Batch, AllBelow):
         assert any("test_decisions.py" in note and "Examples" in note for note in result.report.notes)
     else:
-        reasons = {f.reason for f in result.report.graph.frozen if f.name == "a.weight" and f.dim == 0}
+        reasons = {f.reason for f in result.report.frozen if f.name == "a.weight" and f.dim == 0}
         assert any("ranges over an input" in r.text and "test_decisions.py" in r.source for r in reasons)
 
 

@@ -27,6 +27,14 @@ VALUED = {aten.full, aten.full_like, aten.new_full, aten.fill, aten.fill_, aten.
 DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
+def is_needed(graph: DependencyGraph, verify: bool) -> bool:
+    """Whether `check_program` can find what a comparison of values on the example does not.
+
+    Where nothing else is compared, a size became a plain number, or the example does not take every way.
+    """
+    return not verify or bool(graph.trace.losses or graph.trace.other_ways)
+
+
 def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, example_inputs: Any) -> None:
     """Compare a run of `small` with the traced run of its original.
 
