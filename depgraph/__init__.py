@@ -1,7 +1,7 @@
 """depgraph: make any PyTorch model physically smaller in one call, and prove the result.
 
-`prune` is the one call. What it does is a row of functions, each of which takes what the one before returned; other tools
-use them one by one (docs/guides/inside-another-tool.md):
+`prune` is the one call. It is a sequence of functions, each of which takes what the one before returned; other tools use them
+one by one (docs/guides/inside-another-tool.md):
 
 | stage | functions | what they take and return |
 |---|---|---|
@@ -12,17 +12,42 @@ use them one by one (docs/guides/inside-another-tool.md):
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
-| win back | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
+| recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| keep | `save`, `load`, `load_plans` | |
-| look | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
+| save | `save`, `load`, `load_plans` | |
+| explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
 `StoreError`, `VerificationError`. Whichever is raised, the model is as it was.
 
-These names are stable: from 1.0 on, what changes in them warns for one minor version first; so do the criteria in
-`depgraph.importance`, what is in `depgraph.integrations`, and the JSON of a plan, which later versions go on reading. All else (modules
-in the folders, names that begin with an underscore) may change any time.
+These names are stable: from 1.0 on, a change in them warns for one minor version first. So are the criteria in
+`depgraph.importance`, what is in `depgraph.integrations`, and the JSON of a plan, which later versions will still read.
+Everything else (modules in the folders, names that begin with an underscore) may change at any time.
+
+The folders are a staircase: they stand in the order in which data goes through them, and none imports one that stands below
+it in this list (`make check` holds that).
+
+* `base`: what every stage uses, such as errors, example inputs, nested values and the modes that a run is put into.
+* `tracing`: runs the model on the example inputs and records it.
+* `axes`: the algebra in which rules are stated.
+* `plan`: the plan as data, and what needs nothing else.
+* `rules`: what each op does to the dims of its arguments and result.
+* `surgery`: makes the smaller model of a plan and a model.
+* `config`: what a model was built from, and how those numbers are repaired.
+* `grouping`: finds groups, the constraints between their sizes, and what is frozen and why.
+* `costs`: parameters, MACs, bytes, memory and seconds, as functions of the widths and as measured.
+* `data`: runs the user's batches, and shows what each weight consumes on them.
+* `importance`: the criteria, one score per unit.
+* `recover`: sets the kept weights anew from calibration data.
+* `verify`: compares the smaller model with the masked original.
+* `select`: chooses the units that stay.
+* `search`: plan, apply, verify, freeze what was wrong, plan again.
+* `report`, `prune`: the report; the one call, its checks and its result.
+* `training`: training before, between and after prunings.
+* `exploring`: trade-off curves, sensitivity, pictures and pages.
+* `store`: saves a smaller model to a folder, and loads it.
+* `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
+* `cli`: the command line.
 """
 
 from __future__ import annotations

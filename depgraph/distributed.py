@@ -86,7 +86,7 @@ def prune(
     with _group(timeout, options) as group:
         every = _gathered(lambda: shapes, group)
         if any(other != every[0] for other in every):
-            raise InputError("the processes have models of different shapes: nothing was pruned")
+            raise InputError("models have different shapes in different processes: nothing was pruned")
         graph = _together(
             lambda: analyze(bare, example_inputs, ignore=ignore, strict=strict, constraints=constraints),
             group,
@@ -104,7 +104,7 @@ def prune(
                 bare, example_inputs, importance=averaged, graph=graph, calibration=calibration, loss=loss, **options
             )  # fmt: skip
             if isinstance(importance, str):
-                found.plan.asked = {**found.plan.asked, "importance": importance}
+                found.plan.request = {**found.plan.request, "importance": importance}
             return found
 
         result = _by_the_first(decide, group)
@@ -161,7 +161,7 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
         )
     refused = {"inplace", "graph"} & options.keys()
     if refused:
-        raise InputError(f"pruning in several processes takes no {', '.join(sorted(refused))}")
+        raise InputError(f"pruning in several processes does not take {', '.join(sorted(refused))}")
     number("timeout", timeout, 0, above=True)
     with _no_longer_than(timeout):
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
@@ -184,8 +184,8 @@ def _no_longer_than(timeout: float) -> Iterator[None]:
         raise
     except RuntimeError as error:  # what torch.distributed raises
         raise DepgraphError(
-            f"another process ended, or did not answer within {timeout:g} s: {error}\n"
-            "  nothing was changed here; look at what the other processes printed"
+            f"another process exited or did not respond within {timeout:g} s: {error}\n"
+            "  nothing was changed here; see the output of the other processes"
         ) from error
 
 

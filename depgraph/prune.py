@@ -229,7 +229,7 @@ def prune(
             granularity=granularity,
         )
     elif graph.model is not model:
-        raise InputError("graph was made from another model: give the one that analyze was called with")
+        raise InputError("graph was made from another model: give the model that analyze was called with")
     elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
@@ -253,7 +253,7 @@ def prune(
             "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
         )
     also = {"importance": importance, "granularity": granularity}
-    plan.asked = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
     report = Report.of(
         graph, plan, small, proof, example_inputs,
@@ -279,7 +279,7 @@ def _check_has_values(model: nn.Module) -> None:
     meta = [n for n, t in named_tensors(model)[0].items() if t.device.type == "meta"]
     if meta:
         raise InputError(
-            f"the model is on the meta device ({meta[0]!r}): its weights have no values to rank\n"
+            f"the model is on the meta device ({meta[0]!r}): its weights have no values to score\n"
             "  fix: materialise it first, or plan on the real model and apply(meta_model, plan)"
         )
 
@@ -302,7 +302,7 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
     lazy = [n for n, t in named_tensors(model)[0].items() if is_lazy(t)]
     if lazy:
         raise InputError(
-            f"{', '.join(lazy[:4])}{' ...' if len(lazy) > 4 else ''} have no shape yet: lazy modules get theirs in their "
+            f"{', '.join(lazy[:4])}{' ...' if len(lazy) > 4 else ''} have no shape yet: lazy modules get them in their "
             "first call\n  fix: call model(*example_inputs) once, then prune it"
         )
     there = {p.device for p in model.parameters() if p.device.type != "meta"}

@@ -269,7 +269,7 @@ class Report:
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
         if self.rewritten:
-            yield f"other numbers in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
+            yield f"numbers rewritten in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")
@@ -298,7 +298,7 @@ def _locked(graph: DependencyGraph, plan: Plan) -> list[tuple[str, str]]:
     """(group, reason) of the groups that no plan can cut because a constraint can't be met otherwise."""
     if not graph.groups:
         return []
-    further = ties(graph) if plan.asked.get("uniform") else ()
+    further = ties(graph) if plan.request.get("uniform") else ()
     ones = {g.name: np.ones(g.units) for g in graph.groups}
     return list(Selection(graph, ones, ties=further).locked.items())
 
@@ -308,12 +308,14 @@ def _remarks(graph: DependencyGraph, mismatches: list[str], parameters: set[str]
     notes = []
     if graph.followed:
         names = ", ".join(s.path for s in graph.followed[:4])
-        notes.append(f"no run called {names}{' ...' if len(graph.followed) > 4 else ''}: cut like siblings")
+        notes.append(
+            f"no run called {names}{' ...' if len(graph.followed) > 4 else ''}: cut like their executed siblings"
+        )
     if mismatches:
         names = ", ".join(mismatches[:3])
         notes.append(
-            f"its config can't say {names}{' ...' if len(mismatches) > 3 else ''}: layers built from one field "
-            "have several sizes now, so save the model with its plan"
+            f"its config cannot express the sizes of {names}{' ...' if len(mismatches) > 3 else ''}: layers built from one field "
+            "now differ, so save the model with its plan"
         )
     left = [n for n in graph.trace.unreached if n in parameters]
     if left:

@@ -69,7 +69,7 @@ def settle(
         if found:
             targets.restart()
             failed += 1
-    raise VerificationError("no plan keeps the comparisons of sizes in forward as they are")
+    raise VerificationError("every plan changes the result of a comparison of sizes in forward")
 
 
 def _tried(
@@ -84,7 +84,7 @@ def _tried(
     if not targets.settled(graph, masks, small):
         return []
     if request.uniform:
-        described = apply(graph.model, build_plan(graph, masks, bold=verify))
+        described = apply(graph.model, build_plan(graph, masks, assume_unused_config_reads=verify))
         if refused := _undescribed(graph, masks, described):
             return refused
     proof = Verification("skipped", detail="verify=False")
@@ -109,11 +109,11 @@ def _proved(
 
     Numbers of a config that forward reads for purposes that are not seen follow the plan where the outputs allow it.
     """
-    bold = build_plan(graph, masks, bold=True)
-    if bold.repairs != plan.repairs:
+    fuller = build_plan(graph, masks, assume_unused_config_reads=True)
+    if fuller.repairs != plan.repairs:
         try:
-            other = apply(graph.model, bold)
-            return other, bold, verify_values(graph.model, other, bold, example_inputs)
+            other = apply(graph.model, fuller)
+            return other, fuller, verify_values(graph.model, other, fuller, example_inputs)
         except (VerificationError, PlanError):  # forward computes with them: they stay
             pass
     return small, plan, verify_values(graph.model, small, plan, example_inputs)
@@ -129,8 +129,8 @@ def _undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list
     found = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
     atoms = [a for n in found for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)]
     cut = [g.name for a in dict.fromkeys(atoms) if (g := graph.by_axis.get(a)) and g.name in masks]
-    note = f"{', '.join(names[:3])} stay whole: what the model was built from can't say their new sizes"
-    reason = Reason("has a size that what the model was built from can't say")
+    note = f"{', '.join(names[:3])} stay whole: the config cannot express their new sizes"
+    reason = Reason("has a size the config cannot express")
     return [Refused(cut, reason, note)] if cut else []
 
 
@@ -139,8 +139,8 @@ def _flipped(graph: DependencyGraph, masks: Masks) -> list[Refused]:
     return [
         Refused(
             groups,
-            Reason(f"enters a comparison in forward that would change ({text})"),
-            f"some axes stay whole: a comparison of sizes in forward would have come out as {text}",
+            Reason(f"enters a comparison in forward that would have changed ({text})"),
+            f"some axes stay whole: a comparison of sizes in forward would have changed ({text})",
         )
         for groups, text in flipped(graph, masks)
     ]
@@ -166,9 +166,7 @@ def _wrong(
         return ""
 
     def refused(block: Block, why: str) -> Refused:
-        note = (
-            f"{', '.join(block.names[:3])} stay whole: the result would not have equalled the masked original"
-        )
+        note = f"{', '.join(block.names[:3])} stay whole: the result would differ from the masked original"
         return Refused(block.names, Reason(why), note)
 
     alone = [(block, why) for block in blocks if (why := problem([block]))]

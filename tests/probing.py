@@ -187,12 +187,12 @@ class Claim:
 
     # ------------------------------------------------------------------------------------------------ smaller calls
 
-    def choices(self, dice: np.random.Generator) -> Iterator[dict[Axis, np.ndarray]]:
+    def choices(self, generator: np.random.Generator) -> Iterator[dict[Axis, np.ndarray]]:
         """Masks to try: every free atom by itself, then all at once; counts that must be equal are."""
         for lone in [*([a] for a in self.free), self.free, self.free]:
             tied = self._tied(lone)
             for _ in range(30):
-                masks = {a: _half(a.size, dice) for a in tied}
+                masks = {a: _half(a.size, generator) for a in tied}
                 if self._allowed(masks):
                     yield masks
                     break
@@ -268,8 +268,8 @@ class Claim:
 
     def unequal(self, seed: int = 0) -> str:
         """What a smaller call gives that the original with the same entries masked does not, or nothing."""
-        dice = np.random.default_rng(seed)
-        for masks in self.choices(dice):
+        generator = np.random.default_rng(seed)
+        for masks in self.choices(generator):
             lost = {f"{a!r}": np.flatnonzero(~masks[a]).tolist() for a in self.free if a in masks}
             try:
                 got = self.row.call(*self.smaller(masks))
@@ -371,16 +371,16 @@ def reach(row: Row, t: int, d: int) -> list[list[Tensor]]:
     tensor = row.tensors[t]
     if row.random or not is_inexact(tensor) or not tensor.numel():
         return []
-    dice = torch.Generator().manual_seed(0)
-    return [_reached(row, t, d, i, dice) for i in range(tensor.shape[d])]
+    generator = torch.Generator().manual_seed(0)
+    return [_reached(row, t, d, i, generator) for i in range(tensor.shape[d])]
 
 
-def _reached(row: Row, t: int, d: int, i: int, dice: torch.Generator) -> list[Tensor]:
+def _reached(row: Row, t: int, d: int, i: int, generator: torch.Generator) -> list[Tensor]:
     changed = [torch.zeros(r.shape, dtype=torch.bool) for r in row.results]
     for _ in range(3):
         other = row.tensors[t].clone()
         part = other.select(d, i)
-        part.mul_(torch.rand(part.shape, generator=dice, dtype=torch.float64).to(other.dtype) * 3 + 0.01)
+        part.mul_(torch.rand(part.shape, generator=generator, dtype=torch.float64).to(other.dtype) * 3 + 0.01)
         for k, (new, old) in enumerate(zip(row.with_tensors({t: other}), row.results, strict=True)):
             changed[k] |= ~_same(new, old) if new.shape == old.shape else True
     return changed
@@ -434,10 +434,10 @@ def _subsets(items: list[Any], most: int) -> Iterator[tuple[Any, ...]]:
         yield from combinations(items, count)
 
 
-def _half(n: int, dice: np.random.Generator) -> np.ndarray:
+def _half(n: int, generator: np.random.Generator) -> np.ndarray:
     """A mask of `n` units that keeps about half of them; a lone unit goes or stays."""
     mask = np.zeros(n, dtype=bool)
-    mask[dice.permutation(n)[: (n + 1) // 2 if n > 1 else dice.integers(2)]] = True
+    mask[generator.permutation(n)[: (n + 1) // 2 if n > 1 else generator.integers(2)]] = True
     return mask
 
 

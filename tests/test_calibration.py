@@ -124,9 +124,9 @@ def test_values_that_are_not_finite_are_refused_by_position(value: float, dtype:
     bad[1, 2] = value
     batches = Calibration([X.to(dtype), bad], X.to(dtype), progress=False).batches()
     next(batches)
-    with pytest.raises(InputError, match="batch 1 holds NaN"):
+    with pytest.raises(InputError, match="batch 1 contains NaN"):
         next(batches)
-    with pytest.raises(InputError, match="batch 0 holds NaN"):
+    with pytest.raises(InputError, match="batch 0 contains NaN"):
         only(bad.to_sparse(), X.to(dtype).to_sparse())
 
 
@@ -142,7 +142,7 @@ def test_empty_data_and_other_devices_are_refused() -> None:
         list(Calibration([], X).batches())
     with pytest.raises(InputError, match=r"batch 0.*no example inputs"):
         only((), X)
-    with pytest.raises(InputError, match="batch 0 lies on meta, the example inputs on cpu"):
+    with pytest.raises(InputError, match="batch 0 is on meta, the example inputs on cpu"):
         only(X.to("meta"), X)
     assert only(X.to("meta"), (X, X.to("meta"))).args[0].is_meta  # a model on two devices
 
@@ -165,7 +165,7 @@ def test_the_loss_is_that_of_the_function_or_of_the_model() -> None:
         (lambda out, t: out - t, Y[:, :5], "one number"),
         (lambda out, t: 3.0, T, "one number, not 3.0"),
         (lambda out, t: out.sum() * float("nan"), T, "loss of a batch is nan: are weights and data finite"),
-        (nn.functional.mse_loss, X * float("nan"), "is nan: its target holds NaN"),
+        (nn.functional.mse_loss, X * float("nan"), "is nan: its target contains NaN"),
         (
             nn.functional.cross_entropy,
             T[:2],

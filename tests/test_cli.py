@@ -171,7 +171,7 @@ def test_tables_as_people_see_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert "norm.bias" not in text
     assert "... and 3 of one dim" in text
     assert "parameters and buffers: 113 of 245 (46.1%)" in text
-    assert "asked: pruning_ratio=None" not in text
+    assert "request: pruning_ratio=None" not in text
     assert "max_params=0.5" in text
     assert main(["compare", "mine:net", "small", "-i", "2x5"]) == 0
     text = capsys.readouterr().out

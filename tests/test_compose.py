@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -151,12 +152,12 @@ def test_a_repair_that_is_set_twice_is_held_against_its_first_number() -> None:
 
 
 def test_a_plan_of_several_steps_says_what_each_was_asked_for() -> None:
-    a, b, c = (Plan(asked={"pruning_ratio": n / 8, "scope": "local"}) for n in (1, 2, 3))
-    wanted = {**c.asked, "earlier": [a.asked, b.asked]}
-    assert a.then(b).then(c).asked == a.then(b.then(c)).asked == wanted
-    assert Plan.from_json(a.then(b).then(c).to_json()).asked == wanted
-    assert Plan().then(a).asked == a.then(Plan()).asked == a.asked
-    assert Plan().then(Plan()).asked == {}
+    a, b, c = (Plan(request={"pruning_ratio": n / 8, "scope": "local"}) for n in (1, 2, 3))
+    wanted = {**c.request, "earlier": [a.request, b.request]}
+    assert a.then(b).then(c).request == a.then(b.then(c)).request == wanted
+    assert Plan.from_json(a.then(b).then(c).to_json()).request == wanted
+    assert Plan().then(a).request == a.then(Plan()).request == a.request
+    assert Plan().then(Plan()).request == {}
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,12 @@ def test_rewrites_in_place(name: str) -> None:
     with pytest.raises(depgraph.PlanError, match="the plan is for 1000000"):
         depgraph.apply(model, result.plan, inplace=True)
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in before.items()}
+
+
+def test_a_plan_of_the_format_before_is_read() -> None:
+    plan = Plan(request={"round_to": 8}, shapes={"a": (5,)})
+    old = json.loads(plan.to_json())
+    old |= {"format": 2, "asked": old.pop("request")}
+    assert Plan.from_json(json.dumps(old)).to_json() == plan.to_json()
+    with pytest.raises(depgraph.PlanError, match="plan format 1 is not 3"):
+        Plan.from_json(json.dumps(old | {"format": 1}))

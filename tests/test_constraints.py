@@ -115,7 +115,9 @@ def test_a_multiple_counts_the_whole_dim() -> None:
 
 
 def test_a_multiple_that_parts_would_have_to_agree_on_is_refused() -> None:
-    with pytest.raises(InputError, match=r"25 indices of last.weight:1 .* chosen apart.* multiple of 4"):
+    with pytest.raises(
+        InputError, match=r"25 indices of last.weight:1 .* independently pruned.* multiple of 4"
+    ):
         cut(Joined(11, 11), 3, lambda graph: graph.multiple_of("last.weight:1", 4))
 
 
@@ -196,16 +198,16 @@ def test_the_other_calls_hand_them_on() -> None:
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        (lambda g: g.lock("nothing:0"), "'nothing:0' is no dim"),
+        (lambda g: g.lock("nothing:0"), "'nothing:0' is neither a dim"),
         (lambda g: g.lock("layers.0.weight"), "fix: give a group, its name, or a parameter"),
-        (lambda g: g.lock("layers.0.weight:2"), "is no dim"),
-        (lambda g: g.lock("layers.0.weight:0[0:5]"), "is no dim that a traced run used, and no group"),
-        (lambda g: g.lock(None), "None is no dim"),
+        (lambda g: g.lock("layers.0.weight:2"), "is neither a dim"),
+        (lambda g: g.lock("layers.0.weight:0[0:5]"), "is neither a dim that a traced run used nor a group"),
+        (lambda g: g.lock(None), "None is neither a dim"),
         (lambda g: g.lock("layers.0.weight:0", None), "must be a text, not None"),
         (lambda g: g.at_least("layers.0.weight:0", None), "not None"),
-        (lambda g: g.equal_counts("layers.0.weight:0"), "a list of two places or more"),
-        (lambda g: g.equal_counts(None), "a list of two places or more, not None"),
-        (lambda g: g.equal_counts([5, None]), "5 is no dim"),
+        (lambda g: g.equal_counts("layers.0.weight:0"), "a list of at least two places"),
+        (lambda g: g.equal_counts(None), "a list of at least two places, not None"),
+        (lambda g: g.equal_counts([5, None]), "5 is neither a dim"),
         (lambda g: g.at_least("layers.0.weight:0", 12), "from 1 to the 11 of 'layers.0.weight:0', not 12"),
         (lambda g: g.at_least("layers.0.weight:0", 0.5), "not 0.5"),
         (lambda g: g.multiple_of("layers.0.weight:0", 0), "multiple_of must be a whole number"),

@@ -124,7 +124,7 @@ def test_two_processes_do_what_one_does(start: Callable[[str], list[Any]], tmp_p
 def test_a_process_that_is_killed_ends_the_other(start: Callable[[str], list[Any]], unlucky: int) -> None:
     processes = start(f"killed-{unlucky}")
     text = error_of(processes[1 - unlucky])
-    assert "DepgraphError: another process ended, or did not answer" in text
+    assert "DepgraphError: another process exited or did not respond" in text
     assert processes[unlucky].wait(LIMIT) == -9
 
 
@@ -133,7 +133,7 @@ def test_a_process_that_does_not_answer_ends_the_other(start: Callable[[str], li
     processes = start("stopped-1")
     begun = time.monotonic()
     text = error_of(processes[0])
-    assert f"did not answer within {TIMEOUT:g} s" in text
+    assert f"did not respond within {TIMEOUT:g} s" in text
     assert time.monotonic() - begun >= TIMEOUT
     assert processes[1].poll() is None
 

@@ -947,7 +947,7 @@ def test_groups_that_no_weight_reads_are_scored_otherwise(name: str) -> None:
 
 def test_too_little_data_for_an_inverse_is_said() -> None:
     p = CASES["heads"](1)
-    with pytest.raises(InputError, match="more calibration data, or damping"):
+    with pytest.raises(InputError, match="more calibration data, or a damping"):
         p.scores(Obs(damping=0))
     assert np.isfinite(p.scores("obs")).all()
 

@@ -13,7 +13,7 @@ import vision_ops  # noqa: F401  # makes torchvision importable, for what import
 from torch import nn
 
 import depgraph
-from depgraph.integrations.hosted import InPlacePruner, become
+from depgraph.integrations.hosted import InPlacePruner, adopt
 
 
 def net() -> nn.Module:
@@ -229,7 +229,7 @@ def test_bad_input() -> None:
     with pytest.raises(depgraph.PlanError, match="GradualPruner"):
         hosted.resume(model, {"pruner": {"plan": 3}, "done": False})
     with pytest.raises(depgraph.InputError, match="can't become"):
-        become(net(), nn.Linear(5, 3))
+        adopt(net(), nn.Linear(5, 3))
 
 
 # ------------------------------------------------------------------------------------------------- Lightning
@@ -407,7 +407,7 @@ def test_what_lightning_can_not_distil_is_refused() -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    for automatic, match in ((True, "did not call forward"), (False, "optimizes by itself")):
+    for automatic, match in ((True, "did not call forward"), (False, "calls its optimizers itself")):
         module = Module(automatic)
         trainer = lightning.Trainer(
             max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Distilling(net())],
@@ -417,7 +417,7 @@ def test_what_lightning_can_not_distil_is_refused() -> None:
             trainer.fit(module, torch.utils.data.DataLoader(data(), batch_size=None))
         assert "training_step" not in vars(module)
     for bad in ({"alpha": 1.5}, {"temperature": 0.0}):
-        with pytest.raises(depgraph.InputError, match="must lie"):
+        with pytest.raises(depgraph.InputError, match="must be between"):
             Distilling(net(), **bad)
 
 

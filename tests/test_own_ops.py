@@ -101,7 +101,7 @@ def test_numbers_that_a_rule_explains_are_repaired(spelling: str, stated: Callab
         head, width = site.algebra.factor(x[1], site.arg(2, "heads"))
         site.lock(width, "has a width that means something")
         for place in (2, "heads"):
-            site.counts(head, place)
+            site.argument_is_size_of(head, place)
         return x
 
     calls = {

@@ -42,7 +42,7 @@ STRICT = {
         RARE,
         "_grouped_mm",
     ),
-    "is as narrow as a kernel allows": ("rows must be of a multiple of 16 bytes", "_grouped_mm"),
+    "is as narrow as the kernel allows": ("rows must be of a multiple of 16 bytes", "_grouped_mm"),
     "is counted in blocks of rows": (NUMBERS, "_grouped_mm"),
     "is filled in reading order by a mask": (NUMBERS, "masked_scatter"),
     "is indexed by a tensor": (
@@ -62,13 +62,13 @@ STRICT = {
     "is rolled as a whole": (RARE, "roll"),
     "is rolled more than once around": (LITERAL, "roll"),
     "is sliced with a step": (LITERAL, "slice"),
-    "is split into pieces of one size and a rest": (LITERAL, "chunk split tensor_split unsafe_split"),
+    "is split into pieces of one size and a remainder": (LITERAL, "chunk split tensor_split unsafe_split"),
     "is taken apart index by index": (NUMBERS, "unbind"),
-    "is taken out by itself as a dim of size 1": (
+    "is cut out as a dim of size 1": (
         SIZE_1,
         "slice slice_scatter split split_with_sizes unsafe_split",
     ),
-    "is told apart by a slice with a step": (LITERAL, "slice"),
+    "is taken apart by a slice with a step": (LITERAL, "slice"),
     "numbers layers and directions": (NUMBERS, "gru lstm rnn_relu rnn_tanh"),
     "numbers the groups of a channel shuffle": (LITERAL, "channel_shuffle"),
     "ranges over an index": (

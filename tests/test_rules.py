@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -62,3 +64,20 @@ def test_in_place_ops_have_the_rule_of_their_base():
     assert registry.rule_for(torch.ops.aten.cumsum_.default) is not None
     assert registry.rule_for(torch.ops.aten.add_.Tensor) is registry.REGISTRY["aten::pointwise"]
     assert registry.rule_for(torch.ops.aten.linalg_svd.default) is None
+
+
+def test_an_older_torch_may_lack_an_op():
+    """torch 2.6, the oldest that is supported, has no `_grouped_mm`; nothing may ask for it at import."""
+    code = """
+import torch
+from torch._ops import _OpNamespace
+found = _OpNamespace.__getattr__
+def without(self, name):
+    if name == "_grouped_mm":
+        raise AttributeError(name)
+    return found(self, name)
+_OpNamespace.__getattr__ = without
+vars(torch.ops.aten).pop("_grouped_mm", None)
+import depgraph
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -548,7 +548,7 @@ def test_other_weights_than_the_plans_are_refused() -> None:
     del state["mix.bias"]
     with pytest.raises(PlanError, match=r"'mix\.bias' is not among"):
         rewind(result.plan, state, result.model)
-    with pytest.raises(PlanError, match=r"'stem\.weight' has initially shape \(7, 3"):
+    with pytest.raises(PlanError, match=r"'stem\.weight' had the initial shape \(7, 3"):
         rewind(result.plan, depgraph.prune(model, INPUTS, pruning_ratio=0.5).model, result.model)
     with pytest.raises(PlanError, match="the plan makes"):
         rewind(result.plan, model, model)

@@ -59,7 +59,18 @@ class Axis:
     Axes are equal when they are the same object, and ordered by age.
     """
 
-    __slots__ = ("channel", "frozen", "into", "kind", "number", "over", "parts", "pool", "size", "solid")
+    __slots__ = (
+        "channel",
+        "frozen",
+        "into",
+        "kind",
+        "number",
+        "original_axis",
+        "over",
+        "parts",
+        "size",
+        "solid",
+    )
 
     def __init__(self, size: int, kind: str = ATOM, parts: tuple[Axis, ...] = ()) -> None:
         """An axis of `size` indices, by default an atom."""
@@ -69,7 +80,7 @@ class Axis:
         self.parts = parts
         self.into: Axis | None = None
         self.frozen: Reason | None = None
-        self.pool: Axis = self  # the axis that this one is a fragment of
+        self.original_axis: Axis = self  # the axis that this one is a fragment of
         self.channel = False
         self.solid = False  # every atom in it is frozen: known for sure once true
         self.over: Axis | None = None  # ragged: the axis whose equal blocks the parts belong to
@@ -226,8 +237,8 @@ class Algebra:
             leaf.channel |= atom.channel
             if atom.frozen is not None and leaf.frozen is None:
                 leaf.frozen = atom.frozen
-            if leaf.pool is leaf and atom.pool is not atom:
-                leaf.pool = atom.pool
+            if leaf.original_axis is leaf and atom.original_axis is not atom:
+                leaf.original_axis = atom.original_axis
 
     def _refine(self, atom: Axis, kind: str, parts: Sequence[Axis]) -> None:
         """An atom becomes a product or concatenation of new atoms, which inherit what is known of it."""
@@ -235,7 +246,7 @@ class Algebra:
         for part in parts:
             part.frozen, part.channel = atom.frozen, atom.channel
             if kind == CONCAT:
-                part.pool = atom.pool
+                part.original_axis = atom.original_axis
         atom.into = whole
 
     def factor(self, axis: Axis, outer: int) -> tuple[Axis, Axis]:
@@ -375,7 +386,7 @@ class Algebra:
             self._clash(a, b)
 
     def _clash(self, a: Axis, b: Axis) -> None:
-        text = f"is split in two ways that do not fit together ({a!r} and {b!r})"
+        text = f"is split in two ways that contradict each other ({a!r} and {b!r})"
         self.freeze(a, text)
         self.freeze(b, text)
 

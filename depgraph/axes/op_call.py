@@ -235,7 +235,7 @@ class OpCall:
                     ahead.append(user)
         return any(node in seen for node, *_ in self.state.trace.escapes)
 
-    def counts(self, axis: Axis | None, argument: int | str, index: int | None = None) -> None:
+    def argument_is_size_of(self, axis: Axis | None, argument: int | str, index: int | None = None) -> None:
         """The number at `argument` (position, or name where the call names it) is the size of `axis`: it is repaired.
 
         `index` is the position inside an argument that is a list. A number that no rule says this of stays as it is.
@@ -352,7 +352,7 @@ class OpCall:
         if start > 0:
             _, piece = self.algebra.cut(piece, start)
         if piece.size == 1:
-            self.lock(piece, "is taken out by itself as a dim of size 1")
+            self.lock(piece, "is cut out as a dim of size 1")
             return None
         return piece
 

@@ -51,7 +51,7 @@ def number(name: str, value: Any, low: float = -inf, *, above: bool = False) -> 
 def fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) -> float:
     """`value` as a float, where it lies between 0 and 1; `zero` and `one`: these are allowed, too."""
     if not is_number(value) or not (0 < value < 1 or (zero and value == 0) or (one and value == 1)):
-        raise InputError(f"{name} must lie between 0 and 1, not {shown(value)}")
+        raise InputError(f"{name} must be between 0 and 1, not {shown(value)}")
     return float(value)
 
 

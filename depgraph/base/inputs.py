@@ -27,9 +27,9 @@ class Examples:
             InputError: there are none, or one is itself `Examples`.
         """
         if not examples:
-            raise InputError("Examples() holds no example inputs: pass each as it would be given alone")
+            raise InputError("Examples() has no example inputs: pass each as you would pass it alone")
         if any(isinstance(e, Examples) for e in examples):
-            raise InputError("Examples can't hold other Examples: pass all in one")
+            raise InputError("Examples cannot contain Examples: pass all of them to one")
         self.examples = examples
 
     def __repr__(self) -> str:

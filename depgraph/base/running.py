@@ -121,7 +121,7 @@ def score_of(score: Score, model: nn.Module) -> float:
     try:
         value = float(given.detach() if isinstance(given, torch.Tensor) else given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"score must give a number, not {given!r}"[:300]) from error
+        raise InputError(f"score must return a number, not {given!r}"[:300]) from error
     if not isfinite(value):
         raise InputError(f"score gave {value}: a finite number is needed")
     return value

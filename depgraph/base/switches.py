@@ -136,15 +136,25 @@ def quiet_fakes() -> AbstractContextManager[None]:
 @contextmanager
 def without_library_kernels() -> Iterator[None]:
     """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
-    with alone, without_fast_attention():
-        before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
+    with without_mkldnn(), without_fast_attention():
+        before = torch._C._get_cudnn_enabled()
         torch._C._set_cudnn_enabled(False)
         try:
             yield
         finally:
-            torch._C._set_mkldnn_enabled(before[0])
-            torch._C._set_cudnn_enabled(before[1])
+            torch._C._set_cudnn_enabled(before)
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Nothing runs as a kernel of oneDNN; ``torch.backends.mkldnn.flags`` takes other arguments in each version of torch."""
+    with alone:
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(before)
 
 
 @contextmanager

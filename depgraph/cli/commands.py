@@ -78,7 +78,7 @@ def inspect(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
+def _request(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `depgraph.prune` that the options of `prune` and `sweep` share."""
     own = {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
     return {
@@ -106,7 +106,7 @@ def prune(options: argparse.Namespace) -> int:
         inputs_of(options.input, model),
         pruning_ratio=options.ratio,
         **_budgets(options),
-        **_asked(options),
+        **_request(options),
     )
     lost: list[str] = []
     if options.out and options.pretrained:
@@ -129,7 +129,7 @@ def sweep(options: argparse.Namespace) -> int:
     model = model_of(options.model)
     found = sweep_model(
         model, inputs_of(options.input, model), ratios=options.ratios, budgets=_budgets(options), score=function(options.score, "--score"),
-        file=options.file, **_asked(options),
+        file=options.file, **_request(options),
     )  # fmt: skip
     lines = [f"rows: {options.file}"] if options.file else []
     if options.plot:
@@ -163,13 +163,13 @@ def show(options: argparse.Namespace) -> int:
         sum(prod(e.shape) for e in document.tensors.values()),
     )
     data: dict[str, Any] = {
-        "provenance": document.provenance, "asked": plan.asked, "parameters and buffers": after, "before": before,
+        "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
         "rewritten literals": len(plan.rewrites),
         "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
-    facts.append(f"asked: {', '.join(f'{k}={v}' for k, v in plan.asked.items()) or '-'}")
+    facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
     facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
     facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)

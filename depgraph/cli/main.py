@@ -20,13 +20,13 @@ from . import commands
 DONE, REFUSED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 MODEL = (
-    "package.module:function that returns the model (or a name that is one; the present folder is searched first), or a "
+    "package.module:function that returns the model (or the name of one; the current folder is searched first), or a "
     "folder that from_pretrained loads"
 )
 INPUT = (
     "an example input: 1x3x224x224, or input_ids=1x16:int64<1000 for a keyword argument of whole numbers below 1000, or "
-    "package.module:function that returns example inputs; once for each argument of forward. Without: what the model's "
-    "example_input_array or dummy_inputs says"
+    "package.module:function that returns example inputs; once for each argument of forward. By default the model's "
+    "example_input_array or dummy_inputs"
 )
 FOLDER = "what `depgraph prune --out` wrote"
 STATUSES = """exit status:
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         prog="depgraph", description="Make any PyTorch model physically smaller, and check the result.",
         epilog="depgraph COMMAND --help has an example of each.\n\n" + STATUSES, formatter_class=Help,
     )  # fmt: skip
-    top.add_argument("--traceback", action="store_true", help="show where an error came from")
+    top.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
     for command in (_inspect, _prune, _sweep, _verify, _show, _compare, _completion):
         command(add)
@@ -85,7 +85,7 @@ def _prune(add: Add) -> None:
     made.add_argument(
         "--pretrained",
         action="store_true",
-        help="save for from_pretrained (with --uniform, where a config can say the result)",
+        help="save for from_pretrained (with --uniform, where a config can express the result)",
     )
     made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
 
@@ -108,7 +108,7 @@ def _sweep(add: Add) -> None:
         metavar="FUNCTION",
         help="package.module:function from a model to a number, higher is better",
     )
-    made.add_argument("--file", help="JSON lines to add rows to; rows that it has are not computed again")
+    made.add_argument("--file", help="JSON lines to add rows to; rows already in it are not computed again")
     made.add_argument("--plot", metavar="FILE", help="picture to write")
 
 
@@ -118,13 +118,13 @@ def _verify(add: Add) -> None:
         "depgraph verify smaller --model mypackage.models:make_net --input 1x3x224x224",
     )  # fmt: skip
     made.add_argument("folder", help=FOLDER)
-    made.add_argument("--model", required=True, help=MODEL + "; with the weights that it had")
+    made.add_argument("--model", required=True, help=MODEL + "; it must have the same weights")
     _inputs(made)
 
 
 def _show(add: Add) -> None:
     made = _command(
-        add, "show", commands.show, "what a saved folder holds: shapes before and after, provenance",
+        add, "show", commands.show, "show a saved folder: shapes before and after, provenance",
         "depgraph show smaller",
     )  # fmt: skip
     made.add_argument("folder", help=FOLDER)
@@ -225,7 +225,7 @@ def _how(to: argparse.ArgumentParser) -> None:
     what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
     what.add_argument(
         "--recover", metavar="HOW",
-        help="win accuracy back from calibration data: auto, reconstruction, compensation or statistics",
+        help="recover accuracy from calibration data: auto, reconstruction, compensation or statistics",
     )  # fmt: skip
     what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
     what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")

@@ -72,8 +72,8 @@ def model_of(text: str) -> nn.Module:
     if os.path.isdir(text):
         if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():
             raise InputError(
-                f"{text} holds a smaller model, which is made of its original: give that one as the model (verify and "
-                "compare take the folder too)"
+                f"{text} contains a smaller model: give its original as the model (verify and compare also take the "
+                "folder)"
             )
         return pretrained().from_folder(text)
     found = named_object(text, "the model")
@@ -109,11 +109,11 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
             if own is not None:
                 return own
         raise InputError(
-            "no --input given, and the model does not say what it takes: --input 1x3x224x224, for one"
+            "no --input given, and the model has no example inputs: give --input 1x3x224x224, for example"
         )
     if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
         return called(texts[0], "--input")
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}
     for text in texts:
@@ -122,22 +122,22 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
             raise InputError(
                 f"--input {text!r} can't be read: give a shape such as 1x3x224x224, input_ids=1x16:int64<1000, or package.module:function"
             )
-        tensor = _random(found, dice)
+        tensor = _random(found, generator)
         if found["name"]:
             named[found["name"]] = tensor
         else:
             positional.append(tensor)
     if named and positional:
-        raise InputError("--input: either all have names (keyword arguments) or none has")
+        raise InputError("--input: give names (keyword arguments) for all or for none")
     return named or tuple(positional)
 
 
-def _random(found: re.Match[str], dice: torch.Generator) -> torch.Tensor:
+def _random(found: re.Match[str], generator: torch.Generator) -> torch.Tensor:
     shape = [int(n) for n in found["shape"].split("x")]
     dtype = getattr(torch, found["dtype"] or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"--input {found[0]!r}: torch has no dtype {found['dtype']!r}")
     if dtype.is_floating_point:
-        return torch.randn(shape, generator=dice).to(dtype)
+        return torch.randn(shape, generator=generator).to(dtype)
     bound = 2 if dtype == torch.bool or not found["bound"] else int(found["bound"])
-    return torch.randint(bound, shape, generator=dice).to(dtype)
+    return torch.randint(bound, shape, generator=generator).to(dtype)

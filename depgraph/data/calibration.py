@@ -125,12 +125,12 @@ class Calibration:
             if self._devices and tensor.device not in self._devices:
                 known = ", ".join(sorted(map(str, self._devices)))
                 raise InputError(
-                    f"calibration batch {position} lies on {tensor.device}, the example inputs on {known}: "
+                    f"calibration batch {position} is on {tensor.device}, the example inputs on {known}: "
                     "move the batches to the model's device"
                 )
             wrong = torch.isnan(_values(tensor)) if self._infinite else _not_finite(tensor)
             if bool(wrong.any()):
-                raise InputError(f"calibration batch {position} holds NaN or infinite values")
+                raise InputError(f"calibration batch {position} contains NaN or infinite values")
         args, kwargs = map_tensors((args, kwargs), torch.clone)
         return Batch(args, kwargs, target)
 
@@ -182,7 +182,7 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if own is None:
             raise InputError(
-                "this needs a loss, and the model returns none: give loss=... (a function of output and target, such "
+                "a loss is needed, and the model returns none: give loss=... (a function of output and target, such "
                 "as torch.nn.functional.cross_entropy) and batches that are pairs (inputs, target)"
             )
         value = own
@@ -190,6 +190,6 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
         raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
     if not bool(torch.isfinite(value.detach())):
         held = [t for t in tensor_leaves(target) if bool(_not_finite(t).any())]
-        fix = "its target holds NaN or infinite values" if held else "are weights and data finite?"
+        fix = "its target contains NaN or infinite values" if held else "are weights and data finite?"
         raise InputError(f"the loss of a batch is {float(value.detach())}: {fix}")
     return value

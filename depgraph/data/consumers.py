@@ -113,15 +113,15 @@ def _consumer(state: DimFacts, product: Product) -> Consumer:
 def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
     """Why the inputs of a product can't be handed over, or nothing."""
     if product.activation is None:
-        return f"{product.node.target} makes what it consumes inside, or of several arguments"
+        return f"{product.node.target} computes its operand inside, or from several arguments"
     if record_of(product.node).training:
-        return "it is called in train mode only"
+        return "it is called only in train mode"
     if any(record_of(node).dtype.is_complex for node in (product.activation, product.weight)):
-        return "it is given complex numbers"
+        return "its inputs are complex"
     if slot(product, Keys()) is None:
         return "data decides which of its entries are used"
     if contracted is None:
-        return f"{product.node.target} is no product of two matrices here"
+        return f"{product.node.target} is not a product of two matrices here"
     return ""
 
 

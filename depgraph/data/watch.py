@@ -236,12 +236,12 @@ class Watch:
             if isinstance(other, Tensor) and other.shape == call.out.shape:
                 self._tell(self.before or self.see, replace(call, stream=other))
 
-    def _tell(self, told: Callable[[Call], None] | None, call: Call) -> None:
-        if told is None:
+    def _tell(self, listener: Callable[[Call], None] | None, call: Call) -> None:
+        if listener is None:
             return
         self.paused += 1
         try:
-            told(call)
+            listener(call)
         except BaseException as error:
             self.failure = error
             raise

@@ -73,9 +73,9 @@ def _read(path: Path, subject: dict[str, str]) -> list[dict[str, Any]]:
         try:
             found.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: no JSON object\n  fix: give another file") from error
+            raise InputError(f"{path}, line {number}: not a JSON object\n  fix: give another file") from error
     if not found or found[0].get("depgraph_rows") != FORMAT:
-        raise InputError(f"{path} does not begin like a file of rows\n  fix: give another file")
+        raise InputError(f"{path} is not a file of such rows\n  fix: give another file")
     there = found[0]["subject"]
     other = [name for name in {**subject, **there} if subject.get(name) != there.get(name)]
     if other:

@@ -227,7 +227,7 @@ def _score_of_one(
     """The score of the model that `masks` leave, or why there is none; verified where example inputs are given."""
     try:
         if changed := flipped(graph, masks):
-            return None, f"a comparison of sizes in forward would come out as {changed[0][1]}"
+            return None, f"a comparison of sizes in forward would have changed ({changed[0][1]})"
         plan = build_plan(graph, masks)
         small = apply(graph.model, plan)
         if example_inputs is not None:
@@ -242,7 +242,7 @@ def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     for r in ratios:
         fraction("ratios", r)
     if not len(ratios):
-        raise InputError("no ratios are given: what should each group be cut to?")
+        raise InputError("no ratios given: give the shares to remove of each group")
     return tuple(sorted(set(ratios)))
 
 
@@ -279,7 +279,7 @@ def _blocks(selection: Selection, wanted: Sequence[str] | None) -> dict[str, Blo
     if idle:
         some = ", ".join(list(found)[:8])
         raise InputError(
-            f"groups names nothing that can be cut: {', '.join(map(repr, idle))}; there are {some}"
+            f"groups matches nothing that can be cut: {', '.join(map(repr, idle))}; there are {some}"
         )
     return {b: v for b, v in found.items() if any(_means(p, n) for n in names[b] for p in patterns)}
 

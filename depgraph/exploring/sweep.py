@@ -87,9 +87,7 @@ class Sweep:
             InputError: `by` is none of these, or was not measured.
         """
         if by not in ("macs", "params", "bytes", "latency") or getattr(self.dense, by) is None:
-            raise InputError(
-                f"by must be a figure that was measured (macs, params, bytes, latency), not {by!r}"
-            )
+            raise InputError(f"by must be a measured figure (macs, params, bytes, latency), not {by!r}")
         least = (self.dense.score or 0.0) - drop
         fine = [r for r in self.rows if r.error is None and r.score is not None and r.score >= least]
         return min(fine, key=lambda r: getattr(r, by), default=None)
@@ -280,7 +278,7 @@ def _asked(
         if name not in names and name not in BUDGETS:
             raise InputError(f"prune takes no argument {name!r}")
         if name in OWN:
-            raise InputError(f"sweep has its own use of {name!r}: it can't be handed on to prune")
+            raise InputError(f"sweep sets {name!r}: it can't be passed on to prune")
     for name in budgets:
         budget_kind(name)
     asked: list[Key] = [("pruning_ratio", r) for r in ratios]
@@ -288,7 +286,7 @@ def _asked(
         amounts = several(f"budgets[{name!r}]", values, (int, float, str), "amounts")
         asked += [(name, value) for value in amounts]
     if not asked:
-        raise InputError("nothing to sweep over: give ratios, or budgets that hold values")
+        raise InputError("nothing to sweep over: give ratios, or budgets with values")
     for name, value in asked:
         if name in BUDGETS:
             Request(budgets={name: value})

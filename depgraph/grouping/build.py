@@ -10,23 +10,25 @@ from .given import checked_masks
 from .graph import DependencyGraph
 
 
-def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> Plan:
+def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_reads: bool = False) -> Plan:
     """The plan that keeps the units in `masks`.
 
     Args:
         graph: the dependency graph.
         masks: what `choose` returned, or what you made yourself: group name -> [units] bool (an array, a tensor or a list),
             True where a unit stays. Groups without one lose nothing.
-        bold: numbers of the config which forward reads without showing what for follow, too: such a plan must be verified.
+        assume_unused_config_reads: also repair numbers of the config that forward reads without a visible use; such a plan must be verified.
 
     Raises:
         InputError: unknown names, something else than masks, or masks that leave nothing of a dim or break a constraint.
     """
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
-    flag("bold", bold)
+    flag("assume_unused_config_reads", assume_unused_config_reads)
     kept = checked_masks(graph, masks)
     plan = Plan(
-        shapes={n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.held},
+        shapes={
+            n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.attribute_tensors
+        },
         aliases=dict(graph.trace.aliases),
     )
     for name in graph.trace.tensors:
@@ -46,7 +48,13 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, bold: bool = False) -> P
                 plan.repairs.append(Repair(path, name, tuple(keys), int(value), old))
     if plan.cuts:
         plan.repairs.extend(
-            field_repairs(graph.model, graph.origins, values, plan, set() if bold else graph.trace.reads)
+            field_repairs(
+                graph.model,
+                graph.origins,
+                values,
+                plan,
+                set() if assume_unused_config_reads else graph.trace.reads,
+            )
         )
     return plan
 

@@ -35,11 +35,11 @@ def axis_at(graph: DependencyGraph, place: Place) -> Axis:
     if dim.isdecimal() and int(dim) < len(dims):
         axis = dims[int(dim)]
         if axis is None:
-            raise InputError(f"{place!r} has size 1: nothing of it can go")
+            raise InputError(f"{place!r} has size 1: nothing can be removed from it")
         return axis.find()
     if place in graph.named:
         return graph.named[place].axis
-    raise InputError(f"{place!r} is no dim that a traced run used, and no group\n{NO_PLACE}")
+    raise InputError(f"{place!r} is neither a dim that a traced run used nor a group\n{NO_PLACE}")
 
 
 def checked_scores(graph: DependencyGraph, given: Any) -> dict[str, npt.NDArray[np.float64]]:
@@ -118,7 +118,7 @@ def checked_indices(graph: DependencyGraph, name: Any, dim: Any, given: Iterable
     if not is_whole(dim) or not -len(shape) <= dim < len(shape):
         raise InputError(f"{name!r} has {len(shape)} dims, and no dim {dim!r}")
     if not graph.dims(name):
-        raise InputError(f"no traced run used {name!r}: nothing of it can go")
+        raise InputError(f"no traced run used {name!r}: nothing can be removed from it")
     text = f"indices of {name!r} dim {dim} must be whole numbers below {shape[dim]}"
     if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
         raise InputError(f"{text}, not {given!r}")
@@ -147,7 +147,7 @@ def _shape(graph: DependencyGraph, name: Any) -> tuple[int, ...]:
     tensor = graph.tensors.get(graph.trace.aliases.get(name, name)) if isinstance(name, str) else None
     if tensor is None:
         raise InputError(
-            f"{name!r} is no parameter or buffer of this model: it has {suggestions(name, graph.tensors)}"
+            f"{name!r} is not a parameter or buffer of this model, which has {suggestions(name, graph.tensors)}"
         )
     return tuple(tensor.shape)
 
@@ -192,13 +192,15 @@ def _check_what_stays(graph: DependencyGraph, masks: dict[Axis, npt.NDArray[np.b
                 if axis.size and not axes.kept(axis, masks).any():
                     where = str(node.target) if node.op == "get_attr" else node.meta.get("module", "")
                     groups = [graph.by_axis[a].name for a in dict.fromkeys(axes.atoms(axis)) if a in masks]
-                    raise InputError(f"the masks of {', '.join(groups)} leave nothing of a dim in {where}")
+                    raise InputError(
+                        f"the masks of {', '.join(groups)} remove all indices of a dim in {where}"
+                    )
     counts = {a: int(masks[a].sum()) if a in masks else a.size for a in graph.by_axis}
     for polynomial, why in graph.constraints:
         if polynomials.evaluate(polynomial, counts):
             atoms = {a for term in polynomial for a in term}
             groups = [g.name for g in graph.groups if g.axis in atoms]
-            raise InputError(f"the masks of {suggestions('', groups)} do not fit together ({why})")
+            raise InputError(f"the masks of {suggestions('', groups)} contradict each other ({why})")
     for axis, least in graph.state.at_least:
         if (count := int(axes.kept(axis, masks).sum())) < least:
             groups = [graph.by_axis[a].name for a in dict.fromkeys(axes.atoms(axis)) if a in masks]

@@ -152,9 +152,7 @@ class DependencyGraph:
                         found.append(Frozen(name, d, atom.size, why))
         for name in self.trace.unreached:
             for d, n in enumerate(self.tensors[name].shape):
-                found.append(
-                    Frozen(name, d, n, Reason("belongs to a tensor that the traced run did not use"))
-                )
+                found.append(Frozen(name, d, n, Reason("belongs to a tensor that no traced run used")))
         return found
 
     def group(self, name: str) -> Group:
@@ -164,7 +162,9 @@ class DependencyGraph:
             InputError: there is no such group.
         """
         if not isinstance(name, str) or name not in self.named:
-            raise InputError(f"{name!r} is no group of this graph: it has {suggestions(name, self.named)}")
+            raise InputError(
+                f"{name!r} is not a group of this graph, which has {suggestions(name, self.named)}"
+            )
         return self.named[name]
 
     def reason(self, atom: Axis) -> Reason | None:
@@ -191,7 +191,7 @@ class DependencyGraph:
         self._finished = True
         return self
 
-    def lock(self, place: Place, why: str = "is locked as asked") -> None:
+    def lock(self, place: Place, why: str = "is locked by a constraint") -> None:
         """No index at `place` may go. Like the next three, for the functions that `analyze` takes as `constraints`.
 
         Args:
@@ -227,7 +227,7 @@ class DependencyGraph:
         self.multiples.append((name, axis, whole_number(f"multiple_of {place!r}", number, 1, axis.size)))
 
     def equal_counts(
-        self, places: Sequence[Place], why: str = "keeps as many indices as others, as asked"
+        self, places: Sequence[Place], why: str = "keeps as many indices as others, by a constraint"
     ) -> None:
         """Equally many indices stay at all of `places`, though not the same ones.
 
@@ -240,11 +240,11 @@ class DependencyGraph:
         """
         self._take("equal_counts", why)
         if isinstance(places, (str, Group)) or not isinstance(places, Sequence) or len(places) < 2:
-            raise InputError(f"equal_counts needs a list of two places or more, not {places!r}")
+            raise InputError(f"equal_counts needs a list of at least two places, not {places!r}")
         found = [axis_at(self, place) for place in places]
         if len({axis.size for axis in found}) > 1:
             sizes = ", ".join(f"{place} {axis.size}" for place, axis in zip(places, found, strict=True))
-            raise InputError(f"equal_counts of places that have different sizes: {sizes}")
+            raise InputError(f"equal_counts of places with different sizes: {sizes}")
         self.state.equal_counts.append((found, Reason(why)))
         self._freeze_determined()
 
@@ -252,7 +252,7 @@ class DependencyGraph:
         """Refuse a statement about a finished graph."""
         if self._finished:
             raise InputError(
-                f"this graph is finished: {name} has no effect on it any more\n"
+                f"this graph is finished and can't be changed: {name} was called too late\n"
                 f"  fix: analyze(model, example_inputs, constraints=lambda graph: graph.{name}(...))"
             )
         if not isinstance(why, str):
@@ -397,11 +397,11 @@ class DependencyGraph:
         """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
         total: Counter[Reason] = Counter()
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point() or name in self.trace.held:
+            if not tensor.is_floating_point() or name in self.trace.attribute_tensors:
                 continue
             dims = self._dims.get(name)
             if dims is None:
-                total[Reason("belongs to a tensor that the traced run did not use")] += tensor.numel()
+                total[Reason("belongs to a tensor that no traced run used")] += tensor.numel()
                 continue
             leaves = [a for axis in dims if axis is not None for a in axes.atoms(axis)]
             if leaves and all(self.reason(a) for a in leaves):
@@ -438,7 +438,9 @@ def _mark_channels(state: DimFacts) -> None:
             for axis in (*produced, *consumed):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.channel = True
-    reason = Reason("is no channel: no weight produces or consumes it (learned tokens, positions, buffers)")
+    reason = Reason(
+        "is not a channel: no weight produces or consumes it (learned tokens, positions, buffers)"
+    )
     for results in state.dims.values():
         for dims in results:
             for axis in dims:
@@ -457,7 +459,9 @@ def _hold_parametrized(graph: DependencyGraph) -> None:
     for path, node in graph.trace.parametrized:
         originals = [graph.dims(n) for n in names if n.startswith(f"{path}.original")]
         known = {a for dims in originals for axis in dims if axis is not None for a in axes.atoms(axis)}
-        reason = Reason("is no axis of the original that a parametrization makes this weight of", "", path)
+        reason = Reason(
+            "is not an axis of the original from which a parametrization computes this weight", "", path
+        )
         for axis in graph.state.dims[node][0]:
             for atom in axes.atoms(axis) if axis is not None else ():
                 if atom not in known:
@@ -471,10 +475,10 @@ def _ignore(graph: DependencyGraph, patterns: Name | Sequence[Name]) -> None:
         hit, known = named(graph, pattern)
         if not known:
             unknown.append(pattern)
-        reason = Reason(f"is ignored as asked ({pattern!r})")
+        reason = Reason(f"is ignored ({pattern!r})")
         for name in hit:
             for axis in graph.dims(name):
                 for atom in axes.atoms(axis) if axis is not None else ():
                     atom.frozen = atom.frozen or reason
     if unknown:
-        raise InputError(f"ignore names nothing in this model: {', '.join(map(repr, unknown))}\n{NAMING}")
+        raise InputError(f"ignore matches nothing in this model: {', '.join(map(repr, unknown))}\n{NAMING}")

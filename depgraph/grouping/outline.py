@@ -63,7 +63,7 @@ def outline(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, Any]:
 def _locks(graph: DependencyGraph, name: str, dim: int, unreached: set[str]) -> list[tuple[str, int]]:
     """(reason, indices) of what locks a dim."""
     if name in unreached:
-        return [("belongs to a tensor that the traced run did not use", graph.tensors[name].shape[dim])]
+        return [("belongs to a tensor that no traced run used", graph.tensors[name].shape[dim])]
     dims = graph.dims(name)
     axis = dims[dim] if dim < len(dims) else None
     if axis is None:

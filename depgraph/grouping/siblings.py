@@ -24,8 +24,8 @@ from ..tracing.recorder import SLOT, Node, record_of
 from ..tracing.sizes import Expr
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-TIED = "a module that no run used keeps as many indices as its executed sibling"
-SIBLINGS_DISAGREE = "is what siblings of a module that no run used do not agree on"
+TIED = "keeps as many indices as its executed sibling, in a module that no run used"
+SIBLINGS_DISAGREE = "is not the same in all siblings of a module that no run used"
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def follow_siblings(state: DimFacts, model: nn.Module) -> list[Sibling]:
     members = _by_container(state, family)
     for path in sorted(members, key=lambda p: -p.count(".")):  # inner ones first: others may follow them
         names = members[path]
-        likes = family.executed_like(path, names)
-        if likes and _adopt(state, family, path, likes, names):
-            found.append(Sibling(path, likes[0], tuple(names)))
+        lookalikes = family.executed_lookalikes(path, names)
+        if lookalikes and _adopt(state, family, path, lookalikes, names):
+            found.append(Sibling(path, lookalikes[0], tuple(names)))
     return found
 
 
@@ -54,12 +54,14 @@ def _by_container(state: DimFacts, family: _Family) -> dict[str, list[str]]:
     """Member of a container -> its unreached tensors: the innermost container that has an executed member like it."""
     found: dict[str, list[str]] = {}
     for name in state.trace.unreached:
-        inner = next((m for m in family.memberships(name) if family.executed_like(m, [name])), None)
+        inner = next((m for m in family.memberships(name) if family.executed_lookalikes(m, [name])), None)
         if inner is not None:
             found.setdefault(inner, []).append(name)
     for path, names in found.items():
-        held = [n for n in family.tensors(path).values() if n in state.trace.held - family.reached]
-        names += [n for n in held if family.executed_like(path, [*names, n])]
+        held = [
+            n for n in family.tensors(path).values() if n in state.trace.attribute_tensors - family.reached
+        ]
+        names += [n for n in held if family.executed_lookalikes(path, [*names, n])]
     return found
 
 
@@ -92,7 +94,7 @@ class _Family:
         module = self.modules[path]
         names = [n for n, _ in module.named_parameters(remove_duplicate=False)]
         names += [n for n, _ in module.named_buffers(remove_duplicate=False)]
-        names += [n[len(path) + 1 :] for n in sorted(self.state.trace.held) if _within(n, path)]
+        names += [n[len(path) + 1 :] for n in sorted(self.state.trace.attribute_tensors) if _within(n, path)]
         return {n: aliases.get(f"{path}.{n}", f"{path}.{n}") for n in names}
 
     def looks(self, path: str) -> object:
@@ -110,7 +112,7 @@ class _Family:
             )
         return self._looks[path]
 
-    def likes(self, path: str) -> list[str]:
+    def lookalikes(self, path: str) -> list[str]:
         """The other members of the same container with the same structure and the same numbers in sizes."""
         if path not in self._likes:
             parent, _, key = path.rpartition(".")
@@ -134,12 +136,12 @@ class _Family:
                     return False
         return True
 
-    def executed_like(self, path: str, names: Iterable[str]) -> list[str]:
+    def executed_lookalikes(self, path: str, names: Iterable[str]) -> list[str]:
         """Siblings of `path` in which the counterparts of all of `names` are known, those that a run reached first."""
         below = {c: n for n, c in self.tensors(path).items()}
         known = self.state.trace.tensors  # what a run reached, and what has followed it since
         found: dict[str, bool] = {}
-        for other in self.likes(path):
+        for other in self.lookalikes(path):
             theirs = self.tensors(other)
             if all(n in below and theirs[below[n]] in known for n in names):
                 found[other] = all(theirs[below[n]] in self.reached for n in names)
@@ -173,9 +175,9 @@ def _attributes(expr: Expr) -> Iterator[tuple[Any, ...]]:
                 yield from _attributes(part)
 
 
-def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names: list[str]) -> bool:
-    """Give the tensors `names` of member `path` axes as in its sibling `likes[0]`; whether that fits."""
-    trace, model = state.trace, likes[0]
+def _adopt(state: DimFacts, family: _Family, path: str, lookalikes: list[str], names: list[str]) -> bool:
+    """Give the tensors `names` of member `path` axes as in its sibling `lookalikes[0]`; whether that fits."""
+    trace, model = state.trace, lookalikes[0]
     mine, theirs = family.tensors(path), family.tensors(model)
     known: dict[Axis, Axis] = {}
     for below, name in mine.items():  # what a partly reached member says of itself
@@ -187,7 +189,7 @@ def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names:
                 if known.setdefault(a, b) is not b:
                     return False
     wanted = {theirs[b]: n for b, n in mine.items() if n in names}
-    for other in likes[1:]:
+    for other in lookalikes[1:]:
         _freeze_torn(state, family, model, other, wanted, known)
     copy = _Copy(state, family.shared(model), known)
     made: dict[Node, Node] = {}
@@ -199,7 +201,7 @@ def _adopt(state: DimFacts, family: _Family, path: str, likes: list[str], names:
         node.meta[SLOT] = replace(record_of(old), module=path, source="")
         state.dims[node] = [copy.dims(state.dims[old][0])]
         trace.tensors[name] = made[old] = node
-        if name not in trace.held:
+        if name not in trace.attribute_tensors:
             trace.unreached.remove(name)
     for operand, produced, consumed in list(state.weights):
         if operand in made:
@@ -270,8 +272,8 @@ class _Copy:
         new = Axis(axis.size, axis.kind, tuple(self.axis(p) for p in axis.parts))
         if axis.kind == ATOM:
             new.frozen = axis.frozen
-            if axis.pool.find() is not axis:
-                new.pool = self.made.setdefault(axis.pool, Axis(axis.pool.size))
+            if axis.original_axis.find() is not axis:
+                new.original_axis = self.made.setdefault(axis.original_axis, Axis(axis.original_axis.size))
             if axis.frozen is None:
                 self.state.equal_counts.append(([axis, new], Reason(TIED)))
         if axis.over is not None:

@@ -188,7 +188,7 @@ class SizeSystem:
                     if use.node in self.state.dims and use.dim is not None
                     else None
                 )
-                self._freeze_axis(axis, use, f"is used up to a position inside a group by {use.function}")
+                self._freeze_axis(axis, use, f"is used by part of a group in {use.function}")
                 continue
             if not isinstance(use.expr, tuple):
                 if not is_constant(target):
@@ -360,7 +360,9 @@ class SizeSystem:
             if self._before(a) == self._before(b) * abs(use.value):
                 self.tests.append((use.expr, target))
                 self._require(
-                    polynomials.minus(a, polynomials.times(b, target)), use, "is divided to give another size"
+                    polynomials.minus(a, polynomials.times(b, target)),
+                    use,
+                    "is divided to compute another size",
                 )
                 return
         if got is not None:

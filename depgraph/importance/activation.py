@@ -94,7 +94,7 @@ class InputStatistic:
         Raises:
             InputError: no data was given, or the model can't be run on it.
         """
-        data = needed(calibration, "what layers are given")
+        data = needed(calibration, "the inputs of layers")
         self.readers = readers(graph)
         if isinstance(self.otherwise, Prepared):
             self.otherwise.prepare(graph, calibration)

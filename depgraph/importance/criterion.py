@@ -43,7 +43,7 @@ def needed(calibration: Calibration | None, what: str) -> Calibration:
         InputError: there is none; `what` says what the criterion needs.
     """
     if calibration is None:
-        raise InputError(f"this importance looks at {what}: give calibration=[...], a few batches of inputs")
+        raise InputError(f"this importance uses {what}: give calibration=[...], a few batches of inputs")
     return calibration
 
 

@@ -90,7 +90,7 @@ def _gradients(loss: torch.Tensor, aliases: Aliases, twice: bool) -> Gradients:
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise InputError(
-                "the model uses activation checkpointing with use_reentrant=True, which gives no gradients of chosen "
+                "the model uses activation checkpointing with use_reentrant=True, which computes no gradients of chosen "
                 "tensors: build it with use_reentrant=False, or switch checkpointing off"
             ) from error
         raise
@@ -157,7 +157,7 @@ def _samples(batch: Batch) -> list[Batch]:
     counts = {t.shape[0] for t in tensor_leaves(whole) if t.dim()}
     if len(counts) != 1:
         raise InputError(
-            f"the samples of a calibration batch can't be told apart: first dims of {sorted(counts)}\n"
+            f"a calibration batch cannot be split into samples: first dims of {sorted(counts)}\n"
             "  fix: give batches of one sample, or an importance that takes whole batches, such as 'taylor_squared'"
         )
 

@@ -95,7 +95,7 @@ class Taylor:
             InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or (per sample)
                 the samples of a batch can't be told apart.
         """
-        data = needed(calibration, "gradients, and takes a loss")
+        data = needed(calibration, "gradients, and needs a loss")
         self.sums = MemberSums(graph)
         self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
@@ -217,7 +217,7 @@ class Hessian:
             InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or an op of the model
                 has no second derivative.
         """
-        data = needed(calibration, "second derivatives, and takes a loss")
+        data = needed(calibration, "second derivatives, and needs a loss")
         self.sums, self.pieces = MemberSums(graph), 0
         own = {n: values_of(graph, n) for n in self.sums.names}
         makers: dict[torch.device, torch.Generator] = {}

@@ -148,9 +148,7 @@ class Scale:
             m.name for g in graph.groups for m in g.members if m.role == "scales" and m.name in known
         )
         if not self.names:
-            raise InputError(
-                "no norm with a scale was recorded: rank this model by another importance, such as 'l2'"
-            )
+            raise InputError("no norm with a scale was recorded: use another importance, such as 'l2'")
         for name in self.names:
             self.sums.add(name, absolute, values_of(graph, name))
         if hasattr(self.otherwise, "prepare"):

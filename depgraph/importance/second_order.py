@@ -66,7 +66,7 @@ class SecondMoments:
         Raises:
             InputError: no data was given, the model can't be run on it, or its moments can't be inverted without damping.
         """
-        data = needed(calibration, "what layers are given")
+        data = needed(calibration, "the inputs of layers")
         table = readers(graph)
         if isinstance(self.otherwise, Prepared):
             self.otherwise.prepare(graph, calibration)
@@ -109,7 +109,7 @@ class SecondMoments:
         """
         diagonal, damping = moments.diagonal(), self.damping
         if not bool(torch.isfinite(diagonal).all()):
-            raise InputError("what a layer is given on the calibration data is NaN or infinite")
+            raise InputError("inputs of a layer are NaN or infinite on the calibration data")
         while damping <= 1:
             damped = moments.clone()
             damped.diagonal().add_(damping * float(diagonal.mean()) or 1e-300)
@@ -120,7 +120,7 @@ class SecondMoments:
                 break
             damping *= 10
         raise InputError(
-            "the second moments of a layer's inputs can't be inverted: give more calibration data, or damping above 0"
+            "the second moments of a layer's inputs can't be inverted: give more calibration data, or a damping above 0"
         )
 
 

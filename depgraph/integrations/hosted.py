@@ -76,8 +76,8 @@ class InPlacePruner:
         if self._pruner is None:
             if torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
                 raise InputError(
-                    "a trainer that runs several processes can't be given a smaller model: it reduces the gradients of "
-                    "the parameters it began with\n  fix: prune in a loop of your own, see depgraph.distributed"
+                    "a trainer that runs several processes can't continue with a smaller model: it reduces the gradients "
+                    "of the parameters it started with\n  fix: prune in a loop of your own, see depgraph.distributed"
                 )
             self._current = _twin(network)
             self._pruner = GradualPruner(self._current, self._inputs(network), **self.options)
@@ -96,7 +96,7 @@ class InPlacePruner:
             whether `network` is smaller now.
         """
         if self._pruner is None or self._current is None:
-            raise DepgraphError("begin(network) comes before after_step")
+            raise DepgraphError("call begin(network) before after_step")
         if step == self._seen or self.done:
             return False
         self._seen = step
@@ -110,7 +110,7 @@ class InPlacePruner:
         before = self._current
         self.result = self._pruner.step(before, optimizer)
         self._current = self.result.model
-        become(network, self._current)
+        adopt(network, self._current)
         self._regularise(network)
         return self._current is not before
 
@@ -136,9 +136,9 @@ class InPlacePruner:
             raise PlanError("this checkpoint was not written with this callback")
         self.begin(network)
         if self._pruner is None:
-            raise DepgraphError("begin(network) comes before resume")
+            raise DepgraphError("call begin(network) before resume")
         self._current = self._pruner.resume(state["pruner"])
-        become(network, self._current)
+        adopt(network, self._current)
         if state["done"]:
             self.result, self._acting = self._pruner.step(self._current), None
         else:
@@ -156,7 +156,7 @@ class InPlacePruner:
             self._acting = self.regulariser(analyze(self._current, self._inputs(network)))
 
 
-def become(network: nn.Module, other: nn.Module) -> None:
+def adopt(network: nn.Module, other: nn.Module) -> None:
     """Let the object `network` be `other`: the same modules, parameters and attributes, shared from now on.
 
     Where a number in its own code was changed, it has the changed code too.
@@ -186,7 +186,7 @@ def _the_one(optimizers: Iterable[Any], network: nn.Module) -> torch.optim.Optim
     found = [o for o in plain if any(id(p) in mine for g in o.param_groups for p in g["params"])]
     if len(found) != 1:
         raise InputError(
-            f"{len(found)} optimizers have parameters of the network that is pruned; one is needed, to go on with the smaller one"
+            f"{len(found)} optimizers have parameters of the network to prune; exactly one is needed"
         )
     optimizer: torch.optim.Optimizer = found[0]
     return optimizer

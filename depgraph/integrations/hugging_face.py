@@ -52,7 +52,7 @@ def save_pretrained(
     model: Any = model_or_result.model if isinstance(model_or_result, PruneResult) else model_or_result
     model = core(model) if isinstance(model, nn.Module) else model
     if not hasattr(type(model), "from_pretrained") or not hasattr(model, "config"):
-        raise InputError(f"{type(model).__name__} is no transformers model: use depgraph.save")
+        raise InputError(f"{type(model).__name__} is not a transformers model: use depgraph.save")
     wrong: list[str] = []
 
     def stock(new: Path) -> None:
@@ -135,7 +135,7 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
         raise StoreError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
     found = [c for c in classes if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)]
     if not found:
-        raise InputError(f"{path}: its config.json names no class of transformers (architectures)")
+        raise InputError(f"{path}: config.json names no class of transformers (architectures)")
     try:
         made: nn.Module = found[0].from_pretrained(path, config=config, local_files_only=True)
     except Exception as error:
@@ -151,13 +151,13 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
     theirs |= {name: held.tensor for name, held in attribute_tensors(wanted).items()}
     for name in {**mine, **theirs}:
         if name not in mine or name not in theirs:
-            problems.append(f"{name!r} is in one of both only")
+            problems.append(f"{name!r} is only in one of the two")
         elif mine[name].shape != theirs[name].shape:
             problems.append(f"{name!r} gets shape {tuple(mine[name].shape)}, not {tuple(theirs[name].shape)}")
         elif mine[name].dtype != theirs[name].dtype or not torch.equal(
             mine[name], theirs[name].to(mine[name].device)
         ):
-            problems.append(f"{name!r} gets other values")
+            problems.append(f"{name!r} gets different values")
     if ties != other_ties:
         problems.append("other tensors are tied")
     loaded = dict(got.named_modules())
@@ -165,7 +165,7 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
         other = loaded.get(path)
         if numbers_of(module):
             problems.append(
-                f"a number in the code of {path or 'the model'!r} was changed, which no config says"
+                f"a number in the code of {path or 'the model'!r} was rewritten, which a config cannot express"
             )
         elif other is None or type(other) is not type(module):
             problems.append(f"{path or 'the model'!r} is no {type(module).__name__}")

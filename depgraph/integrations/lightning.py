@@ -76,7 +76,7 @@ class Pruning(Callback):
         """
         states = torch.load(path, map_location="cpu", weights_only=True).get("callbacks", {})
         if self.state_key not in states:
-            raise PlanError(f"{path} was written without this callback: it holds {sorted(states)}")
+            raise PlanError(f"{path} was written without this callback: it has {sorted(states)}")
         with self._found(pl_module) as network:
             self.hosted.resume(network, states[self.state_key])
 
@@ -126,7 +126,7 @@ class Distilling(Callback):
         """
         if not pl_module.automatic_optimization:
             raise InputError(
-                "the module optimizes by itself (automatic_optimization=False): what training_step returns is not used\n"
+                "the module calls its optimizers itself (automatic_optimization=False), so the result of training_step is not used\n"
                 "  fix: add depgraph.training.train.soft_loss(logits, aim) to the loss there"
             )
         pl_module.training_step = self._distilled(pl_module, pl_module.training_step)
@@ -149,7 +149,7 @@ class Distilling(Callback):
             if not calls:
                 raise InputError(
                     f"training_step did not call {self.network or 'forward of the module'}, so there is nothing to distil\n"
-                    "  fix: network=... names the module that is called"
+                    "  fix: give network=..., the name of the module that is called"
                 )
             soft = torch.stack([self._soft(*call) for call in calls]).mean()
             total = self.alpha * soft + (1 - self.alpha) * (

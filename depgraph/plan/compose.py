@@ -14,10 +14,10 @@ def composed(first: Plan, second: Plan) -> Plan:
     """The plan that does what `first` and then `second` do (see `Plan.then`)."""
     problems = _differences(first, second)
     if problems:
-        raise PlanError(listed("these plans do not make one: apply them one after the other", problems))
+        raise PlanError(listed("these plans can't be composed: apply them one after the other", problems))
     plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
     *earlier, last = [*_steps(first), *_steps(second)] or [{}]
-    plan.asked = {**last, "earlier": earlier} if earlier else last
+    plan.request = {**last, "earlier": earlier} if earlier else last
     for name, cut in second.cuts.items():
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
@@ -28,8 +28,8 @@ def composed(first: Plan, second: Plan) -> Plan:
 
 def _steps(plan: Plan) -> list[dict[str, Any]]:
     """What was asked for, step by step."""
-    earlier = plan.asked.get("earlier")
-    last = {k: v for k, v in plan.asked.items() if k != "earlier"}
+    earlier = plan.request.get("earlier")
+    last = {k: v for k, v in plan.request.items() if k != "earlier"}
     return [*(earlier if isinstance(earlier, list) else ()), *([last] if last else ())]
 
 
@@ -46,7 +46,7 @@ def _differences(first: Plan, second: Plan) -> list[str]:
             if made != wanted:
                 problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
     if first.aliases != second.aliases:
-        problems.append("other tensors are tied in the second plan")
+        problems.append("the second plan ties other tensors")
     return problems
 
 

@@ -21,7 +21,7 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
         {tensor(name): tensor(first) for name, first in plan.aliases.items()},
         [replace(r, path=module(r.path)) for r in plan.repairs],
         [replace(r, path=module(r.path)) for r in plan.rewrites],
-        plan.asked,
+        plan.request,
     )
 
 
@@ -31,8 +31,8 @@ def fitted(plan: Plan, model: nn.Module) -> Plan:
     Returns:
         `plan`, where its names are those of the model already, or no other ones fit better.
     """
-    (tensors, ties), held = named_tensors(model), attribute_tensors(model)
-    there = {*tensors, *ties, *held}
+    (tensors, ties), attributes = named_tensors(model), attribute_tensors(model)
+    there = {*tensors, *ties, *attributes}
     if plan.shapes.keys() <= there:
         return plan
     plain = plain_names(model)

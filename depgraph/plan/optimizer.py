@@ -49,12 +49,12 @@ def apply_to_optimizer(
     a_module("small", small)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError(
-            "L-BFGS can't be carried over: its history is one vector of all parameters, and curvature between kept and "
-            "removed entries is no part of it\n  fix: make a new torch.optim.LBFGS(small.parameters())"
+            "L-BFGS can't be carried over: its history is one vector of all parameters, without the curvature between kept "
+            "and removed entries\n  fix: make a new torch.optim.LBFGS(small.parameters())"
         )
     if model is small:
         raise InputError(
-            "model and small are the same object: with inplace=True the parameters that the optimizer knows are gone\n"
+            "model and small are the same object: with inplace=True the parameters that the optimizer has no longer exist\n"
             "  fix: prune or apply with inplace=False"
         )
     plan = fitted(plan, model)

@@ -14,7 +14,7 @@ from ..base.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
 Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
-        asked: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
+        request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
 
@@ -147,7 +147,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
-    asked: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors)"
@@ -160,7 +160,7 @@ class Plan:
         """
         first = self.aliases.get(name, name)
         if first not in self.shapes:
-            raise PlanError(f"the plan knows no parameter or buffer {name!r}")
+            raise PlanError(f"the plan has no parameter or buffer {name!r}")
         cut = self.cuts.get(first)
         return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
 

@@ -38,7 +38,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
             cuts[name]["numbers"] = number(cut.numbers)
     return {
         "format": FORMAT,
-        "asked": plan.asked,
+        "request": plan.request,
         "shapes": {n: list(s) for n, s in plan.shapes.items()},
         "aliases": plan.aliases,
         "sets": sets,
@@ -62,12 +62,12 @@ def parse(text: str) -> Any:
         return table
 
     def refused(word: str) -> Any:
-        raise ValueError(f"{word} is no number")
+        raise ValueError(f"{word} is not a number")
 
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=refused)
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"this text is no depgraph plan: {error}") from error
+        raise PlanError(f"this text is not a depgraph plan: {error}") from error
 
 
 def from_text(text: str) -> Plan:
@@ -79,20 +79,24 @@ def from_text(text: str) -> Plan:
     problems: list[str] = []
     plan = read(parse(text), problems)
     if problems:
-        raise PlanError(listed("this text is no depgraph plan:", problems))
+        raise PlanError(listed("this text is not a depgraph plan:", problems))
     return plan
 
 
 def read(data: Any, problems: list[str]) -> Plan:
     """The plan in `data`, what `as_data` made; what is wrong is added to `problems`, and the plan is then of no use."""
+    if (
+        isinstance(data, dict) and data.get("format") == 2 and "request" not in data
+    ):  # it called the request otherwise
+        data = {"request" if k == "asked" else k: v for k, v in data.items()} | {"format": FORMAT}
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
-        problems.append(f"plan format {_short(found)} is not {FORMAT}, the one that this version reads")
+        problems.append(f"plan format {_short(found)} is not supported: this version reads {FORMAT}")
         return Plan()
-    known = {"format", "asked", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
+    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
-    plan = Plan(asked=reader.table("asked"))
+    plan = Plan(request=reader.table("request"))
     plan.shapes = reader.shapes()
     plan.aliases = reader.aliases(plan.shapes)
     sets = reader.sets()
@@ -127,14 +131,14 @@ class _Reader:
     def table(self, name: str) -> dict[str, Any]:
         found = self.data.get(name)
         if not isinstance(found, dict):
-            self.problems.append(f"field {name!r} is no table: {_short(found)}")
+            self.problems.append(f"field {name!r} is not a table: {_short(found)}")
             return {}
         return found
 
     def rows(self, name: str) -> list[Any]:
         found = self.data.get(name)
         if not isinstance(found, list):
-            self.problems.append(f"field {name!r} is no list: {_short(found)}")
+            self.problems.append(f"field {name!r} is not a list: {_short(found)}")
             return []
         return found
 
@@ -142,7 +146,7 @@ class _Reader:
         found = {}
         for name, shape in self.table("shapes").items():
             if not are_sizes(shape):
-                self.problems.append(f"the shape of {_short(name)} is none: {_short(shape)}")
+                self.problems.append(f"{_short(name)} has an invalid shape: {_short(shape)}")
             else:
                 found[name] = tuple(shape)
         return found
@@ -162,7 +166,7 @@ class _Reader:
             except (ValueError, TypeError):
                 kept = np.empty(0)
             if kept.dtype != np.int64 or kept.ndim != 1 or kept[0] < 0 or (np.diff(kept) <= 0).any():
-                self.problems.append(f"set {i} is no ascending list of indices: {_short(row)}")
+                self.problems.append(f"set {i} is not an ascending list of indices: {_short(row)}")
                 kept = np.full(1, LARGEST)
             found.append(kept)
         return found
@@ -170,7 +174,7 @@ class _Reader:
     def cut(self, name: str, row: Any, shape: tuple[int, ...] | None, sets: list[Indices]) -> Cut | None:
         def pick(given: Any, size: int) -> Indices:
             if not is_whole(given) or given >= len(sets) or sets[given][-1] >= size:
-                raise ValueError(f"{_short(given)} is no set of indices below {size}")
+                raise ValueError(f"{_short(given)} is not a set of indices below {size}")
             return sets[given]
 
         try:
@@ -180,7 +184,7 @@ class _Reader:
                 raise ValueError(_short(row))
             keep = row.get("keep")
             if not isinstance(keep, list) or len(keep) != len(shape):
-                raise ValueError(f"kept are {_short(keep)} of {len(shape)} dims")
+                raise ValueError(f"{_short(keep)} kept of {len(shape)} dims")
             kept = tuple(None if k is None else pick(k, n) for k, n in zip(keep, shape, strict=True))
             blocks = row.get("blocks")
             if blocks is not None:
@@ -192,7 +196,7 @@ class _Reader:
             numbers = row.get("numbers")
             return Cut(shape, kept, blocks, None if numbers is None else pick(numbers, LARGEST))
         except ValueError as why:
-            self.problems.append(f"the cut of {_short(name)} is none: {why}")
+            self.problems.append(f"{_short(name)} has an invalid cut: {why}")
             return None
 
     def repair(self, row: Any) -> Repair | None:
@@ -206,7 +210,7 @@ class _Reader:
             and (row[4] is None or is_whole(row[4], -LARGEST))
         ):
             return Repair(row[0], row[1], tuple(row[2]), row[3], row[4])
-        self.problems.append(f"this is no repair: {_short(row)}")
+        self.problems.append(f"invalid repair: {_short(row)}")
         return None
 
     def rewrite(self, row: Any) -> Rewrite | None:
@@ -219,7 +223,7 @@ class _Reader:
             and all(is_whole(n, -LARGEST) for n in row[3:])
         ):
             return Rewrite(*row)
-        self.problems.append(f"this is no rewrite: {_short(row)}")
+        self.problems.append(f"invalid rewrite: {_short(row)}")
         return None
 
 

@@ -49,7 +49,7 @@ def recover(
 ) -> Recovery:
     """Win back what `small` lost against `model`, from calibration data, without training. `small` is changed.
 
-    Each method is kept only if it brings the outputs of `small` closer to those of `model` on the batches that are held
+    Each method is kept only if it brings the outputs of `small` closer to those of `model` on the batches that are held out
     out (the last fifth; with a single batch, on that one), and each layer's change only if it lowers that layer's error.
 
     Args:
@@ -95,7 +95,7 @@ def recover(
     except BaseException:
         task.changes.undo()
         raise
-    return task.told
+    return task.recovery
 
 
 def check(how: Any, calibration: Any) -> None:
@@ -109,9 +109,7 @@ def check(how: Any, calibration: Any) -> None:
         return
     _steps(how)
     if calibration is None:
-        raise InputError(
-            f"recover={how!r} needs calibration data: give calibration=, an iterable of batches of inputs"
-        )
+        raise InputError(f"recover={how!r} needs calibration data: give calibration=[...], batches of inputs")
 
 
 def _steps(how: Any) -> list[Any]:
@@ -144,16 +142,16 @@ def _calibration(batches: Any, example_inputs: Any, progress: bool | None) -> Ca
 
 
 def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, example: Any) -> None:
-    told, changes = task.told, task.changes
-    judges = [b for b, held in zip(task.batches, task.held, strict=True) if held] or task.batches
+    recovery, changes = task.recovery, task.changes
+    judges = [b for b, held_out in zip(task.batches, task.held_out, strict=True) if held_out] or task.batches
     wanted = [_outputs(task.model, b) for b in judges]
     error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
         recorded = trace(changes.model, example)
-        found, told.skipped = pairs(graph.state, propagate(recorded), plan)
+        found, recovery.skipped = pairs(graph.state, propagate(recorded), plan)
     for step in steps:
-        done = len(told.layers)
+        done = len(recovery.layers)
         changes.begin()
         _step(step, task, found, graph, len(each_example(example)))
         if not changes.since:
@@ -162,13 +160,13 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
         if error is not None and new is not None and not new <= error:
             changes.take_back()
             name = step if isinstance(step, str) else "reconstruction"
-            told.notes.append(
+            recovery.notes.append(
                 f"{name} was undone: the error of the outputs rose from {error:.3g} to {new:.3g}"
             )
-            told.layers[done:] = [_undone(layer) for layer in told.layers[done:]]
+            recovery.layers[done:] = [_undone(layer) for layer in recovery.layers[done:]]
         else:
             error = new
-    told.output = None if first is None or error is None else (first, error)
+    recovery.output = None if first is None or error is None else (first, error)
 
 
 def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs: int) -> None:
@@ -177,14 +175,14 @@ def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs
         if has_statistics(graph):
             estimate(task)
     elif step == "compensation":
-        solved = {r.name for r in task.told.layers if r.kept and r.method == "reconstruction"}
+        solved = {r.name for r in task.recovery.layers if r.kept and r.method == "reconstruction"}
         compensate(task, [p for p in found if p.name not in solved])
     else:
         reconstruct(task, found, step if isinstance(step, Reconstruction) else Reconstruction(), runs)
 
 
 def _undone(layer: LayerRecovery) -> LayerRecovery:
-    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "undone with its method")
+    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "its method was undone")
 
 
 def _example(batch: Batch) -> Any:

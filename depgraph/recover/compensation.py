@@ -21,7 +21,7 @@ from .sequence import without_removed
 from .solve import wide
 from .task import Task
 
-NO_PLACE = "has no bias, and none is made: a model built from the same config could not load it"
+NO_PLACE = "has no bias, and a model built from the same config could not load a new one"
 
 
 def compensate(task: Task, found: Iterable[Pair]) -> None:
@@ -31,9 +31,9 @@ def compensate(task: Task, found: Iterable[Pair]) -> None:
         task: the models and the data.
         found: pairs of consumers; those that lost no inputs are left alone.
     """
-    told = task.told
+    recovery = task.recovery
     wanted = [p for p in found if p.loses]
-    told.skipped += [(p.name, NO_PLACE) for p in wanted if p.shift is None]
+    recovery.skipped += [(p.name, NO_PLACE) for p in wanted if p.shift is None]
     by_consumer = {p.dense: p for p in wanted if p.shift is not None}
     sums = {p: _Sums(p) for p in by_consumer.values()}
     if not sums:
@@ -51,14 +51,14 @@ def compensate(task: Task, found: Iterable[Pair]) -> None:
         watch.run(batch)
     for pair, found_sums in sums.items():
         if not float(found_sums.count.sum()):
-            told.skipped.append((pair.name, UNREACHED))
+            recovery.skipped.append((pair.name, UNREACHED))
             continue
         before, after = found_sums.errors()
         if not math.isfinite(before + after):
-            told.skipped.append((pair.name, NOT_FINITE))
+            recovery.skipped.append((pair.name, NOT_FINITE))
             continue
         kept = after < before
-        told.layers.append(LayerRecovery(pair.name, "compensation", before, after, kept))
+        recovery.layers.append(LayerRecovery(pair.name, "compensation", before, after, kept))
         if kept:
             task.changes.add_constant(pair, found_sums.mean())
 
@@ -73,11 +73,11 @@ class _Sums:
         self.count = torch.zeros(2, stacks, dtype=torch.float64)
         self.whole = [0.0, 0.0]  # squares of the results
 
-    def add(self, where: slice, missing: torch.Tensor, held: bool) -> None:
+    def add(self, where: slice, missing: torch.Tensor, held_out: bool) -> None:
         """Samples [stacks, n, rows] of the stacks `where`."""
-        self.sum[int(held), where] += missing.sum(1).double().cpu()
-        self.squares[int(held), where] += missing.square().sum((1, 2)).double().cpu()
-        self.count[int(held), where] += missing.shape[1]
+        self.sum[int(held_out), where] += missing.sum(1).double().cpu()
+        self.squares[int(held_out), where] += missing.square().sum((1, 2)).double().cpu()
+        self.count[int(held_out), where] += missing.shape[1]
 
     def mean(self) -> torch.Tensor:
         """[stacks, rows] over all samples."""

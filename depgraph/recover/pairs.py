@@ -141,7 +141,7 @@ def _shared(state: DimFacts, consumer: Consumer) -> str:
     """What else uses the parameter of a consumer, which a change of it would change, too."""
     leaves = state.leaves_of(consumer.calls[0].weight)
     if len(leaves) != 1:
-        return "its operand is made of several parameters"
+        return "its operand is computed from several parameters"
     products = {(p.node, p.weight) for p in state.products if leaves[0] in state.leaves_of(p.weight)}
     seen, ahead = {leaves[0]}, [leaves[0]]
     while ahead:

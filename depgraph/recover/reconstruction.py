@@ -56,7 +56,7 @@ class Member:
 
     dense: Call
     small: Call
-    held: bool
+    held_out: bool
     out: Any = None
     target: Any = None
 
@@ -168,8 +168,8 @@ class Reconstruction:
         for stacks in slices(len(pair.stacks), blocks[0].stop ** 2, ENTRIES):
             errors: list[float] = []
             for block in blocks:
-                fit, held = work.sums(stacks, block, change)
-                step = choose(fit, held, pair.shift is not None, self.damping)
+                fit, held_out = work.sums(stacks, block, change)
+                step = choose(fit, held_out, pair.shift is not None, self.damping)
                 errors += [step.before, step.after]
                 if step.change is not None:
                     found = True
@@ -181,8 +181,8 @@ class Reconstruction:
         error = before / whole if whole else 0.0
         ratio = totals[1] / totals[0] if totals[0] else 1.0
         detail = f"damping {change.damping:g}, {count} samples" if found else ""
-        told = LayerRecovery(pair.name, "reconstruction", error, error * min(ratio, 1.0), found, detail)
-        return (change if found else None), told
+        layer = LayerRecovery(pair.name, "reconstruction", error, error * min(ratio, 1.0), found, detail)
+        return (change if found else None), layer
 
 
 @dataclass
@@ -203,26 +203,26 @@ class Step:
     after: float
 
 
-def choose(fit: Sums, held: Sums, affine: bool, damping: float | None) -> Step:
+def choose(fit: Sums, held_out: Sums, affine: bool, damping: float | None) -> Step:
     """For each row the damping, or no change, that leaves the least held-out error; solved anew with all samples.
 
     Raises:
         NotFinite: a sum is NaN or infinite.
     """
-    if not (fit.finite() and held.finite()):
+    if not (fit.finite() and held_out.finite()):
         raise NotFinite
-    before, least = held.rr, held.rr.clone()
+    before, least = held_out.rr, held_out.rr.clone()
     best = torch.zeros_like(least)
     for strengths in ((damping,),) if damping is not None else (DAMPINGS, STRONGER):
         for strength in strengths:
-            error = held.error(*fit.solve(strength, affine))
+            error = held_out.error(*fit.solve(strength, affine))
             better = error < least * (1 - 1e-9)
             least, best = torch.where(better, error, least), best.masked_fill(better, strength)
             if float(better.double().mean()) < ENOUGH:
                 break
     if not bool(best.any()):
         return Step(None, float(before.sum()), float(before.sum()))
-    whole = fit.plus(held)
+    whole = fit.plus(held_out)
     change = Change(torch.zeros_like(fit.xr.mT), torch.zeros_like(least), float(best[best > 0].median()))
     for strength in best[best > 0].unique().tolist():
         rows = best == strength
@@ -235,13 +235,13 @@ def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
     """Squares of what is missing and of the original's result, on held-out batches where there are; samples of all."""
     missing = whole = 0.0
     count = 0
-    several = any(m.held for m in members)
+    several = any(m.held_out for m in members)
     for member in members:
         every = slice(None)
         given = member.small.layout.outputs(member.small.args, member.result(), every, every)
         wanted = _wanted(pair, member, every, every)
         count += given.shape[1]
-        if member.held or not several:
+        if member.held_out or not several:
             missing += float((wanted - given).double().square().sum())
             whole += float(wanted.double().square().sum())
     return missing, whole, count
@@ -292,7 +292,7 @@ class _Work:
     def __init__(self, pair: Pair, members: list[Member], share: float, grams: Grams) -> None:
         self.pair, self.members, self.grams = pair, members, grams
         self.chosen = Chosen(share)
-        self.alone = not any(m.held for m in members)  # one batch: every fifth sample is held out
+        self.alone = not any(m.held_out for m in members)  # one batch: every fifth sample is held out
         self.device = members[0].small.x.device
 
     def start(self) -> Change:
@@ -315,11 +315,11 @@ class _Work:
                 missing = _wanted(self.pair, member, part, samples) - given
                 x, missing = x.to(kind), missing.to(kind)
                 if self.alone:
-                    held = torch.arange(x.shape[1], device=x.device) % 5 == 4
-                    yield part, x[:, ~held], missing[:, ~held], False
-                    yield part, x[:, held], missing[:, held], True
+                    held_out = torch.arange(x.shape[1], device=x.device) % 5 == 4
+                    yield part, x[:, ~held_out], missing[:, ~held_out], False
+                    yield part, x[:, held_out], missing[:, held_out], True
                 else:
-                    yield part, x, missing, member.held
+                    yield part, x, missing, member.held_out
 
     def sums(self, stacks: slice, block: slice, change: Change) -> list[Sums]:
         """Sums of the fitted and of the held-out samples, for some columns."""
@@ -333,11 +333,11 @@ class _Work:
         for mine, old in zip(made, known, strict=False):
             mine.xx, mine.x, mine.count = old.xx, old.x, old.count
         changed = bool(change.damping)
-        for part, x, missing, held in self.samples(stacks):
+        for part, x, missing, held_out in self.samples(stacks):
             if changed:
                 missing = missing - x @ change.weight[part].mT - change.constant[part][:, None]
             own = slice(part.start - stacks.start, part.stop - stacks.start)
-            made[held].add(own, x[:, :, block], missing, gram=not known)
+            made[held_out].add(own, x[:, :, block], missing, gram=not known)
         if whole:
             self.grams.keep(calls, made)
         return made

@@ -7,7 +7,7 @@ from typing import Any
 
 # Why a layer is left as it is.
 UNREACHED = "no calibration batch reached it"
-NOT_FINITE = "is given NaN or infinite values on the calibration data, or gives them"
+NOT_FINITE = "has NaN or infinite inputs or outputs on the calibration data"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recovery:
             lines.append(f"{method} changed {sum(layer.kept for layer in own)} of {len(own)} layers")
         if self.output is not None:
             lines.append(
-                f"recovery took the error of the outputs from {self.output[0]:.3g} to {self.output[1]:.3g}"
+                f"recovery changed the error of the outputs from {self.output[0]:.3g} to {self.output[1]:.3g}"
             )
         return [*lines, *self.notes]
 
@@ -78,7 +78,7 @@ class Recovery:
                 for layer in own
                 if layer.before is not None
             ]
-        lines += [f"left as it is: {name} ({reason})" for name, reason in self.skipped]
+        lines += [f"unchanged: {name} ({reason})" for name, reason in self.skipped]
         if self.output is not None:
             lines.append(f"outputs: error {self.output[0]:.3g} -> {self.output[1]:.3g}")
         return "\n".join([*lines, *self.notes])

@@ -59,7 +59,7 @@ class _Lockstep:
 
     def solve(self) -> None:
         """Run, and solve each pair on the way."""
-        told = self.task.told
+        recovery = self.task.recovery
         with prepared(), closing(track(self.found, "reconstructing layers", self.task.progress)) as steps:
             try:
                 self._start()
@@ -74,7 +74,7 @@ class _Lockstep:
                     for run in pair:
                         run.close()
         missed = [p for i, p in enumerate(self.found) if i not in self.solved and p.loses]
-        told.skipped += [(p.name, UNREACHED) for p in missed]
+        recovery.skipped += [(p.name, UNREACHED) for p in missed]
 
     def _start(self) -> None:
         dense, small = [p.dense for p in self.found], [p.small for p in self.found]
@@ -107,22 +107,22 @@ class _Lockstep:
             dense, small = self.runs[i]
             call = dense.to(pair.dense)
             if call is not None and small.call is not None:
-                members.append(Member(call, small.call, self.task.held[i]))
+                members.append(Member(call, small.call, self.task.held_out[i]))
         if len(members) < len(here) or not all(m.matches() for m in members):
             self.unmatched.append(pair)
             return
         members = [m for m in members if m.small.x.numel()]
-        if all(m.held for m in members):
-            members = [replace(m, held=False) for m in members]
+        if all(m.held_out for m in members):
+            members = [replace(m, held_out=False) for m in members]
         if not members:
             return
         try:
             change, said = self.settings.solve(pair, members, self.grams)
         except NotFinite:
-            self.task.told.skipped.append((pair.name, NOT_FINITE))
+            self.task.recovery.skipped.append((pair.name, NOT_FINITE))
             return
         if said is not None:
-            self.task.told.layers.append(said)
+            self.task.recovery.layers.append(said)
         if change is not None:
             self.task.changes.add(pair, change.weight, change.constant)
             for _, small in self.runs:
@@ -136,7 +136,7 @@ def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -
     wanted = []
     for pair in found:
         if pair.loses and len(pair.stacks) * pair.columns.shape[1] ** 2 > 4 * max(COLUMNS**2, ENTRIES):
-            task.told.skipped.append((pair.name, "is too wide to be solved from the original's inputs"))
+            task.recovery.skipped.append((pair.name, "is too wide to be solved from the original's inputs"))
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
@@ -163,10 +163,10 @@ class _Seen:
 
     def judged(self) -> tuple[Sums, Sums, float]:
         """Sums to fit, sums to judge by, and the squares of the results there; all of them where either has none."""
-        fit, held = self.sums
-        if bool(fit.count.sum()) and bool(held.count.sum()):
-            return fit, held, self.whole[1]
-        both = fit.plus(held)
+        fit, held_out = self.sums
+        if bool(fit.count.sum()) and bool(held_out.count.sum()):
+            return fit, held_out, self.whole[1]
+        both = fit.plus(held_out)
         return both, both, sum(self.whole)
 
 
@@ -190,18 +190,18 @@ def _solve_at_once(task: Task, found: list[Pair], settings: Reconstruction) -> N
         watch.run(batch)
     for pair in found:
         if pair not in seen:
-            task.told.skipped.append((pair.name, UNREACHED))
+            task.recovery.skipped.append((pair.name, UNREACHED))
             continue
-        fit, held, whole = seen[pair].judged()
+        fit, held_out, whole = seen[pair].judged()
         try:
-            step = choose(fit, held, pair.shift is not None, settings.damping)
+            step = choose(fit, held_out, pair.shift is not None, settings.damping)
         except NotFinite:
-            task.told.skipped.append((pair.name, NOT_FINITE))
+            task.recovery.skipped.append((pair.name, NOT_FINITE))
             continue
         before, after = (error / max(whole, 1e-300) for error in (step.before, step.after))
         kept = step.change is not None
         detail = f"damping {step.change.damping:g}, from the original's inputs" if step.change else ""
-        task.told.layers.append(LayerRecovery(pair.name, "reconstruction", before, after, kept, detail))
+        task.recovery.layers.append(LayerRecovery(pair.name, "reconstruction", before, after, kept, detail))
         if step.change is not None:
             task.changes.add(pair, step.change.weight, step.change.constant)
 

@@ -67,8 +67,8 @@ def estimate(task: Task) -> None:
                 model(*batch.args, **batch.kwargs)
     for (mean, variance), (first, second, count) in mode.sums.items():
         if not bool(torch.isfinite(first + second).all()):
-            task.told.skipped.append((mean, NOT_FINITE))
+            task.recovery.skipped.append((mean, NOT_FINITE))
             continue
         task.changes.set(mean, first / count)
         task.changes.set(variance, second / count)
-        task.told.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))
+        task.recovery.layers.append(LayerRecovery(mean, "statistics", None, None, True, f"{count} batches"))

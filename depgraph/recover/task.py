@@ -21,24 +21,26 @@ class Task:
         model: the original.
         changes: of the smaller model.
         batches: calibration.
-        told: what was done.
+        recovery: what was done.
         progress: as for `track`.
     """
 
     model: nn.Module
     changes: Changes
     batches: list[Batch]
-    told: Recovery = field(default_factory=Recovery)
+    recovery: Recovery = field(default_factory=Recovery)
     progress: bool | None = None
 
     @property
-    def held(self) -> list[bool]:
+    def held_out(self) -> list[bool]:
         """Which batches are held out: the last fifth, at least one where there are two."""
         count = len(self.batches)
-        held = max(1, count // 5) if count > 1 else 0
-        return [i >= count - held for i in range(count)]
+        held_out = max(1, count // 5) if count > 1 else 0
+        return [i >= count - held_out for i in range(count)]
 
     def each(self, text: str) -> Iterator[tuple[Batch, bool]]:
         """A copy of each batch, and whether it is held out; `text` is what a progress bar calls it."""
-        for batch, held in track(list(zip(self.batches, self.held, strict=True)), text, self.progress):
-            yield batch.copy(), held
+        for batch, held_out in track(
+            list(zip(self.batches, self.held_out, strict=True)), text, self.progress
+        ):
+            yield batch.copy(), held_out

@@ -60,7 +60,7 @@ def _heads(site: OpCall, q: Dims, k: Dims, v: Dims) -> Dims:
     heads_v = v[-3]
     if heads_k is None or heads_v is None or heads_v.size != heads_k.size or heads_q is None:
         if heads_k is not None or heads_v is not None:
-            raise ValueError("keys and values have other numbers of heads")
+            raise ValueError("keys and values have different numbers of heads")
         return [*lead, heads_q]
     site.same(heads_k, heads_v)
     shared, copies = site.algebra.factor(heads_q, heads_k.size)

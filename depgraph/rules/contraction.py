@@ -96,7 +96,7 @@ def grouped_matmul(site: OpCall) -> Dims:
 def _in_runs(site: OpCall, axis: Axis | None, length: int) -> None:
     """Indices of `axis` go in runs of `length` only."""
     if axis is None or axis.size == length:
-        site.lock(axis, "is as narrow as a kernel allows")
+        site.lock(axis, "is as narrow as the kernel allows")
         return
     _, run = site.algebra.factor(axis, axis.size // length)
-    site.lock(run, "is as narrow as a kernel allows")
+    site.lock(run, "is as narrow as the kernel allows")

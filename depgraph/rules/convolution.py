@@ -58,7 +58,7 @@ def _grouped(
     whole, inner = (near, far) if not transposed else (far, near)  # weight dim 0, weight dim 1
     if i == 1 or o == 1:
         group = Axis(groups)
-        site.counts(group, 6)
+        site.argument_is_size_of(group, 6)
         site.repaired(group)
         parts = {n: product([group, Axis(n)]) if n > 1 else group for n in {i, o}}
         site.same(x, parts[i])
@@ -68,7 +68,7 @@ def _grouped(
         if inner is not None:
             site.same(inner, factor.find().parts[1])
         return out, x
-    text = "every group of a convolution needs as many channels"
+    text = "every group of a convolution needs equally many channels"
     if x is None or whole is None:
         raise ValueError("a grouped convolution over one channel")
     inputs = site.algebra.segments(x, [i] * groups)

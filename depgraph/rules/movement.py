@@ -152,7 +152,7 @@ def _cut_equally(site: OpCall, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
     pieces = site.algebra.segments(axis, sizes)
     for piece in pieces:
         if piece.size == 1:
-            site.lock(piece, "is taken out by itself as a dim of size 1")
+            site.lock(piece, "is cut out as a dim of size 1")
     return [[*x[:d], p if p.size != 1 else None, *x[d + 1 :]] for p in pieces]
 
 
@@ -169,7 +169,7 @@ def split(site: OpCall) -> list[Dims]:
     if isinstance(site.args[1], (list, tuple)) or len(sizes) == 1:  # places of the cuts
         return out
     if len(set(sizes)) > 1:
-        site.lock(x[d], "is split into pieces of one size and a rest")
+        site.lock(x[d], "is split into pieces of one size and a remainder")
     elif sizes[0] > 1:
         axes = [dims[d] for dims in out]
         site.equal_counts([a for a in axes if a is not None], "is split into pieces of one size")
@@ -219,7 +219,7 @@ def _stride(site: OpCall, axis: Axis, start: int, stop: int, step: int, size: in
         site.lock(axis, "is sliced with a step")
         return None
     outer, inner = site.algebra.factor(axis, axis.size // step)
-    site.lock(inner, "is told apart by a slice with a step")
+    site.lock(inner, "is taken apart by a slice with a step")
     return outer
 
 

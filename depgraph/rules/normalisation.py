@@ -65,13 +65,13 @@ def group_norm(site: OpCall) -> list[Dims]:
         for size in (x[0], axis, *x[2:]):
             site.repaired(size)
     if axis is not None and axis.size == groups:  # one channel each
-        site.counts(axis, 6 if native else 1)
+        site.argument_is_size_of(axis, 6 if native else 1)
         site.repaired(axis)
         site.statistic(*x[2:])
         return _with_stats(site, x, x[:2])
     if axis is not None and groups > 1:
         blocks = site.algebra.segments(axis, [axis.size // groups] * groups)
-        site.equal_counts(blocks, "every group of a norm needs as many channels")
+        site.equal_counts(blocks, "every group of a norm needs equally many channels")
     site.statistic(*x[1:])
     return _with_stats(site, x, [x[0], site.fixed(groups, "numbers the groups of a norm")])
 

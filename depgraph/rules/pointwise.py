@@ -26,7 +26,7 @@ def pointwise(site: OpCall) -> list[Dims]:
     if not site.shapes:  # an assertion
         return []
     if not operands:
-        return site.lock_all("is drawn at random to a given size")
+        return site.lock_all("has the size of a random draw")
     out = site.broadcast(*operands)
     return [out if shape == site.shape else [site.fresh(n) for n in shape] for shape in site.shapes]
 

@@ -85,7 +85,7 @@ def along(site: OpCall) -> list[Dims]:
     x = site.dims(site.args[0])
     counts = site.name == "cumsum" and not record_of(site.node).dtype.is_floating_point
     if x and not counts:
-        site.lock(x[site.given("dim") % len(x)], f"is worked along in order by {site.node.target}")
+        site.lock(x[site.given("dim") % len(x)], f"is processed in order by {site.node.target}")
     return [list(x) for _ in site.shapes]
 
 

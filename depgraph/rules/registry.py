@@ -49,7 +49,7 @@ def op_rule(name: str, *, masked: Masked | None = None) -> Callable[[Rule], Rule
     """
     space, _, rest = name.partition("::")
     if not rest or space in ("aten", "prim", "prims"):
-        raise InputError(f"op_rule takes the name of an op of your own, such as 'mylib::op', not {name!r}")
+        raise InputError(f"op_rule takes the name of a custom op, such as 'mylib::op', not {name!r}")
 
     def register(function: Rule) -> Rule:
         REGISTRY[name] = function

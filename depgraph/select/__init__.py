@@ -71,7 +71,7 @@ def choose(
     limits = several("budgets", budgets, Budget, "depgraph.Budgets")
     for kind, given in request.amounts:
         if kind.cost is None:
-            raise InputError(f"{kind.name} is measured on runs of the model: give it to prune")
+            raise InputError(f"{kind.name} needs runs of the model: use it with prune")
         cost = kind.cost(graph)
         limits.append(
             Budget(kind.name, cost, kind.amount(given, cost.value(counts_of(graph, {}))), kind.show)

@@ -50,11 +50,11 @@ class Block:
         return [g.name for g in self.groups]
 
     @property
-    def pools(self) -> dict[Axis, list[Group]]:
+    def original_axes(self) -> dict[Axis, list[Group]]:
         """Axis of an original dim -> the groups that are fragments of it."""
         found: dict[Axis, list[Group]] = {}
         for g in self.groups:
-            found.setdefault(g.axis.pool, []).append(g)
+            found.setdefault(g.axis.original_axis, []).append(g)
         return found
 
     @property
@@ -78,11 +78,13 @@ def find_blocks(
     together = Unions(g.axis for g in groups)
     for p in relations:
         together.join(*(a for t in p for a in t))
-    pools: dict[Axis, Axis] = {}
+    originals: dict[Axis, Axis] = {}
     for axis in (g.axis for g in groups):
-        if axis.pool is not axis:
-            whole = axis.pool.find()
-            together.join(pools.setdefault(whole if whole.kind == ATOM else axis.pool, axis), axis)
+        if axis.original_axis is not axis:
+            whole = axis.original_axis.find()
+            together.join(
+                originals.setdefault(whole if whole.kind == ATOM else axis.original_axis, axis), axis
+            )
     by_axis = {g.axis: g for g in groups}
     rules: dict[Axis, list[Polynomial]] = {}
     for p in relations:
@@ -106,8 +108,8 @@ class Sequencer:
         block.moves = least_moves([g.axis for g in block.groups], relations)
 
     def order(self, block: Block, caps: Mapping[Axis, int]) -> None:
-        """Fill in the steps of `block`; `caps`: pool -> how many of its units may go, where fewer than all."""
-        left = {p: caps[p] for p in block.pools if p in caps}
+        """Fill in the steps of `block`; `caps`: original axis -> how many of its units may go, where fewer than all."""
+        left = {p: caps[p] for p in block.original_axes if p in caps}
         chosen, costs = self._repeat(block, left) if len(block.moves) == 1 else self._interleave(block, left)
         block.gone = {}
         for g in block.groups:
@@ -121,7 +123,7 @@ class Sequencer:
         """The one move of a block as often as it can be taken."""
         (move,) = block.moves
         times = min((a.size - max(self.floors.least[a], 1)) // n for a, n in move.items())
-        times = min([times, *(left[p] // n for p, n in _by_pool(move).items() if p in left)])
+        times = min([times, *(left[p] // n for p, n in _by_original_axis(move).items() if p in left)])
         total = np.zeros(times)
         for a, n in move.items():
             total += np.diff(self.sums[a][: times * n + 1 : n])
@@ -130,7 +132,7 @@ class Sequencer:
     def _interleave(self, block: Block, left: dict[Axis, int]) -> tuple[Integers, Scores]:
         """The cheapest of several moves again and again. What one costs changes with those that share an axis with it."""
         moves, gone = block.moves, dict.fromkeys((g.axis for g in block.groups), 0)
-        pools = [_by_pool(m) for m in moves]
+        originals = [_by_original_axis(m) for m in moves]
         needs = [[n for n in self.floors.needs if any(a in m for a in n)] for m in moves]
         users: dict[Axis, list[int]] = {a: [] for a in gone}
         for i, move in enumerate(moves):
@@ -140,7 +142,7 @@ class Sequencer:
 
         def fits(i: int) -> bool:
             move = moves[i]
-            if any(left[p] < n for p, n in pools[i].items() if p in left):
+            if any(left[p] < n for p, n in originals[i].items() if p in left):
                 return False
             if any(a.size - gone[a] - n < self.floors.least[a] for a, n in move.items()):
                 return False
@@ -163,7 +165,7 @@ class Sequencer:
             costs.append(cost)
             for a, n in moves[i].items():
                 gone[a] += n
-            for p, n in pools[i].items():
+            for p, n in originals[i].items():
                 if p in left:
                     left[p] -= n
             for j in {j for a in moves[i] for j in users[a]}:
@@ -173,9 +175,9 @@ class Sequencer:
         return np.array(chosen, dtype=np.int64), np.array(costs)
 
 
-def _by_pool(move: Move) -> dict[Axis, int]:
+def _by_original_axis(move: Move) -> dict[Axis, int]:
     """Axis of an original dim -> how many of its units a move takes."""
     out: dict[Axis, int] = {}
     for a, n in move.items():
-        out[a.pool] = out.get(a.pool, 0) + n
+        out[a.original_axis] = out.get(a.original_axis, 0) + n
     return out

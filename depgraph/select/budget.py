@@ -185,8 +185,8 @@ def _check_reachable(
         if reached > b.limit:
             held = "".join(f"\n  asked for: {line}" for line in selection.rules.notes[:5])
             raise BudgetError(
-                f"{b.name}={b.text(b.limit)} can't be reached: with every removable unit gone {b.text(reached)} remain "
-                f"of {b.text(whole)} ({reached / max(whole, 1e-300):.1%}){held}\n  what locks the rest:\n"
+                f"{b.name}={b.text(b.limit)} can't be reached: {b.text(reached)} remain "
+                f"of {b.text(whole)} ({reached / max(whole, 1e-300):.1%}) without the removable units{held}\n  what locks the rest:\n"
                 f"{lock_lines(selection.graph)}",
                 reached / max(b.limit, 1e-300),
             )
@@ -200,4 +200,4 @@ def lock_lines(graph: DependencyGraph) -> str:
 
 def nothing_text(graph: DependencyGraph) -> str:
     """Why nothing of a model can be removed: its largest locks."""
-    return f"no axis of this model can shrink; what locks it:\n{lock_lines(graph)}"
+    return f"no axis of this model can shrink:\n{lock_lines(graph)}"

@@ -169,9 +169,9 @@ def register_budget(kind: BudgetKind) -> BudgetKind:
     if not isinstance(kind, BudgetKind):
         raise InputError(f"register_budget takes a depgraph.BudgetKind, not {kind!r}")
     if not kind.name.isidentifier() or not kind.name.startswith("max_") or kind.name == "max_ratio":
-        raise InputError(f"a budget is named max_..., such as 'max_energy', not {kind.name!r}")
+        raise InputError(f"the name of a budget begins with max_, such as 'max_energy', not {kind.name!r}")
     if kind.name in BUDGETS:
-        raise InputError(f"there is a budget {kind.name!r} already: {BUDGETS[kind.name].what}")
+        raise InputError(f"budget {kind.name!r} exists already: {BUDGETS[kind.name].what}")
     if kind.cost is None and kind.calibrate is None:
         raise InputError(f"{kind.name} needs cost, a function from a graph to a Cost, or calibrate")
     BUDGETS[kind.name] = kind
@@ -185,7 +185,7 @@ def budget_kind(name: str) -> BudgetKind:
         InputError: there is none; those that there are are listed.
     """
     if name not in BUDGETS:
-        raise InputError(f"there is no budget {name!r}: give some of {', '.join(BUDGETS)}")
+        raise InputError(f"unknown budget {name!r}: the budgets are {', '.join(BUDGETS)}")
     return BUDGETS[name]
 
 

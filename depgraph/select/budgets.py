@@ -95,7 +95,7 @@ class Targets:
         if self.tried >= ROUNDS:
             if self.best is None:
                 raise BudgetError(
-                    f"{self.over} after {self.tried} plans: the machine's measurements do not settle"
+                    f"{self.over} after {self.tried} plans: measurements on this machine vary too much"
                 )
             return self.best
         try:

@@ -48,7 +48,7 @@ def choose_factors(
     coarse = partial(_coarse, graph, _summed_without_weight(graph))
     rank = _fine if (granularity or graph.granularity) == "fine" else coarse
     for group in sorted(graph.groups, key=rank):
-        fragment = group.axis.pool is not group.axis
+        fragment = group.axis.original_axis is not group.axis
         if group.axis not in passed_over and not rivals.get(group.axis, set()) & taken:
             if group.units > 1 or fragment:
                 taken.add(group.axis)

@@ -27,7 +27,7 @@ class Floors:
                     if axis is not None:
                         self._look(axis, seen, needs)
         for axis in self.least:
-            if axis.pool.find() is axis:
+            if axis.original_axis.find() is axis:
                 self.least[axis] = 1
         for axis, count in graph.state.at_least:
             self._hold(axis.find(), count)

@@ -23,8 +23,10 @@ from ..importance import Scores
 NORMALISATIONS = ("none", "mean", "sum", "max", "standard")
 
 
-def normalised(scores: Mapping[str, Scores], pools: Sequence[Sequence[str]], how: str) -> dict[str, Scores]:
-    """The scores of each pool of groups (by name) on one scale; see the module docstring.
+def normalised(
+    scores: Mapping[str, Scores], together: Sequence[Sequence[str]], how: str
+) -> dict[str, Scores]:
+    """Scores on one scale for each list of groups (by name) in `together`; see the module docstring.
 
     Raises:
         InputError: `how` is none of `NORMALISATIONS`.
@@ -32,9 +34,9 @@ def normalised(scores: Mapping[str, Scores], pools: Sequence[Sequence[str]], how
     if how not in NORMALISATIONS:
         raise InputError(f"normalise must be one of {', '.join(NORMALISATIONS)}, not {how!r}")
     out: dict[str, Scores] = {}
-    for pool in pools:
-        offset, scale = _scale(np.concatenate([scores[a] for a in pool]), how)
-        for a in pool:
+    for names in together:
+        offset, scale = _scale(np.concatenate([scores[a] for a in names]), how)
+        for a in names:
             out[a] = (scores[a] - offset) / scale
     return out
 

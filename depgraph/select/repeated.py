@@ -29,7 +29,7 @@ from .factors import Tie
 
 ONE: Polynomial = {(): 1}
 Ratio = tuple[Polynomial, Polynomial]  # numerator, denominator
-ALIKE = "keeps as many indices as its likes in repeated blocks (uniform)"
+ALIKE = "keeps as many indices as in the other repeated blocks (uniform)"
 
 
 def ties(graph: DependencyGraph) -> list[Tie]:
@@ -167,7 +167,7 @@ class _Fields:
 
     def _why(self, place: Any) -> Reason:
         name = ".".join(map(str, place[1:])) if place[0] == "attr" else place[1]
-        return Reason(f"is what the config must go on saying of {name} (uniform)")
+        return Reason(f"must stay what the config says of {name} (uniform)")
 
     def _solve(self, equations: list[tuple[Expr, Polynomial, Any]]) -> None:
         """Give every field a value: from the equation that it is alone in, or else the one that it has.

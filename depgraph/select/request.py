@@ -79,7 +79,7 @@ class Request:
             if name not in BUDGETS:
                 close = get_close_matches(name, [*arguments, *BUDGETS], 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the budgets are {', '.join(BUDGETS)}"
-                raise InputError(f"there is no argument {name!r}: {hint}")
+                raise InputError(f"unknown argument {name!r}: {hint}")
         everything = {**arguments, **(further or {})}
         own = {name: everything[name] for name in OPTIONS if name in everything}
         return cls(**own, budgets={n: everything[n] for n in BUDGETS if everything.get(n) is not None})

@@ -68,7 +68,7 @@ class Rules:
     Attributes:
         ratios: axis -> the ratio that the last name of its group says.
         owner: axis -> which of the scopes with a ratio its group belongs to.
-        caps: pool -> how many of its units may go.
+        caps: original axis -> how many of its units may go.
         notes: one line per floor or cap of the user's, for errors.
     """
 
@@ -86,7 +86,7 @@ def check_scope(scope: Any, ratio: Any, max_ratio: float | None) -> None:
     """
     if isinstance(ratio, Mapping):
         if not ratio:
-            raise InputError("pruning_ratio={} names nothing: give {glob: ratio}, or a number")
+            raise InputError("pruning_ratio={} is empty: give {glob: ratio}, or a number")
         for name, value in ratio.items():
             given_names(f"the keys of pruning_ratio={shown(ratio)}", [name])
             fraction(f"pruning_ratio[{name!r}]", value, zero=True)
@@ -120,7 +120,7 @@ def _check_one(scope: Any) -> None:
         raise InputError(f"scope must be a list of depgraph.Scope, not of {scope!r}")
     given_names(f"modules of {shown(scope)}", scope.modules)
     if scope.ratio is scope.at_least is scope.at_most_ratio is None:
-        raise InputError(f"{scope} says nothing: give ratio, at_least or at_most_ratio")
+        raise InputError(f"{scope} is empty: give ratio, at_least or at_most_ratio")
     if scope.ratio is not None:
         fraction(f"ratio of {scope}", scope.ratio, zero=True)
     if scope.at_most_ratio is not None:
@@ -146,18 +146,20 @@ def rules_of(
         scope: as in `choose`, checked.
         ratio: `pruning_ratio` there.
         max_ratio: the largest share of any group that may go.
-        lost: pool -> units that an earlier plan took: shares count them, too.
+        lost: original axis -> units that an earlier plan took: shares count them, too.
 
     Raises:
         InputError: a name that matches nothing in the model, or none of `groups` though it has a ratio; a floor above
             the units of a group.
     """
     rules = Rules()
-    pools: dict[Axis, int] = {}
+    originals: dict[Axis, int] = {}
     for g in groups:
-        pools[g.axis.pool] = pools.get(g.axis.pool, lost.get(g.axis.pool, 0)) + g.units
+        originals[g.axis.original_axis] = (
+            originals.get(g.axis.original_axis, lost.get(g.axis.original_axis, 0)) + g.units
+        )
     if max_ratio is not None:
-        rules.caps = {p: _share(max_ratio, n) for p, n in pools.items()}
+        rules.caps = {p: _share(max_ratio, n) for p, n in originals.items()}
     if isinstance(ratio, Mapping):
         for pattern, value in ratio.items():
             for g in _groups_named(graph, groups, pattern, "pruning_ratio"):
@@ -169,7 +171,7 @@ def rules_of(
         for a, g in found.items():
             if one.ratio is not None:
                 rules.owner[a] = i
-            _cap(rules, one, g, pools[g.axis.pool])
+            _cap(rules, one, g, originals[g.axis.original_axis])
     rules.caps = {p: max(0, n - lost.get(p, 0)) for p, n in rules.caps.items()}
     return rules
 
@@ -178,13 +180,13 @@ def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: Name
     """The groups whose units the tensors that `pattern` names produce."""
     hit, known = named(graph, pattern)
     if not known:
-        raise InputError(f"{needed or 'scope'} names nothing in this model: {pattern!r}\n{NAMING}")
+        raise InputError(f"{needed or 'scope'} matches nothing in this model: {pattern!r}\n{NAMING}")
     hit = {graph.trace.aliases.get(n, n) for n in hit}
     found = [g for g in groups if any(m.name in hit and m.role == "produces" for m in g.members)]
     found = found or [g for g in groups if g.members[0].name in hit]
     if needed and not found:
         reasons = {f.reason for f in graph.frozen if f.name in hit}
-        why = "; ".join(sorted(map(str, reasons))[:3]) or "what it names produces no units of its own"
+        why = "; ".join(sorted(map(str, reasons))[:3]) or "it produces no units of its own"
         raise InputError(f"{needed} names {pattern!r}, where nothing can be removed: {why}")
     return found
 
@@ -203,9 +205,11 @@ def _cap(rules: Rules, scope: Scope, group: Group, units: int) -> None:
         rules.notes.append(f"{group.name}: at least {least:,} of {units:,} units")
     if scope.at_most_ratio is not None:
         may_go = min(may_go, _share(scope.at_most_ratio, units))
-        rules.notes.append(f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may go")
-    pool = group.axis.pool
-    rules.caps[pool] = min(rules.caps.get(pool, units), may_go)
+        rules.notes.append(
+            f"{group.name}: at most {scope.at_most_ratio:.0%} of {units:,} units may be removed"
+        )
+    original = group.axis.original_axis
+    rules.caps[original] = min(rules.caps.get(original, units), may_go)
 
 
 def _share(ratio: float, units: int) -> int:

@@ -66,7 +66,7 @@ class Selection:
             normalise: as there.
             ties: further constraints on counts.
             threshold: take the units whose normalised score is below this, instead of a ratio.
-            lost: pool -> units that an earlier plan took: ratios, caps and floors count them, too.
+            lost: original axis -> units that an earlier plan took: ratios, caps and floors count them, too.
             granularity: which factor of a product is cut, "coarse" or "fine"; None: as the graph says.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
@@ -77,8 +77,8 @@ class Selection:
         relations = [r for r in relations if all(a in self._names for t in r for a in t)]
         alike: dict[tuple[Any, ...], list[str]] = {}
         for g in groups:
-            fragment = g.axis.pool is not g.axis
-            key = (g.axis.pool, structure(graph, g) if fragment else ())
+            fragment = g.axis.original_axis is not g.axis
+            key = (g.axis.original_axis, structure(graph, g) if fragment else ())
             alike.setdefault(key, []).append(g.name)
         ranked = normalised(scores, list(alike.values()), normalise)
         self.order = {g.axis: np.argsort(scores[g.name], kind="stable") for g in groups}
@@ -98,7 +98,7 @@ class Selection:
         self._index()
 
     def _arrange(self, block: Block, caps: Mapping[Axis, int]) -> None:
-        """Put the moves of `block` in order, under `caps` (pool -> units that may go) and what was asked."""
+        """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and what was asked."""
         both = dict(self.rules.caps)
         both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
         self._sequencer.order(block, both)
@@ -131,8 +131,8 @@ class Selection:
             apart = len(set().union(*terms)) > 1
             if any(len(t) > 1 for t in terms) or (apart and axis.find().size % number):
                 raise InputError(
-                    f"the {axis.find().size} indices of {place} belong to groups that are chosen apart: they can't be kept "
-                    f"a multiple of {number}\n  fix: state it of each of these groups"
+                    f"the {axis.find().size} indices of {place} belong to independently pruned groups: they can't be "
+                    f"kept at a multiple of {number}\n  fix: state it for each of these groups"
                 )
 
     def _allowed(self, block: Block) -> Integers:
@@ -212,7 +212,7 @@ class Selection:
             block = self.blocks[i]
             caps = {
                 p: self._to_go(ratio, sum(g.units for g in gs), self.lost.get(p, 0))
-                for p, gs in block.pools.items()
+                for p, gs in block.original_axes.items()
             }
             self._arrange(block, caps)
             steps[i] = block.allowed[-1]
@@ -221,7 +221,7 @@ class Selection:
         owner = np.repeat(np.array(field.blocks), [len(b.scores) for b in blocks])
         order = np.argsort(np.concatenate([b.scores for b in blocks]), kind="stable")
         taken = np.cumsum(np.concatenate([b.taken for b in blocks])[order])
-        gone = sum(self.lost.get(p, 0) for b in blocks for p in b.pools)
+        gone = sum(self.lost.get(p, 0) for b in blocks for p in b.original_axes)
         wanted = self._to_go(ratio, sum(b.units for b in blocks), gone)
         n = int(np.searchsorted(taken, wanted, side="right"))
         reached = np.bincount(owner[order[:n]], minlength=len(steps))

@@ -27,10 +27,10 @@ class Document:
 
     Attributes:
         plans: what made the model, in the order in which it is applied.
-        tensors: name -> `Entry`, for parameters, buffers and held tensors; tied ones once.
+        tensors: name -> `Entry`, for parameters, buffers and attribute tensors; tied ones once.
         ties: further name of a tied tensor -> its name in `tensors`.
         views: name of a tensor that is an object of its own with the memory of another one -> the name of that.
-        held: name of a tensor that is a plain attribute -> (module path, keys from its attributes on), the places.
+        attribute_tensors: name of a tensor in a plain attribute -> (module path, keys from its attributes on), the places.
         frozen: parameters that do not require grad.
         training: module paths that are in train mode where the model is in eval mode, or the other way round; the
             model itself is "".
@@ -43,7 +43,7 @@ class Document:
     tensors: dict[str, Entry] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
-    held: dict[str, list[tuple[str, tuple[int | str, ...]]]] = field(default_factory=dict)
+    attribute_tensors: dict[str, list[tuple[str, tuple[int | str, ...]]]] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
     training: list[str] = field(default_factory=list)
     extra_state: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,10 @@ class Document:
             "tensors": {name: _row(entry) for name, entry in self.tensors.items()},
             "ties": self.ties,
             "views": self.views,
-            "held": {name: [[p, list(keys)] for p, keys in places] for name, places in self.held.items()},
+            "held": {
+                name: [[p, list(keys)] for p, keys in places]
+                for name, places in self.attribute_tensors.items()
+            },
             "frozen": self.frozen,
             "training": self.training,
             "extra_state": self.extra_state,
@@ -97,7 +100,7 @@ def open_folder(folder: Path) -> Document:
     try:
         path = checked(folder, FILE_NAME)
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{FILE_NAME} has {path.stat().st_size:,} bytes, more than any plan")
+            raise ValueError(f"{FILE_NAME} has {path.stat().st_size:,} bytes, too large for a plan")
         text = path.read_bytes().decode("utf-8")
         first, _, rest = text.partition("\n")
         data = parse(text)
@@ -105,7 +108,7 @@ def open_folder(folder: Path) -> Document:
         raise StoreError(listed(title, [str(error)])) from error
     problems: list[str] = []
     if first != _first_line(rest):
-        problems.append(f"{FILE_NAME} has changed since it was written: its checksum is another")
+        problems.append(f"{FILE_NAME} was changed after it was written: checksum mismatch")
     document = _document(data, problems)
     problems += differences(folder, document.tensors, document.files())
     if problems:
@@ -133,12 +136,12 @@ def _document(data: Any, problems: list[str]) -> Document:
     for name, row in fields.get("tensors", dict).items():
         entry = _entry(row)
         if entry is None:
-            problems.append(f"{FILE_NAME}: {name!r:.60} is described by {row!r:.80}, which is no tensor")
+            problems.append(f"{FILE_NAME}: {name!r:.60} has an invalid description, {row!r:.80}")
         else:
             document.tensors[name] = entry
     for name, places in fields.get("held", dict).items():
         if name in document.tensors and _are_places(places):
-            document.held[name] = [(path, tuple(keys)) for path, keys in places]
+            document.attribute_tensors[name] = [(path, tuple(keys)) for path, keys in places]
         else:
             problems.append(f"{FILE_NAME}: {name!r:.60} can't be held at {places!r:.80}")
     for what, table in (("tied to", document.ties), ("a view of", document.views)):

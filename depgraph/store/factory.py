@@ -29,12 +29,12 @@ def resolved(factory: Any) -> Factory:
     """
     if isinstance(factory, nn.Module):
         raise InputError(
-            "factory is a model: pass a function that builds the original, or use apply(model, plan) on this one"
+            "factory is a model: give a function that builds the original, or call apply(model, plan)"
         )
     if isinstance(factory, str):
         module, colon, name = factory.partition(":")
         if not (module and colon and name):
-            raise InputError(f"factory {factory!r} is not written as 'package.module:function'")
+            raise InputError(f"factory {factory!r} is not of the form 'package.module:function'")
         try:
             found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         except Exception as error:  # what importing runs may raise anything
@@ -71,7 +71,7 @@ def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, boo
     except Exception as error:
         raise StoreError(f"the factory failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise StoreError(f"the factory returned no module but {model!r:.80}")
+        raise StoreError(f"the factory must return a module, not {model!r:.80}")
     return model, made is not None and all(m in made for m in model.modules())
 
 

@@ -115,12 +115,12 @@ def _sweep(folder: Path, stem: str) -> None:
 
 def _check_replaceable(folder: Path, mark: str) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise StoreError(f"{folder} is there and is no folder")
+        raise StoreError(f"{folder} exists and is not a folder")
     if not folder.exists():
         return
     if any(folder.iterdir()) and not (folder / mark).is_file():
         raise StoreError(
-            f"{folder} has files in it and no {mark}, so depgraph did not write it\n  fix: save into a new folder"
+            f"{folder} has files but no {mark}, so depgraph did not write it\n  fix: save into a new folder"
         )
     here = Path.cwd()
     if any(folder.samefile(p) for p in (here, *here.parents)):

@@ -52,7 +52,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     document = open_folder(path)
     if takes_config(make):
         if document.config is None:
-            raise StoreError(f"the factory wants a config, and none was saved in {path}")
+            raise StoreError(f"the factory takes a config, and none was saved in {path}")
         config, inner = document.config, make
 
         def make() -> nn.Module:
@@ -106,12 +106,12 @@ class _Loader:
 
     def prepare(self, device: str) -> nn.Module:
         """The smaller model without its values, built on `device`; all that the folder has fits into it."""
-        title = f"{self.folder} is not of the model that the factory builds:"
+        title = f"{self.folder} does not fit the model that the factory builds:"
         model, ours = build(self.make, device)
         self.built = True
         if any(is_distributed(module) for module in model.modules()):
             raise StoreError(
-                "the factory returns a DistributedDataParallel, which reduces the gradients of the parameters it was made "
+                "the factory returns a DistributedDataParallel, which reduces the gradients of the parameters it was created "
                 "with\n  fix: let it return the module, and wrap what load returns"
             )
         try:
@@ -130,7 +130,7 @@ class _Loader:
         tensors, (named, _), frozen = self.values, _named(model), set(self.document.frozen)
         paths = _paths(model)
         assign(model, named, {n: _like(named[n], tensors[n], n not in frozen) for n in named})
-        for name, places in self.document.held.items():
+        for name, places in self.document.attribute_tensors.items():
             for place, keys in places:
                 if (setter := _setter(model, paths[place], keys)) is not None:
                     setter(tensors[name])
@@ -144,22 +144,22 @@ class _Loader:
     def differences(self, named: dict[str, Tensor], ties: dict[str, str]) -> list[str]:
         """Where the model has other parameters and buffers than the folder."""
         document = self.document
-        entries = {n: e for n, e in document.tensors.items() if n not in document.held}
+        entries = {n: e for n, e in document.tensors.items() if n not in document.attribute_tensors}
         entries |= {n: document.tensors[first] for n, first in document.views.items()}
         problems = [f"{n!r:.80} is in the folder, not in the model" for n in entries.keys() - named.keys()]
         problems += [f"{n!r:.80} is in the model, not in the folder" for n in named.keys() - entries.keys()]
         for name in named.keys() & entries.keys():
             problems += _unlike(name, named[name], entries[name])
         if ties != document.ties:
-            problems.append("other tensors are tied in the model than in the folder")
+            problems.append("the model ties other tensors than the folder")
         return sorted(problems)
 
     def misplaced(self, model: nn.Module) -> list[str]:
-        """The held tensors of the folder that the model has no place for."""
+        """The attribute tensors of the folder that the model has no place for."""
         paths = _paths(model)
         return [
             f"{name!r:.80}: the model has no attribute {'.'.join(map(str, (place, *keys))):.80}"
-            for name, places in self.document.held.items()
+            for name, places in self.document.attribute_tensors.items()
             for place, keys in places
             if place not in paths or _setter(model, paths[place], keys) is None
         ]

@@ -92,7 +92,7 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
     if isinstance(given, PruneResult):
         return model, (*given.before, given.plan)
     raise InputError(
-        "no plan is known of this model: it is no result of prune, apply or load, or a copy of one\n"
+        "the plans of this model are not known: it was not returned by prune, apply or load, or is a copy\n"
         "  fix: save the PruneResult, or pass plans=[result.plan]"
     )
 
@@ -114,9 +114,7 @@ def described(
     }
     plans = [fitted(plan, model) for plan in plans]
     problems = _differences(named, ties, plans, held)
-    problems += [
-        "what a plan says was asked for can't be said in JSON" for p in plans if not _is_json(p.asked)
-    ]
+    problems += ["the request in a plan can't be written as JSON" for p in plans if not _is_json(p.request)]
     views = on_one_memory(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
@@ -124,7 +122,7 @@ def described(
         plans=plans,
         ties=ties,
         views=views,
-        held={name: found.places for name, found in held.items()},
+        attribute_tensors={name: found.places for name, found in held.items()},
         frozen=[n for n, p in model.named_parameters() if not p.requires_grad],
         training=([""] if model.training else [])
         + [p for p, m in model.named_modules() if p and m.training != model.training],
@@ -156,7 +154,7 @@ def _differences(
         for n, t in named.items()
         if n in last.shapes and tuple(t.shape) != last.new_shape(n)
     ]
-    return sorted(problems) + (["other tensors are tied than in its plan"] if ties != last.aliases else [])
+    return sorted(problems) + (["it ties other tensors than its plan"] if ties != last.aliases else [])
 
 
 def _unfit(name: str, tensor: Tensor) -> list[str]:
@@ -165,7 +163,7 @@ def _unfit(name: str, tensor: Tensor) -> list[str]:
     if tensor.layout is not torch.strided:
         return [f"{name!r} is {tensor.layout}"]
     if type(tensor) is not Tensor and not isinstance(tensor, (nn.Parameter, nn.Buffer)):
-        return [f"{name!r} is a {type(tensor).__name__}, which may be more than its numbers"]
+        return [f"{name!r} is a {type(tensor).__name__}, a subclass whose state may be more than its values"]
     return [] if tensor.dtype in NAMES else [f"{name!r} is {tensor.dtype}"]
 
 
@@ -186,7 +184,7 @@ def _extra_state(model: nn.Module, problems: list[str]) -> dict[str, Any]:
         found[path] = _as_json(state)
         if found[path] is None and state is not None:
             problems.append(
-                f"the extra state of {path or 'the model'!r} can't be said in JSON: {state!r:.80}"
+                f"the extra state of {path or 'the model'!r} can't be written as JSON: {state!r:.80}"
             )
     return found
 

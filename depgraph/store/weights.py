@@ -130,9 +130,7 @@ def read(folder: Path, entries: Mapping[str, Entry], problems: list[str]) -> dic
         for name, tensor in _in_file(folder, file, mine, problems):
             entry = mine[name]
             if _crc32(tensor) != entry.crc32:
-                problems.append(
-                    f"{name!r} in {file} has changed since it was written: its checksum is another"
-                )
+                problems.append(f"{name!r} in {file} was changed after it was written: checksum mismatch")
                 continue
             whole = torch.view_as_complex(tensor) if entry.dtype.is_complex else tensor
             if entry.stride is not None:

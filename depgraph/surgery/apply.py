@@ -66,10 +66,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     a_module("model", model)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     flag("inplace", inplace)
-    plan, held = fitted(plan, model), attribute_tensors(model)
-    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in held.items()}}
-    one = on_one_memory({name: t for name, t in tensors.items() if name not in held})
-    _check(model, plan, tensors, tensors.keys() - held.keys(), one)
+    plan, attributes = fitted(plan, model), attribute_tensors(model)
+    tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in attributes.items()}}
+    one = on_one_memory({name: t for name, t in tensors.items() if name not in attributes})
+    _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
     if inplace:  # what fails must fail before anything changes
         check_changeable(model)
         _check_reached(model, {id(tensors[name]) for name in plan.cuts})
@@ -78,8 +78,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     if inplace:
         small = model
         assign(model, tensors, new)
-        for name in new.keys() & held.keys():
-            for path, keys in held[name].places:
+        for name in new.keys() & attributes.keys():
+            for path, keys in attributes[name].places:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
         small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
@@ -136,7 +136,7 @@ def _check(
         place = _place(_module(model, repair.path), [repair.name, *repair.keys])
         number = None if place is None else numbers.get((id(place[0]), place[1]), place[2])
         if place is None or type(number) is not int:
-            wrong.append(f"{where!r}, which the plan sets, is no number of this model")
+            wrong.append(f"{where!r}, which the plan sets, is not a number in this model")
             continue
         if repair.old is not None and number not in (repair.old, repair.value):
             wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")

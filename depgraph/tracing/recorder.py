@@ -160,13 +160,16 @@ class Recorder:
     """Collects nodes; the two modes and the module wrapper write into it."""
 
     def __init__(
-        self, names: dict[int, str], held: set[str], outside: Mapping[int, str] = MappingProxyType({})
+        self,
+        names: dict[int, str],
+        attribute_tensors: set[str],
+        outside: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        """`names`: id of a skeleton's tensor -> canonical name; those in `held` are neither parameters nor buffers.
+        """`names`: id of a skeleton's tensor -> its name; those in `attribute_tensors` are neither parameters nor buffers.
 
         `outside`: likewise for the tensors of the model itself, which nothing in a skeleton may lead to.
         """
-        self.held, self.outside = held, outside
+        self.attribute_tensors, self.outside = attribute_tensors, outside
         self.run = next(_runs)
         self.outside_reads: dict[str, str] = {}  # name -> where it was read
         self.graph = torch.fx.Graph()
@@ -239,7 +242,7 @@ class Recorder:
         if self.patience == math.inf:
             return func(*args, **kwargs)
         if self.patience < 0:
-            raise TimeoutError("the run on real tensors takes long: fake ones will be faster")
+            raise TimeoutError("real tensors take long: fake ones will be faster")
         start = time.thread_time()
         out = func(*args, **kwargs)
         self.patience -= time.thread_time() - start - FAKE_CALL
@@ -268,7 +271,7 @@ class Recorder:
             self.constants[name] = tensor.detach().clone() if tensor.numel() < 1 << 20 else tensor
             kind = "constant"
         else:
-            kind = "attribute" if name in self.held else "tensor"
+            kind = "attribute" if name in self.attribute_tensors else "tensor"
         node = self.graph.create_node("get_attr", name.replace(".", "_"), (), {}, name=None)
         node.target = name
         write_record(node, [tensor], kind=kind, module=self.stack[-1][0], source=source_line())

@@ -86,7 +86,7 @@ _NUMBERS = frozenset((int, float, bool, str, type(None)))
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and held tensors by name, tied ones once."""
+    """Parameters, buffers and attribute tensors by name, tied ones once."""
     return {**named_tensors(model)[0], **{name: h.tensor for name, h in attribute_tensors(model).items()}}
 
 

@@ -46,7 +46,7 @@ class Trace:
         aliases: every other name of a tied parameter or buffer -> its canonical name.
         unreached: canonical names that the run did not use.
         constants: tensors that are in no module, by a name made up for them.
-        held: names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them.
+        attribute_tensors: names of tensors that are plain attributes of modules; in `tensors`, too, where a run read them.
         values: all of these by name; the user's own, not copies.
         size_uses: numbers given to ops that repeat a size.
         scalar_uses: numbers that ops compute with.
@@ -70,7 +70,7 @@ class Trace:
     aliases: dict[str, str]
     unreached: list[str]
     constants: dict[str, torch.Tensor]
-    held: set[str]
+    attribute_tensors: set[str]
     values: dict[str, torch.Tensor]
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
@@ -198,7 +198,7 @@ def _recorded(
     """
     tensors, aliases = named_tensors(model)
     every = all_tensors(model)
-    held = every.keys() - tensors.keys()
+    attribute_tensors = every.keys() - tensors.keys()
     with ExitStack() as stack:
         mode: Any = nullcontext()
         kept = WriteGuard(() if fake else model.parameters())
@@ -214,7 +214,9 @@ def _recorded(
             examples = map_tensors(examples, torch.clone)
         twin = skeleton(model, stand_in)
         outside = {id(t): name for name, t in tensors.items() if stand_in[id(t)] is not t}
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held, outside)
+        recorder = Recorder(
+            {id(stand_in[id(t)]): name for name, t in every.items()}, attribute_tensors, outside
+        )
         if tracked:
             sizes.track_attributes(twin, recorder.run)
         if tracked and literals:
@@ -301,7 +303,7 @@ def _written_down(
         aliases=aliases,
         unreached=[name for name in tensors if name not in recorder.tensors],
         constants=recorder.constants,
-        held=recorder.held,
+        attribute_tensors=recorder.attribute_tensors,
         values={**every, **recorder.constants},
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,

@@ -232,7 +232,7 @@ def check_unsharded(model: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
         spread is not None and any(isinstance(t, spread) for t in tensors)
     ):
         raise InputError(
-            "the parameters of this model are sharded over processes (FSDP, DTensor): no process has what must be cut\n"
+            "the parameters of this model are sharded over processes (FSDP, DTensor): no process has all of their entries\n"
             "  fix: prune the model before it is sharded, or apply the plan to the unsharded checkpoint"
         )
 
@@ -241,6 +241,6 @@ def check_changeable(model: nn.Module) -> None:
     """Refuse to change a model in place where something outside holds on to its parameters."""
     if any(is_distributed(m) for m in model.modules()):
         raise InputError(
-            "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was made "
-            "with\n  fix: prune model.module in place and wrap it again, or take the result of inplace=False"
+            "inplace=True can't change a DistributedDataParallel: it reduces the gradients of the parameters it was created "
+            "with\n  fix: prune model.module in place and wrap it again, or use inplace=False"
         )

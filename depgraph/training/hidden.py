@@ -76,8 +76,8 @@ class Projection:
     def _project(self, name: str, call: int, shape: tuple[int, ...], aim: Tensor, batch: Batch) -> Tensor:
         if self.plan is None:
             raise InputError(
-                f"{name} returns {shape} in the model and {tuple(aim.shape)} in the teacher: give plan=..., which says "
-                "which channels were kept"
+                f"{name} returns {shape} in the model and {tuple(aim.shape)} in the teacher: give plan=..., which has "
+                "the channels that were kept"
             )
         if self.kept is None:
             self.kept = self._look(batch)
@@ -87,7 +87,7 @@ class Projection:
         if tuple(aim.shape) != shape:
             raise InputError(
                 f"{name} returns {shape} in the model; the plan makes {tuple(aim.shape)} of the teacher's output there: is "
-                "it the plan from this teacher to this model?"
+                "it the plan that made this model from this teacher?"
             )
         return aim
 
@@ -100,7 +100,7 @@ class Projection:
                 _, run = masked_outputs(self.teacher, self.plan or Plan(), inputs)
         except Unfollowed as error:
             raise InputError(
-                f"hidden states can't be projected: what {error} does to removed channels is not known"
+                f"hidden states can't be projected: the effect of {error} on removed channels is not known"
             ) from error
         found: dict[str, list[list[Tensor | None]]] = {name: [] for name in self.names}
         for name, outputs in seen.items():

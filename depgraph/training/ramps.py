@@ -73,11 +73,11 @@ def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
     def removed(t: float, share: float) -> float:
         way = ramp(t)
         if not isinstance(way, (int, float)) or not 0 <= way <= 1 or not isfinite(way):
-            raise InputError(f"ramp({t}) gave {way!r}: a share of the way, 0 to 1, is needed")
+            raise InputError(f"ramp({t}) gave {way!r}: a share from 0 to 1 is needed")
         return share * way
 
     if removed(1.0, 1.0) != 1.0:
-        raise InputError("ramp(1.0) must give 1.0: the way ends with all that is to be removed")
+        raise InputError("ramp(1.0) must give 1.0: the last step removes everything")
     return removed
 
 

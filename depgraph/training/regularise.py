@@ -106,7 +106,7 @@ class Slimming:
         ]
         if not self._scales:
             raise InputError(
-                "no batch norm of this model scales a channel that can be pruned: slimming has nothing to act on\n"
+                "no batch norm of this model scales a channel that can be pruned: slimming has no effect\n"
                 "  fix: use GroupLasso, which looks at all weights of a unit"
             )
 
@@ -157,8 +157,8 @@ class GrowingRegularisation:
             if name in plan.cuts and isinstance(parameter, nn.Parameter) and parameter.is_floating_point():
                 if tuple(parameter.shape) != plan.shapes[name]:
                     raise PlanError(
-                        f"{name!r} has shape {tuple(parameter.shape)}, the plan is for {plan.shapes[name]}: growing "
-                        "regularisation acts before anything is removed"
+                        f"{name!r} has shape {tuple(parameter.shape)}, the plan is for {plan.shapes[name]}: use growing "
+                        "regularisation before anything is removed"
                     )
                 self._gone.append((parameter, ~plan.mask(name).to(parameter.device)))
         if not self._gone:

@@ -52,7 +52,7 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
             continue
         shape, cut = plan.shapes.get(name), plan.cuts.get(name)
         if shape != tuple(early.shape):
-            problems.append(f"{name!r} has initially shape {tuple(early.shape)}, the plan is for {shape}")
+            problems.append(f"{name!r} had the initial shape {tuple(early.shape)}, the plan is for {shape}")
         elif plan.new_shape(name) != tuple(now.shape):
             problems.append(f"{name!r} has shape {tuple(now.shape)}, the plan makes {plan.new_shape(name)}")
         else:

@@ -213,7 +213,7 @@ class GradualPruner:
             history = [Tried(*t) for t in state["history"]]
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
-                f"this is no state of a GradualPruner: {type(error).__name__}: {error}"
+                f"this is not the state of a GradualPruner: {type(error).__name__}: {error}"
             ) from error
         model = apply(self._original, plan) if plan.cuts else self._original
         self._good, self._trial = _State(model, plan, way), None
@@ -255,7 +255,7 @@ class GradualPruner:
         """Keep the model that was trained, or give it up."""
         if self._trial is None:
             if model is not self._good.model:
-                raise InputError("step takes the model that the last step returned; at first the original")
+                raise InputError("step takes the model that the last step returned, or the original at first")
             if self.score is not None and self._dense is None:
                 self._dense = score_of(self.score, model)
             return
@@ -382,7 +382,7 @@ def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict
         whole_number(name, value, least)
     refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
-        raise InputError(f"pruning step by step takes no {', '.join(sorted(refused))}")
+        raise InputError(f"pruning step by step does not take {', '.join(sorted(refused))}")
     if score is not None:
         function("score", score, "model")
     if max_drop is None:

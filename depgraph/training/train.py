@@ -138,7 +138,7 @@ def distill(
     hidden = several("hidden", (hidden,) if isinstance(hidden, str) else hidden, str, "module paths")
     for name in hidden:
         if not all(has_module(m, name) for m in (model, teacher)):
-            raise InputError(f"hidden names no module of both models: {name!r}")
+            raise InputError(f"hidden names a module that is not in both models: {name!r}")
     if loss is not None:
         function("loss", loss, "output", "target")
     match = Projection(teacher, plan, hidden)
@@ -199,8 +199,8 @@ def _fit(
         id(p) for p in model.parameters()
     }:
         raise InputError(
-            "the optimizer has no parameter of this model\n  fix: make it of model.parameters(), or carry the one of the "
-            "original over: plan.apply_to_optimizer(optimizer, original, model)"
+            "the optimizer has no parameter of this model\n  fix: make it of model.parameters(), or keep that of the "
+            "original: plan.apply_to_optimizer(optimizer, original, model)"
         )
     done, keeper, device = Training(), _Best(model), _device(model)
     with in_mode(model, True):
@@ -250,12 +250,8 @@ def _passes(
                     break
         if empty:
             raise InputError(
-                "data holds no batches"
-                + (
-                    f" in pass {n + 1}: give a list or a DataLoader, which can be gone through again"
-                    if n
-                    else ""
-                )
+                "data has no batches"
+                + (f" in pass {n + 1}: give a list or a DataLoader, which can be iterated again" if n else "")
             )
         yield _End()
         if left == 0:

@@ -18,7 +18,7 @@ from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
 from ..base.inputs import Examples, fresh_inputs
 from ..base.running import CallMode, WriteGuardMode
-from ..base.switches import eagerly, same_random_state, without_fast_attention
+from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
 from ..base.values import map_tensors, output_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
@@ -86,7 +86,7 @@ def masked_outputs(
         with (
             torch.no_grad(),
             eagerly(),
-            torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+            without_mkldnn(),
             without_fast_attention(),
             nothing_kept(model),
             run,
@@ -117,7 +117,7 @@ def deviation(got: Any, wanted: Any) -> float:
         x, y = x.detach(), y.detach()
         fine = torch.isfinite(y)
         if not torch.equal(torch.isfinite(x), fine):
-            raise VerificationError("outputs are not finite in different places")
+            raise VerificationError("outputs are NaN or infinite in different places")
         scale = y[fine].abs().max() if fine.any() else torch.ones(())
         difference = (x[fine] - y[fine]).abs().max() if fine.any() else torch.zeros(())
         worst = max(worst, float(difference / scale.clamp(min=1e-30)))
@@ -191,7 +191,7 @@ def _verify_one(
                 model,
                 small,
                 example_inputs,
-                f"values differ, but what {unknown} make of removed entries is not known",
+                f"values differ, but the effect of {unknown} on removed entries is not known",
             )
         if not error_ <= limit:
             raise VerificationError(

@@ -30,7 +30,7 @@ def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
 def in_double(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only."""
     wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
-    return DOUBLE.get(func, func)(*args, **kwargs) if wide else func(*args, **kwargs)
+    return DOUBLE.get(func._schema.name, func)(*args, **kwargs) if wide else func(*args, **kwargs)
 
 
 def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
@@ -51,7 +51,9 @@ def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__:
     return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
 
 
-DOUBLE: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_mm}
+DOUBLE: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_mm
+}  # by name: older versions of torch lack it
 
 
 def all_alive(shape: Any, device: torch.device) -> Tensor:
@@ -207,12 +209,12 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     def listed(out: Any) -> list[Any]:
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def other(a: Any) -> Any:
         if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
             return a
-        drawn = torch.randn(a.shape, generator=dice).to(a) * (1 + a.detach().abs().mean())
+        drawn = torch.randn(a.shape, generator=generator).to(a) * (1 + a.detach().abs().mean())
         return drawn * run.full(a).to(a.dtype)
 
     out = call((args, kwargs))
@@ -242,12 +244,12 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     if not all(isinstance(r, Tensor) and (r.is_floating_point() or r.is_complex()) for r in results):
         raise Unfollowed(name)
     masks = [torch.zeros(r.shape, device=r.device) for r in results]
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def moved(a: Any) -> Any:
         if not isinstance(a, Tensor) or not (a.is_floating_point() or a.is_complex()):
             return a
-        return a * (1 + 0.1 * torch.rand(a.shape, generator=dice).to(a))
+        return a * (1 + 0.1 * torch.rand(a.shape, generator=generator).to(a))
 
     for _ in range(2):
         again = func(*pytree.tree_map(moved, args), **pytree.tree_map(moved, kwargs))
