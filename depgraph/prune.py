@@ -142,7 +142,7 @@ def prune(
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
         pruning_ratio: share of the indices of each prunable dim to remove, within each group (or, with a `scope`, of all
             that compete). The default is 0.5 where no budget is given. Or a share for each module path, parameter name
-            or glob of them, later ones first: what is not named stays whole, or is what budgets decide about.
+            or glob of them, the last match counts: what is not named stays whole, or is decided by budgets.
         max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int). All
             budgets that are given hold together.
         max_macs: at most so many multiply-accumulates of one forward pass, likewise.
@@ -164,14 +164,14 @@ def prune(
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
-        uniform: equal widths in all repeated blocks, and in all that one field of the model's config says, so that the
+        uniform: equal widths in all repeated blocks, and in all sizes that come from one field of the model's config, so that the
             config describes the result.
         verify: compare the result with the masked original before it is returned.
-        inplace: change `model` itself, at the very last.
+        inplace: change `model` itself, as the last step.
         calibration: batches for criteria that look at data: each in the form of `example_inputs`, or a pair of that
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
-        recover: what wins back accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
+        recover: what recovers accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
             ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`).
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.

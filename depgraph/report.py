@@ -100,7 +100,7 @@ class Report:
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
         score: before and after, where a function for it was given.
-        recovery: what was won back from calibration data, where that was asked for; ``print`` it for each layer.
+        recovery: what was recovered from calibration data, where requested; ``print`` it for each layer.
     """
 
     plan: Plan

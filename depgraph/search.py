@@ -120,9 +120,9 @@ def _proved(
 
 
 def _undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list[Refused]:
-    """The groups that `masks` cut in parameters which no config can say.
+    """The groups that `masks` cut in parameters that no config can express.
 
-    A number that no config can say (a scale, say, computed from a width) stands for the parameters of its module.
+    A number that no config can express (a scale, say, computed from a width) stands for the parameters of its module.
     """
     names = config_mismatches(small, graph.origins)
     owners = tuple(n.rpartition(".")[0] + "." for n in names if n not in graph.tensors)

@@ -208,15 +208,21 @@ def test_the_other_calls_hand_them_on() -> None:
         (lambda g: g.equal_counts("layers.0.weight:0"), "a list of at least two places"),
         (lambda g: g.equal_counts(None), "a list of at least two places, not None"),
         (lambda g: g.equal_counts([5, None]), "5 is neither a dim"),
-        (lambda g: g.at_least("layers.0.weight:0", 12), "from 1 to the 11 of 'layers.0.weight:0', not 12"),
+        (
+            lambda g: g.at_least("layers.0.weight:0", 12),
+            "at_least of 'layers.0.weight:0' must be a whole number from 1 to 11, not 12",
+        ),
         (lambda g: g.at_least("layers.0.weight:0", 0.5), "not 0.5"),
-        (lambda g: g.multiple_of("layers.0.weight:0", 0), "multiple_of must be a whole number"),
+        (
+            lambda g: g.multiple_of("layers.0.weight:0", 0),
+            "multiple_of 'layers.0.weight:0' must be a whole number",
+        ),
         (lambda g: g.multiple_of("layers.0.weight:0", True), "not True"),
         (
             lambda g: g.equal_counts(["layers.0.weight:0", "layers.1.weight:0"]),
             "layers.0.weight:0 11, layers",
         ),
-        ("lock", "constraints must be functions"),
+        ("lock", "constraints must be a function"),
     ],
 )
 def test_bad_input(state: Callable[[depgraph.DependencyGraph], None], text: str) -> None:

@@ -295,7 +295,7 @@ class OwnState(nn.Module):
 
 def test_copies_of_module_trees_are_what_deepcopy_makes() -> None:
     model = nn.Sequential(Odd(), WithSlots(), OwnState(), torch.fx.symbolic_trace(nn.Linear(3, 2)))
-    made = copied(model, {})
+    made = copied(model, {}, frozenset())
     odd, own = made[0], model[0]
     assert odd is not own
     assert odd.me[0] is odd

@@ -1150,7 +1150,7 @@ def test_losses_that_can_not_be_used_are_refused(marked: nn.Module) -> None:
         scored(lambda out, target: out.detach().sum())
     with pytest.raises(InputError, match="give loss="):
         scored(None)
-    with pytest.raises(InputError, match="can't be told apart"):
+    with pytest.raises(InputError, match="cannot be split into samples"):
         scored(lambda out, target: out.sum(), "taylor_samples", (x, torch.zeros(3)))
     with pytest.raises(InputError, match="one number"):
         scored(lambda out, target: out)

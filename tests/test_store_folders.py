@@ -164,7 +164,7 @@ def test_a_cache_that_was_filled_comes_back(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_config_names_no_code_to_fetch(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    import benchmarks.vision_ops  # noqa: F401  makes torchvision importable, which transformers imports
+    import vision_ops  # noqa: F401  makes torchvision importable, which transformers imports
 
     from depgraph.integrations import hugging_face
 

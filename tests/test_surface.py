@@ -39,7 +39,11 @@ def raised(function: Callable[..., Any]) -> set[str]:
     """Names of depgraph's errors that the body raises by itself."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     calls = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
-    return {c.func.id for c in calls if isinstance(c.func, ast.Name) and hasattr(errors, c.func.id)}
+    return {
+        c.func.id
+        for c in calls
+        if isinstance(c.func, ast.Name) and inspect.isclass(getattr(errors, c.func.id, None))
+    }
 
 
 def missing(function: Callable[..., Any], doc: str, pattern: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 An axis is an ordered set of indices. It is one of four things:
 
-* an **atom**: indices that nothing has told apart yet;
+* an **atom**: indices without known structure;
 * a **product** of axes, row-major: what a reshape joins or splits (outer x inner);
 * a **concatenation** of axes: what cat, split and slices join or cut;
 * **ragged**: the dim of a block-structured weight (a grouped convolution) that ranges over another axis in each

@@ -31,7 +31,7 @@ VALUES_KEPT = frozenset(
 
 
 def op_name(op: Any) -> str:
-    """``view`` of aten.view.default; with its namespace the name of another library's op; of what is no op, nothing."""
+    """``view`` of aten.view.default; with its namespace the name of another library's op; of what is not an op, nothing."""
     schema = getattr(op, "_schema", None)
     return "" if schema is None else str(schema.name).removeprefix("aten::")
 

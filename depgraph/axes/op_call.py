@@ -27,7 +27,7 @@ class Product:
         weight: its weight operand.
         consumed: the axes that are summed over, in the order of the weight's dims.
         activation: the operand that they are dims of, too; None where no argument of the call is it.
-        letters: the einsum of (activation, weight, result); None where the op is no einsum of the two.
+        letters: the einsum of (activation, weight, result); None where the op is not an einsum of the two.
     """
 
     node: Node
@@ -82,7 +82,12 @@ class DimFacts:
     _constants: dict[Node, torch.Tensor | None] = field(default_factory=dict, repr=False)
 
     def leaves_of(self, node: Node, depth: int = 0) -> list[Node]:
-        """The parameters that `node` is made of without any other input or product, else []; an index is no input."""
+        """The parameters that `node` is made of without any other input or product, else []; an index is no input.
+
+        Args:
+            node: a node of the trace.
+            depth: how many ops lie between it and the node that was asked about; beyond 30 nothing is looked for.
+        """
         if node not in self._leaves:
             found: list[Node] = []
             if node.op == "get_attr":
@@ -96,7 +101,12 @@ class DimFacts:
         return self._leaves[node]
 
     def constant(self, node: Any, depth: int = 0) -> torch.Tensor | None:
-        """The value of a tensor that depends on no input and no parameter, or None."""
+        """The value of a tensor that depends on no input and no parameter, or None.
+
+        Args:
+            node: a node of the trace, or a plain argument, which has none.
+            depth: how many ops lie between it and the node that was asked about; beyond 40 nothing is evaluated.
+        """
         if not isinstance(node, Node) or depth > 40:
             return None
         if node not in self._constants:
@@ -299,7 +309,7 @@ class OpCall:
     def macs(self, *factors: Axis | int | None) -> None:
         """The op takes as many multiply-accumulates as the product of `factors` (axes count their indices)."""
         self.state.multiplying.add(self.node)
-        if not record_of(self.node).training:  # what a second run in train mode does is no work of inference
+        if not record_of(self.node).training:  # what a second run in train mode does is not part of inference
             self.state.work.append((self.node, list(factors)))
 
     def constant(self, argument: Any) -> torch.Tensor | None:

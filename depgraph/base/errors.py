@@ -52,11 +52,9 @@ class VerificationError(DepgraphError):
     """The smaller model does not compute what the masked original computes. Nothing was returned or changed."""
 
 
-def could_not_run(error: BaseException | None) -> DepgraphError:
-    """What to raise for an `error` of the user's model on the example inputs: an error of our own is handed on as it is."""
-    if isinstance(error, DepgraphError):
-        return error
-    return TraceError(
+def could_not_run(error: BaseException | None) -> str:
+    """The text of a `TraceError`: `error` is what the model itself raised on the example inputs."""
+    return (
         f"the model could not be run on the example inputs: {type(error).__name__}: {error}\n"
         "  fix: call model(*example_inputs) yourself first; pass a tuple for positional arguments, a dict for "
         "keyword arguments, on the model's device"

@@ -113,7 +113,7 @@ def score_of(score: Score, model: nn.Module) -> float:
         model: handed to `score` as it is.
 
     Raises:
-        InputError: `score` is no function, or gave no finite number.
+        InputError: `score` is not a function, or gave no finite number.
     """
     function("score", score, "model")
     with in_mode(model, False):

@@ -1,7 +1,7 @@
 """What is switched in torch and in Python while something runs: here, and nowhere else.
 
 Two kinds. A function that is **replaced** is so in the thread that asked for it; other threads go on calling the one it was,
-and when the last thread has left, the very function stands there again (`replaced`). What a process has but once (the states
+and when the last thread has left, the original function is back in place (`replaced`). What a process has but once (the states
 of random generators, flags of libraries, the stance of the compiler) is switched by one thread at a time (`alone`): another
 that wants to waits. All of them nest.
 """

@@ -190,7 +190,7 @@ def _add_budgets(to: Any, kind: Callable[[str], Any]) -> None:
 
 
 def _add_options(to: Any, leave: Sequence[str] = ()) -> None:
-    """An option for every field of a request that a command line can say."""
+    """An option for every field of a request that a command line can express."""
     for name, field in OPTIONS.items():
         text, kind, choices = (field.metadata[k] for k in ("text", "kind", "choices"))
         if kind is None or name in leave:

@@ -67,7 +67,7 @@ def model_of(text: str) -> nn.Module:
     """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode.
 
     Raises:
-        InputError: there is no such thing, it raises, or it is no module.
+        InputError: there is no such thing, it raises, or it is not a module.
     """
     if os.path.isdir(text):
         if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():

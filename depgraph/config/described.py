@@ -3,7 +3,7 @@
 `origin.py` builds the class again with tracked numbers, which say what each size was computed from. Where the class
 rounds (``int(hidden / heads)``), the track is lost. Here each field is doubled in turn and the class is built again: what
 an expression foretells wrongly is replaced by the product of powers of fields that fits every build, or by nothing.
-By nothing, for one, where half of a quotient is no whole number: the fields behind an odd head width stay.
+By nothing, for one, where half of a quotient is not a whole number: the fields behind an odd head width stay.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @cache
 def _constructor(kind: type) -> tuple[inspect.Parameter, ...]:
-    """What `kind` is called with; nothing where Python can't say."""
+    """What `kind` is called with; nothing where Python can't tell."""
     try:
         return tuple(inspect.signature(kind).parameters.values())
     except (TypeError, ValueError):

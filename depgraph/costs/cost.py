@@ -126,7 +126,7 @@ class _OneModule:
         """Nothing is hooked."""
 
     def __exit__(self, *_: object) -> None:
-        """Nothing was."""
+        """Nothing to undo."""
 
 
 def _bare(mode: Any) -> AbstractContextManager[None]:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..base.checks import a_module
-from ..base.errors import could_not_run
+from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import each_example
 from ..base.running import in_mode
 from ..base.switches import around_calls, same_random_state
@@ -160,8 +160,10 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
         try:
             for args, kwargs in each_example(example_inputs):
                 model(*args, **kwargs)
+        except DepgraphError:
+            raise
         except Exception as error:
-            raise could_not_run(error) from error
+            raise TraceError(could_not_run(error)) from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import could_not_run
+from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -53,6 +53,8 @@ def on_stand_ins(
                 eagerly(),
             ):
                 return count(twin, examples)
+        except DepgraphError:
+            raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error if failure is None or not grad else failure
-    raise could_not_run(failure) from failure
+    raise TraceError(could_not_run(failure)) from failure

@@ -63,7 +63,7 @@ class Calibration:
             progress: as for `progress.track`.
 
         Raises:
-            InputError: `batches` is no iterable of batches.
+            InputError: `batches` is not an iterable of batches.
         """
         if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
             raise InputError(
@@ -101,7 +101,7 @@ class Calibration:
         """The loss of the model's `output` on `batch`: a scalar.
 
         Raises:
-            InputError: there is no loss to be had, the function fails, or what it gives is NaN, infinite or no scalar.
+            InputError: there is no loss, the function fails, or what it gives is NaN, infinite or no scalar.
         """
         try:
             return loss_value(self.loss, output, batch.target)
@@ -174,7 +174,7 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
     """The loss of a model's `output`: ``loss(output, target)``, or without one what the output brings as ``loss``.
 
     Raises:
-        InputError: there is no loss to be had, or it is NaN, infinite or no scalar.
+        InputError: there is no loss, or it is NaN, infinite or no scalar.
     """
     if loss is not None:
         value = loss(output, target)

@@ -126,7 +126,7 @@ def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
 
 
 def _contracted(product: Product) -> tuple[int, ...] | None:
-    """Which dims of the activation are summed over; None where the call is no product of two matrices."""
+    """Which dims of the activation are summed over; None where the call is not a product of two matrices."""
     if product.activation is None:
         return None
     rank = len(record_of(product.activation).shape)

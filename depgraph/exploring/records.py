@@ -1,4 +1,4 @@
-"""Rows of a long measurement, kept in a file as they come, so that an interrupted run goes on where it stopped."""
+"""Rows of a long measurement, kept in a file as they come, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Records:
             subject: what the rows belong to; each entry becomes a digest.
 
         Raises:
-            InputError: the file has rows of another subject, or is no file of rows.
+            InputError: the file has rows of another subject, or is not a file of rows.
         """
         self.rows: list[dict[str, Any]] = []
         self.path = None if file is None else a_path("file", file)

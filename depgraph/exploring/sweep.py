@@ -30,7 +30,7 @@ from .records import Records, name_of
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Key = tuple[str, float | str]
-OWN = ("pruning_ratio", "score", "graph", "inplace", "latency", "progress")  # not to be handed on to `prune`
+OWN = ("pruning_ratio", "score", "graph", "inplace", "latency", "progress")  # not to be passed on to `prune`
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Row:
         params, macs, bytes: of the model; MACs are those of one forward pass.
         latency: median seconds of one forward pass on this machine; None where it was not measured.
         score: what the score function gave.
-        error: why there is no such model, or no score of it; what could not be had is None then.
+        error: why there is no such model, or no score of it; what could not be measured is then None.
         speedup: how many times faster than the dense model, which took turns with it.
     """
 
@@ -169,7 +169,7 @@ def sweep(
     """Prune `model` to several ratios or budgets, each from the model as it is, and score what comes out.
 
     The model is traced and its units are scored once; each row has its own plan, and is verified like any other. A row
-    that can't be had (a budget that can't be reached, a score that fails) says why, and the others go on.
+    that can't be made (a budget that can't be reached, a score that fails) says why, and the others continue.
 
     Args:
         model: any module; it stays as it is, also after an exception or Ctrl-C.
@@ -182,11 +182,11 @@ def sweep(
             (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
         latency: measure seconds of a forward pass on `example_inputs`, each model in turns with the dense one.
         progress: a bar over the rows; None: on a terminal alone.
-        prune_arguments: handed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
+        prune_arguments: passed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
 
     Raises:
         InputError: bad arguments, or `file` has rows of another run.
-        DepgraphError: what `analyze` raises; a score of the dense model that is no number.
+        DepgraphError: what `analyze` raises; a score of the dense model that is not a number.
     """
     function("score", score, "model")
     flag("latency", latency)

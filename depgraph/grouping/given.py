@@ -13,6 +13,7 @@ from ..axes import axes, polynomials
 from ..axes.axes import AtomMasks, Axis
 from ..base.checks import is_whole
 from ..base.errors import InputError, suggestions
+from ..tracing.recorder import record_of
 from .members import Group, Indices
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def checked_indices(graph: DependencyGraph, name: Any, dim: Any, given: Iterable
     """`given` as indices (int64, from 0) of a dim of a tensor.
 
     Raises:
-        InputError: there is no such tensor or dim, or they are no indices of it.
+        InputError: there is no such tensor or dim, or they are not indices of it.
     """
     shape = _shape(graph, name)
     if not is_whole(dim) or not -len(shape) <= dim < len(shape):
@@ -190,7 +191,7 @@ def _check_what_stays(graph: DependencyGraph, masks: dict[Axis, npt.NDArray[np.b
         for node, results in graph.state.dims.items():
             for axis in (a for dims in results for a in dims if a is not None):
                 if axis.size and not axes.kept(axis, masks).any():
-                    where = str(node.target) if node.op == "get_attr" else node.meta.get("module", "")
+                    where = str(node.target) if node.op == "get_attr" else record_of(node).module
                     groups = [graph.by_axis[a].name for a in dict.fromkeys(axes.atoms(axis)) if a in masks]
                     raise InputError(
                         f"the masks of {', '.join(groups)} remove all indices of a dim in {where}"

@@ -345,7 +345,7 @@ class DependencyGraph:
             (grouped convolutions).
 
         Raises:
-            InputError: there is no such tensor, or `masks` are no masks of this graph.
+            InputError: there is no such tensor, or `masks` do not fit this graph.
         """
         name = first_name(self, name)
         cut = self.cut(name, checked_masks(self, masks))

@@ -147,7 +147,7 @@ class SizeSystem:
         return polynomials.minus({} if use.minus else prefix, before)
 
     def _prefix(self, axis: Axis, extent: int) -> Polynomial | None:
-        """How many of the first `extent` indices of `axis` are kept; None where that is no border of its pieces."""
+        """How many of the first `extent` indices of `axis` are kept; None where that is not a border of its pieces."""
         axis = axis.find()
         if extent in (0, axis.size):
             return polynomials.count(axis, self.free) if extent else {}

@@ -62,7 +62,7 @@ def checked_roles(roles: Sequence[str]) -> tuple[str, ...]:
     """`roles` as a tuple.
 
     Raises:
-        InputError: they are no list, or there is no such role.
+        InputError: they are not a list, or there is no such role.
     """
     known = get_args(Role)
     if isinstance(roles, str) or set(roles) - set(known):

@@ -48,7 +48,7 @@ def differentiate(
         twice: the gradients can be differentiated again.
 
     Raises:
-        InputError: the loss is NaN or does not depend on the parameters, or the samples of a batch can't be told apart.
+        InputError: the loss is NaN or does not depend on the parameters, or the batch can't be split into samples.
     """
     with ExitStack() as stack:
         twin, aliases = stack.enter_context(_twin(graph, names))

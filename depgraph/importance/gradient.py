@@ -93,7 +93,7 @@ class Taylor:
 
         Raises:
             InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or (per sample)
-                the samples of a batch can't be told apart.
+                the batch can't be split into samples.
         """
         data = needed(calibration, "gradients, and needs a loss")
         self.sums = MemberSums(graph)

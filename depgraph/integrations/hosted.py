@@ -72,7 +72,7 @@ class InPlacePruner:
         return None if self.result is None else self.result.plan
 
     def begin(self, network: nn.Module) -> None:
-        """Get ready to prune `network`; at the beginning of training, or where it goes on, nothing."""
+        """Get ready to prune `network`; at the beginning of training, or where it is resumed, nothing."""
         if self._pruner is None:
             if torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
                 raise InputError(

@@ -46,7 +46,7 @@ def save_pretrained(
         it.
 
     Raises:
-        InputError: this is no transformers model.
+        InputError: this is not a transformers model.
         StoreError: as for `depgraph.save`.
     """
     model: Any = model_or_result.model if isinstance(model_or_result, PruneResult) else model_or_result

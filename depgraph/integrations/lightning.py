@@ -34,8 +34,8 @@ OWNED = ("_trainer", "_fabric")  # what a LightningModule knows of its trainer: 
 class Pruning(Callback):
     """Prunes the network of a LightningModule step by step, between steps of its optimizer.
 
-    The optimizer goes on with its state cut like the parameters; learning rate schedules and gradient scalers know the
-    optimizer, and go on with it. Checkpoints hold the plan; `resume` makes a fresh network ready for one.
+    The optimizer continues with its state cut like the parameters; learning rate schedules and gradient scalers know the
+    optimizer, and continue with it. Checkpoints hold the plan; `resume` makes a fresh network ready for one.
 
     Attributes:
         hosted: what prunes; ``hosted.result`` is the last step's, with plan and report from the original.
@@ -106,7 +106,7 @@ class Distilling(Callback):
         """Say from whom, and how much.
 
         Args:
-            teacher: the dense network; stays as it is, in eval mode and without gradients, and is no part of checkpoints. It
+            teacher: the dense network; stays as it is, in eval mode and without gradients, and is not part of checkpoints. It
                 takes what the network takes, and is moved to the device of the network's logits.
             network: path of the network in the LightningModule; the whole (its ``forward``) by default.
             temperature: T of the softmax, above 0.

@@ -27,7 +27,7 @@ FILE = "pruning.json"
 class Pruning(TrainerCallback):
     """Prunes the Trainer's model step by step, between steps of its optimizer.
 
-    The optimizer goes on with its state cut like the parameters, and so do its schedule and scaler. Each checkpoint folder
+    The optimizer continues with its state cut like the parameters, and so do its schedule and scaler. Each checkpoint folder
     gets a `pruning.json` with the plan; `resume` makes a fresh model ready for one.
 
     Attributes:

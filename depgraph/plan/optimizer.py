@@ -21,12 +21,12 @@ State = dict[Any, Any]
 def apply_to_optimizer(
     plan: Plan, optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module
 ) -> torch.optim.Optimizer:
-    """Let `optimizer` go on with `small` where it was with `model`.
+    """Let `optimizer` continue with `small` where it was with `model`.
 
     Its parameter groups then hold the parameters of `small`, in the same order and with the same options. Of its state,
     every tensor of the shape of its parameter (momentum, ``exp_avg``, ``exp_avg_sq`` ...) is cut as the plan cuts the
     parameter, also one that has size 1 along some dims (factored second moments); what belongs to no entry (step counts)
-    is copied. The object stays the same, so schedulers and a ``GradScaler`` that know it go on too. Gradients are not
+    is copied. The object stays the same, so schedulers and a ``GradScaler`` that know it continue too. Gradients are not
     carried: call this between a step and the next backward pass. An average of weights is cut like any model:
     ``averaged.module = depgraph.apply(averaged.module, plan)``.
 

@@ -173,7 +173,7 @@ class Plan:
     def apply_to_optimizer(
         self, optimizer: torch.optim.Optimizer, model: torch.nn.Module, small: torch.nn.Module
     ) -> torch.optim.Optimizer:
-        """Let `optimizer` go on with `small` where it was with `model`: see `depgraph.apply_to_optimizer`."""
+        """Let `optimizer` continue with `small` where it was with `model`: see `depgraph.apply_to_optimizer`."""
         from .optimizer import apply_to_optimizer  # noqa: PLC0415
 
         return apply_to_optimizer(self, optimizer, model, small)
@@ -204,7 +204,7 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            PlanError: the text is no plan; everything that is wrong with it is listed.
+            PlanError: the text is not a plan; everything that is wrong with it is listed.
         """
         from .plan_json import from_text  # noqa: PLC0415
 

@@ -74,7 +74,7 @@ def from_text(text: str) -> Plan:
     """The plan in a JSON text.
 
     Raises:
-        PlanError: the text is no plan; everything that is wrong with it is listed.
+        PlanError: the text is not a plan; everything that is wrong with it is listed.
     """
     problems: list[str] = []
     plan = read(parse(text), problems)

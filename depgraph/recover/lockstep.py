@@ -2,7 +2,7 @@
 
 A run can't be left in the middle of a forward and taken up again, but a thread can wait there. So each run has a thread;
 one of them works at a time, and the others wait at the consumer they have come to. When all batches stand at a layer, its
-weight is solved for; then they go on with the new weight. The cost is one pass for each model, the memory what all
+weight is solved for; then they continue with the new weight. The cost is one pass for each model, the memory what all
 batches' runs hold at one layer.
 """
 
@@ -51,7 +51,7 @@ class Run:
         return self.call
 
     def to(self, consumer: Consumer) -> Call | None:
-        """Go on to the next call of this consumer; None where there is none."""
+        """Continue to the next call of this consumer; None where there is none."""
         while (call := self.advance()) is not None:
             if call.consumer is consumer:
                 return call

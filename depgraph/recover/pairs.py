@@ -2,7 +2,7 @@
 
 A weight operand is a parameter, or is moved out of one (views, slices, casts). Carrying the positions of entries through
 the same moves says where each entry of the operand lies in its parameter, in both models; the plan says which position of
-the original became which of the smaller one. Nothing else is assumed, so a pair is right or is no pair.
+the original became which of the smaller one. Nothing else is assumed, so a pair is right or is not a pair.
 """
 
 from __future__ import annotations

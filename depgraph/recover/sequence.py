@@ -85,7 +85,7 @@ class _Lockstep:
             self.runs.append((first, second))
 
     def _next(self, waiting: list[Run], steps: Iterator[Pair]) -> None:
-        """Solve the first pair that some runs wait at, and let them go on."""
+        """Solve the first pair that some runs wait at, and let them continue."""
         place = {p.small: i for i, p in enumerate(self.found)}
         now = min(place[run.call.consumer] for run in waiting if run.call is not None)
         here = [

@@ -1,6 +1,6 @@
 """Running statistics of batch norms, estimated anew on the smaller model.
 
-Each norm takes the mean and (unbiased) variance of the very batch, as in train mode, so that later norms see what earlier
+Each norm takes the mean and (unbiased) variance of the batch itself, as in train mode, so that later norms see what earlier
 ones then give; everything else stays in eval mode. The running statistics become the average over all batches, as torch
 makes it with ``momentum=None``.
 

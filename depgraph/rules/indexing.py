@@ -1,7 +1,7 @@
 """Ops that read or write entries chosen by an index tensor: the indexed dims stay whole, the others pass.
 
 Two kinds of index are followed. A constant permutation or selection of an axis is followed unit by unit, and its buffer
-renumbered. An index whose values number the very axis that it is used on (a topk or maximum returned them) is counted anew
+renumbered. An index whose values number the axis that it is used on (a topk or maximum returned them) is counted anew
 when units go.
 """
 

@@ -48,7 +48,7 @@ def expand(site: OpCall) -> Dims:
 
 @rule("expand_as", "view_as", "reshape_as")
 def like(site: OpCall) -> Dims:
-    """The result has the very dims of another tensor."""
+    """The result has the same dims as another tensor."""
     x, other = site.dims(site.args[0]), site.dims(site.args[1])
     mine = site.broadcast(x) if site.name == "expand_as" else site.regroup(x, site.shape)
     for a, b in zip(mine, other, strict=True):
@@ -158,7 +158,7 @@ def _cut_equally(site: OpCall, x: Dims, d: int, sizes: list[int]) -> list[Dims]:
 
 @rule("split", "chunk", "tensor_split", "unsafe_split", "hsplit", "vsplit", "dsplit")
 def split(site: OpCall) -> list[Dims]:
-    """Consecutive pieces of as many indices each, which must go on having equal counts."""
+    """Consecutive pieces of as many indices each, whose counts must stay equal."""
     x = site.dims(site.args[0])
     along = {"hsplit": min(len(x) - 1, 1), "vsplit": 0, "dsplit": 2}
     d = along.get(site.name, site.arg(2, "dim", 0)) % len(x)

@@ -2,7 +2,7 @@
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
 (groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `normalise.py` (scores made comparable), `scope.py` (who
-competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (what was asked), `selection.py` (all of it in a row).
+competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (the request), `selection.py` (all of it in a row).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def choose(
     Args:
         graph: the dependency graph.
         scores: group name -> [units] scores (arrays, tensors or lists), the lowest go first: what `scores_of` gives, or your own.
-        pruning_ratio: the share of the units of each prunable dim that goes (of each field that competes, with such a
+        pruning_ratio: the share of the units of each prunable dim that goes (of each competition group, with such a
             `scope`); or a ratio for each group that a name or glob names, later ones first: the rest stays whole.
         max_params: at most so many parameters: a share of what there is (0.5), a number, or a text as for `prune`.
         max_macs: at most so many multiply-accumulates in the traced pass, as the model of their cost counts them.
@@ -51,7 +51,7 @@ def choose(
         normalise: how scores of different groups are made comparable: see `normalise.py`.
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
-        uniform: equal widths in repeated blocks, and in all that one field of the model's config says.
+        uniform: equal widths in repeated blocks, and in all sizes that come from one field of the model's config.
         already_pruned: the plan that made the model of its original: ratios, caps and floors then count from that one's
             sizes.
         threshold: instead of a ratio: the units whose normalised score is below this go.

@@ -46,14 +46,14 @@ class Budget:
 
 
 class _Order:
-    """The steps of one field that are still to go, in the order in which they go."""
+    """The steps of one competition group that are still to go, in the order in which they go."""
 
     def __init__(
-        self, selection: Selection, field: CompetitionGroup, steps: Integers, prices: Floats | None
+        self, selection: Selection, competition: CompetitionGroup, steps: Integers, prices: Floats | None
     ) -> None:
-        blocks = [selection.blocks[i] for i in field.blocks]
+        blocks = [selection.blocks[i] for i in competition.blocks]
         keys, taken, owner = [], [], []
-        for i, b in zip(field.blocks, blocks, strict=True):
+        for i, b in zip(competition.blocks, blocks, strict=True):
             rest = slice(int(steps[i]), None)
             keys.append(b.scores[rest] if prices is None else selection.density(b, prices)[rest])
             taken.append(b.taken[rest])
@@ -63,14 +63,14 @@ class _Order:
         self.share = np.cumsum(np.concatenate(taken)[order]) / max(1, sum(b.units for b in blocks))
 
     def steps(self, share: float, into: Integers) -> None:
-        """Add the steps that take up to `share` of the field's units."""
+        """Add the steps that take up to `share` of the group's units."""
         n = int(np.searchsorted(self.share, share + 1e-12, side="right"))
         into += np.bincount(self.owner[:n], minlength=len(into))
 
 
 def meet(
     selection: Selection,
-    fields: Sequence[CompetitionGroup],
+    competitions: Sequence[CompetitionGroup],
     steps: Integers,
     budgets: Sequence[Budget],
     per_cost: bool,
@@ -79,7 +79,7 @@ def meet(
 
     Args:
         selection: the blocks.
-        fields: those that budgets decide about.
+        competitions: those that budgets decide about.
         steps: [blocks] where each block starts.
         budgets: what must hold.
         per_cost: order by score per saved cost, instead of by score.
@@ -87,7 +87,7 @@ def meet(
     Raises:
         BudgetError: they do not hold with every unit gone.
     """
-    _check_reachable(selection, fields, steps, budgets)
+    _check_reachable(selection, competitions, steps, budgets)
     start, stages = steps, STAGES if per_cost else 1
     first = _amounts(selection, steps, budgets)
     for stage in range(1, stages + 1):
@@ -96,9 +96,9 @@ def meet(
             for a, b in zip(first, budgets, strict=True)
         ]
         prices = _prices(selection, steps, budgets) if per_cost else None
-        orders = [_Order(selection, f, steps, prices) for f in fields]
+        orders = [_Order(selection, f, steps, prices) for f in competitions]
         steps = _shortest(selection, orders, steps, budgets, aims)
-    return _give_back(selection, fields, start, steps, budgets)
+    return _give_back(selection, competitions, start, steps, budgets)
 
 
 def _amounts(selection: Selection, steps: Integers, budgets: Sequence[Budget]) -> list[float]:
@@ -118,7 +118,7 @@ def _shortest(
     budgets: Sequence[Budget],
     aims: Sequence[float],
 ) -> Integers:
-    """The least equal share of all fields at which the costs are at most `aims`."""
+    """The least equal share of all competition groups at which the costs are at most `aims`."""
     shares = np.unique(np.concatenate([np.zeros(1), *(o.share for o in orders)]))
 
     def after(n: int) -> Integers:
@@ -150,7 +150,7 @@ def _prices(selection: Selection, steps: Integers, budgets: Sequence[Budget]) ->
 
 def _give_back(
     selection: Selection,
-    fields: Sequence[CompetitionGroup],
+    competitions: Sequence[CompetitionGroup],
     start: Integers,
     steps: Integers,
     budgets: Sequence[Budget],
@@ -158,7 +158,7 @@ def _give_back(
     """Undo the dearest steps that the budgets have room for, block by block."""
     limits = [b.limit for b in budgets]
     blocks = selection.blocks
-    mine = [i for f in fields for i in f.blocks]
+    mine = [i for f in competitions for i in f.blocks]
     progress = True
     while progress:
         progress = False
@@ -172,11 +172,11 @@ def _give_back(
 
 
 def _check_reachable(
-    selection: Selection, fields: Sequence[CompetitionGroup], steps: Integers, budgets: Sequence[Budget]
+    selection: Selection, competitions: Sequence[CompetitionGroup], steps: Integers, budgets: Sequence[Budget]
 ) -> None:
-    """Refuse budgets that do not hold with every unit of `fields` gone."""
+    """Refuse budgets that do not hold with every unit of `competitions` gone."""
     least = steps.copy()
-    for f in fields:
+    for f in competitions:
         for i in f.blocks:
             least[i] = selection.blocks[i].allowed[-1]
     counts, full = selection.counts(least), selection.full

@@ -88,7 +88,7 @@ class BudgetKind:
         return self.cost
 
     def check(self, given: Any) -> None:
-        """Refuse what is no amount, whatever the model is.
+        """Refuse what is not an amount, whatever the model is.
 
         Args:
             given: as for `amount`.

@@ -3,7 +3,7 @@
 Two things tie counts. Members of a list of modules that are built alike keep equal counts, position for position: each
 still keeps its own best units. And where the model keeps what it was built from, every size is an expression in fields of
 that: sizes that come from one field stay equal, what the class computes from a field follows it (a hidden width of heads
-x head width, an inner width of four times the hidden one), and what a config can't say stays whole. A number that forward
+x head width, an inner width of four times the hidden one), and what a config can't express stays whole. A number that forward
 computes with, such as a scale of 1 / sqrt(head width), is computed anew from the config too: the fields behind it stay
 as they are, or in proportion.
 """
@@ -137,7 +137,7 @@ class _Fields:
             expr = place if place in self.known.fields else self.known.exprs.get(place)
             if expr is not None:
                 open_.append((self._cancelled(expr), size, place))
-            elif place[0] == "shape":  # no field says this size
+            elif place[0] == "shape":  # this size comes from no field
                 yield polynomials.minus(size, {(): self._whole(place)}), self._why(place)
         open_.sort(key=lambda e: (e[0][0] != "attr", max(map(len, e[1]), default=0)))
         open_ += [(e, {(): self._now(e)}, p) for p, e in self.known.exprs.items() if self._held(p)]
@@ -172,7 +172,7 @@ class _Fields:
     def _solve(self, equations: list[tuple[Expr, Polynomial, Any]]) -> None:
         """Give every field a value: from the equation that it is alone in, or else the one that it has.
 
-        A quotient that is no polynomial would have to come out whole: such a field stays as it is, but for what something
+        A quotient that is not a polynomial would have to come out whole: such a field stays as it is, but for what something
         is divided by (heads), as the quotient is a count.
         """
         while True:

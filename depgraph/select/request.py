@@ -61,7 +61,9 @@ class Request:
     per_cost: bool = option(False, "budgets take the units with the least score per saved cost first", bool)
     round_to: int = option(1, "widths are multiples of this", int)
     uniform: bool = option(
-        False, "equal widths in repeated blocks, and in all that a field of the config says", bool
+        False,
+        "equal widths in repeated blocks, and in all sizes that come from one field of the config",
+        bool,
     )
     already_pruned: Plan | None = option(None, "the plan that made the model of its original")
     budgets: Mapping[str, Any] = field(
@@ -73,7 +75,7 @@ class Request:
         """The request in the `arguments` of a call: its fields by name, and every budget in them and in `further`.
 
         Raises:
-            InputError: `further` holds what is no budget; as for the class.
+            InputError: `further` holds what is not a budget; as for the class.
         """
         for name in further or ():
             if name not in BUDGETS:

@@ -1,15 +1,15 @@
 """Who competes with whom, and what each group must keep.
 
-A *field* is a set of blocks whose units compete: they lose a share of their units together, the lowest scores first.
+A *competition group* is a set of blocks whose units compete: they lose a share of their units together, the lowest scores first.
 
-* `"local"`: every block is a field of its own, so each loses the same share.
-* `"global"`: all blocks are one field.
-* `"isomorphic"`: blocks of like structure are a field (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024):
+* `"local"`: every block is a competition group of its own, so each loses the same share.
+* `"global"`: all blocks are one competition group.
+* `"isomorphic"`: blocks of like structure are a competition group (Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024):
   heads compete with heads and hidden units with hidden units, since scores of unlike structures do not compare.
-* a list of `Scope`: each with a ratio of its own is a field.
+* a list of `Scope`: each with a ratio of its own is a competition group.
 
-What `pruning_ratio`, as a number or by names, or the ratio of a `Scope` says of a field is what it loses. Budgets decide
-about the fields of which nothing is said.
+What `pruning_ratio`, as a number or by names, or the ratio of a `Scope` says of a competition group is what it loses. Budgets decide
+about the groups of which nothing is said.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..tracing.recorder import record_of
 from .blocks import Block
 
 SCOPES = ("local", "global", "isomorphic")
-DEFAULT_RATIO = 0.5  # what happens when nothing is asked
+DEFAULT_RATIO = 0.5  # the default where nothing else is given
 MOST = (
     0.9  # the share that a group loses at most where nothing is said of it, as long as budgets can be met so
 )
@@ -63,7 +63,7 @@ class CompetitionGroup:
 
 @dataclass
 class Rules:
-    """What was asked, found in a graph.
+    """What was requested, found in a graph.
 
     Attributes:
         ratios: axis -> the ratio that the last name of its group says.
@@ -216,10 +216,10 @@ def _share(ratio: float, units: int) -> int:
     return int(ratio * units + 1e-9)
 
 
-def fields_of(
+def competition_groups(
     graph: DependencyGraph, blocks: Sequence[Block], scope: Any, ratio: Any, rules: Rules, budgets: bool
 ) -> list[CompetitionGroup]:
-    """The fields of `blocks`; blocks of which nothing is said stay whole, unless there are `budgets`.
+    """The competition groups of `blocks`; blocks of which nothing is said stay whole, unless there are `budgets`.
 
     Args:
         graph: the dependency graph.
@@ -249,7 +249,7 @@ def fields_of(
 
 
 def _by_names(blocks: Sequence[Block], rules: Rules) -> list[CompetitionGroup]:
-    """A field for each block that has a ratio by name: the smallest that its groups have, as they go together."""
+    """A competition group for each block that has a ratio by name: the smallest that its groups have, as they go together."""
     found = []
     for i, block in enumerate(blocks):
         ratios = [rules.ratios[g.axis] for g in block.groups if g.axis in rules.ratios]
@@ -265,7 +265,7 @@ def _rest(
     how: str | None,
     ratio: float | None,
 ) -> list[CompetitionGroup]:
-    """The fields of the blocks none of whose axes is in `taken`."""
+    """The competition groups of the blocks none of whose axes is in `taken`."""
     rest = [i for i, b in enumerate(blocks) if not any(g.axis in taken for g in b.groups)]
     if how is None or not rest:
         return []

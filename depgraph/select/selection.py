@@ -1,4 +1,4 @@
-"""The blocks of a graph under its constraints and under what was asked, and the choice among their units."""
+"""The blocks of a graph under its constraints and under a request, and the choice among their units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .budget import Budget, meet
 from .factors import Tie, choose_groups
 from .floors import Floors
 from .normalise import normalised
-from .scope import CompetitionGroup, fields_of, rules_of, structure
+from .scope import CompetitionGroup, competition_groups, rules_of, structure
 
 
 class Rounding(NamedTuple):
@@ -45,7 +45,7 @@ class Selection:
     Attributes:
         blocks: groups that are chosen together.
         locked: group name -> why it can't be cut, as a constraint can't be met otherwise.
-        rules: what was asked of each group.
+        rules: what was requested of each group.
         full: [groups] their sizes, in the order of `graph.groups`.
     """
 
@@ -98,7 +98,7 @@ class Selection:
         self._index()
 
     def _arrange(self, block: Block, caps: Mapping[Axis, int]) -> None:
-        """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and what was asked."""
+        """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and the request."""
         both = dict(self.rules.caps)
         both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
         self._sequencer.order(block, both)
@@ -196,19 +196,21 @@ class Selection:
             below = [b.at_most(int(np.searchsorted(b.scores, self.threshold))) for b in self.blocks]
             return self.masks(np.array(below, dtype=np.int64))
         steps = np.zeros(len(self.blocks), dtype=np.int64)
-        fields = fields_of(self.graph, self.blocks, self.scope, self.ratio, self.rules, bool(budgets))
-        for field in fields:
-            if field.ratio is not None:
-                self._cut(field, field.ratio, steps)
+        competitions = competition_groups(
+            self.graph, self.blocks, self.scope, self.ratio, self.rules, bool(budgets)
+        )
+        for competition in competitions:
+            if competition.ratio is not None:
+                self._cut(competition, competition.ratio, steps)
         self._index()
         if budgets:
-            steps = meet(self, [f for f in fields if f.ratio is None], steps, budgets, per_cost)
+            steps = meet(self, [f for f in competitions if f.ratio is None], steps, budgets, per_cost)
         return self.masks(steps)
 
-    def _cut(self, field: CompetitionGroup, ratio: float, steps: Integers) -> None:
-        """Take `ratio` of the units of a field: of each original dim where nothing competes."""
-        if len(field.blocks) == 1:
-            (i,) = field.blocks
+    def _cut(self, competition: CompetitionGroup, ratio: float, steps: Integers) -> None:
+        """Take `ratio` of the units of a competition group: of each original dim where nothing competes."""
+        if len(competition.blocks) == 1:
+            (i,) = competition.blocks
             block = self.blocks[i]
             caps = {
                 p: self._to_go(ratio, sum(g.units for g in gs), self.lost.get(p, 0))
@@ -217,15 +219,15 @@ class Selection:
             self._arrange(block, caps)
             steps[i] = block.allowed[-1]
             return
-        blocks = [self.blocks[i] for i in field.blocks]
-        owner = np.repeat(np.array(field.blocks), [len(b.scores) for b in blocks])
+        blocks = [self.blocks[i] for i in competition.blocks]
+        owner = np.repeat(np.array(competition.blocks), [len(b.scores) for b in blocks])
         order = np.argsort(np.concatenate([b.scores for b in blocks]), kind="stable")
         taken = np.cumsum(np.concatenate([b.taken for b in blocks])[order])
         gone = sum(self.lost.get(p, 0) for b in blocks for p in b.original_axes)
         wanted = self._to_go(ratio, sum(b.units for b in blocks), gone)
         n = int(np.searchsorted(taken, wanted, side="right"))
         reached = np.bincount(owner[order[:n]], minlength=len(steps))
-        for i, b in zip(field.blocks, blocks, strict=True):
+        for i, b in zip(competition.blocks, blocks, strict=True):
             steps[i] = b.at_most(int(reached[i]))
 
     def _to_go(self, ratio: float, units: int, lost: int) -> int:

@@ -35,7 +35,7 @@ class Document:
         training: module paths that are in train mode where the model is in eval mode, or the other way round; the
             model itself is "".
         extra_state: module path -> what its `get_extra_state` returns.
-        config: what the model was built from, where that can say itself, as it was before anything was removed.
+        config: what the model was built from, where that can be written out, as it was before anything was removed.
         provenance: who made it, when and of what; for the reader only.
     """
 

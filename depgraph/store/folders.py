@@ -75,7 +75,7 @@ def replacing(folder: Path, mark: str) -> Iterator[Path]:
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[bool]:
-    """Wait until nobody else is in here with the same `lock`, a file; yields False where the system can't say."""
+    """Wait until nobody else is in here with the same `lock`, a file; yields False where the system can't tell."""
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -152,7 +152,7 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have what was written on the disk before it counts; where a file system can't say so, go on.
+    """Have what was written on the disk before it counts; where a file system can't promise that, continue.
 
     Raises:
         OSError: the disk has not taken it.

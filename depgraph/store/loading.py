@@ -46,7 +46,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote; or the factory fails, or builds another model.
             Everything that is wrong is listed.
-        InputError: `factory` is no function, or `folder` no path.
+        InputError: `factory` is not a function, or `folder` no path.
     """
     make, path = resolved(factory), a_path("folder", folder)
     document = open_folder(path)
@@ -86,7 +86,7 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
 
     Raises:
         StoreError: the folder is damaged, or not what `save` wrote.
-        InputError: `folder` is no path.
+        InputError: `folder` is not a path.
     """
     return open_folder(a_path("folder", folder)).plans
 

@@ -58,7 +58,7 @@ def save(
         the folder.
 
     Raises:
-        InputError: no plan is known of this model, or `folder` is no path.
+        InputError: the plans of this model are not known, or `folder` is not a path.
         StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
             everything that is wrong is listed. What was in the folder is still there.
     """

@@ -41,7 +41,7 @@ def watch_functions(recorder: Recorder) -> AbstractContextManager[None]:
             return run(*args, **kwargs)
         inputs = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
         out = run(*args, **kwargs)
-        training, recorder.training = recorder.training, True  # a second forward is no work of inference
+        training, recorder.training = recorder.training, True  # a second forward is not part of inference
         try:
             _backward(cls, run, inputs, kwargs)
         except Exception as error:  # noqa: BLE001  whatever the user's backward raises here

@@ -238,7 +238,7 @@ class Recorder:
             self.reads, self.stack[1:] = kept[2], []
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of a call, unless arithmetic has become dearer than the same calls on fake tensors are."""
+        """The result of a call, unless arithmetic has become more expensive than the same calls on fake tensors are."""
         if self.patience == math.inf:
             return func(*args, **kwargs)
         if self.patience < 0:

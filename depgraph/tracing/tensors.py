@@ -116,7 +116,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def memory_of(tensor: torch.Tensor) -> Any:
-    """What two tensors have in common that are the very same numbers; None for one without memory of its own kind."""
+    """What two tensors have in common that are the same numbers; None for one without memory of its own kind."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
     if not plain or tensor.is_meta or not tensor.numel():
         return None
@@ -124,7 +124,7 @@ def memory_of(tensor: torch.Tensor) -> Any:
 
 
 def on_one_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The tensors that have the very memory of another one and are objects of their own -> the name of the first."""
+    """The tensors that share the memory of another one and are objects of their own -> the name of the first."""
     first: dict[Any, str] = {}
     found: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -2,7 +2,7 @@
 
 The run happens on a skeleton of the model, a deep copy that shares its parameters, and what it writes into these is
 undone, so it can't leave a mark on the user's model. Real tensors come first: on the small inputs that a trace needs, arithmetic is cheaper than faking it, and
-every path that depends on data works. Where it becomes dearer than that, the run is begun anew on fake tensors, which
+every path that depends on data works. Where it becomes more expensive than that, the run is begun anew on fake tensors, which
 cost no arithmetic and no memory.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..base.errors import InputError, could_not_run, listed
+from ..base.errors import InputError, TraceError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.switches import eagerly, quiet_fakes, same_random_state
@@ -101,7 +101,7 @@ def trace(
         other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
-        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is no part of it.
+        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is not part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
@@ -128,7 +128,7 @@ def trace(
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
-    raise could_not_run(failure) from failure
+    raise TraceError(could_not_run(failure)) from failure
 
 
 def _reach_more(

@@ -69,7 +69,7 @@ def is_distributed(module: nn.Module) -> bool:
 
 
 def inner_name(module: nn.Module) -> str | None:
-    """The name under which a wrapper holds the module that it wraps; None for what is no wrapper."""
+    """The name under which a wrapper holds the module that it wraps; None for what is not a wrapper."""
     compiled = _compiled()
     if compiled is not None and isinstance(module, compiled):
         return "_orig_mod"

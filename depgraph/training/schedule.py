@@ -113,7 +113,7 @@ class GradualPruner:
             backtracks: how many tries are left after the first model that was given up; each goes half as far.
             **options: as for `prune`. A ratio, budget or threshold is the aim of the last step, ratios and budgets of the
                 original's size. A threshold that is a pair begins at the first number and ends at the second; one that
-                stays is had with ``ramp="one_shot"``.
+                stays needs ``ramp="one_shot"``.
 
         Raises:
             InputError: bad arguments.
@@ -154,7 +154,7 @@ class GradualPruner:
 
         Args:
             model: what the last step returned, trained; at first the original.
-            optimizer: goes on with the smaller model, its state cut like the parameters (`apply_to_optimizer`); after a
+            optimizer: continues with the smaller model, its state cut like the parameters (`apply_to_optimizer`); after a
                 step back it has the state that it had with the last good model. Learning rates stay as they are.
 
         Returns:

@@ -45,7 +45,7 @@ def movement(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         "index_select",
         "gather",
         "repeat_interleave",
-    ):  # an index is no value
+    ):  # an index is not a value
         mask_args = (mask_args[0], *args[1:])
     if name in (
         "view",
