@@ -1,0 +1,88 @@
+"""Whether code of a model does something of its own in train mode, beyond what torch's modules do there."""
+
+from __future__ import annotations
+
+import dis
+import types
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+HELPERS = 64  # functions that a method calls, and those that they call, that are looked into
+
+
+def asks_for_training(model: nn.Module) -> bool:
+    """Whether a method of a module that is not torch's, or a function that it names, reads an attribute ``training``.
+
+    To hand it on as an argument of that name (``F.dropout(x, p, training=self.training)``) is not to ask.
+    """
+    return any(_asks(type(m)) for m in model.modules())
+
+
+@lru_cache(maxsize=4096)
+def _asks(kind: type) -> bool:
+    for k in kind.__mro__:
+        if k in (object, nn.Module) or k.__module__.partition(".")[0] == "torch":
+            continue
+        seen: dict[Any, None] = {}
+        for name, value in vars(k).items():
+            if name in ("train", "eval", "__init__"):
+                continue
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if _reads(function, seen):
+                return True
+    return False
+
+
+def _reads(function: Any, seen: dict[Any, None]) -> bool:
+    function = _inner(function)
+    if not isinstance(function, types.FunctionType) or function in seen or len(seen) > HELPERS:
+        return False
+    seen[function] = None
+    if function.__module__ is not None and function.__module__.partition(".")[0] == "torch":
+        return False
+    if _in_code(function.__code__):
+        return True
+    names = set(function.__code__.co_names)
+    cells = [c.cell_contents for c in function.__closure__ or () if _filled(c)]
+    helpers = [function.__globals__.get(n) for n in names] + cells
+    return any(_reads(h, seen) for h in helpers)
+
+
+def _inner(function: Any) -> Any:
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=8192)
+def _in_code(code: types.CodeType) -> bool:
+    """Whether a code object reads ``training`` of anything other than to hand it on as ``training=``."""
+    steps = [s for s in dis.get_instructions(code) if s.opname not in ("CACHE", "PRECALL", "EXTENDED_ARG")]
+    for i, step in enumerate(steps):
+        if step.opname == "LOAD_ATTR" and step.argval == "training":
+            after = steps[i + 1] if i + 1 < len(steps) else None
+            if not (after is not None and _hands_on(code, after)):
+                return True
+        if step.opname == "LOAD_CONST" and step.argval == "training":
+            return True
+    return any(_in_code(c) for c in code.co_consts if isinstance(c, types.CodeType))
+
+
+def _hands_on(code: types.CodeType, step: dis.Instruction) -> bool:
+    """Whether what is on the stack goes into a call as its last argument, ``training=``."""
+    if step.opname == "KW_NAMES" and step.arg is not None:
+        names: Any = code.co_consts[step.arg]
+    elif step.opname == "LOAD_CONST":  # later versions of Python give the names as a tuple
+        names = step.argval
+    else:
+        return False
+    return isinstance(names, tuple) and bool(names) and names[-1] == "training"

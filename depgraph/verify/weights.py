@@ -1,0 +1,326 @@
+"""Weights that exist only while an op uses them, in a wider type: the model's own values, or values drawn anew.
+
+Both runs of a proof need weights in float64: the original's with removed entries zeroed, and the smaller model's. A
+large one is an `OnDemand` tensor: its shape and type are known, its values are made when a torch function is called with
+it, by blocks of rows for matrix products, and are gone afterwards. So the memory of a run is bounded by the largest
+tensor, at any size of the model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..plan.plan import Cut
+from ..tracing.tensors import all_tensors, skeleton
+
+Tensor = torch.Tensor
+WHOLE = 1 << 18  # entries up to which a tensor is widened once, for the whole run
+BLOCK = 1 << 19  # entries of the blocks of rows in which large ones are multiplied
+TABLE = 1_000_003  # a prime number of values, from which all weights drawn anew are taken in turn
+NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
+
+
+def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy of `tensor` in `dtype` (complex numbers in its complex counterpart), where it is narrower; else a copy."""
+    if dtype is not None and tensor.is_complex():
+        return tensor.to(dtype.to_complex(), copy=True)
+    if dtype is not None and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(dtype, copy=True)
+    return tensor.clone()
+
+
+class Values:
+    """Where the values of a run's weights come from: what the tensors hold."""
+
+    def rows(self, name: str, source: Tensor, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` of tensor `name`, whose own values are `source`; not to be written into."""
+        return source[first:last]
+
+    def at(self, name: str, source: Tensor, rows: Tensor) -> Tensor:
+        """The rows of tensor `name` that `rows` [n] lists."""
+        return source.index_select(0, rows)
+
+    def whole(self, name: str, source: Tensor) -> Tensor:
+        """All of tensor `name`; not to be written into."""
+        return source
+
+
+class DrawnValues(Values):
+    """Parameters drawn anew: like those of a fresh layer, but no two alike, none zero on purpose, and vectors positive.
+
+    A parameter of several dims is normal with variance 1 / (entries per row), one of up to one dim is uniform in
+    [0.5, 1]: biases, scales and gates of either sign are as good, and variances must be positive.
+    A tensor takes its values from one table of `TABLE` of them, in turn, from an entry on that depends on its name.
+    """
+
+    def __init__(self, seed: int, names: set[str], others: frozenset[str] = frozenset()) -> None:
+        """`names`: which tensors are drawn, the others keep their values; those in `others` are drawn otherwise."""
+        dice = torch.Generator().manual_seed(seed)
+        self.normal = torch.randn(TABLE, generator=dice, dtype=torch.float64)
+        self.positive = 0.5 + 0.5 * torch.rand(TABLE, generator=dice, dtype=torch.float64)
+        self.seed, self.names, self.others = seed, names, others
+
+    def _of(self, name: str, source: Tensor) -> tuple[Tensor, float, int]:
+        """The table that tensor `name` is drawn from, the factor, and where it begins in the table."""
+        begin = zlib.crc32(f"{self.seed + (name in self.others)}:{name}".encode()) % TABLE
+        if source.dim() < 2:
+            return self.positive, 1.0, begin
+        rest = source.shape[1:]
+        fan = max(rest) if len(rest) == 2 else int(np.prod(rest))
+        return self.normal, max(fan, 1) ** -0.5, begin
+
+    def _drawn(self, name: str, source: Tensor, first: int, count: int) -> Tensor:
+        """`count` entries of tensor `name` in the order of memory, from entry `first` on."""
+        table, factor, begin = self._of(name, source)
+        out = torch.empty(count, dtype=torch.float64)
+        here, done = (begin + first) % TABLE, 0
+        while done < count:
+            step = min(count - done, TABLE - here)
+            torch.mul(table[here : here + step], factor, out=out[done : done + step])
+            here, done = 0, done + step
+        return out.to(source.device)
+
+    def rows(self, name: str, source: Tensor, first: int, last: int) -> Tensor:
+        if name not in self.names:
+            return source[first:last]
+        width = source[0].numel()
+        return self._drawn(name, source, first * width, (last - first) * width).view(-1, *source.shape[1:])
+
+    def at(self, name: str, source: Tensor, rows: Tensor) -> Tensor:
+        if name not in self.names:
+            return source.index_select(0, rows)
+        table, factor, begin = self._of(name, source)
+        width = source[0].numel()
+        spots = (begin + rows.cpu()[:, None] * width + torch.arange(width)) % TABLE
+        return (table[spots] * factor).view(-1, *source.shape[1:]).to(source.device)
+
+    def whole(self, name: str, source: Tensor) -> Tensor:
+        if name not in self.names:
+            return source
+        drawn = self._drawn(name, source, 0, source.numel()).view(source.shape)
+        return drawn if not source.is_complex() else torch.complex(drawn, drawn.flip(0) * 0.5)
+
+
+@dataclass(eq=False)
+class Weight:
+    """What one tensor of a run holds: `source` or what `values` makes of it, with the cut zeroed or cut out.
+
+    Attributes:
+        name: of the tensor in the original.
+        source: the user's own tensor, or where values are drawn for the smaller model, the original's.
+        cut: what goes; None where nothing does.
+        zeroed: whether what goes is zeroed (as in the masked original) instead of cut out.
+        values: where values come from.
+        dtype: of the values.
+    """
+
+    name: str
+    source: Tensor
+    cut: Cut | None
+    zeroed: bool
+    values: Values
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the run."""
+        return tuple(self.source.shape) if self.cut is None or self.zeroed else self.cut.new_shape
+
+    def whole(self) -> Tensor:
+        """All values."""
+        value = self.values.whole(self.name, self.source.detach())
+        if self.cut is None:
+            return widened(value, self.dtype)
+        if not self.zeroed:
+            return widened(self.cut.slice(value), self.dtype)
+        value = widened(value, self.dtype)
+        return value.masked_fill_(~self.cut.mask().to(value.device), 0)
+
+    def mask(self) -> Tensor:
+        """1 where an entry is alive, 0 where it is dead, in the shape in the run."""
+        if self.cut is None or not self.zeroed:
+            return torch.ones(self.shape, device=self.source.device)
+        return self.cut.mask().to(self.source.device).float()
+
+    def kept(self, dim: int) -> Tensor | None:
+        """The indices along `dim` of a matrix that stay; None where all do."""
+        found = None if self.cut is None else self.cut.keep[dim]
+        return None if found is None else torch.from_numpy(found).to(self.source.device)
+
+    def by_rows(self) -> bool:
+        """Whether rows can be made one by one: a matrix, cut in rows and columns alone."""
+        return len(self.shape) == 2 and (
+            self.cut is None or (self.cut.blocks is None and self.cut.numbers is None)
+        )
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows `first` to `last`, as they are numbered in the run, of a weight `by_rows`."""
+        source, rows, columns = self.source.detach(), self.kept(0), self.kept(1)
+        if self.cut is not None and not self.zeroed and rows is not None:
+            mine = rows[first:last]
+            start = int(mine[0])
+            value = self.values.rows(self.name, source, start, int(mine[-1]) + 1)
+            value = value.index_select(0, mine - start)
+        else:
+            value = self.values.rows(self.name, source, first, last)
+        if columns is not None and not self.zeroed:
+            value = value.index_select(1, columns)
+        value = widened(value, self.dtype)
+        if self.zeroed and columns is not None:
+            value.index_fill_(1, _others(columns, self.shape[1]), 0)
+        if self.zeroed and rows is not None:
+            gone = _others(rows, self.shape[0])
+            value.index_fill_(0, gone[(gone >= first) & (gone < last)] - first, 0)
+        return value
+
+    def at(self, rows: Tensor) -> Tensor:
+        """The rows that `rows` [n] lists, of a weight `by_rows`."""
+        source, kept, columns = self.source.detach(), self.kept(0), self.kept(1)
+        spots = rows if kept is None or self.zeroed else kept[rows]
+        value = self.values.at(self.name, source, spots)
+        if columns is not None and not self.zeroed:
+            value = value.index_select(1, columns)
+        value = widened(value, self.dtype)
+        if self.zeroed and columns is not None:
+            value.index_fill_(1, _others(columns, self.shape[1]), 0)
+        if self.zeroed and kept is not None:
+            value[torch.isin(rows, _others(kept, self.shape[0]))] = 0
+        return value
+
+
+def _others(kept: Tensor, size: int) -> Tensor:
+    gone = torch.ones(size, dtype=torch.bool, device=kept.device)
+    gone[kept] = False
+    return gone.nonzero().flatten()
+
+
+# What can be asked of a tensor without its values.
+FACTS = frozenset(
+    "dim size numel nelement ndimension stride is_contiguous is_floating_point is_complex get_device element_size "
+    "storage_offset __len__ is_signed requires_grad_ is_tensor is_same_size is_inference __hash__".split()
+)
+VALUED_ATTRIBUTES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
+
+
+class OnDemand(torch.Tensor):
+    """A weight whose values are made when a torch function is called with it."""
+
+    weight: Weight
+    use: Use
+    written: Tensor | None
+
+    @staticmethod
+    def __new__(cls, weight: Weight, use: Use) -> OnDemand:  # noqa: PYI034
+        made: OnDemand = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, weight.shape, dtype=weight.dtype, device=weight.source.device, requires_grad=False
+        )
+        made.weight, made.use, made.written = weight, use, None
+        made._is_param = isinstance(weight.source, nn.Parameter)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*pytree.tree_map(_made, args), **pytree.tree_map(_made, kwargs or {}))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        owner = getattr(getattr(func, "__self__", None), "__name__", "")
+        if name in FACTS or (name == "__get__" and owner not in VALUED_ATTRIBUTES) or name == "__set__":
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        special = SPECIAL.get(func)
+        if special is not None:
+            out = special(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        lazy = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, OnDemand)]
+        made = {id(a): _made(a) for a in lazy}
+        versions = {key: value._version for key, value in made.items()}
+        args, kwargs = pytree.tree_map_only(OnDemand, lambda a: made[id(a)], (args, kwargs))
+        out = func(*args, **kwargs)
+        for a in lazy:  # forward writes into its own weight: what it wrote stays
+            if made[id(a)]._version != versions[id(a)]:
+                a.written = made[id(a)].detach()
+        return out
+
+
+def _made(value: Any) -> Any:
+    if not isinstance(value, OnDemand):
+        return value
+    return value.written if value.written is not None else value.use.made(value.weight)
+
+
+class Use:
+    """What a run does with the weights that it makes."""
+
+    def made(self, weight: Weight) -> Tensor:
+        """`weight` as a plain tensor."""
+        return weight.whole()
+
+    def product(self, x: Tensor, weight: Weight) -> Tensor:
+        """x [..., in] times `weight` [out, in], transposed."""
+        return by_blocks(x, weight)
+
+    def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
+        """The rows of `weight` [n, width] at `rows` [...]."""
+        return weight.at(rows.flatten()).view(*rows.shape, weight.shape[1])
+
+
+def by_blocks(x: Tensor, weight: Weight) -> Tensor:
+    """x [..., in] times `weight` [out, in], transposed: by blocks of rows."""
+    out_size, width = weight.shape
+    out = x.new_empty(*x.shape[:-1], out_size)
+    step = max(1, BLOCK // max(width, 1))
+    for first in range(0, out_size, step):
+        last = min(first + step, out_size)
+        out[..., first:last] = x @ weight.rows(first, last).T
+    return out
+
+
+def back_by_blocks(gradient: Tensor, weight: Weight) -> Tensor:
+    """gradient [..., out] times `weight` [out, in]."""
+    out_size, width = weight.shape
+    out = gradient.new_zeros(*gradient.shape[:-1], width)
+    step = max(1, BLOCK // max(width, 1))
+    for first in range(0, out_size, step):
+        last = min(first + step, out_size)
+        out += gradient[..., first:last] @ weight.rows(first, last)
+    return out
+
+
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:  # noqa: A002  as torch names them
+    fits = isinstance(weight, OnDemand) and weight.written is None and weight.weight.by_rows()
+    if not fits or isinstance(input, OnDemand) or input.dtype != weight.dtype or input.dim() < 1:
+        return NotImplemented
+    y = weight.use.product(input, weight.weight)
+    return y if bias is None else y + bias
+
+
+def _embedding(
+    input: Tensor, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any  # noqa: A002
+) -> Any:
+    fits = isinstance(weight, OnDemand) and weight.written is None and weight.weight.by_rows()
+    if not fits or max_norm is not None or isinstance(input, OnDemand):
+        return NotImplemented
+    if input.numel() and not 0 <= int(input.min()) <= int(input.max()) < weight.shape[0]:
+        raise IndexError("index out of range in self")
+    return weight.use.looked_up(input, weight.weight)
+
+
+SPECIAL: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch._C._nn.linear: _linear,
+    F.embedding: _embedding,
+}
