@@ -147,6 +147,8 @@ class Call:
             for name, value in vars(module).items():
                 if name in _INTERNALS or type(value) in _PLAIN:
                     continue
+                if type(value) in (tuple, list) and all(type(v) in _PLAIN for v in value):
+                    continue
                 if isinstance(value, Tensor) or type(value) in (list, tuple, dict) or is_plain_object(value):
                     walk = _Walk()
                     walk.look(value, 4)

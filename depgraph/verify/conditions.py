@@ -16,7 +16,7 @@ from ..plan.plan import Plan
 
 Tensor = torch.Tensor
 BATCH_LIMIT = 64  # up to which a batch size between a width and what is left of it is tried
-LONG = 4  # times the example's size, up to which a size is tried
+SMALL, SMALL_INPUT = 1_000_000, 20_000  # parameters, and entries of an input, of models whose runs cost next to nothing
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def drawn_inputs(arguments: Arguments, seed: int, free: bool) -> Arguments:
     return arranged
 
 
-def other_sizes(arguments: Arguments, plan: Plan, spare: bool) -> Iterator[Arguments]:
+def other_sizes(arguments: Arguments, plan: Plan, weights: int) -> Iterator[Arguments]:
     """The same arguments with another batch and other lengths or image sizes, the largest change first.
 
     A model need not accept them. Sizes are chosen to lie between a width and what the plan leaves of it: where forward
@@ -75,7 +75,7 @@ def other_sizes(arguments: Arguments, plan: Plan, spare: bool) -> Iterator[Argum
     Args:
         arguments: as a model is called with.
         plan: what is removed.
-        spare: change sizes by little: the model is large.
+        weights: the number of the model's parameters; large models and large inputs grow by little.
     """
     tensors = [t for t in tensor_leaves(arguments) if t.layout is torch.strided]
     first = next((t for t in tensors if t.dim()), None)
@@ -92,7 +92,8 @@ def other_sizes(arguments: Arguments, plan: Plan, spare: bool) -> Iterator[Argum
     def between(candidates: list[int]) -> int:
         return max(candidates, key=lambda n: sum(new <= n < old for new, old in pairs))
 
-    batches = [batch + 1] if spare else [2 * batch + 1, *range(batch + 1, min(BATCH_LIMIT, 8 * batch + 16))]
+    small = weights <= SMALL and max(t.numel() for t in tensors) <= SMALL_INPUT
+    batches = [2 * batch + 1, *range(batch + 1, min(BATCH_LIMIT, 8 * batch + 16))] if small else [batch + 1]
     other = between(batches)
     tried: set[tuple[Any, ...]] = set()
     for dims, with_batch in (((2, 3, 4, -1), True), ((2,), True), ((), True), ((2, 3, 4, -1), False)):
@@ -100,9 +101,9 @@ def other_sizes(arguments: Arguments, plan: Plan, spare: bool) -> Iterator[Argum
         for t in tensors:
             for d in _lengths(t, batch, dims):
                 n = t.shape[d]
-                small = [n // 2] if n % 2 == 0 and n >= 64 else [2 * n, 3 * n]
                 near = [] if t.is_floating_point() and t.dim() > 3 else [n + 1]
-                longer.setdefault(n, n + 1 if spare and near else between([*small, *near]))
+                far = [n // 2] if n % 2 == 0 and n >= 64 else [2 * n, 3 * n]
+                longer.setdefault(n, between([*near, *far]) if small or not near else n + 1)
         change = tuple(sorted(longer.items())), with_batch
         if change in tried or not (longer or with_batch):
             continue

@@ -16,7 +16,7 @@ from .compare import moderate, spread
 from .weights import Use, Weight, back_by_blocks, by_blocks
 
 Tensor = torch.Tensor
-MOVES = 1e-3  # of an output's spread: what moves it by less is not told from what does not
+MOVES = 1e-4  # of an output's spread: what moves it by less is not told from what does not
 
 
 class Effects(Use):

@@ -85,8 +85,8 @@ class _Masked(Use):
     def made(self, weight: Weight) -> Tensor:
         with self._quietly():
             value = weight.whole()
-        if weight.cut is not None:
-            self.run.give(value, weight.mask())
+            if weight.cut is not None:
+                self.run.give(value, weight.mask())
         return value
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
@@ -152,6 +152,7 @@ class _Run:
         training: the mode.
         power: whether gradients are recorded.
         whole: no weight is made on demand.
+        named: id of a model -> its tensors by name, as far as they were asked for.
     """
 
     arguments: Arguments
@@ -160,6 +161,13 @@ class _Run:
     training: bool = False
     power: bool = False
     whole: bool = False
+    named: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of `model` by name."""
+        if id(model) not in self.named:
+            self.named[id(model)] = all_tensors(model)
+        return self.named[id(model)]
 
     def given(self) -> Arguments:
         """The arguments, copied, in the run's type."""
@@ -186,7 +194,7 @@ def _made_on_demand(weight: Weight, run: _Run) -> bool:
 
 def _masked(model: nn.Module, plan: Plan, run: _Run) -> tuple[Any, MaskedRun, Call]:
     """The masked original's output, the run of masks, and the call."""
-    tensors = all_tensors(model)
+    tensors = run.tensors(model)
     replaced: dict[int, Any] = {}
     shared: list[Tensor] = []
     masks: list[tuple[Tensor, Tensor]] = []
@@ -236,12 +244,12 @@ def _small(
     model: nn.Module, small: nn.Module, plan: Plan, run: _Run, draws: Draws, use: Use
 ) -> tuple[Any, Call]:
     """The smaller model's output in a wider type, and the call; what the masked original drew at random is drawn again."""
-    originals = all_tensors(model)
+    originals = run.tensors(model)
     replaced: dict[int, Any] = {}
     power = use if isinstance(use, Effects) else None
     shared = list(small.parameters()) if run.dtype is None else []
     replaced.update((id(p), p) for p in shared)
-    for name, own in all_tensors(small).items() if run.dtype is not None else ():
+    for name, own in run.tensors(small).items() if run.dtype is not None else ():
         if not _is_number(own):
             continue
         drawn = isinstance(run.values, DrawnValues) and name in run.values.names and name in originals
@@ -312,7 +320,9 @@ class _Proof:
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
-        tensors = all_tensors(model)
+        self.whole = False
+        self.named: dict[int, dict[str, Tensor]] = {}
+        tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
         parameters = {n for n, p in model.named_parameters()}
@@ -321,8 +331,10 @@ class _Proof:
         self.unseen: dict[str, None] = {}
         self.error = 0.0
         self.outputs: list[Tensor] = []
-        self.whole = False
         self.remarks: list[str] = []
+
+    def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> _Run:
+        return _Run(arguments, dtype, whole=self.whole, named=self.named, **how)
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
@@ -345,7 +357,7 @@ class _Proof:
     def _on(self, arguments: Arguments) -> Verification | None:
         """Compare on one example; what to say instead where values can't be compared."""
         try:
-            self._compare(_Run(arguments, torch.float64))
+            self._compare(self._run(arguments, torch.float64))
         except VerificationError:
             raise
         except Unfollowed as why:
@@ -365,7 +377,6 @@ class _Proof:
             VerificationError: it is not.
             Exception: the masked original does not run.
         """
-        run.whole = self.whole
         try:
             wanted, record, call = _masked(self.model, self.plan, run)
         except Unfollowed:
@@ -430,9 +441,10 @@ class _Proof:
     def _attempt(self, arguments: Arguments, training: bool) -> bool:
         """Compare on weights drawn anew, on the first inputs that the original accepts; whether there were any."""
         values = DrawnValues(1, self.names)
-        for sizes in (*other_sizes(arguments, self.plan, self.count > SPARING), arguments):
+        for sizes in (*other_sizes(arguments, self.plan, self.count), arguments):
             for free in (True, False):
-                run = _Run(drawn_inputs(sizes, 1, free), torch.float64, values, training, power=True)
+                inputs = drawn_inputs(sizes, 1, free)
+                run = self._run(inputs, torch.float64, values=values, training=training, power=True)
                 try:
                     self._compare(run, Effects())
                 except VerificationError:
@@ -452,7 +464,7 @@ class _Proof:
 
         def outputs(names: Iterable[str]) -> list[Tensor]:
             values = DrawnValues(1, self.names, frozenset(names))
-            other = _Run(run.arguments, run.dtype, values, run.training, whole=self.whole)
+            other = self._run(run.arguments, run.dtype, values=values, training=run.training)
             got, call = _small(self.model, self.small, self.plan, other, Draws(), Use())
             return call.outputs(got)
 
@@ -470,7 +482,7 @@ class _Proof:
 
     def _own_power(self, arguments: Arguments) -> None:
         """Take from `unmoved` what moves the outputs with the model's own weights."""
-        run = _Run(arguments, torch.float64, power=True, whole=self.whole)
+        run = self._run(arguments, torch.float64, power=True)
         effects = Effects()
         try:
             got, call = _small(self.model, self.small, self.plan, run, Draws(), effects)
@@ -482,7 +494,7 @@ class _Proof:
         """Compare in the model's own type, as well as that can be told; what to say instead where it can't."""
         why = f"float64 can't run ({type(problem).__name__}: {str(problem).partition(chr(10))[0][:120]})"
         try:
-            wanted, record, call = _masked(self.model, self.plan, _Run(arguments))
+            wanted, record, call = _masked(self.model, self.plan, self._run(arguments))
         except Unfollowed as unknown:
             return self._shapes_only(arguments, f"values were not compared: {unknown}")
         except Exception as error:
@@ -493,7 +505,7 @@ class _Proof:
             text = "values were not compared: " + why
             return self._shapes_only(arguments, f"{text}, and the model's own type tells nothing better than 5 %")
         try:
-            got, call = _small(self.model, self.small, self.plan, _Run(arguments), record.drawn, Use())
+            got, call = _small(self.model, self.small, self.plan, self._run(arguments), record.drawn, Use())
         except Exception as error:
             raise VerificationError(_failed("the smaller model", error)) from error
         error_ = apart(call.outputs(got), expected)
@@ -515,7 +527,7 @@ class _Proof:
         coarsest = max((torch.finfo(k).eps for k in kinds), default=SINGLE)
         if coarsest <= SINGLE:
             return max(self.tolerance, 1000 * coarsest)
-        run = _Run(arguments, torch.float32, whole=self.count <= KEPT)
+        run = self._run(arguments, torch.float32)
         try:
             exact, _, call = _masked(self.model, self.plan, run)
             return max(self.tolerance, 4 * apart(expected, call.outputs(exact)))

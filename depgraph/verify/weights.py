@@ -9,9 +9,9 @@ tensor, at any size of the model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..plan.plan import Cut
-from ..tracing.tensors import all_tensors, skeleton
 
 Tensor = torch.Tensor
 WHOLE = 1 << 18  # entries up to which a tensor is widened once, for the whole run
 BLOCK = 1 << 19  # entries of the blocks of rows in which large ones are multiplied
-TABLE = 1_000_003  # a prime number of values, from which all weights drawn anew are taken in turn
+TABLE = 262_147  # a prime number of values, from which all weights drawn anew are taken in turn
 NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 
 
@@ -55,19 +54,26 @@ class Values:
         return source
 
 
+@lru_cache(maxsize=1)
+def _tables() -> tuple[Tensor, Tensor]:
+    """Normal values, and positive ones."""
+    dice = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        normal = torch.randn(TABLE, generator=dice, dtype=torch.float64)
+        return normal, 0.6 + 0.8 * torch.rand(TABLE, generator=dice, dtype=torch.float64)
+
+
 class DrawnValues(Values):
     """Parameters drawn anew: like those of a fresh layer, but no two alike, none zero on purpose, and vectors positive.
 
-    A parameter of several dims is normal with variance 1 / (entries per row), one of up to one dim is uniform in
-    [0.5, 1]: biases, scales and gates of either sign are as good, and variances must be positive.
+    A parameter of several dims is normal with variance 2 / (entries per row), one of up to one dim is uniform in
+    [0.6, 1.4]: biases, scales and gates of either sign are as good, and variances must be positive.
     A tensor takes its values from one table of `TABLE` of them, in turn, from an entry on that depends on its name.
     """
 
     def __init__(self, seed: int, names: set[str], others: frozenset[str] = frozenset()) -> None:
         """`names`: which tensors are drawn, the others keep their values; those in `others` are drawn otherwise."""
-        dice = torch.Generator().manual_seed(seed)
-        self.normal = torch.randn(TABLE, generator=dice, dtype=torch.float64)
-        self.positive = 0.5 + 0.5 * torch.rand(TABLE, generator=dice, dtype=torch.float64)
+        self.normal, self.positive = _tables()
         self.seed, self.names, self.others = seed, names, others
 
     def _of(self, name: str, source: Tensor) -> tuple[Tensor, float, int]:
@@ -77,7 +83,7 @@ class DrawnValues(Values):
             return self.positive, 1.0, begin
         rest = source.shape[1:]
         fan = max(rest) if len(rest) == 2 else int(np.prod(rest))
-        return self.normal, max(fan, 1) ** -0.5, begin
+        return self.normal, (2 / max(fan, 1)) ** 0.5, begin
 
     def _drawn(self, name: str, source: Tensor, first: int, count: int) -> Tensor:
         """`count` entries of tensor `name` in the order of memory, from entry `first` on."""
