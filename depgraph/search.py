@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -58,6 +59,7 @@ def settle(
         try:
             if verify:
                 small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
+                proof = _by_group(graph, masks, proof)
             if not request.uniform or not _freeze_undescribed(graph, masks, small, notes):
                 return small, plan, proof
             targets.restart()
@@ -85,6 +87,18 @@ def _proved(
         except (VerificationError, PlanError):  # forward computes with them: they stay
             pass
     return small, plan, verify_values(graph.model, small, plan, example_inputs)
+
+
+def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
+    """`proof`, in which groups are unproved, not tensors: those of whose tensors none moves an output."""
+    unmoved = set(proof.unproved)
+    known = {n for n, _ in graph.model.named_parameters()} & graph.tensors.keys()
+    names = [
+        g.name
+        for g in graph.groups
+        if id(g.axis) in masks and (own := {m.name for m in g.members} & known) and own <= unmoved
+    ]
+    return replace(proof, unproved=tuple(names))
 
 
 def _freeze_undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module, notes: list[str]) -> bool:

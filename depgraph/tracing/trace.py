@@ -21,13 +21,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..base.errors import InputError, TraceError
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
-from ..base.values import map_tensors, output_leaves, tensor_leaves
+from ..base.values import map_tensors, tensor_leaves
 from . import sizes
+from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
 from .recorder import Comparison, Node, Recorder
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
+from .training import CallLog, NoDropout, asks_for_training
 from .wrappers import check_unsharded, eagerly
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
@@ -115,15 +117,37 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
 def _reach_more(
     found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool
 ) -> Trace:
-    """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
+    """`found`, or a trace of both modes: where train mode reaches parameters that it lacks (auxiliary heads), or differs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
-    if not missing:
+    other = _other_in_training(model, examples, fake)
+    if not missing and not other:
         return found
     try:
         both = _run(model, examples, fake, tracked, train=True)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
-    return both if missing - set(both.unreached) else found
+    return both if other or missing - set(both.unreached) else found
+
+
+def _other_in_training(model: nn.Module, examples: list[Arguments], fake: bool) -> bool:
+    """Whether the model makes other calls in train mode than in eval mode: two bare runs tell, for models that ask."""
+    if not asks_for_training(model):
+        return False
+    calls = []
+    for training in (False, True):
+        try:
+            with ExitStack() as stack:
+                run = _Prepared(stack, model, examples, fake)
+                run.twin.train(training)
+                stack.enter_context(_apart())
+                log = CallLog()
+                with run.mode, log, NoDropout():
+                    for args, kwargs in run.examples:
+                        run.twin(*args, **kwargs)
+                calls.append(log.calls)
+        except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs: nothing to trace
+            return False
+    return calls[0] != calls[1]
 
 
 @contextmanager
@@ -150,26 +174,14 @@ def _run(
     On fake tensors, or on the model's own (buffers and inputs are copied); given up `seconds` behind what fake ones would take.
     """
     tensors, aliases = named_tensors(model)
-    every = all_tensors(model)
-    held = every.keys() - tensors.keys()
     with ExitStack() as stack:
-        mode: Any = nullcontext()
-        kept = WriteGuard(() if fake else model.parameters())
-        stack.callback(kept.restore)
-        if fake:
-            stack.enter_context(quiet_fakes())
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            stand_in = {id(t): mode.from_tensor(t) for t in every.values()}
-            examples = map_tensors(examples, mode.from_tensor)
-        else:
-            parameters = {id(p) for p in model.parameters()}
-            stand_in = {id(t): t if id(t) in parameters else t.clone() for t in every.values()}
-            examples = map_tensors(examples, torch.clone)
-        twin = skeleton(model, stand_in)
+        run = _Prepared(stack, model, examples, fake)
+        every, twin = run.every, run.twin
         if tracked:
             sizes.track_attributes(twin)
-        recorder = Recorder({id(stand_in[id(t)]): name for name, t in every.items()}, held)
-        for i, tensor in enumerate(tensor_leaves(examples)):
+        names = {id(run.stand_in[id(t)]): name for name, t in every.items()}
+        recorder = Recorder(names, every.keys() - tensors.keys())
+        for i, tensor in enumerate(tensor_leaves(run.examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             node.meta.update(
                 shapes=[tuple(tensor.shape)], dtype=tensor.dtype, module="", source="", kind="input"
@@ -177,19 +189,56 @@ def _run(
             recorder.remember(tensor, node)
         if seconds is not None:
             recorder.patience = seconds
-        stack.enter_context(_recording(twin, recorder, mode, kept))
+        stack.enter_context(_recording(twin, recorder, run.mode, run.kept))
         outputs = []
         for training in (False, True) if train else (False,):
             recorder.training = training
             twin.train(training)
-            for args, kwargs in examples:
-                outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+            for args, kwargs in run.examples:
+                recorder.paused += 1
+                call = Call(twin, args, kwargs)
+                recorder.paused -= 1
+                out = twin(*args, **kwargs)
+                recorder.paused += 1
+                given_away = call.outputs(out)
+                recorder.paused -= 1
+                outputs += [recorder.node(t) for t in given_away]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(n.meta["shapes"]) == 1]
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(recorder, outputs, every, (tensors, aliases), fake)
+
+
+class _Prepared:
+    """A skeleton of the model to run, on fake tensors or its own; what it writes into parameters is undone by `stack`."""
+
+    def __init__(
+        self, stack: ExitStack, model: nn.Module, examples: list[Arguments], fake: bool
+    ) -> None:
+        self.every = all_tensors(model)
+        self.mode: Any = nullcontext()
+        self.kept = WriteGuard(() if fake else model.parameters())
+        stack.callback(self.kept.restore)
+        if fake:
+            stack.enter_context(quiet_fakes())
+            self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+            self.stand_in = {id(t): self.mode.from_tensor(t) for t in self.every.values()}
+            self.examples = map_tensors(examples, self.mode.from_tensor)
+        else:
+            parameters = {id(p) for p in model.parameters()}
+            self.stand_in = {id(t): t if id(t) in parameters else t.clone() for t in self.every.values()}
+            self.examples = map_tensors(examples, torch.clone)
+        self.twin = skeleton(model, self.stand_in)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Outside of whatever mode the caller is in, and without a trace in torch's random state."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad(), eagerly():
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager

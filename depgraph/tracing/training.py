@@ -1,4 +1,8 @@
-"""Whether code of a model does something of its own in train mode, beyond what torch's modules do there."""
+"""Whether a model does something of its own in train mode, beyond dropout and what torch's modules do there.
+
+Two questions: does any of its code read ``training`` (cheap, and sure to be yes where the second may be), and does a run in
+train mode make other calls than one in eval mode?
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,11 @@ import types
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..base.running import CallMode
 
 HELPERS = 64  # functions that a method calls, and those that they call, that are looked into
 
@@ -86,3 +94,41 @@ def _hands_on(code: types.CodeType, step: dis.Instruction) -> bool:
     else:
         return False
     return isinstance(names, tuple) and bool(names) and names[-1] == "training"
+
+
+DROPOUTS = frozenset(
+    "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout alpha_dropout_ feature_dropout feature_dropout_ "
+    "feature_alpha_dropout feature_alpha_dropout_".split()
+)
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout hands on its input."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in DROPOUTS:
+            return args[0] if args else kwargs.get("input")
+        if name == "scaled_dot_product_attention":
+            kwargs = {k: v for k, v in kwargs.items() if k != "dropout_p"}
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+        return func(*args, **kwargs)
+
+
+class CallLog(CallMode):
+    """The ATen calls that are made: op, shapes and numbers; of norms over batches, which differ by design, only the op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        numbers = () if "norm" in name else tuple(a for a in args if isinstance(a, (int, float)))
+        shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
+        counts = shapes == [()] and name == "aten::add_"  # a norm counts its batches
+        if not counts:
+            self.calls.append((name, tuple(shapes), numbers))
+        return out
