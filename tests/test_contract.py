@@ -1011,7 +1011,7 @@ class Clipped(nn.Module):
 def test_weights_that_forward_writes_into_stay(
     limit: int, kind: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depgraph.verify.weights.WHOLE", limit)
+    monkeypatch.setattr(sys.modules["depgraph.verify.weights"], "WHOLE", limit)
     model, x = Clipped().to(kind).eval(), torch.arange(7)
     before = copy.deepcopy(model.state_dict())
     result = depgraph.prune(model, x, calibration=[x], importance="wanda", recover=how)

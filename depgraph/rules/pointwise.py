@@ -12,6 +12,7 @@ ALSO = (
     "fill", "zero", "uniform", "normal", "exponential", "masked_fill", "nan_to_num", "where", "_conj", "clamp", "lerp",
     "addcmul", "addcdiv", "rrelu_with_noise", "_prelu_kernel", "log_sigmoid_forward", "native_dropout_backward", "_assert_async",
     "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus", "geometric", "log_normal",
+    "feature_dropout", "alpha_dropout",
 )  # fmt: skip
 
 
@@ -95,7 +96,13 @@ def filled(site: OpCall) -> Dims:
     return [site.new(d) for d in range(len(site.shape))]
 
 
-@rule("arange", "linspace", "randn", "rand", "randint", "eye", "randperm", "logspace", "hann_window", "tril_indices",
+@rule("rand", "randn")
+def noise(site: OpCall) -> Dims:
+    """Numbers drawn at random, independently: one is as good as another, so any of them may go."""
+    return [site.new(d) for d in range(len(site.shape))]
+
+
+@rule("arange", "linspace", "randint", "eye", "randperm", "logspace", "hann_window", "tril_indices",
       "triu_indices", "bartlett_window", "hamming_window", "kaiser_window")  # fmt: skip
 def positional(site: OpCall) -> Dims:
     """A new tensor whose values depend on the position: nothing of it can go."""

@@ -69,8 +69,10 @@ class _Walk:
             yield from list(value.values())[:ENTRIES]
         elif isinstance(value, (list, tuple, deque)):
             yield from list(value)[:ENTRIES]
-        elif hasattr(value, "__dataclass_fields__"):
-            yield from (getattr(value, k, None) for k in value.__dataclass_fields__)
+        elif hasattr(type(value), "__dataclass_fields__"):
+            own = getattr(value, "__dict__", None)  # looked into without a read that a trace would take for forward's
+            for k in type(value).__dataclass_fields__:
+                yield getattr(value, k, None) if own is None else own.get(k)
         elif isinstance(value, types.FunctionType):
             yield from (value.__defaults__ or ())
             yield from (value.__kwdefaults__ or {}).values()

@@ -143,7 +143,8 @@ def _other_in_training(model: nn.Module, examples: list[Arguments], fake: bool) 
                 log = CallLog()
                 with run.mode, log, NoDropout():
                     for args, kwargs in run.examples:
-                        run.twin(*args, **kwargs)
+                        call = Call(run.twin, args, kwargs)
+                        log.give_away(call.outputs(run.twin(*args, **kwargs)))
                 calls.append(log.calls)
         except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs: nothing to trace
             return False

@@ -122,6 +122,7 @@ class CallLog(CallMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, ...]] = []
+        self.made: dict[int, tuple[Any, int]] = {}  # id of a tensor -> the tensor, and which call made it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -131,4 +132,10 @@ class CallLog(CallMode):
         counts = shapes == [()] and name == "aten::add_"  # a norm counts its batches
         if not counts:
             self.calls.append((name, tuple(shapes), numbers))
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            self.made[id(t)] = t, len(self.calls)
         return out
+
+    def give_away(self, outputs: list[torch.Tensor]) -> None:
+        """The run ends with these."""
+        self.calls.append(tuple(self.made.get(id(t), (t, 0))[1] for t in outputs))

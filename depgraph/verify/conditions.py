@@ -90,7 +90,9 @@ def other_sizes(arguments: Arguments, plan: Plan, weights: int) -> Iterator[Argu
     }
 
     def between(candidates: list[int]) -> int:
-        return max(candidates, key=lambda n: sum(new <= n < old for new, old in pairs))
+        hits = [sum(new <= n < old for new, old in pairs) for n in candidates]
+        best = [n for n, k in zip(candidates, hits, strict=True) if k == max(hits)]
+        return max(best) if max(hits) else candidates[0]
 
     small = weights <= SMALL and max(t.numel() for t in tensors) <= SMALL_INPUT
     batches = [2 * batch + 1, *range(batch + 1, min(BATCH_LIMIT, 8 * batch + 16))] if small else [batch + 1]

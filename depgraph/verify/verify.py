@@ -68,6 +68,10 @@ class NotFinite(Exception):
     """Weights or inputs drawn anew lead to outputs that are not finite."""
 
 
+class NotAccepted(Exception):
+    """At other sizes the original's outputs are no longer one for each entry of the batch."""
+
+
 class _Masked(Use):
     """Weights of the masked original: with each comes its mask."""
 
@@ -153,6 +157,7 @@ class _Run:
         power: whether gradients are recorded.
         whole: no weight is made on demand.
         named: id of a model -> its tensors by name, as far as they were asked for.
+        batches: the size of the example's batch, and of this run's.
     """
 
     arguments: Arguments
@@ -162,6 +167,7 @@ class _Run:
     power: bool = False
     whole: bool = False
     named: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    batches: tuple[int, int] = (1, 1)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of `model` by name."""
@@ -390,6 +396,8 @@ class _Proof:
         self.unseen.update(dict.fromkeys(call.unseen))
         self.restricted |= record.restricted
         drawn = isinstance(run.values, DrawnValues)
+        if drawn and not _kept_apart(self.outputs, expected, run.batches):
+            raise NotAccepted
         if drawn and not all(bool(torch.isfinite(t).all()) for t in expected if _is_number(t)):
             raise NotFinite
         got, call = self._of_smaller(run, record, effects)
@@ -406,7 +414,8 @@ class _Proof:
         if not error <= self.tolerance:
             raise VerificationError(_deviates(error, self.tolerance) + _where(run))
         self.error = max(self.error, error)
-        self.outputs = expected
+        if not drawn:
+            self.outputs = expected
         if effects is not None and run.power:
             self._note(effects, found)
 
@@ -444,7 +453,10 @@ class _Proof:
         for sizes in (*other_sizes(arguments, self.plan, self.count), arguments):
             for free in (True, False):
                 inputs = drawn_inputs(sizes, 1, free)
-                run = self._run(inputs, torch.float64, values=values, training=training, power=True)
+                batches = _batch(arguments), _batch(sizes)
+                run = self._run(
+                    inputs, torch.float64, values=values, training=training, power=True, batches=batches
+                )
                 try:
                     self._compare(run, Effects())
                 except VerificationError:
@@ -564,6 +576,21 @@ def _redrawn(name: str, tensor: Tensor, plan: Plan) -> bool:
     if name not in plan.cuts or not tensor.dim() or not tensor.numel():
         return False
     return bool((tensor.amax() - tensor.amin()) <= 1e-6 * tensor.abs().amax())
+
+
+def _batch(arguments: Arguments) -> int:
+    return next((t.shape[0] for t in tensor_leaves(arguments) if t.dim()), 1)
+
+
+def _kept_apart(before: list[Tensor], now: list[Tensor], batches: tuple[int, int]) -> bool:
+    """Whether outputs of another batch are as many for each of its entries as those of the example's were."""
+    if len(before) != len(now):  # train mode returns more
+        return True
+    old, new = batches
+    return all(
+        a.dim() == b.dim() and (not a.dim() or a.shape[0] != old or b.shape[0] == new)
+        for a, b in zip(before, now, strict=True)
+    )
 
 
 def _failed(what: str, error: Exception) -> str:
