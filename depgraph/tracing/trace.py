@@ -119,7 +119,7 @@ def _reach_more(
 ) -> Trace:
     """`found`, or a trace of both modes: where train mode reaches parameters that it lacks (auxiliary heads), or differs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
-    other = _other_in_training(model, examples, fake)
+    other = other_in_training(model, examples, fake)
     if not missing and not other:
         return found
     try:
@@ -129,8 +129,17 @@ def _reach_more(
     return both if other or missing - set(both.unreached) else found
 
 
-def _other_in_training(model: nn.Module, examples: list[Arguments], fake: bool) -> bool:
-    """Whether the model makes other calls in train mode than in eval mode: two bare runs tell, for models that ask."""
+def other_in_training(model: nn.Module, examples: list[Arguments], fake: bool = False) -> bool | None:
+    """Whether `model` makes other calls in train mode than in eval mode: two bare runs tell, for models that ask.
+
+    Args:
+        model: any module; it is not touched.
+        examples: the arguments of each call.
+        fake: run on fake tensors.
+
+    Returns:
+        None where it can't be run in one of the modes.
+    """
     if not asks_for_training(model):
         return False
     calls = []
@@ -146,8 +155,8 @@ def _other_in_training(model: nn.Module, examples: list[Arguments], fake: bool) 
                         call = Call(run.twin, args, kwargs)
                         log.give_away(call.outputs(run.twin(*args, **kwargs)))
                 calls.append(log.calls)
-        except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs: nothing to trace
-            return False
+        except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
+            return None
     return calls[0] != calls[1]
 
 

@@ -25,7 +25,21 @@ def asks_for_training(model: nn.Module) -> bool:
 
     To hand it on as an argument of that name (``F.dropout(x, p, training=self.training)``) is not to ask.
     """
-    return any(_asks(type(m)) for m in model.modules())
+    return any(_asks(type(m)) or any(_reads(f, {}) for f in _own_functions(m)) for m in model.modules())
+
+
+def _own_functions(module: nn.Module) -> list[Any]:
+    """The functions that one module has by itself: hooks, and a forward that was put in its place."""
+    state = vars(module)
+    tables = ("_forward_hooks", "_forward_pre_hooks")
+    found = [f for table in tables for f in state.get(table, {}).values()]
+    found += [state["forward"]] if "forward" in state else []
+    plain = [getattr(f, "func", f) for f in found]
+    return [f if isinstance(_inner(f), types.FunctionType) else _method_of(f) for f in plain]
+
+
+def _method_of(value: Any) -> Any:
+    return getattr(value, "__func__", None) or getattr(type(value), "__call__", None)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .compare import moderate, spread
-from .weights import Use, Weight, back_by_blocks, by_blocks
+from .weights import Use, Weight
 
 Tensor = torch.Tensor
 MOVES = 1e-4  # of an output's spread: what moves it by less is not told from what does not
@@ -84,7 +84,7 @@ class _Watched(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, root: Tensor, effects: Effects, weight: Weight) -> Tensor:
-        y = by_blocks(x, weight)
+        y = weight.times(x)
         ctx.effects, ctx.weight = effects, weight
         ctx.save_for_backward(y)
         return y
@@ -94,5 +94,5 @@ class _Product(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         ctx.effects.add(ctx.weight.name, float((gradients[0] * y).abs().sum()))
         root = torch.zeros((), dtype=torch.float64)
-        back = back_by_blocks(gradients[0], ctx.weight) if ctx.needs_input_grad[0] else None
+        back = ctx.weight.back(gradients[0]) if ctx.needs_input_grad[0] else None
         return back, root, None, None

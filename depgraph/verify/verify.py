@@ -25,14 +25,14 @@ from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.outputs import Call
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
-from ..tracing.training import asks_for_training
+from ..tracing.trace import other_in_training
 from ..tracing.wrappers import eagerly
 from . import weights
 from .compare import apart
 from .conditions import drawn_inputs, other_sizes, same_draws
 from .masked import Draws, MaskedRun, Unfollowed, Widened
 from .power import MOVES, Effects
-from .weights import DrawnValues, OnDemand, Use, Values, Weight, by_blocks
+from .weights import DrawnValues, OnDemand, Use, Values, Weight
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
@@ -95,7 +95,7 @@ class _Masked(Use):
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
         with self._quietly():
-            y = by_blocks(x, weight)
+            y = weight.times(x)
             known, rows, columns = self.run.mask(x), weight.kept(0), weight.kept(1)
             if known is None and rows is None:
                 if columns is not None:
@@ -442,10 +442,15 @@ class _Proof:
     def _drawn(self, arguments: Arguments) -> None:
         """Compare on weights and inputs drawn anew, also of other sizes, and in train mode."""
         shown = self._attempt(arguments, False)
-        if asks_for_training(self.model):
+        if self._asks_for_training(arguments):
             shown = self._attempt(arguments, True) and shown
         if not shown:
             self.remarks.append("on the model's own weights alone: drawn anew, they gave nothing to compare")
+
+    def _asks_for_training(self, arguments: Arguments) -> bool:
+        """Whether train mode must be looked at: one of the models makes other calls there, or can't be run on the example."""
+        both = (self.model, self.small)
+        return any(other_in_training(m, [arguments]) is not False for m in both)
 
     def _attempt(self, arguments: Arguments, training: bool) -> bool:
         """Compare on weights drawn anew, on the first inputs that the original accepts; whether there were any."""
@@ -455,10 +460,11 @@ class _Proof:
                 inputs = drawn_inputs(sizes, 1, free)
                 batches = _batch(arguments), _batch(sizes)
                 run = self._run(
-                    inputs, torch.float64, values=values, training=training, power=True, batches=batches
+                    inputs, torch.float64, values=values, training=training, batches=batches
                 )
+                run.power = bool(self.unmoved)
                 try:
-                    self._compare(run, Effects())
+                    self._compare(run, Effects() if run.power else None)
                 except VerificationError:
                     raise
                 except NotFinite:

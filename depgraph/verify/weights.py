@@ -9,12 +9,12 @@ tensor, at any size of the model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +24,7 @@ from ..plan.plan import Cut
 
 Tensor = torch.Tensor
 WHOLE = 1 << 18  # entries up to which a tensor is widened once, for the whole run
-BLOCK = 1 << 19  # entries of the blocks of rows in which large ones are multiplied
+BLOCK = 1 << 17  # entries of the blocks of rows in which large ones are multiplied
 TABLE = 262_147  # a prime number of values, from which all weights drawn anew are taken in turn
 NARROW = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64))
 
@@ -42,8 +42,12 @@ class Values:
     """Where the values of a run's weights come from: what the tensors hold."""
 
     def rows(self, name: str, source: Tensor, first: int, last: int) -> Tensor:
-        """Rows `first` to `last` of tensor `name`, whose own values are `source`; not to be written into."""
+        """Rows `first` to `last` of matrix `name`, whose own values are `source`, over `factor`; not to be written into."""
         return source[first:last]
+
+    def factor(self, name: str, source: Tensor) -> float:
+        """What `rows` are to be multiplied with."""
+        return 1.0
 
     def at(self, name: str, source: Tensor, rows: Tensor) -> Tensor:
         """The rows of tensor `name` that `rows` [n] lists."""
@@ -56,11 +60,12 @@ class Values:
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Tensor, Tensor]:
-    """Normal values, and positive ones."""
+    """Normal values, and positive ones: each table twice in a row, so that what goes beyond its end begins anew."""
     dice = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
         normal = torch.randn(TABLE, generator=dice, dtype=torch.float64)
-        return normal, 0.6 + 0.8 * torch.rand(TABLE, generator=dice, dtype=torch.float64)
+        positive = 0.6 + 0.8 * torch.rand(TABLE, generator=dice, dtype=torch.float64)
+        return normal.repeat(2), positive.repeat(2)
 
 
 class DrawnValues(Values):
@@ -76,45 +81,39 @@ class DrawnValues(Values):
         self.normal, self.positive = _tables()
         self.seed, self.names, self.others = seed, names, others
 
-    def _of(self, name: str, source: Tensor) -> tuple[Tensor, float, int]:
-        """The table that tensor `name` is drawn from, the factor, and where it begins in the table."""
-        begin = zlib.crc32(f"{self.seed + (name in self.others)}:{name}".encode()) % TABLE
-        if source.dim() < 2:
-            return self.positive, 1.0, begin
-        rest = source.shape[1:]
-        fan = max(rest) if len(rest) == 2 else int(np.prod(rest))
-        return self.normal, (2 / max(fan, 1)) ** 0.5, begin
+    def _begin(self, name: str) -> int:
+        return zlib.crc32(f"{self.seed + (name in self.others)}:{name}".encode()) % TABLE
 
-    def _drawn(self, name: str, source: Tensor, first: int, count: int) -> Tensor:
-        """`count` entries of tensor `name` in the order of memory, from entry `first` on."""
-        table, factor, begin = self._of(name, source)
-        out = torch.empty(count, dtype=torch.float64)
-        here, done = (begin + first) % TABLE, 0
-        while done < count:
-            step = min(count - done, TABLE - here)
-            torch.mul(table[here : here + step], factor, out=out[done : done + step])
-            here, done = 0, done + step
-        return out.to(source.device)
+    def factor(self, name: str, source: Tensor) -> float:
+        if name not in self.names or source.dim() < 2:
+            return 1.0
+        rest = source.shape[1:]
+        return float((2 / max(max(rest) if len(rest) == 2 else prod(rest), 1)) ** 0.5)
 
     def rows(self, name: str, source: Tensor, first: int, last: int) -> Tensor:
         if name not in self.names:
             return source[first:last]
-        width = source[0].numel()
-        return self._drawn(name, source, first * width, (last - first) * width).view(-1, *source.shape[1:])
+        width = prod(source.shape[1:])
+        count, here = (last - first) * width, (self._begin(name) + first * width) % TABLE
+        table = self.normal if count <= TABLE else self.normal.repeat(1 + count // TABLE)
+        return table[here : here + count].view(last - first, *source.shape[1:]).to(source.device)
 
     def at(self, name: str, source: Tensor, rows: Tensor) -> Tensor:
         if name not in self.names:
             return source.index_select(0, rows)
-        table, factor, begin = self._of(name, source)
-        width = source[0].numel()
-        spots = (begin + rows.cpu()[:, None] * width + torch.arange(width)) % TABLE
-        return (table[spots] * factor).view(-1, *source.shape[1:]).to(source.device)
+        width = prod(source.shape[1:])
+        spots = (self._begin(name) + rows.cpu()[:, None] * width + torch.arange(width)) % TABLE
+        return (self.normal[spots] * self.factor(name, source)).view(-1, *source.shape[1:]).to(source.device)
 
     def whole(self, name: str, source: Tensor) -> Tensor:
         if name not in self.names:
             return source
-        drawn = self._drawn(name, source, 0, source.numel()).view(source.shape)
-        return drawn if not source.is_complex() else torch.complex(drawn, drawn.flip(0) * 0.5)
+        table, count, here = self.normal if source.dim() > 1 else self.positive, source.numel(), self._begin(name)
+        if here + count <= len(table):
+            drawn = table[here : here + count]
+        else:
+            drawn = torch.cat([table[here:TABLE], table[:TABLE].repeat((here + count) // TABLE)])[:count]
+        return (drawn * self.factor(name, source)).view(source.shape).to(source.device)
 
 
 @dataclass(eq=False)
@@ -169,25 +168,49 @@ class Weight:
             self.cut is None or (self.cut.blocks is None and self.cut.numbers is None)
         )
 
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows `first` to `last`, as they are numbered in the run, of a weight `by_rows`."""
-        source, rows, columns = self.source.detach(), self.kept(0), self.kept(1)
-        if self.cut is not None and not self.zeroed and rows is not None:
-            mine = rows[first:last]
-            start = int(mine[0])
-            value = self.values.rows(self.name, source, start, int(mine[-1]) + 1)
-            value = value.index_select(0, mine - start)
-        else:
-            value = self.values.rows(self.name, source, first, last)
-        if columns is not None and not self.zeroed:
-            value = value.index_select(1, columns)
-        value = widened(value, self.dtype)
-        if self.zeroed and columns is not None:
-            value.index_fill_(1, _others(columns, self.shape[1]), 0)
-        if self.zeroed and rows is not None:
-            gone = _others(rows, self.shape[0])
-            value.index_fill_(0, gone[(gone >= first) & (gone < last)] - first, 0)
-        return value
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """The rows that stay (all where the cut is `zeroed`), with all columns, by blocks: first, last, values over their factor.
+
+        A block is valid until the next one is asked for.
+        """
+        source = self.source.detach()
+        kept = None if self.zeroed else self.kept(0)
+        height, width = source.shape
+        step = max(1, BLOCK // max(width, 1))
+        room = torch.empty(min(step, height), width, dtype=self.dtype, device=source.device)
+        first = 0
+        for begin in range(0, height, step):
+            end = min(begin + step, height)
+            rows = self.values.rows(self.name, source, begin, end)
+            if kept is not None:
+                rows = rows[kept[(kept >= begin) & (kept < end)] - begin]
+            last = first + len(rows)
+            yield first, last, rows if rows.dtype == self.dtype else room[: len(rows)].copy_(rows)
+            first = last
+
+    def times(self, x: Tensor) -> Tensor:
+        """x [..., in] times the transposed weight [out, in], one of those `by_rows`."""
+        source, columns = self.source, self.kept(1)
+        if columns is not None and self.zeroed:
+            x = x.index_fill(-1, _others(columns, source.shape[1]), 0)
+        elif columns is not None:
+            x = x.new_zeros(*x.shape[:-1], source.shape[1]).index_copy_(-1, columns, x)
+        x = x * self.values.factor(self.name, source)
+        out = x.new_empty(*x.shape[:-1], self.shape[0])
+        for first, last, rows in self.blocks():
+            out[..., first:last] = x @ rows.T
+        if self.zeroed and (kept := self.kept(0)) is not None:
+            out.index_fill_(-1, _others(kept, self.shape[0]), 0)
+        return out
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """gradient [..., out] times the weight [out, in], one of those `by_rows` that is not `zeroed`."""
+        source, columns = self.source, self.kept(1)
+        out = gradient.new_zeros(*gradient.shape[:-1], source.shape[1])
+        for first, last, rows in self.blocks():
+            out += gradient[..., first:last] @ rows
+        out *= self.values.factor(self.name, source)
+        return out if columns is None else out.index_select(-1, columns)
 
     def at(self, rows: Tensor) -> Tensor:
         """The rows that `rows` [n] lists, of a weight `by_rows`."""
@@ -277,33 +300,11 @@ class Use:
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
         """x [..., in] times `weight` [out, in], transposed."""
-        return by_blocks(x, weight)
+        return weight.times(x)
 
     def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
         """The rows of `weight` [n, width] at `rows` [...]."""
         return weight.at(rows.flatten()).view(*rows.shape, weight.shape[1])
-
-
-def by_blocks(x: Tensor, weight: Weight) -> Tensor:
-    """x [..., in] times `weight` [out, in], transposed: by blocks of rows."""
-    out_size, width = weight.shape
-    out = x.new_empty(*x.shape[:-1], out_size)
-    step = max(1, BLOCK // max(width, 1))
-    for first in range(0, out_size, step):
-        last = min(first + step, out_size)
-        out[..., first:last] = x @ weight.rows(first, last).T
-    return out
-
-
-def back_by_blocks(gradient: Tensor, weight: Weight) -> Tensor:
-    """gradient [..., out] times `weight` [out, in]."""
-    out_size, width = weight.shape
-    out = gradient.new_zeros(*gradient.shape[:-1], width)
-    step = max(1, BLOCK // max(width, 1))
-    for first in range(0, out_size, step):
-        last = min(first + step, out_size)
-        out += gradient[..., first:last] @ weight.rows(first, last)
-    return out
 
 
 def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:  # noqa: A002  as torch names them
