@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import random
 import sys
 import time
@@ -203,12 +204,12 @@ def changes(right: nn.Module, spoilt: nn.Module, inputs: tuple[Tensor, ...]) -> 
                 if is_inexact(b) and b.numel():
                     spread = float(b.std(correction=0)) if b.numel() > 1 else float(b.abs().max())
                     gap = float((a - b).abs().max()) / max(spread, 1e-12)
-                    worst = max(worst, float("inf") if gap != gap else gap)
+                    worst = max(worst, float("inf") if math.isnan(gap) else gap)
     return worst
 
 
 def verdict(original: nn.Module, spoilt: nn.Module, plan: Any, inputs: Any, tensor: str) -> str:
-    """"" where the proof objects, or says that it can't tell; else what it says."""
+    """ "" where the proof objects, or says that it can't tell; else what it says."""
     try:
         proof = depgraph.verify(original, spoilt, plan, inputs)
     except depgraph.VerificationError:
@@ -217,11 +218,18 @@ def verdict(original: nn.Module, spoilt: nn.Module, plan: Any, inputs: Any, tens
     return "" if unproved or proof.status != "equal" else f"equal, {proof.max_error:.1e}"
 
 
-def subjects(networks: int, start: int, models: tuple[str, ...]) -> Iterator[tuple[str, nn.Module, Any, dict]]:
+def subjects(
+    networks: int, start: int, models: tuple[str, ...]
+) -> Iterator[tuple[str, nn.Module, Any, dict]]:
     """Name, model, inputs and options of what is pruned."""
     for seed in range(start, start + networks):
         model, inputs = random_network(seed)
-        yield f"seed {seed}", model, inputs, random_options(seed, model) | {"importance": random_importance(seed)}
+        yield (
+            f"seed {seed}",
+            model,
+            inputs,
+            random_options(seed, model) | {"importance": random_importance(seed)},
+        )
     cases = suite("torchvision") if models else {}
     for name in models:
         torch.manual_seed(0)
@@ -266,7 +274,9 @@ def main() -> int:
     for kind in KINDS:
         table.add_row(kind, str(tried[kind]), str(harmless[kind]), str(misses[kind]))
     console.print(table)
-    console.print(f"{sum(tried.values())} corruptions, {sum(misses.values())} misses, {time.perf_counter() - began:.0f} s")
+    console.print(
+        f"{sum(tried.values())} corruptions, {sum(misses.values())} misses, {time.perf_counter() - began:.0f} s"
+    )
     return 1 if misses else 0
 
 

@@ -140,7 +140,7 @@ def test_what_is_drawn_at_random_does_not_freeze(kind: type[Two]) -> None:
 
 
 def test_random_states_are_as_before() -> None:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     model, x = NoiseLike().eval(), torch.randn(4, 6)
     for module, seed, draw in ((torch, torch.manual_seed, lambda: float(torch.rand(()))),

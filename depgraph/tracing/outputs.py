@@ -25,7 +25,9 @@ Tensor = torch.Tensor
 DEPTH = 12  # levels of containers and objects that are looked into
 ENTRIES = 4096  # of one container
 _INTERNALS = frozenset(vars(nn.Module()))
-_PLAIN = frozenset((int, float, bool, complex, str, bytes, type(None), type, torch.Size, torch.dtype, torch.device))
+_PLAIN = frozenset(
+    (int, float, bool, complex, str, bytes, type(None), type, torch.Size, torch.dtype, torch.device)
+)
 _ITERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -70,7 +72,9 @@ class _Walk:
         elif isinstance(value, (list, tuple, deque)):
             yield from list(value)[:ENTRIES]
         elif hasattr(type(value), "__dataclass_fields__"):
-            own = getattr(value, "__dict__", None)  # looked into without a read that a trace would take for forward's
+            own = getattr(
+                value, "__dict__", None
+            )  # looked into without a read that a trace would take for forward's
             for k in type(value).__dataclass_fields__:
                 yield getattr(value, k, None) if own is None else own.get(k)
         elif isinstance(value, types.FunctionType):

@@ -224,9 +224,7 @@ def _run(
 class _Prepared:
     """A skeleton of the model to run, on fake tensors or its own; what it writes into parameters is undone by `stack`."""
 
-    def __init__(
-        self, stack: ExitStack, model: nn.Module, examples: list[Arguments], fake: bool
-    ) -> None:
+    def __init__(self, stack: ExitStack, model: nn.Module, examples: list[Arguments], fake: bool) -> None:
         self.every = all_tensors(model)
         self.mode: Any = nullcontext()
         self.kept = WriteGuard(() if fake else model.parameters())

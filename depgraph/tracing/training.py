@@ -39,7 +39,7 @@ def _own_functions(module: nn.Module) -> list[Any]:
 
 
 def _method_of(value: Any) -> Any:
-    return getattr(value, "__func__", None) or getattr(type(value), "__call__", None)
+    return getattr(value, "__func__", None) or getattr(type(value), "__call__", None)  # noqa: B004  not whether
 
 
 @lru_cache(maxsize=4096)
@@ -111,8 +111,19 @@ def _hands_on(code: types.CodeType, step: dis.Instruction) -> bool:
 
 
 DROPOUTS = frozenset(
-    "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout alpha_dropout_ feature_dropout feature_dropout_ "
-    "feature_alpha_dropout feature_alpha_dropout_".split()
+    [
+        "dropout",
+        "dropout_",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "alpha_dropout_",
+        "feature_dropout",
+        "feature_dropout_",
+        "feature_alpha_dropout",
+        "feature_alpha_dropout_",
+    ]
 )
 
 

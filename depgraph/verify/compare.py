@@ -11,7 +11,9 @@ from ..base.errors import VerificationError
 from ..base.values import output_leaves
 
 Tensor = torch.Tensor
-MODERATE = 1e4  # entries so many times larger than the median of those that are not zero are compared by themselves
+MODERATE = (
+    1e4  # entries so many times larger than the median of those that are not zero are compared by themselves
+)
 
 
 def spread(y: Tensor) -> float:
@@ -42,7 +44,8 @@ def deviation(got: Any, wanted: Any) -> float:
     Entries out of proportion are compared by themselves, relative to their own size.
 
     Args:
-        got, wanted: outputs of models, or lists of tensors.
+        got: an output of a model, or a list of tensors.
+        wanted: what it should be.
 
     Raises:
         VerificationError: the outputs differ in number, shape or where they are not finite.

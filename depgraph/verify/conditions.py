@@ -16,7 +16,10 @@ from ..plan.plan import Plan
 
 Tensor = torch.Tensor
 BATCH_LIMIT = 64  # up to which a batch size between a width and what is left of it is tried
-SMALL, SMALL_INPUT = 1_000_000, 20_000  # parameters, and entries of an input, of models whose runs cost next to nothing
+SMALL, SMALL_INPUT = (
+    1_000_000,
+    20_000,
+)  # parameters, and entries of an input, of models whose runs cost next to nothing
 
 
 @contextmanager
@@ -111,7 +114,9 @@ def other_sizes(arguments: Arguments, plan: Plan, weights: int) -> Iterator[Argu
             continue
         tried.add(change)
 
-        def resized(t: Tensor, dims: Any = dims, with_batch: Any = with_batch, longer: Any = longer) -> Tensor:
+        def resized(
+            t: Tensor, dims: Any = dims, with_batch: Any = with_batch, longer: Any = longer
+        ) -> Tensor:
             if t.layout is not torch.strided:
                 return t.clone()
             for d in _lengths(t, batch, dims):

@@ -36,13 +36,16 @@ class Effects(Use):
         return made
 
     def made(self, weight: Weight) -> Tensor:
+        """As `Use` does, and watched."""
         return self.watched(weight.whole(), weight.name)
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
+        """As `Use` does, and watched."""
         made: Tensor = _Product.apply(x, self.root, self, weight)
         return made
 
     def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
+        """As `Use` does, and watched."""
         return self.watched(super().looked_up(rows, weight), weight.name)
 
     def measure(self, outputs: list[Tensor]) -> None:

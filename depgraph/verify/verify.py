@@ -459,9 +459,7 @@ class _Proof:
             for free in (True, False):
                 inputs = drawn_inputs(sizes, 1, free)
                 batches = _batch(arguments), _batch(sizes)
-                run = self._run(
-                    inputs, torch.float64, values=values, training=training, batches=batches
-                )
+                run = self._run(inputs, torch.float64, values=values, training=training, batches=batches)
                 run.power = bool(self.unmoved)
                 try:
                     self._compare(run, Effects() if run.power else None)
@@ -521,7 +519,9 @@ class _Proof:
         limit = self._told(arguments, expected)
         if limit > COARSEST:
             text = "values were not compared: " + why
-            return self._shapes_only(arguments, f"{text}, and the model's own type tells nothing better than 5 %")
+            return self._shapes_only(
+                arguments, f"{text}, and the model's own type tells nothing better than 5 %"
+            )
         try:
             got, call = _small(self.model, self.small, self.plan, self._run(arguments), record.drawn, Use())
         except Exception as error:

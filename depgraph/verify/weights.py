@@ -85,12 +85,14 @@ class DrawnValues(Values):
         return zlib.crc32(f"{self.seed + (name in self.others)}:{name}".encode()) % TABLE
 
     def factor(self, name: str, source: Tensor) -> float:
+        """As `Values` does."""
         if name not in self.names or source.dim() < 2:
             return 1.0
         rest = source.shape[1:]
         return float((2 / max(max(rest) if len(rest) == 2 else prod(rest), 1)) ** 0.5)
 
     def rows(self, name: str, source: Tensor, first: int, last: int) -> Tensor:
+        """As `Values` does."""
         if name not in self.names:
             return source[first:last]
         width = prod(source.shape[1:])
@@ -99,6 +101,7 @@ class DrawnValues(Values):
         return table[here : here + count].view(last - first, *source.shape[1:]).to(source.device)
 
     def at(self, name: str, source: Tensor, rows: Tensor) -> Tensor:
+        """As `Values` does."""
         if name not in self.names:
             return source.index_select(0, rows)
         width = prod(source.shape[1:])
@@ -106,9 +109,14 @@ class DrawnValues(Values):
         return (self.normal[spots] * self.factor(name, source)).view(-1, *source.shape[1:]).to(source.device)
 
     def whole(self, name: str, source: Tensor) -> Tensor:
+        """As `Values` does."""
         if name not in self.names:
             return source
-        table, count, here = self.normal if source.dim() > 1 else self.positive, source.numel(), self._begin(name)
+        table, count, here = (
+            self.normal if source.dim() > 1 else self.positive,
+            source.numel(),
+            self._begin(name),
+        )
         if here + count <= len(table):
             drawn = table[here : here + count]
         else:
@@ -235,8 +243,27 @@ def _others(kept: Tensor, size: int) -> Tensor:
 
 # What can be asked of a tensor without its values.
 FACTS = frozenset(
-    "dim size numel nelement ndimension stride is_contiguous is_floating_point is_complex get_device element_size "
-    "storage_offset __len__ is_signed requires_grad_ is_tensor is_same_size is_inference __hash__".split()
+    [
+        "dim",
+        "size",
+        "numel",
+        "nelement",
+        "ndimension",
+        "stride",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "get_device",
+        "element_size",
+        "storage_offset",
+        "__len__",
+        "is_signed",
+        "requires_grad_",
+        "is_tensor",
+        "is_same_size",
+        "is_inference",
+        "__hash__",
+    ]
 )
 VALUED_ATTRIBUTES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
 
@@ -249,7 +276,7 @@ class OnDemand(torch.Tensor):
     written: Tensor | None
 
     @staticmethod
-    def __new__(cls, weight: Weight, use: Use) -> OnDemand:  # noqa: PYI034
+    def __new__(cls, weight: Weight, use: Use) -> OnDemand:
         made: OnDemand = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, weight.shape, dtype=weight.dtype, device=weight.source.device, requires_grad=False
         )
@@ -316,7 +343,12 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Any:  # noqa: A002 
 
 
 def _embedding(
-    input: Tensor, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any  # noqa: A002
+    input: Tensor,  # noqa: A002  as torch names it
+    weight: Any,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    *_: Any,
+    **__: Any,
 ) -> Any:
     fits = isinstance(weight, OnDemand) and weight.written is None and weight.weight.by_rows()
     if not fits or max_norm is not None or isinstance(input, OnDemand):

@@ -45,7 +45,7 @@ def _of_convolution(x: Tensor, weight: Tensor, args: Any, out: Tensor) -> Tensor
     channels = x.amax(dims, keepdim=True) if x.numel() and x.dim() > 2 else None
     plain = channels is not None and torch.equal(channels, x.amin(dims, keepdim=True))
     taps = weight.amax(tuple(range(2, weight.dim())), keepdim=True)
-    if channels is None or not plain or args[8] > 1 and args[6]:
+    if channels is None or not plain or (args[8] > 1 and args[6]):
         return (aten.convolution.default(x, weight, None, *args[3:]) > 0).float()
     ones = [1] * (x.dim() - 2)
     one = aten.convolution.default(

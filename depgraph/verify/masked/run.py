@@ -144,7 +144,9 @@ class MaskedRun(Widened):
         """`tensor` has `mask` from now on, as long as it lives."""
         key = id(tensor)
         self.masks[key] = mask
-        self.alive[key] = weakref.ref(tensor, lambda _: (self.masks.pop(key, None), self.alive.pop(key, None)))
+        self.alive[key] = weakref.ref(
+            tensor, lambda _: (self.masks.pop(key, None), self.alive.pop(key, None))
+        )
 
     def mask(self, tensor: Any) -> Tensor | None:
         """The mask of `tensor`, or None where nothing of it can be dead."""
