@@ -209,7 +209,7 @@ def changes(right: nn.Module, spoilt: nn.Module, inputs: tuple[Tensor, ...]) -> 
 
 
 def verdict(original: nn.Module, spoilt: nn.Module, plan: Any, inputs: Any, tensor: str) -> str:
-    """ "" where the proof objects, or says that it can't tell; else what it says."""
+    """What the proof says where it neither objects nor admits that it can't tell; else nothing."""
     try:
         proof = depgraph.verify(original, spoilt, plan, inputs)
     except depgraph.VerificationError:

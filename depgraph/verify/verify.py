@@ -326,7 +326,7 @@ class _Proof:
 
     def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
-        self.whole = False
+        self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
@@ -354,7 +354,8 @@ class _Proof:
             if self.unmoved:
                 self._own_power(split_inputs(example))
         known = tuple(sorted(self.restricted)), tuple(self.unmoved), tuple(self.unseen)
-        detail = "; ".join(["values compared in float64", *dict.fromkeys(self.remarks)])
+        in_type = ["values compared in float64"] if self.dtype == torch.float64 else []
+        detail = "; ".join([*in_type, *dict.fromkeys(self.remarks)])
         if cut and len(known[1]) == len(cut):
             why = "values were not compared: nothing that was cut moves an output"
             return Verification("shapes", self.error, why, *known)
@@ -498,7 +499,7 @@ class _Proof:
 
     def _own_power(self, arguments: Arguments) -> None:
         """Take from `unmoved` what moves the outputs with the model's own weights."""
-        run = self._run(arguments, torch.float64, power=True)
+        run = self._run(arguments, self.dtype, power=True)
         effects = Effects()
         try:
             got, call = _small(self.model, self.small, self.plan, run, Draws(), effects)
@@ -535,8 +536,9 @@ class _Proof:
         if not error_ <= limit:
             raise VerificationError(_deviates(error_, limit))
         self.error = max(self.error, error_)
+        self.dtype = torch.float32
         self.restricted |= record.restricted
-        self.remarks.append(f"in the model's own type, within {limit:.1g}: {why}")
+        self.remarks.append(f"values compared in the model's own type, within {limit:.1g}: {why}")
         return None
 
     def _told(self, arguments: Arguments, expected: list[Tensor]) -> float:

@@ -242,29 +242,11 @@ def _others(kept: Tensor, size: int) -> Tensor:
 
 
 # What can be asked of a tensor without its values.
-FACTS = frozenset(
-    [
-        "dim",
-        "size",
-        "numel",
-        "nelement",
-        "ndimension",
-        "stride",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "get_device",
-        "element_size",
-        "storage_offset",
-        "__len__",
-        "is_signed",
-        "requires_grad_",
-        "is_tensor",
-        "is_same_size",
-        "is_inference",
-        "__hash__",
-    ]
-)
+FACTS = frozenset((
+    "dim", "size", "numel", "nelement", "ndimension", "stride", "is_contiguous", "is_floating_point", "is_complex",
+    "get_device", "element_size", "storage_offset", "__len__", "is_signed", "requires_grad_", "is_tensor", "is_same_size",
+    "is_inference", "__hash__",
+))  # fmt: skip
 VALUED_ATTRIBUTES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
 
 
@@ -290,6 +272,7 @@ class OnDemand(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Facts of the tensor itself; products and look-ups by rows; for all else the values are made."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         owner = getattr(getattr(func, "__self__", None), "__name__", "")
