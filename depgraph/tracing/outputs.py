@@ -32,7 +32,7 @@ _ITERATORS = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType
 
 
 @lru_cache(maxsize=4096)
-def is_record(kind: type) -> bool:
+def is_record(kind: Any) -> bool:
     """Whether instances of a class hold values and nothing else: it has no methods that are part of its interface."""
     own = [k for k in kind.__mro__ if k is not object]
     return not any(
@@ -93,7 +93,7 @@ class _Walk:
             yield from self._of_object(value)
 
     def _of_object(self, value: Any) -> Iterator[Any]:
-        kind = type(value)
+        kind: Any = type(value)
         slots = [s for k in kind.__mro__ for s in _listed(vars(k).get("__slots__", ()))]
         held = [*getattr(value, "__dict__", {}).values(), *(getattr(value, s, None) for s in slots)]
         if is_record(kind):
@@ -136,7 +136,8 @@ class Call:
                 found.append(t)
         left = [(owner, name, t) for owner, name, t in self._attributes() if id(t) not in self.held]
         if left:
-            read = frozenset().union(*(_names_read(type(m)) for m in self.model.modules()))
+            kinds: dict[Any, None] = dict.fromkeys(type(m) for m in self.model.modules())
+            read = frozenset().union(*map(_names_read, kinds))
             found += [t for _, name, t in left if name not in read and id(t) not in returned]
         return found
 
@@ -167,7 +168,7 @@ def _counts(tensor: Tensor) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _names_read(kind: type) -> frozenset[str]:
+def _names_read(kind: Any) -> frozenset[str]:
     """The attributes that methods of a class of modules read, of whatever object."""
     found: set[str] = set()
 

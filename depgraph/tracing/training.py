@@ -25,7 +25,8 @@ def asks_for_training(model: nn.Module) -> bool:
 
     To hand it on as an argument of that name (``F.dropout(x, p, training=self.training)``) is not to ask.
     """
-    return any(_asks(type(m)) or any(_reads(f, {}) for f in _own_functions(m)) for m in model.modules())
+    kinds: dict[Any, None] = dict.fromkeys(type(m) for m in model.modules())
+    return any(map(_asks, kinds)) or any(_reads(f, {}) for m in model.modules() for f in _own_functions(m))
 
 
 def _own_functions(module: nn.Module) -> list[Any]:
@@ -43,7 +44,7 @@ def _method_of(value: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _asks(kind: type) -> bool:
+def _asks(kind: Any) -> bool:
     for k in kind.__mro__:
         if k in (object, nn.Module) or k.__module__.partition(".")[0] == "torch":
             continue

@@ -259,7 +259,8 @@ class OnDemand(torch.Tensor):
 
     @staticmethod
     def __new__(cls, weight: Weight, use: Use) -> OnDemand:
-        made: OnDemand = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        """The tensor that stands for `weight`, in a run that has that `use` for it."""
+        made: OnDemand = torch.Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=weight.dtype, device=weight.source.device, requires_grad=False
         )
         made.weight, made.use, made.written = weight, use, None
@@ -267,7 +268,10 @@ class OnDemand(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Where a call comes without a torch function: the values are made."""
         return func(*pytree.tree_map(_made, args), **pytree.tree_map(_made, kwargs or {}))
 
     @classmethod
