@@ -837,7 +837,7 @@ class Probe:
 @cache
 def networks() -> list[Subject]:
     """Every network, the smallest traces first."""
-    return sorted(map(Subject, [*TINY, *ZOO]), key=lambda s: len(s.meta))
+    return sorted(map(Subject, [*TINY, *ZOO]), key=lambda s: len(s.trace.graph.nodes))
 
 
 @cache
