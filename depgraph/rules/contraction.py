@@ -34,8 +34,8 @@ def solve_triangular(site: OpCall) -> Dims:
     return [*lead, b[-2], b[-1]]
 
 
-ADDED = {"addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"),
-         "addbmm": (["bnk", "bkm"], "nm"), "addmm": (["nk", "km"], "nm")}  # fmt: skip
+ADDED = {"addmm": (["nk", "km"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"), "addbmm": (["bnk", "bkm"], "nm"),
+         "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm")}  # fmt: skip
 
 
 @rule(*ADDED)

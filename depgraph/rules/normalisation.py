@@ -24,7 +24,7 @@ def _with_stats(site: OpCall, x: Dims, stats: Dims) -> list[Dims]:
     ]
 
 
-@rule(*sorted(BATCH_NORMS), "instance_norm")
+@rule("batch_norm", *sorted(BATCH_NORMS - {"batch_norm"}), "instance_norm")
 def batch_norm(site: OpCall) -> list[Dims]:
     """x[n c ...], weight, bias, running mean and variance [c] -> [n c ...]; without running ones, a statistic over n and ..."""
     x = site.dims(site.args[0])
