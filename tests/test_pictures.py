@@ -263,7 +263,7 @@ def test_a_group_on_the_module_tree(net: nn.Module, x: Tensor, tmp_path: Path) -
         "narrow": [("11", "produces"), ("11", "scales")], "head": [("11", "consumes")],
     }  # fmt: skip
     assert axes.get_title(loc="left") == "Group stem.weight:0: 11 units in 13 tensors"
-    with pytest.raises(depgraph.InputError, match=r"'stem' is no group.*stem\.weight:0"):
+    with pytest.raises(depgraph.InputError, match=r"'stem' is not a group.*stem\.weight:0"):
         pictures.group(graph, "stem")
 
 
