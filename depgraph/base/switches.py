@@ -136,13 +136,8 @@ def quiet_fakes() -> AbstractContextManager[None]:
 @contextmanager
 def without_library_kernels() -> Iterator[None]:
     """Recurrent and encoder layers run as the products that they are made of, not as one kernel of a library."""
-    with without_mkldnn(), without_fast_attention():
-        before = torch._C._get_cudnn_enabled()
-        torch._C._set_cudnn_enabled(False)
-        try:
-            yield
-        finally:
-            torch._C._set_cudnn_enabled(before)
+    with without_mkldnn(), without_cudnn(), without_fast_attention():
+        yield
 
 
 @contextmanager
