@@ -8,6 +8,8 @@ ON_ALL_CORES := --numprocesses auto --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# Where this is set, each process compiles all of torch anew: ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv check format docs test test-all demo bench bench-small clean

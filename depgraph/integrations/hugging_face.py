@@ -133,7 +133,9 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
         classes = [getattr(transformers, str(n), None) for n in getattr(config, "architectures", None) or ()]
     except Exception as error:
         raise StoreError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
-    found = [c for c in classes if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)]
+    found: list[Any] = [
+        c for c in classes if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)
+    ]
     if not found:
         raise InputError(f"{path}: config.json names no class of transformers (architectures)")
     try:
