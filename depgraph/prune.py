@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .base.checks import flag, function, of_kind, shown
-from .base.errors import DepgraphError, InputError, NothingToPruneError, VerificationError
+from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import each_example
 from .base.running import Score, score_of
 from .base.values import tensor_leaves
@@ -58,6 +58,7 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
+OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
 
 
 def analyze(
@@ -92,8 +93,12 @@ def analyze(
     names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
     _check_devices(model, example_inputs)
-    recorded = trace(model, example_inputs)
-    return DependencyGraph(propagate(recorded, strict=strict), model, names, granularity, stated)
+    graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
+    choices = graph.sizes.open_choices()[:OTHER_WAYS]
+    if graph.meets_literals or choices:  # most models have neither, and need only one run
+        again = trace(model, example_inputs, literals=graph.meets_literals, other_ways=choices)
+        graph = DependencyGraph(propagate(again), model, names, granularity)
+    return graph.finish(stated)
 
 
 # The arguments of `analyze` that calls which prune hand on to it.
@@ -191,7 +196,6 @@ def prune(
         NothingToPruneError: everything is frozen; the message says by what.
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. Nothing was changed.
-        DepgraphError: `inplace`, and a literal in the model's own forward must be rewritten.
     """
     arguments = dict(locals())
     criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
@@ -242,6 +246,12 @@ def prune(
         won = win_back(
             model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
+    if choices := graph.sizes.open_choices():
+        lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
+        notes.append(
+            f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
+            "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
+        )
     also = {"importance": importance, "granularity": granularity}
     plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
@@ -259,10 +269,6 @@ def prune(
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:
     """`model` itself made what `small` is, with its values where they were `recovered`."""
-    if any(r.path == "" for r in plan.rewrites):
-        raise DepgraphError(
-            "the model's own forward contains a literal that must be rewritten, which inplace=True can't do"
-        )
     changed = apply(model, plan, inplace=True)
     if recovered:
         take_values(changed, small)

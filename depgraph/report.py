@@ -178,7 +178,7 @@ class Report:
 
     @property
     def rewritten(self) -> list[str]:
-        """Paths of the submodules that became GraphModules because forward holds a literal."""
+        """Paths of the submodules in whose code numbers were changed."""
         return list(dict.fromkeys(r.path for r in self.plan.rewrites))
 
     def frozen_dims(self) -> Counter[str]:
@@ -269,7 +269,7 @@ class Report:
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
         if self.rewritten:
-            yield f"now a GraphModule, because of a literal in forward: {', '.join(p or '(the model)' for p in self.rewritten)}"
+            yield f"numbers rewritten in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")

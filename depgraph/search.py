@@ -13,6 +13,7 @@ from .base.errors import PlanError, VerificationError
 from .config.origin import config_mismatches
 from .grouping.build import build_plan, flipped
 from .grouping.graph import DependencyGraph
+from .grouping.replay import check_program, is_needed
 from .importance import Scores
 from .plan.plan import Masks, Plan
 from .select import Block, Request
@@ -52,8 +53,8 @@ def settle(
 ) -> Settled:
     """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
 
-    Two things can fail: a comparison of sizes in the user's code that would come out differently, and the comparison
-    with the masked original. The blocks that fail the latter by themselves are found by trying each alone, one that
+    Three things can fail: a comparison of sizes in the user's code that would come out differently, the program that
+    the smaller model runs, and the comparison with the masked original. The blocks that fail the latter two by themselves are found by trying each alone, one that
     fails only together with others by bisection. Plans under budgets that are measured are made until one is settled on.
     """
     failed = 0
@@ -87,13 +88,15 @@ def _tried(
         if refused := _undescribed(graph, masks, described):
             return refused
     proof = Verification("skipped", detail="verify=False")
-    if verify:
-        try:
+    try:
+        if is_needed(graph, verify):
+            check_program(graph, masks, small, example_inputs)
+        if verify:
             small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
-        except VerificationError as error:
-            if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs):
-                return refused
-            raise VerificationError(f"{error}\n  nothing was changed or returned") from error
+    except VerificationError as error:
+        if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
+            return refused
+        raise VerificationError(f"{error}\n  nothing was changed or returned") from error
     if request.uniform and (refused := _undescribed(graph, masks, small)):
         return refused
     return Settled(small, plan, proof, graph)
@@ -144,15 +147,20 @@ def _flipped(graph: DependencyGraph, masks: Masks) -> list[Refused]:
 
 
 def _wrong(
-    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any
+    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, verify: bool
 ) -> list[Refused]:
     """The blocks that do not verify when cut alone, or else the first that does not with those before it."""
 
     def problem(cut: Sequence[Block]) -> str:
-        plan = build_plan(graph, {n: masks[n] for block in cut for n in block.names if n in masks})
+        mine = {n: masks[n] for block in cut for n in block.names if n in masks}
+        plan = build_plan(graph, mine)
         try:
             if plan.cuts:
-                verify_values(graph.model, apply(graph.model, plan), plan, example_inputs)
+                small = apply(graph.model, plan)
+                if is_needed(graph, verify):
+                    check_program(graph, mine, small, example_inputs)
+                if verify:
+                    verify_values(graph.model, small, plan, example_inputs)
         except (VerificationError, PlanError) as error:
             return str(error)
         return ""

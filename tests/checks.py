@@ -77,7 +77,7 @@ def as_float64(inputs: Any) -> Any:
 
 
 def rewritten(result: Any) -> list[str]:
-    """Names of the submodules that the report says became GraphModules."""
+    """Names of the submodules in whose code numbers were changed."""
     return [
         item if isinstance(item, str) else item.get("module", "")
         for item in result.report.to_dict()["rewritten"]

@@ -124,7 +124,7 @@ def test_autograd_functions_are_followed_forward_and_backward(function: Callable
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (BackwardOfElevenPlusOne, "literal 12"),
+        (BackwardOfElevenPlusOne, "repeated by the number 12"),
         (Accumulating, "in order by aten.cumsum"),
         (NoBackward, "NoBackward, whose backward can't be traced"),
         (ThroughNumpy, "constant"),

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import numpy as np
 import pytest
 import torch
@@ -235,3 +236,121 @@ def test_constraints_come_too_late_for_a_finished_graph() -> None:
     graph = depgraph.analyze(model, x)
     with pytest.raises(InputError, match="give them to analyze"):
         depgraph.prune(model, x, graph=graph, constraints=lambda g: g.lock("layers.0.weight:0"))
+
+
+class Divisible(nn.Module):
+    """A width that code demands to be a multiple of a number, by one way or another."""
+
+    def __init__(self, demand) -> None:
+        super().__init__()
+        self.heads, self.demand = 4, demand
+        self.a, self.b = nn.Linear(6, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        h = self.a(x)
+        self.demand(self, h.shape[-1])
+        return self.b(h)
+
+
+def asserted(net, width):
+    assert width % net.heads == 0
+
+
+def torch_asserted(net, width):
+    torch._assert(width % 3 == 0, "no multiple of three")
+
+
+def divided(net, width):
+    count, rest = divmod(width, 4)
+    if rest:
+        raise ValueError(count)
+
+
+def raised(net, width):
+    if width % 4 != 0:
+        raise ValueError(width)
+
+
+@pytest.mark.parametrize("demand", [asserted, torch_asserted, divided, raised])
+@pytest.mark.parametrize("ratio", [0.4, 0.5, 0.7])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_remainder_of_zero_is_a_multiple_and_no_lock(demand, ratio: float, verify: bool):
+    model, x = Divisible(demand).eval(), torch.randn(3, 6)
+    result = depgraph.prune(model, x, pruning_ratio=ratio, verify=verify)
+    assert result.model.a.out_features < 24
+    result.model(x)
+    check_result(model, result, x)
+
+
+class Rearranged(nn.Module):
+    """Heads by the notation of einops, which divides and checks by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.a, self.b = 4, nn.Linear(6, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        h = einops.rearrange(self.a(x), "b n (h d) -> b h n d", h=self.heads)
+        return self.b(einops.rearrange(h.relu(), "b h n d -> b n (h d)"))
+
+
+def hold_the_largest(graph):
+    graph.lock(max(graph.groups, key=lambda g: g.units))
+
+
+def test_einops_can_lose_heads_each_time():
+    """Its functions remember their results: a second run, and one of the user before, change nothing."""
+    model, x = Rearranged().eval(), torch.randn(3, 4, 6)
+    model(x)
+    for _ in range(2):
+        assert sorted(g.units for g in depgraph.analyze(model, x).groups) == [4, 6]
+
+        result = depgraph.prune(model, x, constraints=hold_the_largest)
+        assert (result.model.heads, result.model.a.out_features) == (2, 12)
+        check_result(model, result, x)
+
+
+class OfAnother(nn.Module):
+    """Zeros as wide as another layer says it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 12, 1), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x):
+        zeros = torch.zeros(x.shape[0], self.f.out_channels, *x.shape[2:], dtype=x.dtype)
+        return self.c(torch.cat([self.f(x), self.g(x) + zeros], 1))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pruning_ratio": {"f": 0.5}}, {"max_params": 0.6}, {"scope": "global"}]
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_size_of_another_layer_ties_both(options, verify: bool):
+    model, x = OfAnother().eval(), torch.randn(2, 3, 4, 4)
+    result = depgraph.prune(model, x, verify=verify, **options)
+    assert result.model.f.out_channels == result.model.g.out_channels < 12
+    check_result(model, result, x)
+
+
+def test_ignoring_one_layer_holds_the_other():
+    with pytest.raises(depgraph.NothingToPruneError):
+        depgraph.prune(OfAnother().eval(), torch.randn(2, 3, 4, 4), ignore=["f"])
+
+
+class Coincidence(nn.Module):
+    """Numbers that happen to be a power of the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.b(torch.exp(0.5 * self.a(x)) * 4 * 0.0625 / 16 * 0.25)
+
+
+def test_a_number_that_looks_like_a_size_is_none():
+    model, x = Coincidence().eval(), torch.randn(3, 6)
+    result = depgraph.prune(model, x)
+    assert result.model.a.out_features == 8
+    check_result(model, result, x)

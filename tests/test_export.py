@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import warnings
 from functools import cache
@@ -99,28 +100,6 @@ def doubled(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
     return 2 * output
 
 
-class Long(torch.nn.Module):
-    """Hundreds of operations, and a size as a number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.one(x)
-        for _ in range(700):
-            x = x * 0.999
-        return self.two(x.reshape(-1, 14))
-
-
-def test_a_module_with_many_nodes_can_be_pickled() -> None:
-    """Nodes are a chain: pickled as it is, it would be as deep a recursion as it is long."""
-    x = torch.randn(2, 5)
-    result = depgraph.prune(Long().eval(), x)
-    assert result.report.rewritten == [""]
-    assert torch.equal(pickle.loads(pickle.dumps(result.model))(x), result.model(x))
-
-
 def test_a_rewritten_module_reads_its_training_flag() -> None:
     """Dropout by `self.training` in forward, whatever the mode in which the model was pruned."""
     x = torch.randn(2, 3, 8, 6)
@@ -128,7 +107,6 @@ def test_a_rewritten_module_reads_its_training_flag() -> None:
         model = ready(Literals()).float().train(training)
         model.norm.eval()
         small = depgraph.prune(model, x).model
-        assert isinstance(small, torch.fx.GraphModule)
         assert small.training == training
         assert not small.norm.training  # each part keeps its own mode
         small.train()
@@ -138,46 +116,35 @@ def test_a_rewritten_module_reads_its_training_flag() -> None:
         assert torch.equal(small(x), small(x))
 
 
-@pytest.mark.parametrize(("branch", "width"), [("changes", 14), ("is nothing", 7)])
-def test_a_branch_on_the_training_flag_is_not_baked_in(branch: str, width: int) -> None:
-    """Recorded code would take one side for good: the literal then stays, and with it the axis."""
+class Branch(torch.nn.Module):
+    """What depends on the mode, or makes a tensor, in each call."""
 
-    class Branch(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3)
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.one, self.two, self.scale = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3), scale
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.one(x).reshape(-1, 14)
-            if self.training:
-                x = x * 2 if branch == "changes" else x
-            return self.two(x)
-
-    # The first layer alone can't go where its width is written down.
-    model = torch.nn.Sequential(torch.nn.Linear(11, 5), Branch()).eval()
-    assert depgraph.prune(model, torch.randn(2, 11)).model[1].one.weight.shape[0] == width
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (self.one(x) + torch.arange(2).view(2, 1)).reshape(-1, 14)
+        if self.training:
+            x = x * self.scale
+        return self.two(x)
 
 
-def test_a_tensor_made_in_forward_is_not_baked_in() -> None:
-    class Made(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = torch.nn.Linear(5, 14), torch.nn.Linear(14, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.two((self.one(x) + torch.arange(2).view(2, 1)).reshape(-1, 14))
-
-    model, x = torch.nn.Sequential(torch.nn.Linear(11, 5), Made()).eval(), torch.randn(2, 11)
-    result = depgraph.prune(model, x)
-    assert result.report.rewritten == []
-    assert result.model[1].one.weight.shape == (14, 3)
-    reasons = [str(f.reason) for f in result.report.frozen if f.name == "1.one.weight"]
-    assert any("literal 14" in reason for reason in reasons)
+def test_a_branch_on_the_training_flag_is_not_baked_in() -> None:
+    x = torch.randn(2, 11)
+    small = depgraph.prune(torch.nn.Sequential(torch.nn.Linear(11, 5), Branch(3.0)).eval(), x).model
+    assert small[1].one.weight.shape[0] == 7
+    small[1].scale = 1.0
+    one = small(x)
+    assert torch.equal(small.train()(x), one)
+    small[1].scale = 3.0
+    assert not torch.equal(small(x), one)
 
 
 def test_halves_are_rewritten_with_what_is_in_place() -> None:
-    """The in-place operations stay ones: a copy that records the code once more would make sums of them."""
-    _, model = literals()
-    assert isinstance(model.inner, torch.fx.GraphModule)
-    assert "+=" in model.inner.code
-    assert Halves.__name__ == type(model.inner).__name__
+    """The in-place operations stay ones, on the views that they were on."""
+    original, model = literals()
+    assert isinstance(model.inner, Halves)
+    assert "half += self.scale" in inspect.getsource(model.inner.forward)
+    assert "y[:, :13]" not in inspect.getsource(model.inner.forward)
+    assert "y[:, :13]" in inspect.getsource(original.inner.forward)

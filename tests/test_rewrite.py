@@ -1,72 +1,378 @@
-"""Literals in forward: what a recording must not hold for ever."""
+"""Numbers written in forward: they change in one module alone, and nothing else of the program does."""
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import io
+import traceback
+from typing import Any
 
+import pytest
 import torch
+from checks import check_result
 from torch import Tensor, nn
 
 import depgraph
 
+WIDTH = 14
 
-class Scaled(nn.Module):
-    """A literal, and a buffer that forward computes with."""
+
+class Base(nn.Module):
+    """What the networks below have in common: a layer that is cut, and one that reads it."""
+
+    def __init__(self, width: int = 14) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, width), nn.Linear(width, 5)
+        self.scale = 1.0
+
+
+def doubled(method: Any) -> Any:
+    """A decorator with a closure."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return 2 * method(*args, **kwargs)
+
+    return run
+
+
+def viewed(h: Tensor) -> Tensor:
+    return h.view(-1, 14)
+
+
+class Position(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, 14)) / self.scale
+
+
+class Keyword(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).reshape(shape=(x.shape[0], 2 * 7)))
+
+
+class Starred(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).reshape(*x.shape[:-1], 14))
+
+
+class Named(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        width = 14
+        return self.b(self.a(x).view(-1, width) * torch.ones(width))
+
+
+class Helper(Base):
+    def split(self, h: Tensor, width: int) -> Tensor:
+        return h.view(-1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.split(self.a(x), 14))
+
+
+class Method(Base):
+    def split(self, h: Tensor) -> Tensor:
+        return h.view(-1, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.split(self.a(x)))
+
+
+class Nested(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        def split(h: Tensor) -> Tensor:
+            return h.view(-1, 14)
+
+        return self.b(split(self.a(x)))
+
+
+class Decorated(Base):
+    @doubled
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, 14))
+
+
+class Super(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, 14)) + len(super().extra_repr())
+
+
+class Inherited(Position):
+    """Its forward is its parent's."""
+
+
+class Halves(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(torch.cat([h[:, :7] * 2, h[:, -7:]], 1))
+
+
+class Unannotated(Base):
+    def forward(self, x):
+        return self.b(self.a(x)[:, :].view(-1, 14)) * 3
+
+
+class Negative(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(torch.cat([h[:, :-4], h[:, -4:].relu()], 1))
+
+
+class Compared(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.shape[1] != 14:
+            raise ValueError(h.shape[1])
+        return self.b(h.view(-1, 14))
+
+
+class Slots(Base):
+    __slots__ = ("extra",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(3, 14, 1), nn.Linear(14 * 6, 5)
-        self.register_buffer("scale", torch.linspace(1, 2, 14))
+        self.extra = 3.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last((self.first(x) * self.scale[:, None, None]).view(-1, 84))
+        return self.b(self.a(x).view(-1, 14)) * self.extra
 
 
-class Constant(Scaled):
-    """A tensor that forward makes of nothing."""
+class Branches(Base):
+    """Python that decides anew in every call."""
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Any:
+        with torch.no_grad():
+            h = self.a(x).view(-1, 14)
+        self.last = h
+        if extra is not None:
+            h = h * extra
+        return {"y": self.b(h)} if self.training else self.b(h)
+
+
+CHANGED = [
+    Position,
+    Keyword,
+    Starred,
+    Named,
+    Helper,
+    Method,
+    Nested,
+    Decorated,
+    Super,
+    Inherited,
+    Halves,
+    Negative,
+    Compared,
+    Slots,
+    Branches,
+]
+
+
+@pytest.mark.parametrize("kind", CHANGED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_number_changes_and_nothing_else(kind: Any, inplace: bool) -> None:
+    model, x = kind().eval(), torch.randn(3, 6)
+    other, original, forward = kind(), copy.deepcopy(model), kind.forward
+    result = depgraph.prune(model, x, verify=False, inplace=inplace)
+    small = result.model
+    assert small.a.out_features < 14
+    assert result.report.rewritten == [""]
+    if kind is Slots:  # copies of modules forget slots
+        assert small.extra == 3.0
+        assert small(x).shape == (3, 5)
+    elif kind is not Branches:  # its gradients stop, as the original's do
+        check_result(original, result, x)
+    assert isinstance(small, kind)
+    assert (type(small).__name__, type(small).__module__) == (kind.__name__, kind.__module__)
+    assert kind.forward is forward
+    other(x)
+    assert (model is small) == inplace
+    if not inplace:
+        model(x)
+
+
+class Shared(Base):
+    """One number, needed as the width of one layer and as a fixed number of columns."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last((self.first(x) * torch.full((1,), 2.0)).view(-1, 84))
+        width = 14
+        h = self.a(x)
+        return self.b(h.view(-1, width)) * x.new_ones(5, width).sum(1)
 
 
-def test_buffers_are_read_when_the_rewritten_forward_runs() -> None:
-    model, x = Scaled(), torch.randn(2, 3, 2, 3)
-    small = depgraph.prune(model, x).model
-    assert isinstance(small, torch.fx.GraphModule)
-    assert small.first.out_channels == 7
-    before = small(x)
-    with torch.no_grad():
-        small.scale.mul_(3)
-        small.last.bias.mul_(3)
-    torch.testing.assert_close(small(x), 3 * before)
+class TwoWidths(Base):
+    """One number for two layers: both keep as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = nn.Linear(6, 14), nn.Linear(14, 5)
+
+    def split(self, h: Tensor) -> Tensor:
+        return h.view(-1, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.split(self.a(x))) + self.d(self.split(self.c(x)))
 
 
-def test_a_forward_that_makes_a_tensor_of_nothing_is_not_recorded() -> None:
-    graph = depgraph.analyze(Constant(), torch.randn(2, 3, 2, 3))
-    assert not graph.groups
-    assert any("torch.fx can't record" in str(frozen) for frozen in graph.frozen)
+class Free(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(viewed(self.a(x)))
 
 
-def test_a_copy_of_a_rewritten_module_has_all_that_it_had() -> None:
-    """Attributes that forward does not read, and children that it does not call, in their order."""
+class Global(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, WIDTH))
 
-    class Unused(Scaled):
+
+class Default(Base):
+    def forward(self, x: Tensor, width: int = 14) -> Tensor:
+        return self.b(self.a(x).view(-1, width))
+
+
+class Computed(Base):
+    """A width and a number that the outputs are scaled by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = 14
+        return self.b(self.a(x).view(-1, n)) * n
+
+
+class SuperCall(Position):
+    """Numbers in a forward that is called by way of ``super()``: no instance can replace it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "kind", [Shared, Free, Global, Default, Computed, SuperCall], ids=lambda kind: kind.__name__
+)
+def test_a_number_that_can_not_change_holds_its_axis(kind: Any) -> None:
+    """Also without verification."""
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), kind()), torch.randn(3, 8)
+    graph = depgraph.analyze(model, x)
+    reasons = [f.reason for f in graph.frozen if f.name == "2.a.weight" and f.dim == 0]
+    assert reasons
+    assert all("test_rewrite.py" in r.source for r in reasons)
+    result = depgraph.prune(model, x, verify=False)
+    assert not result.plan.rewrites
+    check_result(model, result, x)
+
+
+def test_one_number_for_two_layers_ties_their_counts() -> None:
+    model, x = TwoWidths(), torch.randn(3, 6)
+    result = depgraph.prune(model, x, pruning_ratio=0.4, verify=False)
+    assert result.model.a.out_features == result.model.c.out_features < 14
+    check_result(model, result, x)
+
+
+def test_two_modules_of_one_class_get_numbers_of_their_own() -> None:
+    class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unused, self.note = nn.Linear(2, 3), "kept"
-            self.last = self._modules.pop("last")  # after the unused one
+            self.a, self.b = nn.Linear(6, 14), nn.Linear(14, 6)
 
-    x = torch.randn(2, 3, 2, 3)
-    once = depgraph.prune(Unused(), x, pruning_ratio=0.3).model
-    twice = depgraph.prune(once, x, pruning_ratio=0.3).model
-    assert isinstance(twice, torch.fx.GraphModule)
-    assert twice.note == "kept"
-    assert list(twice.state_dict()) == list(once.state_dict()) == list(Unused().state_dict())
-    assert twice.first.out_channels < once.first.out_channels < 14
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).view(-1, 14))
+
+    model, x = nn.Sequential(Block(), Block(), nn.Linear(6, 3)), torch.randn(3, 6)
+    result = depgraph.prune(model, x, pruning_ratio={"0.a": 0.3, "1.a": 0.6}, verify=False)
+    assert result.model[0].a.out_features > result.model[1].a.out_features
+    check_result(model, result, x)
 
 
-class Counting(Scaled):
+def copies(small: nn.Module) -> list[nn.Module]:
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    return [small, copy.copy(small), copy.deepcopy(small), torch.load(buffer, weights_only=False)]
+
+
+@pytest.mark.parametrize("kind", [Position, Decorated, Method], ids=lambda kind: kind.__name__)
+def test_copies_and_pickles(kind: Any) -> None:
+    x = torch.randn(3, 6)
+    once = depgraph.prune(kind(), x, pruning_ratio=0.3).model
+    again = depgraph.prune(once, x, pruning_ratio=0.3).model
+    assert again.a.out_features < once.a.out_features < 14
+    for small in (once, again):
+        for one in copies(small):
+            assert type(one) is type(small)
+            assert torch.equal(one(x), small(x))
+            assert type(one).__mro__.count(kind) == 1
+    with torch.no_grad():
+        copies(again)[2].a.weight.zero_()
+    assert again.a.weight.abs().min() > 0
+
+
+def test_attributes_and_buffers_are_read_in_each_call() -> None:
+    model, x = Position(), torch.randn(3, 6)
+    small = depgraph.prune(model, x).model
+    before = small(x)
+    small.scale = 4.0
+    torch.testing.assert_close(small(x), before / 4)
+
+
+def test_the_source_is_the_users_with_the_new_number() -> None:
+    small: Any = depgraph.prune(Position(), torch.randn(3, 6)).model
+    assert "view(-1, 7)" in inspect.getsource(small.forward)
+    assert "view(-1, 14)" in inspect.getsource(Position.forward)
+    assert inspect.getsourcefile(small.forward) == __file__
+    assert inspect.signature(small.forward) == inspect.signature(Position().forward)
+
+
+def test_a_traceback_names_the_users_file_and_line() -> None:
+    small = depgraph.prune(Position(), torch.randn(3, 6)).model
+    with pytest.raises(RuntimeError) as caught:
+        small(torch.randn(3, 5))
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    mine = [f for f in frames if f.filename == __file__ and f.name == "forward"]
+    assert [f.line for f in mine] == ["return self.b(self.a(x).view(-1, 14)) / self.scale"]
+
+
+def test_other_tools_read_the_new_number() -> None:
+    """Scripting, tracing, export, compilation and torch.fx; of the original and of two sizes, in one process."""
+    x = torch.randn(3, 6)
+    for ratio in (0.3, 0.5):
+        model = Position().eval()
+        small = depgraph.prune(model, x, pruning_ratio=ratio).model
+        expected = small(x)
+        assert torch.equal(torch.jit.script(small)(x), expected)
+        assert torch.equal(torch.jit.script(model)(x), model(x))
+        assert torch.equal(torch.jit.trace(small, x)(x), expected)
+        assert torch.equal(torch.export.export(small, (x,)).module()(x), expected)
+        assert torch.equal(torch.fx.symbolic_trace(small)(x), expected)
+        torch.testing.assert_close(torch.compile(small, backend="eager", fullgraph=True)(x), expected)
+
+
+def test_a_plan_replays_from_json_and_refuses_other_code() -> None:
+    x = torch.randn(3, 6)
+    plan = depgraph.Plan.from_json(depgraph.prune(Position(), x, pruning_ratio=0.3).plan.to_json())
+    assert depgraph.apply(Position(), plan)(x).shape == (3, 5)
+    model: Any = Keyword()  # the same tensors, other code
+    wrong = "number 0 in the code of forward of 'the model' is 7|holds no number 0"
+    assert plan.rewrites[0].number == 0
+    depgraph.apply(model, plan)  # its number is 14, too: it may be changed
+    for kind in (Base, Halves):
+        with pytest.raises(depgraph.PlanError, match=wrong):
+            depgraph.apply(kind(), plan, inplace=True)
+
+
+def test_a_graph_module_changes_in_its_graph() -> None:
+    x = torch.randn(3, 6)
+    given = torch.fx.symbolic_trace(Unannotated())
+    result = depgraph.prune(given, x, pruning_ratio=0.4)
+    small = result.model
+    assert result.plan.rewrites
+    for one in copies(small):
+        assert torch.equal(one(x), small(x))
+        assert one.a.out_features < 14
+    again = depgraph.prune(small, x, pruning_ratio=0.4).model
+    assert again.a.out_features < small.a.out_features
+
+
+class Counting(Base):
     """Methods, a property and modes of its own, and a constructor that takes what nobody keeps."""
 
     kind = "counting"
@@ -74,14 +380,17 @@ class Counting(Scaled):
     def __init__(self, secret: object) -> None:
         super().__init__()
         self.calls = 0
+        self.unused, self.note = nn.Linear(2, 3), "kept"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, 14))
 
     @property
     def width(self) -> int:
-        return self.first.out_channels
+        return self.a.out_features
 
     def train(self, mode: bool = True) -> Counting:
         super().train(mode)
-        self.scale.requires_grad_(False)
         self.calls += 1
         return self
 
@@ -89,28 +398,18 @@ class Counting(Scaled):
         return 2 * self(x)
 
 
-def test_a_rewritten_module_is_still_of_its_class() -> None:
-    """Methods other than forward, after copies and pickles, and after being rewritten again."""
-    x = torch.randn(2, 3, 2, 3)
-    once = depgraph.prune(Counting(object()), x, pruning_ratio=0.3).model
+def test_a_changed_module_has_all_that_it_had() -> None:
+    x = torch.randn(3, 6)
+    model = Counting(object())
+    once = depgraph.prune(model, x, pruning_ratio=0.3).model
     again = depgraph.prune(once, x, pruning_ratio=0.3).model
+    assert again.width < once.width < 14
     for small in (once, again):
-        buffer = io.BytesIO()
-        torch.save(small, buffer)
-        buffer.seek(0)
-        copies = (small, copy.copy(small), copy.deepcopy(small), torch.load(buffer, weights_only=False))
-        for one in copies:
+        for one in copies(small):
             assert isinstance(one, Counting)
-            assert isinstance(one, torch.fx.GraphModule)
-            assert type(one).__mro__.count(Counting) == 1
-            assert (type(one).__name__, type(one).__module__) == ("Counting", Counting.__module__)
-            assert (one.width, one.kind) == (small.first.out_channels, "counting")
+            assert (one.width, one.kind, one.note) == (small.a.out_features, "counting", "kept")
             assert torch.equal(one.twice(x), 2 * small(x))
+            assert list(one.state_dict()) == list(model.state_dict())
             calls = one.calls
             assert one.eval() is one
             assert one.calls == calls + 1
-    assert again.width < once.width < 14
-    assert Counting.forward is Scaled.forward, "the class itself is not touched"
-    with torch.no_grad():
-        copies[2].first.weight.zero_()
-    assert again.first.weight.abs().min() > 0

@@ -52,9 +52,9 @@ class WriteIntoNew(nn.Module):
         return self.last(pooled(self.c(both)))
 
 
-@entry(image(), "c.0.weight:0 last.weight:1", keeps="a.0.weight:0 b.0.weight:0")
+@entry(image(), "a.0.weight:0 b.0.weight:0 c.0.weight:0 c.0.weight:1 last.weight:1")
 class WriteIntoNewStarred(nn.Module):
-    """The same by torch.zeros with a starred shape, which torch.fx can't record: the literal stands, so it holds."""
+    """The same by torch.zeros with a starred shape."""
 
     def __init__(self):
         super().__init__()

@@ -29,20 +29,32 @@ def on_stand_ins(
     """``count(twin, examples)`` on a copy of `model` in eval mode with fake tensors.
 
     On real ones where the path through the model depends on data, or where a run is `cheap`: the first fake tensors of a
-    process cost seconds of imports.
+    process cost seconds of imports. In grad mode where forward itself computes a gradient.
     """
     tensors = list(named_tensors(model)[0].values())
-    for fake in (False,) if cheap else (True, False):
+    failure: Exception | None = None
+    for fake, grad in (
+        ((False, False), (False, True)) if cheap else ((True, False), (False, False), (False, True))
+    ):
         mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else WriteGuardMode(tensors)
         stand_in = mode.from_tensor if fake else torch.Tensor.detach
         twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
+        if grad:
+            for own, copy in zip(model.parameters(), twin.parameters(), strict=True):
+                copy.requires_grad_(own.requires_grad)
         examples = map_tensors(each_example(example_inputs), mode.from_tensor if fake else torch.clone)
         try:
-            with same_random_state(), nothing_kept(model), quiet_fakes(), mode, torch.no_grad(), eagerly():
+            with (
+                same_random_state(),
+                nothing_kept(model),
+                quiet_fakes(),
+                mode,
+                torch.set_grad_enabled(grad),
+                eagerly(),
+            ):
                 return count(twin, examples)
         except DepgraphError:
             raise
-        except Exception as error:
-            if not fake:
-                raise TraceError(could_not_run(error)) from error
-    raise AssertionError("unreachable")
+        except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
+            failure = error if failure is None or not grad else failure
+    raise TraceError(could_not_run(failure)) from failure

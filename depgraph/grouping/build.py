@@ -1,4 +1,4 @@
-"""Masks of groups -> Plan: the cuts of every tensor, the attributes to repair, the literals to rewrite."""
+"""Masks of groups -> Plan: the cuts of every tensor, the attributes to repair, the numbers in code to rewrite."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_rea
         values[key] = value
         if value != graph.sizes.value(key):
             path, name, *keys = key[1:]
-            plan.repairs.append(Repair(path, name, tuple(keys), int(value), int(graph.sizes.value(key))))
+            old = int(graph.sizes.value(key))
+            if key[0] == "literal":
+                plan.rewrites.append(Rewrite(path, name, keys[0], old, int(value)))
+            else:
+                plan.repairs.append(Repair(path, name, tuple(keys), int(value), old))
     if plan.cuts:
         plan.repairs.extend(
             field_repairs(
@@ -52,14 +56,6 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_rea
                 set() if assume_unused_config_reads else graph.trace.reads,
             )
         )
-    for literal in graph.sizes.literals:
-        value = polynomials.evaluate(literal.target, counts)
-        use = literal.use
-        if value != use.value:
-            plan.rewrites.append(
-                Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, value)
-            )
-    plan.rewrites = list(dict.fromkeys(plan.rewrites))
     return plan
 
 

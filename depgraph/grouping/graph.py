@@ -21,8 +21,7 @@ from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
 from ..config.origin import Origins, origins
-from ..plan.plan import Cut, Rewrite
-from ..surgery.rewrite import can_rewrite
+from ..plan.plan import Cut
 from ..tracing.trace import Node, Trace
 from .given import Place, axis_at, checked_indices, checked_masks, first_name
 from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
@@ -65,13 +64,13 @@ class DependencyGraph:
         constraints: polynomials in the counts of group axes that must stay 0.
         granularity: "coarse" or "fine": which factor of a product is cut (see `select/factors.py`); None: coarse, and fine
             where a budget can't be met otherwise.
-        multiples: what `multiple_of` was told: the place, its axis, and the number.
+        multiples: what `multiple_of` was told, and forward tests: the place, its axis, and the number.
+        meets_literals: whether numbers of unknown origin repeat a size, or are compared with one, which could change.
         followed: members of module lists that no run called, with the executed sibling whose axes they have.
     """
 
     def __init__(
         self, state: DimFacts, model: torch.nn.Module, ignore: Name | Sequence[Name] = (), granularity: str | None = None,
-        constraints: Iterable[Callable[[DependencyGraph], Any]] = (),
     ) -> None:  # fmt: skip
         """Read the atoms off `state`.
 
@@ -80,7 +79,6 @@ class DependencyGraph:
             model: the model that was traced.
             ignore: names or globs of modules, parameters or buffers to leave alone.
             granularity: as for `analyze`.
-            constraints: functions of the graph, which state what else must hold.
         """
         self.state = state
         self.trace: Trace = state.trace
@@ -101,11 +99,13 @@ class DependencyGraph:
         self.groups = self._find_groups()
         self.named = {g.name: g for g in self.groups}
         self.by_axis = {g.axis: g for g in self.groups}
+        self.multiples += [
+            (self.by_axis[axis].name, axis, number)
+            for axis, number in self.sizes.multiples
+            if axis in self.by_axis
+        ]
         self._freeze_determined()
-        self._freeze_unwritable_literals()
-        for constraint in constraints:
-            constraint(self)
-        self._finished = True
+        self.meets_literals = self._freeze_open_literals() or self.sizes.meets_literals
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -183,6 +183,13 @@ class DependencyGraph:
         return view
 
     # ------------------------------------------------------------------------------------------------- stating
+
+    def finish(self, constraints: Iterable[Callable[[DependencyGraph], Any]]) -> DependencyGraph:
+        """This graph, in which the functions `constraints` have stated what else must hold: nothing changes any more."""
+        for constraint in constraints:
+            constraint(self)
+        self._finished = True
+        return self
 
     def lock(self, place: Place, why: str = "is locked by a constraint") -> None:
         """No index at `place` may go. Like the next three, for the functions that `analyze` takes as `constraints`.
@@ -268,22 +275,18 @@ class DependencyGraph:
             for atoms, why in alone:
                 self._freeze(atoms, why)
 
-    def _freeze_unwritable_literals(self) -> None:
-        """Freeze the axes that a literal in forward repeats where that forward can't be recorded and rewritten."""
-        checked: dict[Rewrite, bool] = {}
+    def _freeze_open_literals(self) -> bool:
+        """Freeze the axes whose size a number of unknown origin repeats; whether there are any."""
+        found = False
         for literal in self.sizes.literals:
             target = self.sizes.reduce(literal.target, self.by_axis)
-            if is_constant(target):
-                continue
-            use = literal.use
-            edit = Rewrite(use.module, use.function, use.occurrence, use.argument, use.value, use.value)
-            if edit not in checked:
-                checked[edit] = can_rewrite(self.model.get_submodule(use.module), edit)
-            if not checked[edit]:
-                text = f"is written as the literal {use.value} in forward, which torch.fx can't record"
+            if not is_constant(target):
+                use, found = literal.use, True
+                text = f"is repeated by the number {use.value}, which stands in no method of a module that a plan can change"
                 self._freeze(
                     (a for t in target for a in t), Reason(text, use.function, use.module, use.source)
                 )
+        return found
 
     # ------------------------------------------------------------------------------------------------ what goes
 

@@ -1,35 +1,38 @@
 """Sizes in the user's code -> what must be repaired, and which counts must keep fitting together.
 
 Every `SizeUse` is an equation: the expression that the code computes must equal the number of kept indices. With an
-attribute alone on one side, the attribute is repaired. An equation between sizes ("C // heads is the width of a head")
-becomes a constraint for the planner. A bare literal can only be rewritten in the code.
+attribute, or a number in the code of a method, alone on one side, that is set. An equation between sizes ("C // heads is
+the width of a head") becomes a constraint for the planner. A number of unknown origin can't be changed.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..axes import axes, polynomials
 from ..axes.axes import ATOM, CONCAT, Axis, Reason
-from ..axes.nodes import base_name
 from ..axes.op_call import DimFacts
 from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged
+from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
-from ..tracing.recorder import Node, record_of
+from ..tracing.recorder import Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
-from ..tracing.sizes import Expr
+from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate, sources_in
 from .decisions import Decision, decision
 
 
 @dataclass(frozen=True)
 class Literal:
-    """A number written in `forward` that must follow an axis."""
+    """A number of unknown origin that must follow an axis."""
 
     use: SizeUse
     target: Polynomial
@@ -50,7 +53,28 @@ class SizeSystem:
         self.known: dict[Expr, Polynomial] = {}
         self.constraints: list[tuple[Polynomial, Reason]] = []
         self.literals: list[Literal] = []
+        self.meets_literals = (
+            False  # whether a size that may change was compared with a number of unknown origin
+        )
         self.decisions: dict[Node, Decision] = {}
+        self.multiples: list[
+            tuple[Axis, int]
+        ] = []  # axes of which as many stay as are a multiple of a number
+        self.of_tensors = {
+            a
+            for node in state.trace.tensors.values()
+            for axis in state.dims[node][0]
+            if axis is not None
+            for a in axes.atoms(axis)
+        }
+        self.lost_lengths = {
+            self.value(expr)
+            for expr, *_ in state.trace.losses
+            if isinstance(expr, tuple) and self._ranges(expr)
+        }
+        self.tests: list[
+            tuple[Expr, Polynomial]
+        ] = []  # what arithmetic of the code must give with the new sizes
         self.free = {
             a
             for results in state.dims.values()
@@ -67,6 +91,7 @@ class SizeSystem:
         self._bounds()
         for use, target in pending:
             self._equate(use, target)
+        self._losses()
         self._scalars()
         self._pin()
 
@@ -102,11 +127,7 @@ class SizeSystem:
         for key, target in list(self.attributes.items()):
             there = moved(key[1])
             if there is not None:
-                self.attributes.setdefault(("attr", there, *key[2:]), target)
-        for literal in list(self.literals):
-            there = moved(literal.use.module)
-            if there is not None:
-                self.literals.append(Literal(replace(literal.use, module=there), literal.target))
+                self.attributes.setdefault((key[0], there, *key[2:]), target)
 
     # ------------------------------------------------------------------------------------------------ equations
 
@@ -169,11 +190,10 @@ class SizeSystem:
                 )
                 self._freeze_axis(axis, use, f"is used by part of a group in {use.function}")
                 continue
-            kind = use.expr[0] if isinstance(use.expr, tuple) else "literal"
-            if kind == "literal":
+            if not isinstance(use.expr, tuple):
                 if not is_constant(target):
                     self.literals.append(Literal(use, target))
-            elif kind == "attr":
+            elif use.expr[0] in SETTABLE:
                 self._attribute(use.expr, target, use)
             else:
                 self.known.setdefault(use.expr, target)
@@ -181,14 +201,31 @@ class SizeSystem:
         return pending
 
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
+        self._declared(key)
         if key in self.attributes:
             self._require(
                 polynomials.minus(self.attributes[key], target),
                 use,
-                f"shares the attribute {'.'.join(map(str, key[1:]))}",
+                f"shares {_named(key)}",
             )
         else:
             self.attributes[key] = target
+
+    def _declared(self, key: Expr) -> None:
+        """An attribute that one of torch's modules has of its weight (``out_channels``) is the size of that weight."""
+        if key in self.attributes or key[0] != "attr" or len(key) != 3:
+            return
+        path, name = key[1:]
+        found = repeated_size(self.model.get_submodule(path), name)
+        node = (
+            None
+            if found is None
+            else self.state.trace.tensors.get(f"{path}.{found[0]}" if path else found[0])
+        )
+        if found is not None and node is not None:
+            count = polynomials.count(self.state.dims[node][0][found[1]], self.free)
+            if polynomials.minus(count, {(): self.value(key)}) and self._before(count) == self.value(key):
+                self.attributes[key] = count
 
     def _require(self, difference: Polynomial, use: SizeUse | None, text: str) -> None:
         if difference:
@@ -196,30 +233,83 @@ class SizeSystem:
             self.constraints.append((difference, Reason(text, "", *place)))
 
     def _comparisons(self) -> None:
-        """``a == b`` held in the traced run: it must keep holding."""
-        for operator, left, right, outcome in self.state.comparisons:
-            if (operator, outcome) not in (("eq", True), ("ne", False)):
+        """``a == b`` held in the traced run: it must go on holding; ``a < b``, whatever size an input has."""
+        for test in self.state.comparisons:
+            name, left, right, outcome = test
+            module, source = self.state.trace.places.get(test, ("", ""))
+            atoms = self.atoms_of(left) | self.atoms_of(right)
+            if any(self.atoms_of(a) and self._ranges(b) for a, b in ((left, right), (right, left))):
+                text = "is compared with a size that ranges over an input, and may be larger or smaller"
+                self._freeze(atoms, Reason(text, "", module, source))
+            if (name, outcome) not in (("eq", True), ("ne", False)):
                 continue
-            if self._determined(left, right):
+            if self._divides(left, right) or self._determined(left, right):
                 continue
             p, q = self.polynomial(left), self.polynomial(right)
             if p is not None and q is not None:
-                self._require(polynomials.minus(p, q), None, "is compared with another size")
+                if difference := polynomials.minus(p, q):
+                    reason = Reason("is compared with another size", "", module, source)
+                    self.constraints.append((difference, reason))
+                for expr, other in ((left, q), (right, p)):
+                    self.meets_literals |= not isinstance(expr, tuple) and not is_constant(other)
             else:
-                atoms = self.atoms_of(left) | self.atoms_of(right)
-                self._freeze(atoms, Reason("enters a comparison of sizes that can't be followed"))
+                text = "enters a comparison of sizes that can't be followed"
+                self._freeze(atoms, Reason(text, "", module, source))
+
+    def open_choices(self) -> list[Choice]:
+        """Tests in forward that come out otherwise for other values or sizes of inputs, whatever the plan."""
+        found = []
+        for choice, tested in self.state.trace.choices.items():
+            ranging = [isinstance(side, tuple) and self._ranges(side) for side in tested]
+            if not tested or (ranging.count(True) == 1 and not any(map(self.atoms_of, tested))):
+                made = {source[1] for side in tested for source in sources_in(side) if source[0] == "dim"}
+                if not any(
+                    map(_depends_on_values, made)
+                ):  # how many are chosen: for none, the way means nothing
+                    found.append(choice)
+        return found
+
+    def _ranges(self, expr: Expr) -> bool:
+        """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model.
+
+        A plain number is taken for one that was made of such a dim (by ``len``) where it has the same value.
+        """
+        if not isinstance(expr, tuple):
+            return expr in self.lost_lengths
+        return any(source[0] == "dim" and not self._is_fixed(source) for source in sources_in(expr))
+
+    def _is_fixed(self, source: Expr) -> bool:
+        axis = self.state.dims[source[1]][0][source[2]]
+        if axis is None:
+            return bool(source[1].op == "get_attr")
+        return all(a in self.of_tensors for a in axes.atoms(axis))
+
+    def _divides(self, left: Expr, right: Expr) -> bool:
+        """``a % b == 0``: a stays a multiple of b, which is no reason to stay what it is."""
+        expr, rest = (left, right) if isinstance(left, tuple) else (right, left)
+        if rest != 0 or not isinstance(expr, tuple) or expr[0] != "mod":
+            return False
+        p, q = self.polynomial(expr[1]), self.polynomial(expr[2])
+        if p is None or q is None:
+            return False
+        divisor = q.get((), 0) if is_constant(q) else 0
+        if divisor and len(p) == 1:
+            ((term, factor),) = p.items()
+            if len(term) == 1:
+                self.multiples.append((term[0], divisor // math.gcd(divisor, factor)))
+        return True  # a count that is no multiple is found when all are chosen: see `flipped`
 
     def _bounds(self) -> None:
-        """``a <= b`` of equal sizes: an attribute that nothing else determines stays equal."""
-        for operator, left, right, _ in self.state.comparisons:
-            if operator not in ("eq", "ne") and self.value(left) == self.value(right):
+        """``a <= b`` of equal sizes: an attribute that nothing else determines goes on being equal."""
+        for name, left, right, _ in self.state.comparisons:
+            if name not in ("eq", "ne") and self.value(left) == self.value(right):
                 self._determined(left, right)
 
     def _determined(self, left: Expr, right: Expr) -> bool:
         """Whether one side is an attribute that nothing has determined yet: from now on it is the other."""
         for a, b in ((left, right), (right, left)):
             p = self.polynomial(b)
-            if isinstance(a, tuple) and a[0] == "attr" and p is not None and a not in self.attributes:
+            if isinstance(a, tuple) and a[0] in SETTABLE and p is not None and a not in self.attributes:
                 if not is_constant(p):
                     self.attributes[a] = p
                 return True
@@ -229,14 +319,16 @@ class SizeSystem:
         """Solve ``expr == target`` for the one attribute in it that no use has determined: ``3 * self.dim``."""
         if not isinstance(expr, tuple) or expr[0] == "dim":
             return
-        if expr[0] == "attr":
+        if expr[0] in SETTABLE:
             if expr not in self.attributes and not is_constant(target):
                 self.attributes[expr] = target
+            return
+        if expr[0] not in ("add", "sub", "mul", "floordiv"):
             return
         name, a, b = expr
         p, q = self.polynomial(a), self.polynomial(b)
         open_a, open_b = self._open(a), self._open(b) and name != "floordiv"
-        if open_a == open_b or p is None or q is None or name not in ("add", "sub", "mul", "floordiv"):
+        if open_a == open_b or p is None or q is None:
             return
         known = q if open_a else p
         wanted: Polynomial | None = None
@@ -259,17 +351,14 @@ class SizeSystem:
         """Whether an attribute occurs in `expr` that no use has determined yet."""
         if not isinstance(expr, tuple) or expr[0] == "dim" or (expr in self.known and expr[0] == "floordiv"):
             return False
-        return expr not in self.attributes if expr[0] == "attr" else any(map(self._open, expr[1:]))
+        return expr not in self.attributes if expr[0] in SETTABLE else any(map(self._open, expr[1:]))
 
     def _equate(self, use: SizeUse, target: Polynomial) -> None:
         got = self.polynomial(use.expr, structural=True)
-        if got is None and use.expr[0] == "floordiv":
-            a, b = self.polynomial(use.expr[1]), self.polynomial(use.expr[2])
-            if (
-                a is not None
-                and b is not None
-                and self.value(use.expr[1]) == self.value(use.expr[2]) * abs(use.value)
-            ):
+        if got is None and (parts := self._quotient(use.expr)) is not None:
+            a, b = parts
+            if self._before(a) == self._before(b) * abs(use.value):
+                self.tests.append((use.expr, target))
                 self._require(
                     polynomials.minus(a, polynomials.times(b, target)),
                     use,
@@ -290,17 +379,51 @@ class SizeSystem:
             ),
         )
 
+    def _quotient(self, expr: Expr) -> tuple[Polynomial, Polynomial] | None:
+        """Polynomials a and b where `expr` is a divided by b and rounded: ``a // b``, ``a >> 2``, ``int(a * 0.25)``."""
+        while expr[0] in ROUNDING and isinstance(expr[1], tuple):
+            expr = expr[1]
+        if expr[0] == "neg":  # -(-a // b)
+            inner = self._quotient(expr[1])
+            return None if inner is None else (polynomials.minus({}, inner[0]), inner[1])
+        if expr[0] not in ("floordiv", "truediv", "rshift", "mul"):
+            return None
+        left, right = expr[1:]
+        if expr[0] == "mul":
+            left, right = (right, left) if isinstance(left, float) else (left, right)
+            if not isinstance(right, float):
+                return None
+            factor = Fraction(right).limit_denominator(1 << 10)
+            a = self.polynomial(left)
+            return (
+                None
+                if a is None
+                else (polynomials.times(a, {(): factor.numerator}), {(): factor.denominator})
+            )
+        a, b = self.polynomial(left), self.polynomial(right)
+        if a is None or b is None:
+            return None
+        return (a, {(): 2 ** b.get((), 0)} if is_constant(b) else b) if expr[0] == "rshift" else (a, b)
+
+    def _before(self, polynomial: Polynomial) -> int:
+        """What `polynomial` was in the traced run."""
+        return polynomials.evaluate(polynomial, {axis: axis.size for axis in self.free})
+
+    def _losses(self) -> None:
+        """A size that became a plain number, or a text: nobody sees what the code does with it."""
+        for expr, how, module, source in self.state.trace.losses:
+            atoms = self.atoms_of(expr)
+            self.meets_literals |= bool(atoms)
+            self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
+
     def _scalars(self) -> None:
         """A number the op computes with must stay what it was, unless it only decides something."""
         for use in self.state.trace.scalar_uses:
             if self._decides(use):
                 continue
-            if isinstance(use.expr, tuple):
-                found = self.atoms_of(use.expr)
-            else:
-                found = self._suspects(use)
             text = f"sets a number that the op computes with ({use.value:g})"
-            self._freeze(found, Reason(text, str(use.node.target), record_of(use.node).module, use.source))
+            reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)
+            self._freeze(self.atoms_of(use.expr), reason)
 
     def _decides(self, use: ScalarUse) -> bool:
         """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""
@@ -312,21 +435,6 @@ class SizeSystem:
             found.uses.append(use)
         return found is not None
 
-    def _suspects(self, use: Any) -> set[Axis]:
-        """Atoms of dims whose size n explains a bare factor n, 1/n, sqrt(n) or 1/sqrt(n)."""
-        if base_name(use.node.target) not in ("mul", "div") or use.value <= 0 or use.value == 1:
-            return set()
-        dims = [a for n in use.node.all_input_nodes for d in self.state.dims.get(n, []) for a in d]
-        for n in use.node.all_input_nodes:
-            dims.extend(self.state.contracted.get(n, []))
-        found: set[Axis] = set()
-        for axis in dims:
-            if axis is not None and axis.size > 2:
-                forms = (axis.size**p for p in (1.0, -1.0, 0.5, -0.5, 0.25, -0.25))
-                if any(math.isclose(use.value, f, rel_tol=1e-6) for f in forms):
-                    found |= self.free.intersection(axes.atoms(axis))
-        return found
-
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def polynomial(self, expr: Expr, structural: bool = False) -> Polynomial | None:
@@ -336,46 +444,52 @@ class SizeSystem:
         if not structural and expr in self.known:
             return self.known[expr]
         kind = expr[0]
-        if kind == "attr":
+        if kind in SETTABLE:
+            self._declared(expr)
             value = self.value(expr)
             return self.attributes.get(expr, {(): int(value)} if isinstance(value, int) else None)
         if kind == "dim":
             return polynomials.count(self.state.dims[expr[1]][0][expr[2]], self.free)
-        a, b = self.polynomial(expr[1]), self.polynomial(expr[2])
-        if a is None or b is None:
+        parts = [self.polynomial(e) for e in expr[1:]]
+        known = [p for p in parts if p is not None]
+        if len(known) < len(parts):
             return None
+        if all(map(is_constant, known)):
+            value = self.value(expr)
+            return {(): value} if isinstance(value, int) else None
+        if kind in ROUNDING:  # of a whole number
+            return known[0] if len(known) == 1 else None
+        if kind == "neg":
+            return polynomials.minus({}, known[0])
+        if len(known) != 2:
+            return None
+        a, b = known
         if kind == "add":
             return polynomials.minus(a, {t: -n for t, n in b.items()})
         if kind == "sub":
             return polynomials.minus(a, b)
         if kind == "mul":
             return polynomials.times(a, b)
-        if is_constant(a) and is_constant(b):
-            value = self.value(expr)
-            return {(): value} if isinstance(value, int) else None
-        if kind == "floordiv" and is_constant(b) and b.get(()) and all(n % b[()] == 0 for n in a.values()):
-            return {t: n // b[()] for t, n in a.items()}
+        divisor = b.get((), 0) if is_constant(b) else 0
+        if kind == "rshift":
+            divisor = 2**divisor if is_constant(b) else 0
+        if (
+            kind in ("floordiv", "rshift", "truediv")
+            and divisor
+            and all(n % divisor == 0 for n in a.values())
+        ):
+            return {t: n // divisor for t, n in a.items()}
         return None
 
     def value(self, expr: Expr) -> Any:
         """The number that `expr` had in the traced run."""
-        if not isinstance(expr, tuple):
-            return expr
-        if expr[0] == "attr":
-            return read_attribute(self.model, expr[1:])
-        if expr[0] == "dim":
-            return record_of(expr[1]).shape[expr[2]]
-        a, b = self.value(expr[1]), self.value(expr[2])
-        function = {
-            "add": "__add__",
-            "sub": "__sub__",
-            "mul": "__mul__",
-            "floordiv": "__floordiv__",
-            "mod": "__mod__",
-        }
-        if expr[0] in function:
-            return getattr(type(a), function[expr[0]])(a, b) if type(a) is type(b) else _mixed(expr[0], a, b)
-        return a**b if expr[0] == "pow" else a / b
+
+        def at(source: Expr) -> Any:
+            if source[0] == "dim":
+                return record_of(source[1]).shape[source[2]]
+            return source[-1] if source[0] == "literal" else read_attribute(self.model, source[1:])
+
+        return evaluate(expr, at)
 
     def atoms_of(self, expr: Expr) -> set[Axis]:
         """The free atoms whose counts `expr` depends on."""
@@ -383,10 +497,10 @@ class SizeSystem:
             return set()
         if expr in self.known:
             return {a for t in self.known[expr] for a in t}
-        if expr[0] in ("attr", "dim"):
-            p = self.attributes.get(expr) if expr[0] == "attr" else self.polynomial(expr)
+        if expr[0] in SOURCES:
+            p = self.polynomial(expr) if expr[0] == "dim" else self.attributes.get(expr)
             return {a for t in (p or {}) for a in t}
-        return self.atoms_of(expr[1]) | self.atoms_of(expr[2])
+        return set().union(*map(self.atoms_of, expr[1:]))
 
     def _freeze(self, atoms: set[Axis], reason: Reason) -> None:
         for a in atoms:
@@ -401,23 +515,18 @@ class SizeSystem:
         return {a: int(masks[a].sum()) if a in masks else a.size for a in self.free}
 
     def flipped(self, masks: axes.AtomMasks) -> list[tuple[set[Axis], str]]:
-        """Comparisons of sizes that would come out differently with `masks`: their atoms and text."""
+        """Tests of sizes that would come out differently with `masks`: their atoms and text."""
         found, counts = [], self.counts(masks)
-        compare = {
-            "eq": "__eq__",
-            "ne": "__ne__",
-            "lt": "__lt__",
-            "le": "__le__",
-            "gt": "__gt__",
-            "ge": "__ge__",
-        }
-        for operator, left, right, outcome in self.state.comparisons:
-            p, q = self.polynomial(left), self.polynomial(right)
-            if p is None or q is None or (is_constant(p) and is_constant(q)):
-                continue
-            now = [polynomials.evaluate(r, counts) for r in (p, q)]
-            if bool(getattr(now[0], compare[operator])(now[1])) != outcome:
-                found.append(({a for r in (p, q) for t in r for a in t}, f"{now[0]} {operator} {now[1]}"))
+        for name, left, right, outcome in self.state.comparisons:
+            atoms = self.atoms_of(left) | self.atoms_of(right)
+            if atoms:
+                now = [self._after(side, counts) for side in (left, right)]
+                if None in now or bool(getattr(operator, name)(*now)) != outcome:
+                    found.append((atoms, f"{now[0]} {name} {now[1]}"))
+        for expr, target in self.tests:
+            now = [self._after(expr, counts), polynomials.evaluate(target, counts)]
+            if now[0] != now[1]:
+                found.append((self.atoms_of(expr) | {a for t in target for a in t}, f"{now[0]} eq {now[1]}"))
         for made in self.decisions.values():
             numbers = [polynomials.evaluate(self.polynomial(use.expr) or {}, counts) for use in made.uses]
             if not made.stands(self.state.trace, numbers):
@@ -425,9 +534,34 @@ class SizeSystem:
                 found.append((atoms, f"another branch for sizes {numbers}"))
         return found
 
+    def _after(self, expr: Expr, counts: dict[Axis, int]) -> Any:
+        """The number that `expr` is with `counts`; None where its arithmetic fails."""
 
-def _mixed(name: str, a: Any, b: Any) -> Any:
-    operations = {"add": a + b, "sub": a - b, "mul": a * b}
-    if name in operations:
-        return operations[name]
-    return a // b if name == "floordiv" else a % b
+        def at(source: Expr) -> Any:
+            p = self.polynomial(source)
+            return self.value(source) if p is None else polynomials.evaluate(p, counts)
+
+        try:
+            return evaluate(expr, at)
+        except (ArithmeticError, ValueError, TypeError, LookupError):
+            return None
+
+
+def _depends_on_values(node: Node) -> bool:
+    """Whether the shape of `node` depends on values of the tensors that it is made of."""
+    ahead, seen = [node], {node}
+    while ahead:
+        one = ahead.pop()
+        if torch.Tag.dynamic_output_shape in getattr(one.target, "tags", ()):
+            return True
+        further = [n for n in one.all_input_nodes if n not in seen]
+        seen.update(further)
+        ahead.extend(further)
+    return False
+
+
+def _named(key: Expr) -> str:
+    """An attribute or a number in code, for a reason."""
+    if key[0] == "attr":
+        return f"the attribute {'.'.join(map(str, key[1:]))}"
+    return f"the number {key[-1]} in {key[2]}"

@@ -17,7 +17,7 @@ from ..base.errors import DepgraphError, InputError, PlanError
 from ..base.values import map_tensors
 from ..plan.plan import Plan
 from ..prune import analyze
-from ..surgery.rewrite import class_of
+from ..tracing.literals import class_of
 from ..training.schedule import GradualPruner, GradualResult
 
 
@@ -159,7 +159,7 @@ class InPlacePruner:
 def adopt(network: nn.Module, other: nn.Module) -> None:
     """Let the object `network` be `other`: the same modules, parameters and attributes, shared from now on.
 
-    Where a literal in its own forward was rewritten, it has the rewritten forward too.
+    Where a number in its own code was changed, it has the changed code too.
 
     Raises:
         InputError: they are of different classes.

@@ -21,7 +21,7 @@ from ..base.errors import InputError, StoreError
 from ..prune import PruneResult
 from ..store import load, save
 from ..surgery.apply import INTERNALS
-from ..surgery.rewrite import Rewritten, class_of
+from ..tracing.literals import class_of, numbers_of
 from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import core
 
@@ -165,9 +165,9 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
     loaded = dict(got.named_modules())
     for path, module in wanted.named_modules():
         other = loaded.get(path)
-        if isinstance(module, Rewritten):
+        if numbers_of(module):
             problems.append(
-                f"a number in forward of {path or 'the model'!r} was rewritten, which a config cannot express"
+                f"a number in the code of {path or 'the model'!r} was rewritten, which a config cannot express"
             )
         elif other is None or type(other) is not type(module):
             problems.append(f"{path or 'the model'!r} is no {type(module).__name__}")

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
-from .plan import Cut, Indices, Plan, Repair
+from .plan import Cut, Indices, Plan, Repair, Rewrite
 
 
 def composed(first: Plan, second: Plan) -> Plan:
     """The plan that does what `first` and then `second` do (see `Plan.then`)."""
-    problems = _differences(first, second) + _out_of_order(first, second)
+    problems = _differences(first, second)
     if problems:
         raise PlanError(listed("these plans can't be composed: apply them one after the other", problems))
     plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
@@ -22,7 +22,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
     plan.repairs = _repairs(first.repairs, second.repairs)
-    plan.rewrites = first.rewrites + second.rewrites
+    plan.rewrites = _rewrites(first.rewrites, second.rewrites)
     return plan
 
 
@@ -50,23 +50,16 @@ def _differences(first: Plan, second: Plan) -> list[str]:
     return problems
 
 
-def _out_of_order(first: Plan, second: Plan) -> list[str]:
-    """Numbers that the second plan sets though the first has recorded a forward that may have read them before.
-
-    A plan sets all its numbers before it records what it rewrites.
-    """
-    recorded = {r.path for r in first.rewrites}
-    return [
-        f"the second plan sets {'.'.join(map(str, (r.path, r.name, *r.keys)))}, which a forward that the first rewrites may read"
-        for r in second.repairs
-        if recorded and (r.path in recorded or any(isinstance(k, str) for k in r.keys))
-    ]
-
-
 def _repairs(first: list[Repair], second: list[Repair]) -> list[Repair]:
     old = {(r.path, r.name, r.keys): r.old for r in second} | {(r.path, r.name, r.keys): r.old for r in first}
     last = {(r.path, r.name, r.keys): r.value for r in [*first, *second]}
     return [Repair(*key, value, old[key]) for key, value in last.items()]
+
+
+def _rewrites(first: list[Rewrite], second: list[Rewrite]) -> list[Rewrite]:
+    old = {(r.path, r.function, r.number): r.old for r in [*second, *first]}
+    last = {(r.path, r.function, r.number): r.value for r in [*first, *second]}
+    return [Rewrite(*key, old[key], value) for key, value in last.items()]
 
 
 def _cut(first: Cut, second: Cut) -> Cut:

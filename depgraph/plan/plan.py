@@ -110,21 +110,20 @@ class Repair:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A literal in `forward` of module `path`: an argument of one call of `function` becomes `value`.
+    """A number in the code of module `path` becomes `value`, in this module alone.
 
     Attributes:
         path: the module; "" for the model itself.
-        function: what is called, such as ``"view"``.
-        occurrence: which of its calls, from 0.
-        argument: which of its arguments, and the position in it.
-        old: what the number was.
+        function: the method in whose code it stands, mostly ``"forward"``.
+        number: which of the numbers there that can be sizes (2, 3, ... and -2, -3, ...), in the order of the text, from 0.
+            An expression of numbers alone, such as ``2 * 8``, is one of them.
+        old: what it was.
         value: what it becomes.
     """
 
     path: str
     function: str
-    occurrence: int
-    argument: tuple[int | str, ...]
+    number: int
     old: int
     value: int
 

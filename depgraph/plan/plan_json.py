@@ -44,7 +44,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "sets": sets,
         "cuts": cuts,
         "repairs": [[r.path, r.name, list(r.keys), r.value, r.old] for r in plan.repairs],
-        "rewrites": [[r.path, r.function, r.occurrence, list(r.argument), r.old, r.value] for r in plan.rewrites],
+        "rewrites": [[r.path, r.function, r.number, r.old, r.value] for r in plan.rewrites],
     }  # fmt: skip
 
 
@@ -216,15 +216,13 @@ class _Reader:
     def rewrite(self, row: Any) -> Rewrite | None:
         if (
             isinstance(row, list)
-            and len(row) == 6
+            and len(row) == 5
             and isinstance(row[0], str)
             and isinstance(row[1], str)
             and is_whole(row[2])
-            and _is_steps(row[3])
-            and row[3]
-            and all(is_whole(n, -LARGEST) for n in row[4:])
+            and all(is_whole(n, -LARGEST) for n in row[3:])
         ):
-            return Rewrite(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+            return Rewrite(*row)
         self.problems.append(f"invalid rewrite: {_short(row)}")
         return None
 

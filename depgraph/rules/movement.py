@@ -27,10 +27,14 @@ def permute(site: OpCall) -> Dims:
     return x
 
 
-@rule("squeeze", "unsqueeze")
+@rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
 def squeeze(site: OpCall) -> Dims:
-    """Dims of size 1 come and go; the others pass."""
-    axes = iter([a for a in site.dims(site.args[0]) if a is not None])
+    """Dims of size 1 come and go; the others pass. Without a dim, every other one keeps two indices: it would go, too."""
+    found = [a for a in site.dims(site.args[0]) if a is not None]
+    if len(site.args) == 1:
+        for axis in found:
+            site.at_least(axis, 2)
+    axes = iter(found)
     return [next(axes) if n != 1 else None for n in site.shape]
 
 

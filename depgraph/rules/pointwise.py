@@ -11,6 +11,10 @@ ALSO = (
     "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "bernoulli",
     "fill", "zero", "uniform", "normal", "exponential", "masked_fill", "nan_to_num", "where", "_conj", "clamp", "lerp",
     "addcmul", "addcdiv", "rrelu_with_noise", "_prelu_kernel", "log_sigmoid_forward", "native_dropout_backward", "_assert_async",
+    "softplus_backward", "silu_backward", "gelu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
+    "hardswish_backward", "hardsigmoid_backward", "threshold_backward", "tanh_backward", "sigmoid_backward",
+    "mish_backward", "log_sigmoid_backward", "softshrink_backward", "hardshrink_backward", "logit_backward",
+    "prims::add", "prims::sub", "prims::mul", "prims::div", "prims::neg",  # what forward derivatives are written in
     "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus", "geometric", "log_normal",
 )  # fmt: skip
 
@@ -88,7 +92,7 @@ def view_as_complex(site: OpCall) -> Dims:
 
 
 @rule("scalar_tensor", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full",
-      "empty_strided", "new_empty_strided", "empty_permuted")  # fmt: skip
+      "empty_strided", "new_empty_strided", "empty_permuted", "_efficientzerotensor")  # fmt: skip
 def filled(site: OpCall) -> Dims:
     """A new tensor with one value everywhere: its axes are new, and what is written into it says what they are."""
     site.state.filled.add(site.node)

@@ -1,4 +1,4 @@
-"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, rewrite literals."""
+"""Plan, model -> smaller model: slice tensors, repair the sizes that modules remember, change numbers in code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.nn.utils import parametrize
 from ..base.checks import a_module, flag, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted
-from ..plan.plan import Cut, Plan, Repair, Rewrite
+from ..plan.plan import Cut, Plan, Repair
 from ..tracing.attributes import holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
-from ..tracing.wrappers import check_changeable, replace_inner, wrapped
+from ..tracing.wrappers import check_changeable, wrapped
 from .lineage import note
-from .rewrite import rewrite_module
+from .rewrite import misfit, rewrite
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
 TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -39,6 +39,10 @@ TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
     nn.RNNCellBase: {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)},
     nn.RNNBase: {"input_size": ("weight_ih_l0", 1)},
 }
+CONVOLUTION = {
+    "in_channels": 1,
+    "out_channels": 0,
+}  # of what is neither grouped nor transposed, in its weight
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
 INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
@@ -54,7 +58,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
     Returns:
         The smaller model: of the same class, with parameters that require grad, are tied, and live where they did.
-        Where the plan rewrites a literal, that submodule is a ``torch.fx.GraphModule``, too, and ``isinstance`` of its class.
+        Where the plan rewrites a number in code, that submodule has a class of its own, below the one it had.
 
     Raises:
         PlanError: the plan does not fit this model; every difference is listed. Nothing was changed.
@@ -85,17 +89,24 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     for repair in plan.repairs:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
-        module = _rewritten(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
-        if path:
-            parent, _, name = path.rpartition(".")
-            replace_inner(small.get_submodule(parent), name, module)
-        else:
-            small = module
+        rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     recompute(small)
     _repair_standard(small)
     small = wrapped(small)
     note(model, small, plan)
     return small
+
+
+def repeated_size(module: nn.Module, attribute: str) -> tuple[str, int] | None:
+    """The tensor, and which dim of it, whose size `attribute` of a module of torch repeats; None of any other."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 or attribute not in CONVOLUTION:
+            return None
+        return "weight", CONVOLUTION[attribute] if not module.transposed else 1 - CONVOLUTION[attribute]
+    for kind, rows in TABLE.items():
+        if isinstance(module, kind) and attribute in rows:
+            return rows[attribute]
+    return None
 
 
 def _check(
@@ -131,9 +142,14 @@ def _check(
             wrong.append(f"{where!r} is {number}, the plan is for {repair.old}")
         numbers[id(place[0]), place[1]] = repair.value
     wrong += [
-        f"module {path!r}, whose forward the plan rewrites, is not in this model"
+        f"module {path!r}, whose code the plan changes, is not in this model"
         for path in dict.fromkeys(r.path for r in plan.rewrites)
         if _module(model, path) is None
+    ]
+    wrong += [
+        problem
+        for edit in plan.rewrites
+        if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
@@ -182,15 +198,6 @@ def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] |
         except (LookupError, TypeError):
             return None
     return holder, steps[-1], value
-
-
-def _rewritten(module: nn.Module, edits: list[Rewrite]) -> nn.Module:
-    try:
-        return rewrite_module(module, edits)
-    except Exception as error:
-        raise PlanError(
-            f"this plan does not fit this model:\n  - forward of {edits[0].path or 'the model'!r} can't be rewritten: {error}"
-        ) from error
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:

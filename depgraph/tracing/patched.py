@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -82,6 +81,8 @@ def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> 
 
 @contextmanager
 def open_python_functions() -> Iterator[None]:
-    """Modes see the calls inside ``torch.nn.functional``, and ``math.sqrt`` of a tracked number is tracked."""
-    with open_functions(), replaced(math, "sqrt", lambda before, value: sizes.tracked_sqrt(value)):
+    """Modes see the calls inside ``torch.nn.functional``, and functions of tracked numbers are tracked."""
+    with open_functions(), ExitStack() as stack:
+        for module, name in sizes.FUNCTIONS:
+            stack.enter_context(replaced(module, name, sizes.tracked_function(module, name)))
         yield

@@ -8,7 +8,11 @@ repeat a size (`SizeUse`), and records some composite ops whole, because their p
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .recorder import Recorder, source_line
+from .recorder import Recorder, inner_dim, inside, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
 
@@ -37,6 +41,9 @@ ESCAPES = frozenset(
         "__deepcopy__",
     }
 )
+
+
+DECIDES = ("__bool__", "is_nonzero", "equal", "allclose")  # calls whose results Python mostly branches on
 
 
 class AtenMode(CallMode):
@@ -73,7 +80,10 @@ class PythonMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
-        whole = WHOLE.get(func) if func.__hash__ is not None else None
+        derived = torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()
+        whole = (
+            WHOLE.get(func) if func.__hash__ is not None and not derived else None
+        )  # derivatives are of their parts
         name = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "view.default"
         if not r.paused:
             r.function = name
@@ -84,11 +94,13 @@ class PythonMode(TorchFunctionMode):
                 r.function = ""
             if type(out) is torch.Size:
                 if not r.paused and args and isinstance(args[0], torch.Tensor):
-                    node = r.node(args[0])
-                    return torch.Size([sizes.Size(n, ("dim", node, d)) for d, n in enumerate(out)])
+                    made = (sizes.Size(n, dim) for n, dim in zip(out, _dims(r, args[0]), strict=True))
+                    return torch.Size(list(made))
                 return out
             if type(out) is int:
                 return self._size(func, args, kwargs, out)
+            if type(out) is tuple and func is torch.Tensor.stride:
+                return tuple(self._strides(args[0], out))
         else:
             before = -1
             r.paused += 1
@@ -102,6 +114,8 @@ class PythonMode(TorchFunctionMode):
                 r.record(whole, *in_order(whole, args, kwargs), out)
                 r.function = ""
         if not r.paused:
+            if type(out) is bool and name in DECIDES:
+                out = r.decided(sys._getframe(1), out, ())
             if name in ESCAPES:
                 r.escape(args[:1], f"leaves torch through {name}()")
             if own_namespace(func):
@@ -111,6 +125,7 @@ class PythonMode(TorchFunctionMode):
                 self._note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
             if name in NOTES:
                 _note_sizes(r, name, args, kwargs, out)
+                self._note_scalars([a for a in (*args, *kwargs.values()) if isinstance(a, float)], out)
             elif before != len(r.graph.nodes):
                 self._note_scalars([*args, *kwargs.values()], out)
         return out
@@ -138,19 +153,36 @@ class PythonMode(TorchFunctionMode):
 
     def _size(self, func: Any, args: Any, kwargs: Any, out: int) -> int:
         """An int that a tensor method returned, tracked where it is a size."""
-        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel) and not self.recorder.paused:
-            node = self.recorder.node(args[0])
-            factors = [("dim", node, d) for d in range(args[0].dim())]
-            expr: Any = factors[0] if factors else out
-            for factor in factors[1:]:
-                expr = ("mul", expr, factor)
-            return sizes.Size(out, expr) if factors else out
-        if func is torch.Tensor.size and not self.recorder.paused:
+        tensor, name = args[0] if args else None, getattr(func, "__name__", "")
+        if self.recorder.paused or not isinstance(tensor, torch.Tensor) or not tensor.dim():
+            return out
+        factors = _dims(self.recorder, tensor)
+        if func is torch.Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            tensor = args[0]
-            if isinstance(dim, int) and isinstance(tensor, torch.Tensor):
-                return sizes.Size(out, ("dim", self.recorder.node(tensor), int(dim) % tensor.dim()))
+            return sizes.Size(out, factors[dim]) if isinstance(dim, int) else out
+        if func is torch.Tensor.__len__:
+            self.recorder.lost(factors[0], "len()")
+        elif name == "numel" or func in (torch.Tensor.nelement, torch.numel):
+            return sizes.Size(out, _product(factors))
+        elif func is torch.Tensor.nbytes.__get__:  # type: ignore[attr-defined]
+            return sizes.Size(out, ("mul", _product(factors), tensor.element_size()))
+        elif name in ("stride", "storage_offset"):
+            self.recorder.lost(_product(factors), f"{name}()")
         return out
+
+    def _strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> Iterator[int]:
+        """The strides of a tensor: of a contiguous one, tracked."""
+        if self.recorder.paused:
+            yield from strides
+            return
+        factors = _dims(self.recorder, tensor)
+        for d, n in enumerate(strides):
+            if tensor.is_contiguous() and factors[d + 1 :] and n == math.prod(tensor.shape[d + 1 :]):
+                yield sizes.Size(n, _product(factors[d + 1 :]))
+            else:
+                if n > 1:
+                    self.recorder.lost(_product(factors), "stride()")
+                yield n
 
     def _note_scalars(self, args: Any, out: Any) -> None:
         for i, value in enumerate(args):
@@ -162,6 +194,16 @@ class PythonMode(TorchFunctionMode):
                 )
 
 
+def _dims(r: Recorder, tensor: torch.Tensor) -> list[Any]:
+    """The expressions of the sizes of a tensor."""
+    node = r.node(tensor)
+    return [("dim", node, inner_dim(tensor, d)) for d in range(tensor.dim())]
+
+
+def _product(factors: list[Any]) -> Any:
+    return functools.reduce(lambda a, b: ("mul", a, b), factors)
+
+
 def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> None:
     """Keep the numbers in this call that repeat a size of a tensor."""
     path, counts = r.stack[-1]
@@ -170,8 +212,9 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
     NOTES[name](call)
     source = source_line() if call.found else ""
     for value, expr, tensor, dim, extent, where, negative, minus in call.found:
-        node = r.node_of.get(id(tensor))
+        node = r.node_of.get(id(inside(tensor)))
         if node is not None:
+            dim = None if dim is None else inner_dim(tensor, dim)
             use = SizeUse(
                 name, value, expr, node, dim, extent, path, source, occurrence, where, negative, minus
             )

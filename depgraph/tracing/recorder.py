@@ -8,12 +8,15 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from functools import lru_cache
+from types import CodeType, MappingProxyType
 from typing import Any, Literal
 
 import torch
+from torch._C import _functorch
 
 from ..base.values import tensor_leaves
 from . import sizes
@@ -22,6 +25,11 @@ from .size_uses import ScalarUse, SizeUse
 Node = torch.fx.Node
 Shape = tuple[int, ...]
 Comparison = tuple[str, sizes.Expr, sizes.Expr, bool]  # operator, left, right, outcome
+Loss = tuple[
+    sizes.Expr, str, str, str
+]  # of an expression: what made a plain number of it, in which module, where
+
+Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
 
 SLOT = "depgraph"  # where in a node's `meta` its record lies
 
@@ -93,8 +101,14 @@ _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
 _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-_user_code: dict[Any, bool] = {}
 _runs = itertools.count(1)
+
+
+@lru_cache(maxsize=4096)
+def is_written_by_user(code: CodeType) -> bool:
+    """Whether code is neither torch's nor ours."""
+    name = code.co_filename
+    return not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
 
 
 def source_line() -> str:
@@ -102,16 +116,44 @@ def source_line() -> str:
     frame: Any = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
-        ours = _user_code.get(code)
-        if ours is None:
-            name = code.co_filename
-            ours = _user_code[code] = not (
-                name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name
-            )
-        if ours:
+        if is_written_by_user(code):
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
         frame = frame.f_back
     return ""
+
+
+@lru_cache(maxsize=4096)
+def _column(code: CodeType, instruction: int) -> int:
+    """Where in its line an instruction stands: it does not depend on the constants of the code."""
+    if not hasattr(code, "co_positions"):  # before Python 3.11
+        return instruction
+    *_, column, _ = list(code.co_positions())[instruction // 2]
+    return column or 0
+
+
+def inside(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the wrappers that ``torch.func`` puts around it."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def inner_dim(tensor: torch.Tensor, dim: int) -> int:
+    """Which dim of the tensor inside is dim `dim` of `tensor`, to which ``torch.vmap`` shows fewer."""
+    if not _functorch.is_functorch_wrapped_tensor(tensor):
+        return dim
+    mapped = _functorch.maybe_get_bdim(tensor) if _functorch.is_batchedtensor(tensor) else -1
+    return inner_dim(_functorch.get_unwrapped(tensor), dim + 1 if 0 <= mapped <= dim else dim)
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What tensors have in common that are one view of one memory; None of those that have none."""
+    if tensor.layout is not torch.strided or _functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    if not tensor.numel():
+        return None
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 class Recorder:
@@ -133,6 +175,9 @@ class Recorder:
         self.graph = torch.fx.Graph()
         self.node_of: dict[int, Node] = {}
         self.alive: list[Any] = []
+        self.by_memory: dict[
+            Any, Node
+        ] = {}  # autograd keeps what it needs as other objects on the same memory
         self.names = names
         self.tensors: dict[str, Node] = {}
         self.constants: dict[str, torch.Tensor] = {}
@@ -140,6 +185,10 @@ class Recorder:
         self.scalar_uses: list[ScalarUse] = []
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
+        self.losses: list[Loss] = []
+        self.places: dict[Comparison, tuple[str, str]] = {}
+        self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
+        self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
         self.parametrized: list[tuple[str, Node]] = []
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
@@ -152,6 +201,41 @@ class Recorder:
         """`tensor` is the result of `node` from now on."""
         self.node_of[id(tensor)] = node
         self.alive.append(tensor)
+        if (memory := _memory(tensor)) is not None:
+            self.by_memory[memory] = node
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """What is recorded inside is forgotten if it ends in an error, which ends here."""
+        before = len(self.graph.nodes)
+        tables: tuple[dict[Any, Any], ...] = (
+            self.node_of,
+            self.by_memory,
+            self.tensors,
+            self.constants,
+            self.places,
+            self.choices,
+        )
+        lists: tuple[list[Any], ...] = (
+            self.size_uses,
+            self.scalar_uses,
+            self.comparisons,
+            self.losses,
+            self.parametrized,
+            self.escapes,
+        )
+        kept = [dict(t) for t in tables], [len(found) for found in lists], set(self.reads)
+        try:
+            yield
+        except Exception:  # noqa: BLE001  whatever forward raises on a way that these inputs do not take
+            for node in list(self.graph.nodes)[: before - 1 : -1] if before else ():
+                self.graph.erase_node(node)
+            for table, entries in zip(tables, kept[0], strict=True):
+                table.clear()
+                table.update(entries)
+            for found, length in zip(lists, kept[1], strict=True):
+                del found[length:]
+            self.reads, self.stack[1:] = kept[2], []
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a call, unless arithmetic has become more expensive than the same calls on fake tensors are."""
@@ -172,10 +256,13 @@ class Recorder:
 
     def node(self, tensor: torch.Tensor) -> Node:
         """The node that produced `tensor`; one that nothing recorded is a parameter, a buffer or a constant."""
+        tensor = inside(tensor)
         known = self.node_of.get(id(tensor))
         if known is not None:
             return known
         name = self.names.get(id(tensor))
+        if name is None and (known := self.by_memory.get(_memory(tensor))) is not None:
+            return known
         if name is None:
             if id(tensor) in self.outside:
                 path = self.stack[-1][0] or "the model"
@@ -197,14 +284,50 @@ class Recorder:
         """Numbers that a cache of the user's code kept from an earlier run are plain numbers in this one."""
 
         def own(expr: sizes.Expr) -> bool:
-            return all(node.graph is self.graph for node in sizes.nodes_in(expr)) and all(
-                getattr(key[1], "run", 0) == self.run for key in sizes.attributes_in(expr)
+            return all(
+                source[1].graph is self.graph
+                if source[0] == "dim"
+                else getattr(source[1], "run", 0) == self.run
+                for source in sizes.sources_in(expr)
             )
 
         self.reads = {expr for expr in self.reads if own(expr)}
         self.comparisons = [c for c in self.comparisons if own(c[1]) and own(c[2])]
+        self.losses = [loss for loss in self.losses if own(loss[0])]
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
         self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]
+
+    def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool, frame: Any) -> bool:
+        """A test of two numbers came out so in `frame`; returns what the code shall see (as a `sizes.Listener`)."""
+        seen = self.decided(frame, outcome, (left, right))
+        test = name, left, right, outcome
+        if test not in self.places and seen == outcome:
+            self.comparisons.append(test)
+            self.places[test] = self.stack[-1][0], source_line()
+        return seen
+
+    def decided(self, frame: Any, outcome: bool, by: tuple[sizes.Expr, ...]) -> bool:
+        """Code in `frame` got `outcome` of a test of the sizes `by`, or of values; returns what it shall see."""
+        code = frame.f_code
+        if not code.co_argcount or not is_written_by_user(code):
+            return outcome
+        if not isinstance(frame.f_locals.get(code.co_varnames[0]), torch.nn.Module):
+            return outcome
+        choice = f"{code.co_filename}:{frame.f_lineno} in {code.co_name}", _column(code, frame.f_lasti)
+        self.choices.setdefault(choice, by)
+        if choice != self.other_way:
+            return outcome
+        self.other_way = None
+        return not outcome
+
+    def read(self, value: Any) -> None:
+        """An object that a module holds was asked for `value`."""
+        self.reads.update(sizes.expressions_in(value))
+
+    def lost(self, expr: sizes.Expr, how: str) -> None:
+        """A number became something that carries no expression."""
+        if not self.paused:
+            self.losses.append((expr, how, self.stack[-1][0], source_line()))
 
     def escape(self, values: Any, text: str) -> None:
         """The tensors in `values` go where they can't be followed: every axis of theirs stays, because of `text`."""

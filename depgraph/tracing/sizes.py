@@ -5,17 +5,23 @@ tensors, are replaced by `Size` and `Scalar`: an ``int`` and a ``float`` that be
 expression, such as "dim 2 of this tensor // attribute `num_heads` of blocks.0.attn". When such a number arrives as
 the argument of a view, the surgeon knows what to repair, or which counts must keep fitting together.
 
-An expression is an ``int`` (a literal), ``("attr", path, name, *keys)``, ``("dim", node, d)`` or
-``(operator name, left, right)``.
+An expression is an ``int`` or ``float`` (a number of unknown origin), ``("attr", path, name, *keys)``, ``("literal",
+path, method, position, value)`` (a number in the code of a method, see `literals.py`), ``("dim", node, d)`` or ``(name,
+*expressions)``, where the name is one of `OPERATORS`. What turns a tracked number into anything else (a plain number, a
+text, the truth of a test) is told to whoever listens.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +30,46 @@ from torch import nn
 from ..base.values import is_plain_object
 from .attributes import Items
 
-Expr = Any  # int | tuple, as the module docstring says
+Expr = Any  # int | float | tuple, as the module docstring says
+_OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class Listener(Protocol):
+    """Who is told what becomes of tracked numbers."""
+
+    def compared(self, name: str, left: Expr, right: Expr, outcome: bool, frame: Any) -> bool:
+        """A test of two numbers came out so in `frame`; returns what the code shall see."""
+
+    def read(self, value: Any) -> None:
+        """An object that a module holds was asked for `value`."""
+
+    def lost(self, expr: Expr, how: str) -> None:
+        """A number became something that carries no expression."""
+
+
+class _Run(threading.local):
+    """Who listens in this thread: int.__eq__ and __getattribute__ have no other way to know their trace."""
+
+    listener: Listener | None = None
+
+
+_run = _Run()
+
+
+@contextmanager
+def telling(listener: Listener) -> Iterator[None]:
+    """Tell `listener` what becomes of tracked numbers."""
+    before, _run.listener = _run.listener, listener
+    try:
+        yield
+    finally:
+        _run.listener = before
+
+
+def _lost(expr: Expr, how: str) -> None:
+    """A tracked number leaves, unless it is this library that asks: the frame above that of the special method."""
+    if _run.listener is not None and not sys._getframe(2).f_code.co_filename.startswith(_OWN_ROOT):
+        _run.listener.lost(expr, how)
 
 
 class Size(int):
@@ -42,7 +87,20 @@ class Size(int):
         return self
 
     def __reduce__(self) -> Any:
-        return int, (int(self),)
+        return int, (plain(self),)
+
+    def __hash__(self) -> int:
+        if _run.listener is not None:
+            caller = sys._getframe(1)  # a memoised function remembers the number with its expression
+            if not any(hasattr(caller.f_globals.get(n), "cache_clear") for n in caller.f_code.co_names):
+                _lost(self.expr, "a look-up in a table")
+        return int.__hash__(self)
+
+    def conjugate(self) -> Size:
+        """Itself."""
+        return self
+
+    real = numerator = property(conjugate)
 
 
 class Scalar(float):
@@ -60,7 +118,9 @@ class Scalar(float):
         return self
 
     def __reduce__(self) -> Any:
-        return float, (float(self),)
+        return float, (plain(self),)
+
+    __hash__ = float.__hash__
 
 
 class NumpyScalar(np.float64, Scalar):  # type: ignore[misc]  # numpy's class is a float too
@@ -73,17 +133,23 @@ class NumpyScalar(np.float64, Scalar):  # type: ignore[misc]  # numpy's class is
         return self
 
 
+TRACKED = (Size, Scalar, NumpyScalar)
+
+
 def through_numpy(self: Any, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
     """A numpy function of tracked numbers: a single float that comes out is tracked."""
+    if any(isinstance(i, np.ndarray) and i.ndim for i in inputs):
+        _lost(self.expr, f"numpy.{function.__name__}")
     out = getattr(function, method)(*map(plain, inputs), **options)
     if method != "__call__" or type(out) is not np.float64:
         return out
-    first, second = (*map(expression, inputs), 0.5 if function is np.sqrt else 1)[:2]
-    return NumpyScalar(out, (NUMPY_NAMES.get(function.__name__, function.__name__), first, second))
+    name = NUMPY_NAMES.get(function.__name__, f"numpy.{function.__name__}")
+    expressions = (*map(expression, inputs), *((0.5,) if function is np.sqrt else ()))
+    return NumpyScalar(out, (name, *expressions))
 
 
 NUMPY_NAMES = {"sqrt": "pow", "power": "pow", "float_power": "pow", "subtract": "sub", "multiply": "mul",
-               "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv"}  # fmt: skip
+               "divide": "truediv", "true_divide": "truediv", "floor_divide": "floordiv", "add": "add"}  # fmt: skip
 
 
 def expression(value: Any) -> Expr:
@@ -94,9 +160,9 @@ def expression(value: Any) -> Expr:
 def plain(value: Any) -> Any:
     """`value` with every tracked number in it (also inside lists, tuples and dicts) turned back into int or float."""
     if isinstance(value, Size):
-        return int(value)
+        return int.__index__(value)
     if isinstance(value, Scalar):
-        return float(value)
+        return float.__float__(value)
     if type(value) in (list, tuple):
         return type(value)(plain(v) for v in value)
     if type(value) is dict:
@@ -113,86 +179,132 @@ def track(value: int | float, expr: Expr) -> Any:
     return Scalar(float(value), expr) if isinstance(value, float) else value
 
 
-class _Run(threading.local):
-    """What is recorded in this thread: int.__eq__ and __getattribute__ have no other way to know their trace."""
+# ------------------------------------------------------------------------------------------------------- operators
 
-    comparisons: list[tuple[str, Expr, Expr, bool]] | None = None
-    reads: set[Expr] | None = None
+# What the names in expressions compute.
+OPERATORS: dict[str, Callable[..., Any]] = {
+    name: getattr(operator, f"__{name}__")
+    for name in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv", "lshift", "rshift", "and", "or", "xor",
+                 "neg", "pos", "abs", "invert")
+} | {"trunc": math.trunc, "floor": math.floor, "ceil": math.ceil, "round": round}  # fmt: skip
+ROUNDING = ("trunc", "floor", "ceil", "round")
+# Functions of numbers in modules that read an int without asking it: (module, name); they are replaced in a run.
+_NOT_OF_ONE = ("fsum", "prod", "dist", "sumprod", "frexp", "modf")
+FUNCTIONS: dict[tuple[ModuleType, str], Callable[..., Any]] = {
+    (math, name): function
+    for name, function in vars(math).items()
+    if callable(function) and name not in (*_NOT_OF_ONE, *ROUNDING)
+}
+OPERATORS |= {f"math.{name}": function for (_, name), function in FUNCTIONS.items()}
 
 
-_run = _Run()
+def evaluate(expr: Expr, at: Callable[[Expr], Any]) -> Any:
+    """The number that `expr` is, where `at` says what its dims, attributes and numbers in code are.
+
+    Raises:
+        KeyError: a function in it is not known here.
+        ArithmeticError, ValueError, TypeError: the arithmetic has no result for these numbers.
+    """
+    if not isinstance(expr, tuple):
+        return expr
+    if expr[0] in SOURCES:
+        return at(expr)
+    return OPERATORS[expr[0]](*(evaluate(e, at) for e in expr[1:]))
 
 
-@contextmanager
-def recording_comparisons(into: list[tuple[str, Expr, Expr, bool]]) -> Iterator[None]:
-    """Append every comparison of a tracked int with a number to `into` as (operator, left, right, outcome)."""
-    before, _run.comparisons = _run.comparisons, into
-    try:
-        yield
-    finally:
-        _run.comparisons = before
-
-
-def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
-    plain_int, plain_float = getattr(int, name), getattr(float, name)
-    reflected = name.startswith("__r")
+def _arithmetic(name: str, kind: type) -> Callable[..., Any]:
+    reflected = name.startswith("__r") and name not in ("__rshift__", "__round__")
     label = name.strip("_").removeprefix("r") if reflected else name.strip("_")
+    compute, is_int = OPERATORS[label], kind is Size
 
-    def operate(self: Any, other: Any, *rest: Any) -> Any:
-        if type(other) not in (int, Size, float, Scalar, NumpyScalar):
+    def operate(self: Any, *others: Any) -> Any:
+        if label == "mul" and others and isinstance(others[0], (str, bytes, list, tuple, bytearray)):
+            _lost(self.expr, "copies of a sequence")
+        if not all(type(o) in NUMBERS for o in others):
             return NotImplemented
-        both_int = isinstance(self, int) and isinstance(other, int)
-        value = plain_int(self, other, *rest) if both_int else plain_float(float(self), other, *rest)
-        left, right = expression(self), expression(other)
-        return track(value, (label, right, left) if reflected else (label, left, right))
+        if is_int and label in ROUNDING and not others:
+            return self
+        operands = (*others, self) if reflected else (self, *others)
+        value = compute(*map(plain, operands))
+        return track(value, (label, *map(expression, operands))) if type(value) in (int, float) else value
 
     return operate
 
 
-def _comparison(name: str) -> Callable[[Any, Any], Any]:
-    plain_int = getattr(int, name)
+NUMBERS = (int, float, *TRACKED)
+
+
+def _comparison(name: str, kind: type) -> Callable[[Any, Any], Any]:
+    compute, label = getattr(kind, name), name.strip("_")
 
     def compare(self: Any, other: Any) -> Any:
-        outcome = plain_int(self, other)
-        if _run.comparisons is not None and isinstance(other, int) and outcome is not NotImplemented:
-            _run.comparisons.append((name.strip("_"), self.expr, expression(other), bool(outcome)))
+        outcome = compute(self, other)
+        if _run.listener is not None and isinstance(other, (int, float)) and outcome is not NotImplemented:
+            return _run.listener.compared(
+                label, self.expr, expression(other), bool(outcome), sys._getframe(1)
+            )
         return outcome
 
     return compare
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
-    for _form in (f"__{_name}__", f"__r{_name}__"):
-        setattr(Size, _form, _arithmetic(_form))
-        for _kind in (Scalar, NumpyScalar):
-            setattr(_kind, _form, _arithmetic(_form)) if hasattr(float, _form) else None
+def _losing(name: str, kind: type) -> Callable[..., Any]:
+    compute = getattr(kind, name)
+    how = {"__array__": "an array"}.get(name, f"{name.strip('_')}()")
+
+    def lose(self: Any, *others: Any) -> Any:
+        _lost(self.expr, how)
+        return compute(self, *others)
+
+    return lose
+
+
+def _true(self: Any) -> bool:
+    outcome = plain(self) != 0
+    if _run.listener is not None:
+        return _run.listener.compared("ne", self.expr, 0, outcome, sys._getframe(1))
+    return outcome
+
+
+def _divmod(self: Any, other: Any) -> Any:
+    return NotImplemented if type(other) not in NUMBERS else (self // other, self % other)
+
+
+def _rdivmod(self: Any, other: Any) -> Any:
+    return NotImplemented if type(other) not in NUMBERS else (other // self, other % self)
+
+
+for _kind, _plain in ((Size, int), (Scalar, float), (NumpyScalar, float)):
+    for _name in OPERATORS:
+        for _form in (f"__{_name}__", f"__r{_name}__"):
+            if hasattr(_plain, _form):
+                setattr(_kind, _form, _arithmetic(_form, _kind))
+    for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(_kind, f"__{_name}__", _comparison(f"__{_name}__", _plain))
+    for _form in ("__int__", "__float__", "__str__", "__repr__", "__format__", "bit_length", "bit_count", "to_bytes",
+                  "as_integer_ratio", "is_integer", "hex"):  # fmt: skip
+        if hasattr(_plain, _form):
+            setattr(_kind, _form, _losing(_form, _plain))
+    _kind.__bool__, _kind.__divmod__, _kind.__rdivmod__ = _true, _divmod, _rdivmod  # type: ignore[method-assign]
 Size.__array_ufunc__ = Scalar.__array_ufunc__ = through_numpy  # type: ignore[attr-defined]
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Size, f"__{_name}__", _comparison(f"__{_name}__"))
-Size.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
-def negative(self: Size) -> Any:
-    """``-n`` of a tracked int: tracked."""
-    return Size(-int(self), ("mul", -1, self.expr))
+def tracked_function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """What stands in for `name` of `module` (see `switches.replaced`): its result is tracked where an argument is."""
+    compute, label = FUNCTIONS[module, name], f"{module.__name__}.{name}"
 
+    def call(before: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if kwargs or not any(type(a) in TRACKED for a in args):
+            return before(*args, **kwargs)
+        value = compute(*map(plain, args))
+        if type(value) is bool:
+            for a in args:
+                if type(a) in TRACKED:
+                    _lost(a.expr, f"{name}()")
+        expr = ("pow", expression(args[0]), 0.5) if name == "sqrt" else (label, *map(expression, args))
+        return track(value, expr)
 
-def divmod_tracked(self: Size, other: int) -> tuple[Any, Any]:
-    """``divmod`` of a tracked int: both results tracked."""
-    return self // other, self % other
-
-
-Size.__neg__ = negative  # type: ignore[method-assign, assignment]
-Size.__divmod__ = divmod_tracked  # type: ignore[method-assign, assignment]
-
-
-def tracked_sqrt(value: float) -> float:
-    """``math.sqrt`` that keeps the expression of a tracked number (installed while a model is traced)."""
-    root = math_sqrt(value)
-    return Scalar(root, ("pow", value.expr, 0.5)) if isinstance(value, (Size, Scalar)) else root
-
-
-math_sqrt = math.sqrt
+    return call
 
 
 class OfRun(str):
@@ -248,16 +360,6 @@ def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
 _watched: dict[type, Any] = {}
 
 
-@contextmanager
-def recording_reads(into: set[Expr]) -> Iterator[None]:
-    """Add to `into` the expression of every tracked number that is read from an object that a module holds."""
-    before, _run.reads = _run.reads, into
-    try:
-        yield
-    finally:
-        _run.reads = before
-
-
 def _watch(holder: Any) -> None:
     """Let `holder`, a copy that nobody else sees, tell which of its numbers are read."""
     kind: Any = type(holder)
@@ -265,8 +367,8 @@ def _watch(holder: Any) -> None:
 
         def read(self: Any, name: str) -> Any:
             value = kind.__getattribute__(self, name)
-            if _run.reads is not None and name != "__dict__":
-                _run.reads.update(expressions_in(value))
+            if _run.listener is not None and name != "__dict__":
+                _run.listener.read(value)
             return value
 
         try:
@@ -286,15 +388,17 @@ def expressions_in(value: Any) -> list[Expr]:
     return [e for v in value.values() for e in expressions_in(v)] if type(value) is dict else []
 
 
+def sources_in(expr: Expr) -> set[Expr]:
+    """The dims, attributes and numbers in code that an expression is computed from."""
+    if not isinstance(expr, tuple):
+        return set()
+    return {expr} if expr[0] in SOURCES else set().union(*map(sources_in, expr[1:]))
+
+
 def attributes_in(expr: Expr) -> set[Expr]:
     """The attributes that an expression depends on."""
-    if not isinstance(expr, tuple) or expr[0] == "dim":
-        return set()
-    return {expr} if expr[0] == "attr" else attributes_in(expr[1]) | attributes_in(expr[2])
+    return {source for source in sources_in(expr) if source[0] == "attr"}
 
 
-def nodes_in(expr: Expr) -> set[Any]:
-    """The nodes whose dims an expression depends on."""
-    if not isinstance(expr, tuple) or expr[0] == "attr":
-        return set()
-    return {expr[1]} if expr[0] == "dim" else nodes_in(expr[1]) | nodes_in(expr[2])
+SOURCES = ("dim", "attr", "literal")
+SETTABLE = ("attr", "literal")  # those that a plan can set

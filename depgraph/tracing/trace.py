@@ -8,7 +8,7 @@ cost no arithmetic and no memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,10 @@ from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, output_leaves, tensor_leaves
 from . import sizes
 from .caches import Kept, nothing_kept
+from .literals import track_literals
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Comparison, Node, Recorder, record_of, write_record
+from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
 from .wrappers import check_unsharded
@@ -50,11 +51,17 @@ class Trace:
         size_uses: numbers given to ops that repeat a size.
         scalar_uses: numbers that ops compute with.
         comparisons: of sizes, in the user's code.
+        places: the module and the line of each of these.
+        choices: tests in methods of modules -> the sizes that were tested, () where it was values.
+        other_ways: those that came out as they did not in further runs.
+        losses: sizes that became plain numbers there.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         escapes: what can't be followed any further: why, in which module, where.
         fake: whether it ran on fake tensors.
-        tracked: whether numbers remembered where they came from.
+        tracked: whether the attributes of modules were.
+        train: whether it ran in train mode, too.
+        grad: whether it needs grad mode, for a gradient that forward itself computes.
     """
 
     graph: torch.fx.Graph
@@ -68,19 +75,30 @@ class Trace:
     size_uses: list[SizeUse]
     scalar_uses: list[ScalarUse]
     comparisons: list[Comparison]
+    places: dict[Comparison, tuple[str, str]]
+    choices: dict[Choice, tuple[sizes.Expr, ...]]
+    other_ways: tuple[Choice, ...]
+    losses: list[Loss]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
+    tracked: bool
+    train: bool
+    grad: bool
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Trace:
+def trace(
+    model: nn.Module, example_inputs: Any, *, literals: bool = False, other_ways: Sequence[Choice] = ()
+) -> Trace:
     """Run `model` once in eval mode and record it.
 
     Args:
         model: any module; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these,
             on each of which the model is run.
+        literals: track the numbers in the code of its modules, too.
+        other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
         InputError: there are no example inputs, or forward reaches tensors of the model by a way that is not part of it.
@@ -95,15 +113,17 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         )
     check_unsharded(model, [*model.parameters(), *model.buffers()])
     failure: Exception | None = None
-    for fake, tracked, seconds in (
-        (False, True, PATIENCE),
-        (True, True, None),
-        (False, True, None),
-        (False, False, None),
+    for fake, tracked, seconds, grad in (
+        (False, True, PATIENCE, False),
+        (True, True, None, False),
+        (False, True, None, False),
+        (False, True, None, True),
+        (False, False, None, False),
     ):
         try:
-            found = _run(model, examples, fake, tracked, seconds)
-            return _reach_more(found, model, examples, fake, tracked)
+            ways: dict[str, Any] = {"literals": literals, "grad": grad, "other_ways": tuple(other_ways)}
+            found = _run(model, examples, fake, tracked, seconds, **ways)
+            return _reach_more(found, model, examples, fake, tracked, ways)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
@@ -112,17 +132,27 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
 
 
 def _reach_more(
-    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool
+    found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool, ways: dict[str, Any]
 ) -> Trace:
     """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
     if not missing:
         return found
     try:
-        both = _run(model, examples, fake, tracked, train=True)
+        both = _run(model, examples, fake, tracked, train=True, **ways)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
     return both if missing - set(both.unreached) else found
+
+
+def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
+    """A trace of `model` that is run as `like` was.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    ways: dict[str, Any] = {"train": like.train, "grad": like.grad, "other_ways": like.other_ways}
+    return _run(model, each_example(example_inputs), like.fake, like.tracked, **ways)
 
 
 def _run(
@@ -132,18 +162,22 @@ def _run(
     tracked: bool,
     seconds: float | None = None,
     train: bool = False,
+    literals: bool = False,
+    grad: bool = False,
+    other_ways: tuple[Choice, ...] = (),
 ) -> Trace:
     """`_recorded`, in which no memoised function knows anything from before."""
+    given = model, examples, fake, tracked, seconds, train, literals, grad, other_ways
     kept = Kept()
     try:
         with nothing_kept(model, kept):
-            found = _recorded(model, examples, fake, tracked, seconds, train)
+            found = _recorded(*given)
     except Exception:
         if not kept.stale:
             raise
     if kept.stale:  # no longer
         with nothing_kept(model):
-            found = _recorded(model, examples, fake, tracked, seconds, train)
+            found = _recorded(*given)
     return found
 
 
@@ -154,6 +188,9 @@ def _recorded(
     tracked: bool,
     seconds: float | None,
     train: bool,
+    literals: bool,
+    grad: bool,
+    other_ways: tuple[Choice, ...],
 ) -> Trace:
     """Record a run on each example in eval mode, and with `train` all in train mode behind them.
 
@@ -182,19 +219,27 @@ def _recorded(
         )
         if tracked:
             sizes.track_attributes(twin, recorder.run)
+        if tracked and literals:
+            track_literals(twin, recorder.run)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             write_record(node, [tensor], kind="input")
             recorder.remember(tensor, node)
         if seconds is not None:
             recorder.patience = seconds
-        stack.enter_context(_recording(twin, recorder, mode, kept))
+        stack.enter_context(_recording(twin, recorder, mode, kept, grad))
         outputs = []
         for training in (False, True) if train else (False,):
             recorder.training = training
             twin.train(training)
             for args, kwargs in examples:
                 outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+        recorder.training = False
+        twin.eval()
+        for recorder.other_way in other_ways:
+            for args, kwargs in examples:
+                with recorder.attempt():
+                    outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(record_of(n).shapes) == 1]
@@ -206,7 +251,9 @@ def _recorded(
         )
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
-    return _written_down(recorder, outputs, every, (tensors, aliases), fake)
+    return _written_down(
+        recorder, outputs, every, (tensors, aliases), (fake, tracked, train, grad), other_ways
+    )
 
 
 def _same_values(parameter: Any) -> torch.Tensor:
@@ -219,20 +266,21 @@ def _same_values(parameter: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _recording(twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard) -> Iterator[None]:
+def _recording(
+    twin: nn.Module, recorder: Recorder, fakes: Any, kept: WriteGuard, grad: bool
+) -> Iterator[None]:
     """Whatever runs inside is recorded; the order matters, as each mode sees what those entered later let through."""
     with (
         same_random_state(),
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(grad),
         open_python_functions(),
         eagerly(),
         watch_modules(twin, recorder),
         watch_functions(recorder),
         fakes,
         AtenMode(recorder, kept),
-        sizes.recording_comparisons(recorder.comparisons),
-        sizes.recording_reads(recorder.reads),
+        sizes.telling(recorder),
         PythonMode(recorder),
     ):
         yield
@@ -243,7 +291,8 @@ def _written_down(
     outputs: list[Node],
     every: dict[str, torch.Tensor],
     names: tuple[dict[str, torch.Tensor], dict[str, str]],
-    fake: bool,
+    modes: tuple[bool, bool, bool, bool],
+    other_ways: tuple[Choice, ...],
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
     tensors, aliases = names
@@ -259,8 +308,15 @@ def _written_down(
         size_uses=recorder.size_uses,
         scalar_uses=recorder.scalar_uses,
         comparisons=recorder.comparisons,
+        places=recorder.places,
+        choices=recorder.choices,
+        other_ways=other_ways,
+        losses=recorder.losses,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
-        fake=fake,
+        fake=modes[0],
+        tracked=modes[1],
+        train=modes[2],
+        grad=modes[3],
     )

@@ -224,14 +224,6 @@ def _like(stand: WrapperStandIn) -> nn.Module:
     return real
 
 
-def replace_inner(parent: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` under `name` of `parent`, also where a compiled wrapper remembers what it calls."""
-    setattr(parent, name, module)
-    compiled = _compiled()
-    if compiled is not None and isinstance(parent, compiled):
-        parent._initialize()
-
-
 def check_unsharded(model: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
     """Refuse models whose parameters are spread over processes."""
     sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)

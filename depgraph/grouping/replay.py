@@ -1,0 +1,121 @@
+"""Does the smaller model run the same program? Op by op, with the sizes that were planned and the same numbers.
+
+No weight and no input matters for this: whatever the code made of a size, by whatever way, shows in the ops it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..axes import polynomials
+from ..axes.axes import Axis
+from ..base.errors import VerificationError
+from ..plan.plan import Masks
+from ..tracing.recorder import Node, record_of
+from ..tracing.trace import Trace, replay
+from .graph import DependencyGraph
+
+aten = torch.ops.aten
+# Ops whose ints outside of lists are values, as those of pointwise ops are; all other ops take sizes, places and dims.
+VALUED = {aten.full, aten.full_like, aten.new_full, aten.fill, aten.fill_, aten.scalar_tensor, aten.linspace, aten.logspace,
+          aten.masked_fill, aten.masked_fill_, aten.constant_pad_nd}  # fmt: skip
+DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+def is_needed(graph: DependencyGraph, verify: bool) -> bool:
+    """Whether `check_program` can find what a comparison of values on the example does not.
+
+    Where nothing else is compared, a size became a plain number, or the example does not take every way.
+    """
+    return not verify or bool(graph.trace.losses or graph.trace.other_ways)
+
+
+def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, example_inputs: Any) -> None:
+    """Compare a run of `small` with the traced run of its original.
+
+    Behind the first op whose result depends on values a difference means nothing: there the runs may part.
+
+    Raises:
+        VerificationError: an op is another one, has another shape than planned, or computes with another number.
+    """
+    before = graph.trace
+    try:
+        after = replay(small, example_inputs, before)
+    except Exception as error:
+        raise VerificationError(f"the smaller model does not run: {type(error).__name__}: {error}") from error
+    counts = graph.sizes.counts({graph.named[name].axis: mask for name, mask in masks.items()})
+    values = {node for node, *_ in before.escapes}
+    ran, runs = ([n for n in t.graph.nodes if n.op != "get_attr" or n.users] for t in (before, after))
+    place = dict(zip(ran, runs, strict=False))  # without the tensors of siblings that no run called
+    for old in ran:
+        if old.op == "output":
+            return
+        new = place.get(old)
+        text = "is followed by nothing" if new is None else _difference(graph, counts, old, new, place, after)
+        if text:
+            if values:
+                return
+            seen = record_of(old)
+            where = f" in {seen.module}" if seen.module else ""
+            raise VerificationError(f"{old.target}{where} {text} ({seen.source})")
+        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT):
+            values.add(old)
+
+
+def _difference(
+    graph: DependencyGraph,
+    counts: dict[Axis, int],
+    old: Node,
+    new: Node,
+    place: dict[Node, Node],
+    after: Trace,
+) -> str:
+    """How `new` is not what became of `old`; "" where it is."""
+    if (old.op, str(old.target)) != (new.op, str(new.target)):
+        return f"became {new.target}"
+    for dims, shape in zip(graph.state.dims.get(old, ()), record_of(new).shapes, strict=False):
+        planned = tuple(polynomials.evaluate(polynomials.count(a, graph.sizes.free), counts) for a in dims)
+        if planned != shape:
+            return f"gives the shape {shape} where {planned} is planned"
+    if str(old.target) in {str(table.target) for table in graph.sizes.decisions}:
+        return ""  # a table of sizes that only decides: it decides as before
+    if old.op == "get_attr" and record_of(old).kind == "constant":
+        a, b = graph.trace.constants[str(old.target)], after.constants[str(new.target)]
+        same = (
+            a.shape == b.shape and a.dtype == b.dtype and (graph.trace.fake or a.is_meta or torch.equal(a, b))
+        )
+        return "" if same else f"has the values {_short(b)} instead of {_short(a)}"
+    packet = getattr(old.target, "overloadpacket", None)
+    if torch.Tag.pointwise in getattr(old.target, "tags", ()) or packet in VALUED:
+        ints, now = ([v for v in (*n.args, *n.kwargs.values()) if type(v) in (int, bool)] for n in (old, new))
+        if ints != now:
+            return f"computes with {now} instead of {ints}"
+    for a, b in zip(_leaves((old.args, old.kwargs)), _leaves((new.args, new.kwargs)), strict=False):
+        same = place.get(a) is b if isinstance(a, Node) else type(a) is type(b)
+        if same and type(a) is float:
+            same = a == b or (a != a and b != b)  # noqa: PLR0124  NaN
+        if not same:
+            return f"computes with {b} instead of {a}"
+    return ""
+
+
+def _short(tensor: torch.Tensor) -> Any:
+    return tensor.tolist() if tensor.numel() < 5 else tuple(tensor.shape)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _leaves(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _leaves(v)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    elif not isinstance(value, np.ndarray):
+        yield value
