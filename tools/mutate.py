@@ -233,6 +233,8 @@ def measure(words: Sequence[str]) -> None:
     folder = copied(WORK / "measured")
     recorded = ["--cov=depgraph", "--cov-context=test", "--cov-report=", "--junitxml=times.xml"]
     _, printed = pytest(folder, *recorded, "-o", "junit_duration_report=call", *words)
+    for failed in re.findall(r"^(?:FAILED|ERROR) .*", printed, re.MULTILINE):
+        console.print(failed)
     console.print(printed.strip().rpartition("\n")[2])
     seconds = {}
     for case in ET.parse(folder / "times.xml").iter("testcase"):
