@@ -227,7 +227,7 @@ def _points(suites: dict[str, dict[str, Any]]) -> list[str]:
     if changed:
         points.append(f"The class is not kept in {', '.join(changed)}.")
     if rewritten:
-        points.append(f"Submodules became a GraphModule in {', '.join(rewritten)} (how many of each).")
+        points.append(f"Numbers in the code of submodules changed in {', '.join(rewritten)} (of how many).")
     for name, suite in suites.items():
         f, even = suite["figures"], suite["figures"]["uniform"]
         if even["models"]:

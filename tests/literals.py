@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class Literals(nn.Module):
-    """Sizes written as numbers, in the whole and in a part of it: pruning makes GraphModules of both."""
+    """Sizes written as numbers, in the whole and in a part of it."""
 
     def __init__(self) -> None:
         super().__init__()
