@@ -107,7 +107,7 @@ OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.k
 
 def _stated(constraints: Any) -> list[Constraint]:
     """One constraint or several as a list, checked."""
-    if isinstance(constraints, Mapping) or not (callable(constraints) or isinstance(constraints, Iterable)):
+    if isinstance(constraints, (Mapping, str)) or not (callable(constraints) or isinstance(constraints, Iterable)):
         raise InputError(f"constraints must be functions of a DependencyGraph, not {shown(constraints)}")
     stated = [constraints] if callable(constraints) else list(constraints)
     for constraint in stated:
@@ -141,8 +141,8 @@ def prune(
         model: any module. It stays as it is, unless `inplace`.
         example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples` of these.
         pruning_ratio: share of the indices of each prunable dim to remove, within each group (or, with a `scope`, of all
-            that compete). The default is 0.5 where no budget is given. Or a share for each module path, parameter name
-            or glob of them, the last match counts: what is not named stays whole, or is decided by budgets.
+            that compete). The default is 0.5 where no budget is given. Or a share for each group name, module path,
+            parameter name or glob of these, the last match counts: what is not named stays whole, or is decided by budgets.
         max_params: at most so many parameters: a fraction of the original's (a float up to 1) or a number (an int). All
             budgets that are given hold together.
         max_macs: at most so many multiply-accumulates of one forward pass, likewise.

@@ -414,6 +414,22 @@ def test_a_finished_graph_takes_no_statements(state: Callable[[depgraph.Dependen
     assert state_of(graph) == before
 
 
+def test_ratios_and_scopes_take_the_names_of_groups() -> None:
+    """One piece of one dim is named by its group alone: the others keep all, and what can't shrink says why."""
+    model, x = Attention().eval(), torch.randn(2, 7, 5)
+    graph = depgraph.analyze(model, x)
+    one = next(g for g in graph.groups if any(m.name == "qkv.weight" for m in g.members if m.role == "produces"))
+    result = depgraph.prune(model, x, pruning_ratio={one.name: 0.5})
+    check_result(model, result, x)
+    assert result.plan.new_shape("qkv.weight") == (36, 11)
+    scope = [depgraph.Scope(one.name, ratio=0.5)]
+    result = depgraph.prune(model, x, pruning_ratio=0.3, scope=scope)
+    check_result(model, result, x)
+    assert result.plan.new_shape("qkv.weight")[0] == 36
+    with pytest.raises(InputError, match=r"nothing can be removed: is a dim of a model output"):
+        depgraph.prune(model, x, pruning_ratio={"last": 0.5})
+
+
 def test_a_group_and_its_name_are_places() -> None:
     model, x = Pieces(), torch.randn(2, 5)
     for place in ("stem.weight:0[5:12]", lambda g: g.group("stem.weight:0[5:12]")):

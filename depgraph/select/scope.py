@@ -177,13 +177,17 @@ def rules_of(
 
 
 def _groups_named(graph: DependencyGraph, groups: Sequence[Group], pattern: Name, needed: str) -> list[Group]:
-    """The groups whose units the tensors that `pattern` names produce."""
-    hit, known = named(graph, pattern)
-    if not known:
-        raise InputError(f"{needed or 'scope'} matches nothing in this model: {pattern!r}\n{NAMING}")
-    hit = {graph.trace.aliases.get(n, n) for n in hit}
-    found = [g for g in groups if any(m.name in hit and m.role == "produces" for m in g.members)]
-    found = found or [g for g in groups if g.members[0].name in hit]
+    """The group of that name, or those whose units the tensors that `pattern` names produce."""
+    if isinstance(pattern, str) and pattern in graph.named:
+        hit = {m.name for m in graph.named[pattern].members}
+        found = [g for g in groups if g.name == pattern]
+    else:
+        hit, known = named(graph, pattern)
+        if not known:
+            raise InputError(f"{needed or 'scope'} matches nothing in this model: {pattern!r}\n{NAMING}")
+        hit = {graph.trace.aliases.get(n, n) for n in hit}
+        found = [g for g in groups if any(m.name in hit and m.role == "produces" for m in g.members)]
+        found = found or [g for g in groups if g.members[0].name in hit]
     if needed and not found:
         reasons = {f.reason for f in graph.frozen if f.name in hit}
         why = "; ".join(sorted(map(str, reasons))[:3]) or "it produces no units of its own"
