@@ -438,7 +438,7 @@ tiny("BilinearOverChannels", [7, 11, 13, 17], lambda m, x: flat(m, m.both(outer(
      macs=380 + 2 * 7 * 11 * 13 * 17 + 714)
 tiny("MatmulOverChannels", [7, 11], lambda m, x: flat(m, outer(m, x)[:, :, None] @ outer(m, x, "cd")[..., None]),
      **OUTER, c=(5, 7), d=(5, 11), head=(7, 3))
-tiny("ScaledProduct", [17], lambda m, x: (m.head(m.up(x)), m.a(x) @ m.b(x).mT * 11**-0.5),
+tiny("ScaledProduct", [11, 17], lambda m, x: (m.head(m.up(x)), m.a(x) @ m.b(x).mT * 11**-0.5),
      tokens(), a=(5, 11), b=(5, 11), up=(5, 17), head=(17, 3))
 tiny("Distances", [7], lambda m, x: torch.cdist(m.a(x), m.c), tokens(), a=(5, 7), c=par(4, 7), macs=700 + 560)
 tiny("GroupedMm", [2], lambda m, x: torch._grouped_mm(torch.tanh(torch._grouped_mm(
@@ -690,13 +690,19 @@ class Subject:
         self.model, self.inputs = self.entry.model(), self.entry.example()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.trace = depgraph.trace(self.model, self.inputs)
+            self.traces = {"{}": depgraph.trace(self.model, self.inputs)}
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """`depgraph` takes the recorded trace instead of making a new one."""
+        """`depgraph` takes the recorded traces instead of making new ones."""
         plain = PRUNE.trace
-        PRUNE.trace = lambda model, inputs: self.trace
+
+        def recorded(model: Any, inputs: Any, **ways: Any) -> Any:
+            if str(ways) not in self.traces:
+                self.traces[str(ways)] = plain(model, inputs, **ways)
+            return self.traces[str(ways)]
+
+        PRUNE.trace = recorded
         try:
             yield
         finally:
@@ -837,7 +843,7 @@ class Probe:
 @cache
 def networks() -> list[Subject]:
     """Every network, the smallest traces first."""
-    return sorted(map(Subject, [*TINY, *ZOO]), key=lambda s: len(s.trace.graph.nodes))
+    return sorted(map(Subject, [*TINY, *ZOO]), key=lambda s: len(s.traces["{}"].graph.nodes))
 
 
 @cache
