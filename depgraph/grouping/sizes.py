@@ -417,9 +417,9 @@ class SizeSystem:
             self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
 
     def _scalars(self) -> None:
-        """A number the op computes with must stay what it was, unless it only decides something."""
+        """A number the op computes with must stay what it was, unless it only decides something, or scales gradients."""
         for use in self.state.trace.scalar_uses:
-            if self._decides(use):
+            if record_of(use.node).backward or self._decides(use):
                 continue
             text = f"sets a number that the op computes with ({use.value:g})"
             reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)

@@ -14,11 +14,11 @@ def view(site: OpCall) -> Dims:
     return site.regroup(site.dims(site.args[0]), site.shape)
 
 
-@rule("t", "transpose", "permute")
+@rule("t", "transpose", "permute", "t_", "transpose_")
 def permute(site: OpCall) -> Dims:
     """Dims change places."""
     x = site.dims(site.args[0])
-    if site.name == "t":
+    if site.name in ("t", "t_"):
         return x[::-1]
     if site.name == "permute":
         return [x[d] for d in site.args[1]]
@@ -366,7 +366,34 @@ def unfold(site: OpCall) -> Dims:
     return [*x, site.fixed(site.shape[-1], "ranges over the window of an unfold")]
 
 
-@rule("trace", "rot90", "as_strided", "as_strided_")
+@rule("rot90")
+def rot90(site: OpCall) -> Dims:
+    """The two dims of a turn stay whole, and change places by an odd number of quarters; the others pass."""
+    x, shape = site.dims(site.args[0]), site.shape
+    quarters, turned = site.given("k"), [d % len(shape) for d in site.given("dims")]
+    for d in turned if quarters % 4 else ():
+        site.lock(x[d], "is turned")
+        x[d] = site.fixed(shape[d], "is turned")
+    return x
+
+
+@rule("as_strided", "as_strided_")
+def as_strided(site: OpCall) -> list[Dims]:
+    """Dims of the sizes and strides of the input's own pass, in any order; with other ones, all stay whole."""
+    x, record = site.dims(site.args[0]), record_of(site.args[0])
+    own = {key: d for d, key in enumerate(zip(record.shape, record.strides[0], strict=True)) if x[d]}
+    wanted = [key for key in zip(*site.args[1:3], strict=True) if key[0] != 1]
+    moved = sorted(wanted) == sorted(own) and len(own) == len(x) - x.count(None)
+    if not moved or any(not step for _, step in own) or site.given("storage_offset") is not None:
+        return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
+    if record_of(site.node).function.rstrip("_") == "as_strided":  # not called by an op of torch's
+        for axis in x:
+            site.lock(axis, f"has its size and strides repeated in a call of {site.node.target}")
+    keys = zip(*site.args[1:3], strict=True)
+    return [[x[own[key]] if key[0] != 1 else None for key in keys]]
+
+
+@rule("trace")
 def by_position(site: OpCall) -> list[Dims]:
     """Entries are picked by position: all dims stay whole."""
     return site.lock_all(f"goes through {site.node.target}, which picks entries by position")

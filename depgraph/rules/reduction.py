@@ -79,6 +79,16 @@ def softmax(site: OpCall) -> Dims:
     return x
 
 
+@rule("segment_reduce")
+def segments(site: OpCall) -> Dims:
+    """Runs of indices of a dim become one each, and stay whole; the dims behind it pass."""
+    x, d = site.dims(site.args[0]), site.given("axis")
+    for axis in (*x[: d + 1], *(a for n in site.node.all_input_nodes[1:] for a in site.dims(n))):
+        site.lock(axis, "is reduced in segments")
+    x[d] = site.fixed(site.shape[d], "numbers the segments of a reduction")
+    return x
+
+
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def along(site: OpCall) -> list[Dims]:
     """Works along a dim in order, which stays whole, but for running sums of whole numbers: zeros change none of them."""
