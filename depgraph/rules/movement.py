@@ -298,13 +298,29 @@ def flip(site: OpCall) -> Dims:
     """Dims are reversed: the same units in the opposite order."""
     x = site.dims(site.args[0])
     for d in site.args[1]:
-        axis = x[d % len(x)]
-        if axis is not None:
-            turned = site.reorder(axis, range(axis.size - 1, -1, -1))
-            if turned is None:
-                site.lock(axis, "is reversed")
-                turned = site.fixed(axis.size, "is reversed")
-            x[d % len(x)] = turned
+        x[d % len(x)] = _reversed(site, x[d % len(x)])
+    return x
+
+
+def _reversed(site: OpCall, axis: Axis | None) -> Axis | None:
+    if axis is None:
+        return None
+    turned = site.reorder(axis, range(axis.size - 1, -1, -1))
+    if turned is None:
+        site.lock(axis, "is reversed")
+        turned = site.fixed(axis.size, "is reversed")
+    return turned
+
+
+@rule("rot90")
+def rot90(site: OpCall) -> Dims:
+    """By one or three quarters two dims change places and one of them is reversed, by two quarters both are."""
+    x = site.dims(site.args[0])
+    quarters, (a, b) = site.given("k") % 4, (d % len(x) for d in site.given("dims"))
+    for d in {0: (), 1: (b,), 2: (a, b), 3: (a,)}[quarters]:
+        x[d] = _reversed(site, x[d])
+    if quarters % 2:
+        x[a], x[b] = x[b], x[a]
     return x
 
 
@@ -364,17 +380,6 @@ def unfold(site: OpCall) -> Dims:
     site.lock(x[d], "ranges over the positions that an unfold mixes")
     x[d] = site.fixed(site.shape[d], "ranges over the windows of an unfold")
     return [*x, site.fixed(site.shape[-1], "ranges over the window of an unfold")]
-
-
-@rule("rot90")
-def rot90(site: OpCall) -> Dims:
-    """The two dims of a turn stay whole, and change places by an odd number of quarters; the others pass."""
-    x, shape = site.dims(site.args[0]), site.shape
-    quarters, turned = site.given("k"), [d % len(shape) for d in site.given("dims")]
-    for d in turned if quarters % 4 else ():
-        site.lock(x[d], "is turned")
-        x[d] = site.fixed(shape[d], "is turned")
-    return x
 
 
 @rule("as_strided", "as_strided_")

@@ -81,10 +81,14 @@ def softmax(site: OpCall) -> Dims:
 
 @rule("segment_reduce")
 def segments(site: OpCall) -> Dims:
-    """Runs of indices of a dim become one each, and stay whole; the dims behind it pass."""
+    """Runs of indices of a dim become one each, and stay whole; the other dims pass."""
     x, d = site.dims(site.args[0]), site.given("axis")
-    for axis in (*x[: d + 1], *(a for n in site.node.all_input_nodes[1:] for a in site.dims(n))):
-        site.lock(axis, "is reduced in segments")
+    site.lock(x[d], "is reduced in segments")
+    for lengths in site.node.all_input_nodes[1:]:
+        *lead, last = site.dims(lengths)
+        site.lock(last, "is reduced in segments")
+        for a, b in zip(lead, x, strict=False):
+            site.same(a, b)
     x[d] = site.fixed(site.shape[d], "numbers the segments of a reduction")
     return x
 
