@@ -44,9 +44,10 @@ def add_product(site: OpCall) -> Dims:
     bias, *operands = site.args[:3]
     letters, result = ADDED[base_name(site.node.target)]
     out = contract_as(site, list(operands), letters, result, 1)
-    made = [record_of(node).function for node in (bias, site.node)]
-    if not (bias in site.state.filled and made[0] == made[1] and site.given("beta") == 0):  # zeros of the op's own
-        site.broadcast(site.dims(bias), out)
+    function = record_of(site.node).function
+    if bias in site.state.filled and record_of(bias).function == function and site.given("beta") == 0:
+        site.state.dims[bias] = [out]  # zeros that torch itself made for the call
+    site.broadcast(site.dims(bias), out)
     return out
 
 

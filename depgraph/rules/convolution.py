@@ -94,8 +94,7 @@ def deformed_convolution(site: OpCall) -> Dims:
     With several groups, of the weight or of the offsets, the channels that they count stay whole.
     """
     x, w, offset, mask, bias = (
-        [] if not hasattr(a, "op") else site.dims(a)
-        for a in site.named("input weight offset mask bias")
+        [] if not hasattr(a, "op") else site.dims(a) for a in site.named("input weight offset mask bias")
     )
     groups, offset_groups = site.named("groups offset_groups")
     text = "ranges over the positions that a convolution mixes"

@@ -85,7 +85,10 @@ def _positions(name: str, count: int) -> None:
     def positions(site: OpCall) -> Dims:
         """Leading dims (batch, channels) pass; the positions in the others stay whole."""
         lead = site.dims(site.args[0])[:-count]
-        return [*lead, *(site.fixed(n, "ranges over positions that are resampled") for n in site.shape[-count:])]
+        return [
+            *lead,
+            *(site.fixed(n, "ranges over positions that are resampled") for n in site.shape[-count:]),
+        ]
 
 
 for _mode, _count in (("nearest1d", 1), ("linear1d", 1), ("nearest2d", 2), ("bilinear2d", 2), ("bicubic2d", 2),
