@@ -461,7 +461,8 @@ def assert_state_matches_plan(original: nn.Module, pruned: nn.Module, plan) -> N
     assert list(before) == list(after), f"names changed: {sorted(set(before) ^ set(after))}"
     for name, tensor in before.items():
         if tensor.layout is not torch.strided:
-            assert plan.mask(name).all() and torch.equal(after[name].to_dense(), tensor.to_dense()), name
+            assert plan.mask(name).all(), f"{name}: sparse"
+            assert torch.equal(after[name].to_dense(), tensor.to_dense()), f"{name} has other values"
             continue
         kept = tensor[plan.mask(name)]
         assert after[name].dtype == tensor.dtype, f"{name}: {tensor.dtype} became {after[name].dtype}"

@@ -686,4 +686,6 @@ at("segment_reduce", x(6, 7), "sum", lengths=torch.tensor([2, 4]))
 at("segment_reduce", x(3, 6, 7), "max", lengths=torch.tensor([[2, 4]] * 3), axis=1)
 at("_sparse_addmm", x(3, 5), x(3, 4), x(4, 5), run=torch.addmm)
 at("torchvision::deform_conv2d", x(2, 5, 4, 4), x(7, 5, 3, 3), x(2, 18, 4, 4), positive(2, 9, 4, 4), x(7), 1, 1, 1, 1, 1, 1, 1, 1, True)
+at("torchvision::roi_align", x(2, 7, 8, 6), positive(2, 5) * 4, 1.0, 2, 2, 2, False,
+   run=lambda f, r, *a: torch.ops.torchvision.roi_align(f, torch.cat([r[:, :1] * 0, r[:, 1:].clamp(0, 6)], 1), *a))
 # fmt: on

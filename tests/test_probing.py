@@ -89,6 +89,7 @@ STRICT = {
         "fractional_max_pool3d max_unpool2d max_unpool3d reflection_pad1d reflection_pad2d reflection_pad3d "
         "replication_pad1d replication_pad2d replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d",
     ),
+    "ranges over the positions that a sampling mixes": (POSITIONS, "torchvision::roi_align"),
     "ranges over the positions that an unfold mixes": (POSITIONS, "im2col"),
     "ranges over the steps of a packed batch": (
         "their lengths stand in another argument",
@@ -159,7 +160,7 @@ def signature(op: Any) -> tuple[Any, ...]:
 
 # Derivatives mean what they do beside the forward pass alone: test_derivatives.py has networks with them.
 BESIDE_OTHERS = {n for n, rule in REGISTRY.items() if rule.__module__ == "depgraph.rules.gradients"}
-BESIDE_OTHERS |= {"*::roi_align", "*::roi_pool"}  # regions have the number of an image: the zoo has a network
+BESIDE_OTHERS |= {"*::roi_pool"}  # vision_ops.py has no kernel
 
 
 @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {POINTWISE} - BESIDE_OTHERS))

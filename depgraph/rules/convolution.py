@@ -121,7 +121,7 @@ def deformed_convolution(site: OpCall) -> Dims:
 def pooled_regions(site: OpCall) -> list[Dims]:
     """x[n c h w], regions[k 5] -> [k c ...]: channels pass, the places that are sampled stay whole."""
     x, regions = (site.dims(a) for a in site.named("input rois"))
-    for axis in (x[0], *x[2:], *regions):
+    for axis in (x[0], *x[2:], *regions[1:]):
         site.lock(axis, "ranges over the positions that a sampling mixes")
     return [
         [regions[0], x[1], *(site.fixed(n, "ranges over the output of a pooling") for n in shape[2:])]

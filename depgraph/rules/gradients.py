@@ -80,17 +80,12 @@ def piece_gradient(site: OpCall) -> Dims:
     return x
 
 
-def _positions(name: str, count: int) -> None:
-    @rule(name)
-    def positions(site: OpCall) -> Dims:
-        """Leading dims (batch, channels) pass; the positions in the others stay whole."""
-        lead = site.dims(site.args[0])[:-count]
-        return [
-            *lead,
-            *(site.fixed(n, "ranges over positions that are resampled") for n in site.shape[-count:]),
-        ]
+RESAMPLED = {"nearest1d": 1, "linear1d": 1, "nearest2d": 2, "bilinear2d": 2, "bicubic2d": 2, "nearest3d": 3, "trilinear3d": 3}
 
 
-for _mode, _count in (("nearest1d", 1), ("linear1d", 1), ("nearest2d", 2), ("bilinear2d", 2), ("bicubic2d", 2),
-                      ("nearest3d", 3), ("trilinear3d", 3)):  # fmt: skip
-    _positions(f"upsample_{_mode}_backward", _count)
+@rule(*(f"upsample_{mode}_backward" for mode in RESAMPLED))
+def resampled_gradient(site: OpCall) -> Dims:
+    """Leading dims (batch, channels) pass; the positions in the others stay whole."""
+    count = RESAMPLED[site.name.removeprefix("upsample_").removesuffix("_backward")]
+    found = [site.fixed(n, "ranges over positions that are resampled") for n in site.shape[-count:]]
+    return [*site.dims(site.args[0])[:-count], *found]
