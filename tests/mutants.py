@@ -38,6 +38,7 @@ from depgraph.rules import REGISTRY, OpCall
 
 RULES_FOLDER = str(Path(rules.__file__).parent)
 PRUNE, SITE = sys.modules["depgraph.prune"], sys.modules["depgraph.axes.op_call"]
+TRACE = PRUNE.trace
 
 # ------------------------------------------------------------------------------------------------ what can be broken
 
@@ -690,15 +691,23 @@ class Subject:
         self.name = name
         self.entry = TINY.get(name) or ZOO[name]
         self.model, self.inputs = self.entry.model(), self.entry.example()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.trace = depgraph.trace(self.model, self.inputs)
+        self.traces: dict[Any, Any] = {}
+        self.trace = self.traced()
+
+    def traced(self, literals: bool = False, other_ways: Sequence[Any] = ()) -> Any:
+        """What a run of the network records, each made once."""
+        key = literals, tuple(other_ways)
+        if key not in self.traces:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.traces[key] = TRACE(self.model, self.inputs, literals=literals, other_ways=other_ways)
+        return self.traces[key]
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """`depgraph` takes the recorded trace instead of making a new one."""
         plain = PRUNE.trace
-        PRUNE.trace = lambda model, inputs: self.trace
+        PRUNE.trace = lambda model, inputs, **ways: self.traced(**ways)
         try:
             yield
         finally:

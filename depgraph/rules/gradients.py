@@ -80,7 +80,15 @@ def piece_gradient(site: OpCall) -> Dims:
     return x
 
 
-RESAMPLED = {"nearest1d": 1, "linear1d": 1, "nearest2d": 2, "bilinear2d": 2, "bicubic2d": 2, "nearest3d": 3, "trilinear3d": 3}
+RESAMPLED = {
+    "nearest1d": 1,
+    "linear1d": 1,
+    "nearest2d": 2,
+    "bilinear2d": 2,
+    "bicubic2d": 2,
+    "nearest3d": 3,
+    "trilinear3d": 3,
+}
 
 
 @rule(*(f"upsample_{mode}_backward" for mode in RESAMPLED))
