@@ -34,8 +34,9 @@ aten = torch.ops.aten
 
 
 def is_inexact(value: Any) -> bool:
-    """True for floating-point and complex tensors, the only ones that hold values of channels."""
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    """True for dense floating-point and complex tensors, the only ones that hold values of channels."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided
+    return dense and (value.is_floating_point() or value.is_complex())
 
 
 def tiny(x: Tensor) -> float:
@@ -459,6 +460,10 @@ def assert_state_matches_plan(original: nn.Module, pruned: nn.Module, plan) -> N
     before, after = original.state_dict(), pruned.state_dict()
     assert list(before) == list(after), f"names changed: {sorted(set(before) ^ set(after))}"
     for name, tensor in before.items():
+        if tensor.layout is not torch.strided:
+            assert plan.mask(name).all(), f"{name}: sparse"
+            assert torch.equal(after[name].to_dense(), tensor.to_dense()), f"{name} has other values"
+            continue
         kept = tensor[plan.mask(name)]
         assert after[name].dtype == tensor.dtype, f"{name}: {tensor.dtype} became {after[name].dtype}"
         assert after[name].numel() == kept.numel(), (
@@ -531,6 +536,6 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
     for name, (ident, _, value, grad) in before["tensors"].items():
         now = after["tensors"][name]
         assert (now[0], now[3]) == (ident, grad), f"{name} was replaced"
-        assert torch.equal(now[2], value), f"{name} has other values"
+        assert torch.equal(now[2].to_dense(), value.to_dense()), f"{name} has other values"
     for path, state in before["plain"].items():
         assert after["plain"][path] == state, f"an attribute of {path or 'the model'} changed"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import vision_ops  # noqa: F401  # declares what rules for ops of any library are about
 from probing import Row, size
 from torch import Tensor
 
@@ -49,10 +50,11 @@ def at(
 ) -> None:
     """Put a call into the table; the overload is the one that torch picks for these arguments."""
     name, _, overload = name.partition(".")
+    space, _, rest = name.rpartition("::")
     if not overload:
         given, named = Row(None, args, kwargs).plain
-        overload = torch._C._jit_resolve_packet(f"aten::{name}", *given, **named) or "default"
-    op = getattr(getattr(aten, name), overload)
+        overload = torch._C._jit_resolve_packet(f"{space or 'aten'}::{rest}", *given, **named) or "default"
+    op = getattr(getattr(getattr(torch.ops, space or "aten"), rest), overload)
     label = f"{name}.{overload}"
     count = sum(key.partition(" ")[0] == label for key in ROWS)
     ROWS[f"{label} {count + 1}" if count else label] = Row(op, args, kwargs, run, random, buffers, held)
@@ -412,8 +414,20 @@ at("meshgrid", [x(3), x()], indexing="ij")
 at("trace", x(7, 7))
 at("rot90", x(3, 7, 5), 1, [0, 1])
 at("rot90", x(3, 7, 5), 2, [1, 2])
-at("as_strided", x(3, 7), [7, 3], [1, 7])
-at("as_strided_", x(3, 7), [7, 3], [1, 7])
+at("rot90", x(3, 7, 5), 3, [-1, 0])
+at("rot90", x(3, 7, 5), 4, [0, 1])
+at("as_strided", x(3, 7), [size(7, 0), size(3, 1)], [1, size(7, 0)])
+at("as_strided", x(3, 1, 7), [size(3, 0), size(7, 1), 1], [size(7, 1), 1, 4])
+at("as_strided", x(3, 7), [2, 7], [7, 1])
+at("as_strided", x(3, 7), [3, 7], [7, 1], 0)
+at("as_strided", x(3, 7), [21], [1])
+at("as_strided_", x(3, 7), [size(7, 0), size(3, 1)], [1, size(7, 0)])
+at("transpose_", x(3, 5, 7), 0, -1)
+at("t_", x(5, 7))
+at("unsqueeze_", x(5, 7), 1)
+at("squeeze_", x(5, 1, 7))
+at("squeeze_", x(5, 1, 7), 1)
+at("squeeze_", x(5, 1, 7), [0, 1])
 at("diagonal", x(3, 7, 7), 0, 1, 2)
 at("diagonal", x(7, 3, 7), 0, -1, 0)
 at("diagonal", x(7, 7))
@@ -641,4 +655,37 @@ at("lstm.input", x(2, 3, 5), [x(1, 3, 4), x(1, 3, 7)], weights(4, 7, 5, 4), True
 at("_pack_padded_sequence", x(5, 3, 7), torch.tensor([5, 4, 2]), False)
 at("_pack_padded_sequence", x(3, 5, 7), torch.tensor([5, 4, 2]), True)
 at("_pad_packed_sequence", x(11, 7), torch.tensor([3, 3, 2, 2, 1]), True, 0.0, 5)
+# --- derivatives
+
+each("sigmoid_backward tanh_backward", x(3, 7), x(3, 7))
+each("silu_backward hardswish_backward hardsigmoid_backward gelu_backward", x(3, 7), x(3, 7))
+each("softshrink_backward hardshrink_backward threshold_backward", x(3, 7), x(3, 7), 0.5)
+at("hardtanh_backward", x(3, 7), x(3, 7), -1.0, 1.0)
+at("leaky_relu_backward", x(3, 7), x(3, 7), 0.1, False)
+at("elu_backward", x(3, 7), 1.0, 1.0, 1.0, False, x(3, 7))
+at("softplus_backward", x(3, 7), x(3, 7), 1.0, 20.0)
+at("logit_backward", x(3, 7), positive(3, 7))
+at("log_sigmoid_backward", x(3, 7), x(3, 7), x(3, 7))
+for name in ("add", "sub", "mul", "div"):
+    at(f"prims::{name}", x(3, 7), x(3, 7))
+at("prims::neg", x(3, 7))
+at("_efficientzerotensor", [size(3, 0), size(7, 1)], run=torch.zeros)
+
+# --- quantisation, segments, ops of any library
+
+at("fake_quantize_per_tensor_affine_cachemask", x(3, 7), 0.1, 0, -8, 7)
+at("fake_quantize_per_channel_affine_cachemask", single(3, 7), positive(7).float(), number(3, 7).int(), 1, -8, 7, buffers=True)
+at("_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", single(3, 7), positive(1).float(), number(3, 1).int(), yes(1).long() * 0 + 1, -8, 7)
+at("_fake_quantize_learnable_per_tensor_affine", single(3, 7), positive(1).float(), positive(1).float(), -8, 7)
+at("_fake_quantize_learnable_per_channel_affine", single(3, 7), positive(7).float(), positive(7).float() * 0, 1, -8, 7)
+at("_fused_moving_avg_obs_fq_helper", single(3, 7), number(1, 1) + 1, number(1, 1) + 1, single(1), single(1), positive(1).float(), number(2, 1).int(), 0.1, -8, 7, -1, buffers=True)
+at("_fused_moving_avg_obs_fq_helper", single(3, 7), number(1, 1) + 1, number(1, 1) + 1, single(3), single(3), positive(3).float(), number(2, 3).int(), 0.1, -8, 7, 0, True, True, buffers=True)
+at("_fused_moving_avg_obs_fq_helper", single(3, 7), number(1, 1) + 1, number(1, 1) + 1, single(0), single(0), single(0), number(2, 0).int(), 0.1, -8, 7, 0, True, True, buffers=True)
+at("_fused_moving_avg_obs_fq_helper_functional", single(3, 7), number(1, 1) + 1, number(1, 1) + 1, single(3), single(3), positive(3).float(), number(2, 3).int(), 0.1, -8, 7, 0, True, True, buffers=True)
+at("segment_reduce", x(6, 7), "sum", lengths=torch.tensor([2, 4]))
+at("segment_reduce", x(3, 6, 7), "max", lengths=torch.tensor([[2, 4]] * 3), axis=1)
+at("_sparse_addmm", x(3, 5), x(3, 4), x(4, 5), run=torch.addmm)
+at("torchvision::deform_conv2d", x(2, 5, 4, 4), x(7, 5, 3, 3), x(2, 18, 4, 4), positive(2, 9, 4, 4), x(7), 1, 1, 1, 1, 1, 1, 1, 1, True)
+at("torchvision::roi_align", x(2, 7, 8, 6), positive(2, 5) * 4, 1.0, 2, 2, 2, False,
+   run=lambda f, r, *a: torch.ops.torchvision.roi_align(f, torch.cat([r[:, :1] * 0, r[:, 1:].clamp(0, 6)], 1), *a))
 # fmt: on

@@ -354,3 +354,30 @@ def test_a_number_that_looks_like_a_size_is_none():
     result = depgraph.prune(model, x)
     assert result.model.a.out_features == 8
     check_result(model, result, x)
+
+
+# ------------------------------------------------------------------------------------------- why heads can't go alone
+
+
+class Attends(nn.Module):
+    """nn.MultiheadAttention, whose embedding is an input and an output, beside a feed-forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.rise, self.fall = nn.Linear(32, 24), nn.Linear(24, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.fall(self.rise(x).relu())
+
+
+def test_a_reason_says_which_sizes_must_go_on_being_equal() -> None:
+    """Heads times their width are the embedding; where that stays, only the feed-forward shrinks, and the reason says so."""
+    result = depgraph.prune(Attends().eval(), torch.randn(2, 7, 32), pruning_ratio=0.5)
+    assert result.model.rise.weight.shape == (12, 32)
+    assert result.model.attention.in_proj_weight.shape == (96, 32)
+    heads = [
+        f.reason.text for f in result.report.frozen if f.name == "attention.out_proj.weight" and f.count == 4
+    ]
+    assert heads == ["is computed from other sizes: 32 = 8 x num_heads"]

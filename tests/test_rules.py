@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import vision_ops  # noqa: F401  # declares what rules for ops of any library are about
 
 from depgraph import rules
 from depgraph.rules import registry
@@ -20,7 +21,9 @@ POINTWISE = "aten::pointwise"  # the key of the rule for every op that torch tag
 
 def overloads(name: str) -> list[object]:
     """The overloads of an op of this torch, but for those that TorchScript alone can call."""
-    namespace, _, op = name.partition("::")
+    namespace, _, op = name.replace("*", "torchvision").partition(
+        "::"
+    )  # of any library: one that declares it
     packet = getattr(getattr(torch.ops, namespace), op, None)
     found = [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
     return [op for op in found if known(op)]

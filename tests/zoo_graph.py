@@ -207,3 +207,19 @@ class DecidedByATensorOfSizes(MessagePassing):
         if bool((sizes / scale) @ weight >= 1.5):
             return zeros.index_add_(0, edges[1], messages)
         return zeros - zeros.index_add(0, edges[1], messages)
+
+
+@entry(lambda: (torch.randn(NODES, 5),), "enter.weight:0 inner last.weight:1", trainable=False)
+class SparseAdjacency(nn.Module):
+    """Neighbours are summed by a sparse matrix in a buffer: torch.sparse.mm and `@`."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.last = nn.Linear(5, 7), nn.Linear(11, CLASSES)
+        self.inner = nn.Parameter(torch.randn(7, 11))
+        edges = (torch.rand(NODES, NODES, generator=torch.Generator().manual_seed(0)) > 0.5).double()
+        self.register_buffer("edges", edges.to_sparse())
+
+    def forward(self, x):
+        x = F.gelu(torch.sparse.mm(self.edges, self.enter(x)))
+        return self.last(F.gelu(self.edges @ (x @ self.inner)))

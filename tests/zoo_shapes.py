@@ -390,3 +390,69 @@ class ComplexMixing(nn.Module):
         y = self.enter(x)
         mixed = torch.complex(y, y * 0.5) @ torch.view_as_complex(self.mix)
         return self.leave(mixed.real + mixed.imag)
+
+
+# --- laid out otherwise -------------------------------------------------------------------------------------------
+
+
+def _channels_last() -> tuple[torch.Tensor]:
+    (x,) = image()()
+    return (x.contiguous(memory_format=torch.channels_last),)
+
+
+@entry(_channels_last, "stem.0.weight:0 body.0.weight:0 head.weight:1")
+class PoolsChannelsLast(nn.Module):
+    """Adaptive pooling of channels that lie innermost gives the result the same strides, by as_strided_."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 7), conv_bn(7, 11)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(11, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.pool(self.body(self.stem(x))).flatten(1))
+
+
+@entry(tokens(), "enter.weight:0 a.weight:0 b.weight:0 last.weight:1")
+class TurnedInPlace(nn.Module):
+    """transpose_, t_, unsqueeze_ and squeeze_ of tensors of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.a, self.b = nn.Linear(5, 7), nn.Conv1d(7, 11, 3, padding=1), nn.Linear(11, 13)
+        self.last = nn.Linear(13, CLASSES)
+
+    def forward(self, x):
+        x = self.a(self.enter(x).transpose_(1, 2)).unsqueeze_(0).squeeze_(0)
+        x = x.mean(2).t_().clone().t_()
+        return self.last(self.b(x).relu())
+
+
+@entry(image(), "stem.0.weight:0 body.weight:0 turned.weight head.weight:1", keeps="head.weight:0")
+class Turned(nn.Module):
+    """rot90 of the pixels, and of pixels with channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 7), conv(7, 11)
+        self.turned, self.head = nn.Linear(11, 13), nn.Linear(13, CLASSES)
+
+    def forward(self, x):
+        x = torch.rot90(self.stem(x), 1, (2, 3))
+        x = torch.rot90(F.relu(self.body(x)), 3, (1, 3))  # [n, columns, rows, channels], the columns reversed
+        return self.head(F.relu(self.turned(x)).mean((1, 2)))
+
+
+@entry(tokens(), "enter.weight:0 inner.weight last.weight:1")
+class SegmentMeans(nn.Module):
+    """Runs of tokens become one token each."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.inner, self.last = nn.Linear(5, 7), nn.Linear(7, 11), nn.Linear(11, CLASSES)
+        self.register_buffer("lengths", torch.tensor([3, 5, 2]))
+
+    def forward(self, x):
+        x = F.gelu(self.enter(x)).transpose(0, 1).contiguous()
+        x = torch.segment_reduce(x, "mean", lengths=self.lengths)
+        return self.last(F.gelu(self.inner(x)))

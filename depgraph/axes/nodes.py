@@ -60,7 +60,8 @@ def is_function(op: Any) -> bool:
 
 def argument_of(node: Node, name: str, default: Any = None) -> Any:
     """The argument of a call that the op's schema calls `name`, or its default there; `default` where that is None."""
-    for position, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    schema = getattr(node.target, "_schema", None)
+    for position, a in enumerate(schema.arguments if schema is not None else ()):
         if a.name == name:
             given = (
                 node.args[position] if len(node.args) > position else node.kwargs.get(name, a.default_value)

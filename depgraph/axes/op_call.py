@@ -15,6 +15,7 @@ from ..tracing.trace import Trace
 from .axes import ATOM, CONCAT, Algebra, Axis, Reason, concat, product
 from .nodes import argument_of, is_function, is_view, op_name, writes, written
 
+DIFFERENTIATING = ("grad", "backward")  # functions of torch that run autograd
 Dims = list[Axis | None]  # one entry per dim; None stands for a dim of size 1, which relates nothing
 
 
@@ -175,6 +176,18 @@ class OpCall:
         """The argument that the op's schema calls `name`, or its default there; `default` where that is None."""
         return argument_of(self.node, name, default)
 
+    def named(self, names: str) -> list[Any]:
+        """The arguments of these names, separated by spaces, in the schema of an op of whatever library.
+
+        Raises:
+            ValueError: the schema has no such argument: it is another op of the same name.
+        """
+        known = {a.name for a in self.node.target._schema.arguments}  # type: ignore[union-attr]
+        for name in names.split():
+            if name not in known:
+                raise ValueError(f"it has no argument {name!r}")
+        return [self.given(name) for name in names.split()]
+
     def dims(self, argument: Any) -> Dims:
         """The axes of a tensor argument, a copy."""
         return list(self.state.dims[argument][0])
@@ -193,9 +206,14 @@ class OpCall:
         It may shrink where the user's own call gives that number, as only then it can be repaired.
         """
         size = self.shape[dim]
-        if (self.node, dim) in self.state.sized:
+        if (self.node, dim) in self.state.sized or self._differentiates:
             return self.fresh(size)
         return self.fixed(size, f"has its size from inside {self.node.target}")
+
+    @property
+    def _differentiates(self) -> bool:
+        """Whether autograd made the call: it takes the sizes in it from the tensors of the forward pass."""
+        return record_of(self.node).function in DIFFERENTIATING
 
     def fixed(self, size: int, text: str) -> Axis | None:
         """A new axis of `size` indices that may not shrink, because of `text`; None for size 1."""
@@ -400,7 +418,7 @@ class OpCall:
         the op inside torch.
         """
         function = record_of(self.node).function
-        if function and function not in NOTES:
+        if function and function not in NOTES and not self._differentiates:
             for axis in found:
                 self.lock(axis, f"has its size repeated inside {function}")
 

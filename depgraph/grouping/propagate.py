@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..axes.axes import ATOM, PRODUCT, Algebra, Axis, Reason
-from ..axes.nodes import VALUES_KEPT
+from ..axes.nodes import VALUES_KEPT, argument_of
 from ..axes.op_call import DimFacts, Dims, OpCall
 from ..axes.ragged import misplaced
 from ..base.errors import UnknownOpError
@@ -55,7 +55,10 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
             if (memory := memory_of(trace.values[node.target])) is not None:
                 dims = on_memory.setdefault(memory, dims)
             state.dims[node] = [dims]
-            if not record.holds_values and record.dtype is not torch.bool:
+            if record.shape and not record.strides[0]:
+                for axis in dims:
+                    algebra.freeze(axis, "ranges over a sparse tensor")
+            elif not record.holds_values and record.dtype is not torch.bool and not _are_zero_points(node):
                 for axis in dims:
                     algebra.freeze(axis, "ranges over a table of integers")
             elif record.kind == "constant":
@@ -84,6 +87,11 @@ def propagate(trace: Trace, strict: bool = False) -> DimFacts:
 def _place(node: Node) -> Reason:
     """Where `node` is, for the reasons of what is frozen there."""
     return Reason("", str(node.target), record_of(node).module, record_of(node).source)
+
+
+def _are_zero_points(node: Node) -> bool:
+    """Whether integers are read as what zero is rounded to, one for each channel, and as nothing else."""
+    return bool(node.users) and all(argument_of(user, "zero_point") is node for user in node.users)
 
 
 def _fixed(algebra: Algebra, shape: Sequence[int], text: str) -> Dims:

@@ -84,6 +84,8 @@ def _difference(
             return f"gives the shape {shape} where {planned} is planned"
     if str(old.target) in {str(table.target) for table in graph.sizes.decisions}:
         return ""  # a table of sizes that only decides: it decides as before
+    if record_of(old).backward:
+        return ""  # numbers there only scale gradients
     if old.op == "get_attr" and record_of(old).kind == "constant":
         a, b = graph.trace.constants[str(old.target)], after.constants[str(new.target)]
         same = (

@@ -230,7 +230,26 @@ class SizeSystem:
     def _require(self, difference: Polynomial, use: SizeUse | None, text: str) -> None:
         if difference:
             place = (use.module, use.source) if use is not None else ("", "")
-            self.constraints.append((difference, Reason(text, "", *place)))
+            self._keep_equal(difference, text, *place)
+
+    def _keep_equal(self, difference: Polynomial, text: str, module: str, source: str) -> None:
+        """`difference` stays 0, because of `text`; the reason says what equals what: embedding = heads x width."""
+        names = {
+            term: key[2] for key, p in self.attributes.items() if key[:2] == ("attr", module) and len(key) == 3
+            for term, n in p.items() if len(p) == n == 1
+        }  # fmt: skip
+
+        def side(sign: int) -> str:
+            made: list[str] = []
+            for term, n in difference.items():
+                if n * sign > 0:
+                    factors = [str(abs(n))] if abs(n) > 1 or not term else []
+                    product = " x ".join([*factors, *(names.get((a,), str(a.size)) for a in term)])
+                    named = len(term) > 1 and term in names
+                    made.append(f"{names[term]} ({product})" if named else product)
+            return " + ".join(made) or "0"
+
+        self.constraints.append((difference, Reason(f"{text}: {side(1)} = {side(-1)}", "", module, source)))
 
     def _comparisons(self) -> None:
         """``a == b`` held in the traced run: it must go on holding; ``a < b``, whatever size an input has."""
@@ -238,18 +257,20 @@ class SizeSystem:
             name, left, right, outcome = test
             module, source = self.state.trace.places.get(test, ("", ""))
             atoms = self.atoms_of(left) | self.atoms_of(right)
-            if any(self.atoms_of(a) and self._ranges(b) for a, b in ((left, right), (right, left))):
+            equal = (name, outcome) in (("eq", True), ("ne", False))
+            if not equal and any(
+                self.atoms_of(a) and self._ranges(b) for a, b in ((left, right), (right, left))
+            ):
                 text = "is compared with a size that ranges over an input, and may be larger or smaller"
                 self._freeze(atoms, Reason(text, "", module, source))
-            if (name, outcome) not in (("eq", True), ("ne", False)):
+            if not equal:
                 continue
             if self._divides(left, right) or self._determined(left, right):
                 continue
             p, q = self.polynomial(left), self.polynomial(right)
             if p is not None and q is not None:
                 if difference := polynomials.minus(p, q):
-                    reason = Reason("is compared with another size", "", module, source)
-                    self.constraints.append((difference, reason))
+                    self._keep_equal(difference, "is compared with another size", module, source)
                 for expr, other in ((left, q), (right, p)):
                     self.meets_literals |= not isinstance(expr, tuple) and not is_constant(other)
             else:
@@ -417,9 +438,9 @@ class SizeSystem:
             self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
 
     def _scalars(self) -> None:
-        """A number the op computes with must stay what it was, unless it only decides something."""
+        """A number the op computes with must stay what it was, unless it only decides something, or scales gradients."""
         for use in self.state.trace.scalar_uses:
-            if self._decides(use):
+            if record_of(use.node).backward or self._decides(use):
                 continue
             text = f"sets a number that the op computes with ({use.value:g})"
             reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)

@@ -11,15 +11,17 @@ from . import (
     attention,
     contraction,
     convolution,
+    gradients,
     indexing,
     movement,
     normalisation,
     pointwise,
+    quantisation,
     recurrent,
     reduction,
 )
 from .registry import REGISTRY, STATED, Rule, equation, is_pointwise, op_rule, rule, rule_for
 
 __all__ = ["REGISTRY", "STATED", "OpCall", "Rule", "equation", "is_pointwise", "op_rule", "rule", "rule_for"]
-__all__ += ["attention", "contraction", "convolution", "indexing", "movement", "normalisation", "pointwise"]
-__all__ += ["recurrent", "reduction"]
+__all__ += ["attention", "contraction", "convolution", "gradients", "indexing", "movement", "normalisation"]
+__all__ += ["pointwise", "quantisation", "recurrent", "reduction"]

@@ -35,7 +35,7 @@ def solve_triangular(site: OpCall) -> Dims:
 
 
 ADDED = {"addmm": (["nk", "km"], "nm"), "baddbmm": (["bnk", "bkm"], "bnm"), "addbmm": (["bnk", "bkm"], "nm"),
-         "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm")}  # fmt: skip
+         "addmv": (["nk", "k"], "n"), "addr": (["n", "m"], "nm"), "_sparse_addmm": (["nk", "km"], "nm")}  # fmt: skip
 
 
 @rule(*ADDED)
@@ -44,6 +44,9 @@ def add_product(site: OpCall) -> Dims:
     bias, *operands = site.args[:3]
     letters, result = ADDED[base_name(site.node.target)]
     out = contract_as(site, list(operands), letters, result, 1)
+    function = record_of(site.node).function
+    if bias in site.state.filled and record_of(bias).function == function and site.given("beta") == 0:
+        site.state.dims[bias] = [out]  # zeros that torch itself made for the call
     site.broadcast(site.dims(bias), out)
     return out
 

@@ -87,6 +87,48 @@ def _grouped(
     return out, x
 
 
+@rule("*::deform_conv2d")
+def deformed_convolution(site: OpCall) -> Dims:
+    """x[n i ...], weight[o i ...], bias[o], offsets and mask [n ...] -> [n o ...]: the places it samples stay whole.
+
+    With several groups, of the weight or of the offsets, the channels that they count stay whole.
+    """
+    x, w, offset, mask, bias = (
+        [] if not hasattr(a, "op") else site.dims(a) for a in site.named("input weight offset mask bias")
+    )
+    groups, offset_groups = site.named("groups offset_groups")
+    text = "ranges over the positions that a convolution mixes"
+    for axis in (*x[2:], *w[2:], *offset[1:], *mask[1:]):
+        site.lock(axis, text)
+    for other in (offset, mask):
+        for a, b in zip(x[:1], other, strict=False):
+            site.same(a, b)
+    out = w[0]
+    site.broadcast(bias, [out], size=site.shape[1:2])
+    if groups != 1 or offset_groups != 1:
+        for axis in (x[1], *([w[0], w[1]] if groups != 1 else ())):
+            site.lock(axis, "is in groups of a deformed convolution")
+    if groups == 1:
+        site.same(x[1], w[1])
+    site.contract(x[1])
+    spatial = [site.fixed(n, "ranges over the output of a convolution") for n in site.shape[2:]]
+    site.weight(site.given("weight"), [out], [w[1]], site.given("input"))
+    site.macs(x[0], out, *w[1:], *spatial)
+    return [x[0], out, *spatial]
+
+
+@rule("*::roi_align", "*::roi_pool")
+def pooled_regions(site: OpCall) -> list[Dims]:
+    """x[n c h w], regions[k 5] -> [k c ...]: channels pass, the places that are sampled stay whole."""
+    x, regions = (site.dims(a) for a in site.named("input rois"))
+    for axis in (x[0], *x[2:], *regions[1:]):
+        site.lock(axis, "ranges over the positions that a sampling mixes")
+    return [
+        [regions[0], x[1], *(site.fixed(n, "ranges over the output of a pooling") for n in shape[2:])]
+        for shape in site.shapes
+    ]
+
+
 # Ops over the last dims: leading dims stay, the others are positions.
 SPATIAL = {
     1: ("upsample_nearest1d", "upsample_linear1d", "_upsample_nearest_exact1d", "reflection_pad1d",

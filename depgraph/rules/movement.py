@@ -14,11 +14,11 @@ def view(site: OpCall) -> Dims:
     return site.regroup(site.dims(site.args[0]), site.shape)
 
 
-@rule("t", "transpose", "permute")
+@rule("t", "transpose", "permute", "t_", "transpose_")
 def permute(site: OpCall) -> Dims:
     """Dims change places."""
     x = site.dims(site.args[0])
-    if site.name == "t":
+    if site.name in ("t", "t_"):
         return x[::-1]
     if site.name == "permute":
         return [x[d] for d in site.args[1]]
@@ -298,13 +298,29 @@ def flip(site: OpCall) -> Dims:
     """Dims are reversed: the same units in the opposite order."""
     x = site.dims(site.args[0])
     for d in site.args[1]:
-        axis = x[d % len(x)]
-        if axis is not None:
-            turned = site.reorder(axis, range(axis.size - 1, -1, -1))
-            if turned is None:
-                site.lock(axis, "is reversed")
-                turned = site.fixed(axis.size, "is reversed")
-            x[d % len(x)] = turned
+        x[d % len(x)] = _reversed(site, x[d % len(x)])
+    return x
+
+
+def _reversed(site: OpCall, axis: Axis | None) -> Axis | None:
+    if axis is None:
+        return None
+    turned = site.reorder(axis, range(axis.size - 1, -1, -1))
+    if turned is None:
+        site.lock(axis, "is reversed")
+        turned = site.fixed(axis.size, "is reversed")
+    return turned
+
+
+@rule("rot90")
+def rot90(site: OpCall) -> Dims:
+    """By one or three quarters two dims change places and one of them is reversed, by two quarters both are."""
+    x = site.dims(site.args[0])
+    quarters, (a, b) = site.given("k") % 4, (d % len(x) for d in site.given("dims"))
+    for d in {0: (), 1: (b,), 2: (a, b), 3: (a,)}[quarters]:
+        x[d] = _reversed(site, x[d])
+    if quarters % 2:
+        x[a], x[b] = x[b], x[a]
     return x
 
 
@@ -366,7 +382,23 @@ def unfold(site: OpCall) -> Dims:
     return [*x, site.fixed(site.shape[-1], "ranges over the window of an unfold")]
 
 
-@rule("trace", "rot90", "as_strided", "as_strided_")
+@rule("as_strided", "as_strided_")
+def as_strided(site: OpCall) -> list[Dims]:
+    """Dims of the sizes and strides of the input's own pass, in any order; with other ones, all stay whole."""
+    x, record = site.dims(site.args[0]), record_of(site.args[0])
+    own = {key: d for d, key in enumerate(zip(record.shape, record.strides[0], strict=True)) if x[d]}
+    wanted = [key for key in zip(*site.args[1:3], strict=True) if key[0] != 1]
+    moved = sorted(wanted) == sorted(own) and len(own) == len(x) - x.count(None)
+    if not moved or any(not step for _, step in own) or site.given("storage_offset") is not None:
+        return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
+    if record_of(site.node).function.rstrip("_") == "as_strided":  # not called by an op of torch's
+        for axis in x:
+            site.lock(axis, f"has its size and strides repeated in a call of {site.node.target}")
+    keys = zip(*site.args[1:3], strict=True)
+    return [[x[own[key]] if key[0] != 1 else None for key in keys]]
+
+
+@rule("trace")
 def by_position(site: OpCall) -> list[Dims]:
     """Entries are picked by position: all dims stay whole."""
     return site.lock_all(f"goes through {site.node.target}, which picks entries by position")

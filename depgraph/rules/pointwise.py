@@ -13,7 +13,7 @@ ALSO = (
     "addcmul", "addcdiv", "rrelu_with_noise", "_prelu_kernel", "log_sigmoid_forward", "native_dropout_backward", "_assert_async",
     "softplus_backward", "silu_backward", "gelu_backward", "elu_backward", "leaky_relu_backward", "hardtanh_backward",
     "hardswish_backward", "hardsigmoid_backward", "threshold_backward", "tanh_backward", "sigmoid_backward",
-    "mish_backward", "log_sigmoid_backward", "softshrink_backward", "hardshrink_backward", "logit_backward",
+    "log_sigmoid_backward", "softshrink_backward", "hardshrink_backward", "logit_backward",
     "prims::add", "prims::sub", "prims::mul", "prims::div", "prims::neg",  # what forward derivatives are written in
     "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus", "geometric", "log_normal",
 )  # fmt: skip

@@ -79,6 +79,20 @@ def softmax(site: OpCall) -> Dims:
     return x
 
 
+@rule("segment_reduce")
+def segments(site: OpCall) -> Dims:
+    """Runs of indices of a dim become one each, and stay whole; the other dims pass."""
+    x, d = site.dims(site.args[0]), site.given("axis")
+    site.lock(x[d], "is reduced in segments")
+    for lengths in site.node.all_input_nodes[1:]:
+        *lead, last = site.dims(lengths)
+        site.lock(last, "is reduced in segments")
+        for a, b in zip(lead, x, strict=False):
+            site.same(a, b)
+    x[d] = site.fixed(site.shape[d], "numbers the segments of a reduction")
+    return x
+
+
 @rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def along(site: OpCall) -> list[Dims]:
     """Works along a dim in order, which stays whole, but for running sums of whole numbers: zeros change none of them."""

@@ -17,7 +17,11 @@ REGISTRY: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ops given as ``"name"`` (ATen, every overload) or ``"namespace::name"``."""
+    """Register a rule for ops given as ``"name"`` (ATen, every overload) or ``"namespace::name"``.
+
+    ``"*::name"`` is an op of whatever library declares one of that name: its rule checks that the arguments are called
+    as it expects (`OpCall.named`).
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -69,6 +73,8 @@ def rule_for(op: Any) -> Rule | None:
         base = REGISTRY.get(schema.name[:-1])
         if base is not None:
             found = _in_place(base)
+    if found is None and op.namespace != "aten":
+        found = REGISTRY.get(f"*::{schema.name.partition('::')[2]}")
     if found is None and is_pointwise(op):
         found = REGISTRY["aten::pointwise"]
     return found

@@ -41,22 +41,23 @@ def watch_functions(recorder: Recorder) -> AbstractContextManager[None]:
             return run(*args, **kwargs)
         inputs = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
         out = run(*args, **kwargs)
-        training, recorder.training = recorder.training, True  # a second forward is not part of inference
+        training, backward = recorder.training, recorder.backward
+        recorder.training = True  # a second forward is not part of inference
         try:
-            _backward(cls, run, inputs, kwargs)
+            _backward(recorder, cls, run, inputs, kwargs)
         except Exception as error:  # noqa: BLE001  whatever the user's backward raises here
             why = f"{type(error).__name__}: {error}"
             recorder.escape(
                 (args, out), f"goes through {cls.__name__}, whose backward can't be traced ({why})"
             )
         finally:
-            recorder.training = training
+            recorder.training, recorder.backward = training, backward
         return out
 
     return replaced(torch.autograd.Function, "apply", apply)
 
 
-def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> None:
+def _backward(recorder: Recorder, cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> None:
     """Run function `cls` forward and backward; a gradient is added to its input: both have the same axes."""
     floats = [a for a in inputs if isinstance(a, torch.Tensor) and (a.is_floating_point() or a.is_complex())]
     with torch.enable_grad():
@@ -72,6 +73,7 @@ def _backward(cls: Any, run: Any, inputs: list[Any], kwargs: dict[str, Any]) -> 
     if not isinstance(context, torch.autograd.function.BackwardCFunction):
         raise TypeError("its result is a view or was changed in place")
     ones = [torch.ones_like(o.detach()) if isinstance(o, torch.Tensor) else None for o in outputs]
+    recorder.backward = True
     gradients = cls.backward(context, *ones)
     gradients = gradients if isinstance(gradients, (tuple, list)) else (gradients,)
     for a, gradient in zip(inputs, gradients, strict=False):

@@ -23,7 +23,7 @@ from ..base.running import CallMode, WriteGuard
 from . import sizes
 from .recorder import Recorder, inner_dim, inside, source_line
 from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
-from .whole import PACKED, WHOLE, in_order, is_composite, own_namespace
+from .whole import MOVING, PACKED, WHOLE, in_order, is_composite, own_namespace
 
 aten = torch.ops.aten
 
@@ -80,10 +80,10 @@ class PythonMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         r = self.recorder
-        derived = torch._C._functorch.maybe_current_level() is not None or torch.is_grad_enabled()
-        whole = (
-            WHOLE.get(func) if func.__hash__ is not None and not derived else None
-        )  # derivatives are of their parts
+        whole = WHOLE.get(func) if func.__hash__ is not None else None
+        mapped = torch._C._functorch.maybe_current_level() is not None
+        if mapped or (torch.is_grad_enabled() and func not in MOVING):  # derivatives are of their parts
+            whole = None
         name = getattr(func, "__name__", "").partition(".")[0]  # an OpOverload is called "view.default"
         if not r.paused:
             r.function = name

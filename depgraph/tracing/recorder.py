@@ -41,12 +41,14 @@ class NodeRecord:
     Attributes:
         shapes: of the tensors that the call returned.
         dtypes: their types.
+        strides: their strides, () of those that have none (sparse ones).
         kind: an input of the model; a parameter or buffer; a tensor that modules hold as a plain attribute; a constant that
             no module has; or a call.
         module: path of the module that was being called.
         source: the line of the user's code, ``file:line in function``.
         function: the torch function by which the user's code called it.
         training: whether that was in a run in train mode, behind the one in eval mode.
+        backward: whether that was in the backward of an autograd function of the user's, which only training runs.
         several: the tensors came in a tuple or list: each has a node of its own (`operator.getitem`).
     """
 
@@ -57,7 +59,9 @@ class NodeRecord:
     source: str = ""
     function: str = ""
     training: bool = False
+    backward: bool = False
     several: bool = False
+    strides: tuple[Shape, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -88,7 +92,12 @@ def record_of(node: Node) -> NodeRecord:
 
 def write_record(node: Node, tensors: Sequence[torch.Tensor], **known: Any) -> NodeRecord:
     """Give `node` a record: of the `tensors` that it stands for, and what else is `known` (fields of `NodeRecord`)."""
-    made = NodeRecord(tuple(tuple(t.shape) for t in tensors), tuple(t.dtype for t in tensors), **known)
+    made = NodeRecord(
+        tuple(tuple(t.shape) for t in tensors),
+        tuple(t.dtype for t in tensors),
+        strides=tuple(t.stride() if t.layout is torch.strided else () for t in tensors),
+        **known,
+    )
     node.meta[SLOT] = made
     return made
 
@@ -194,7 +203,7 @@ class Recorder:
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
         self.function = ""  # the torch function that the user's code is in
-        self.training = False
+        self.training = self.backward = False
         self.patience = math.inf  # seconds of arithmetic, beyond what calls on fake tensors would take
 
     def remember(self, tensor: torch.Tensor, node: Node) -> None:
@@ -366,6 +375,7 @@ class Recorder:
             "source": source_line(),
             "function": self.function,
             "training": self.training,
+            "backward": self.backward,
         }
         write_record(node, flat + nested, several=several, **known)
         if not several:

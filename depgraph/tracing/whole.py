@@ -67,6 +67,15 @@ WHOLE: dict[Any, Any] = {
 }
 
 
+# Those that only move entries: their derivatives need nothing of what happens inside.
+MOVING = frozenset(
+    function
+    for function, op in WHOLE.items()
+    if op in (aten.chunk.default, aten.tensor_split.sections, aten.hsplit.int, aten.vsplit.int, aten.dsplit.int,
+              aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
+)  # fmt: skip
+
+
 # Recurrent layers: the overload for a packed sequence, which Python calls by the same name.
 PACKED: dict[Any, Any] = {
     aten.lstm.input: aten.lstm.data,
