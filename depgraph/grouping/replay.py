@@ -14,6 +14,7 @@ from torch import nn
 
 from ..axes import polynomials
 from ..axes.axes import Axis
+from ..axes.nodes import written
 from ..base.errors import VerificationError
 from ..plan.plan import Masks
 from ..tracing.recorder import Node, record_of
@@ -50,13 +51,19 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         raise VerificationError(f"the smaller model does not run: {type(error).__name__}: {error}") from error
     counts = graph.sizes.counts({graph.named[name].axis: mask for name, mask in masks.items()})
     values = {node for node, *_ in before.escapes}
-    ran, runs = ([n for n in t.graph.nodes if n.op != "get_attr" or n.users] for t in (before, after))
-    place = dict(zip(ran, runs, strict=False))  # without the tensors of siblings that no run called
+    (ran, sources), (runs, others) = _program(before), _program(after)
+    place = dict(zip(ran, runs, strict=False))
+    for copy, source in sources.items():
+        place[copy] = place.get(source, copy)
     for old in ran:
         if old.op == "output":
             return
         new = place.get(old)
-        text = "is followed by nothing" if new is None else _difference(graph, counts, old, new, place, after)
+        text = (
+            "is followed by nothing"
+            if new is None
+            else _difference(graph, counts, old, new, place, others, after)
+        )
         if text:
             if values:
                 return
@@ -67,16 +74,38 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
             values.add(old)
 
 
+def _program(trace: Trace) -> tuple[list[Node], dict[Node, Node]]:
+    """The ops in order, and copy -> what it copies.
+
+    Tensors of siblings that no run called are left out, and copies that nobody could tell from what they copy: a
+    `reshape` makes them where strides leave it no other way, and a dim of one index leaves it more.
+    """
+    nodes: list[Node] = []
+    sources: dict[Node, Node] = {}
+    for node in trace.graph.nodes:
+        source = node.args[0] if getattr(node.target, "overloadpacket", None) is aten.clone else None
+        if isinstance(source, Node) and not written(node) and not written(source):
+            sources[node] = sources.get(source, source)
+        elif node.op != "get_attr" or node.users:
+            nodes.append(node)
+    return nodes, sources
+
+
+def _name(node: Node) -> str:
+    return str(node.target).replace("_unsafe_view", "view")  # a view, of a copy
+
+
 def _difference(
     graph: DependencyGraph,
     counts: dict[Axis, int],
     old: Node,
     new: Node,
     place: dict[Node, Node],
+    others: dict[Node, Node],
     after: Trace,
 ) -> str:
     """How `new` is not what became of `old`; "" where it is."""
-    if (old.op, str(old.target)) != (new.op, str(new.target)):
+    if (old.op, _name(old)) != (new.op, _name(new)):
         return f"became {new.target}"
     for dims, shape in zip(graph.state.dims.get(old, ()), record_of(new).shapes, strict=False):
         planned = tuple(polynomials.evaluate(polynomials.count(a, graph.sizes.free), counts) for a in dims)
@@ -98,7 +127,7 @@ def _difference(
         if ints != now:
             return f"computes with {now} instead of {ints}"
     for a, b in zip(_leaves((old.args, old.kwargs)), _leaves((new.args, new.kwargs)), strict=False):
-        same = place.get(a) is b if isinstance(a, Node) else type(a) is type(b)
+        same = place.get(a) is others.get(b, b) if isinstance(a, Node) else type(a) is type(b)
         if same and type(a) is float:
             same = a == b or (a != a and b != b)  # noqa: PLR0124  NaN
         if not same:
