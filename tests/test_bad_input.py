@@ -116,6 +116,7 @@ def arguments_of(call: Callable[..., Any]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "argument"), [(n, a) for n, call in CALLS.items() for a in arguments_of(call)]
 )

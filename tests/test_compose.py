@@ -40,6 +40,7 @@ def same(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_one_plan_does_what_two_did(name: str) -> None:
     made = twice(name)

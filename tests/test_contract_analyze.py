@@ -230,6 +230,7 @@ class Clipped(nn.Module):
         return self.down(y.tanh())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [DOUBLE_LIMIT, 0])
 @pytest.mark.parametrize(("kind", "how"), [(torch.float32, "statistics"), (torch.float64, "statistics"),
                                           (torch.float32, "reconstruction")])  # fmt: skip

@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTI
 OPTIONAL = "timm", "torch_pruning", "transformers"  # what a page may import; CI has them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_code_on_a_page_runs(page: Path, stated: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text, names = page.read_text(), {"__name__": "__page__"}

@@ -67,6 +67,7 @@ class EmptySum(nn.Module):
 EMPTY = (EmptyRows, NoRank, EmptyLast)  # not EmptySum: the oracle takes a 0 for an entry that is gone
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize("kind", [*EMPTY, EmptySum])
 @pytest.mark.parametrize("importance", depgraph.CRITERIA)
@@ -126,6 +127,7 @@ def deepest() -> int:
         depth += 10
 
 
+@pytest.mark.slow
 def test_modules_nested_as_deep_as_they_run(tmp_path):
     torch.manual_seed(0)
     depth, limit = deepest() - 20, sys.getrecursionlimit()  # a few frames stand above our call of the model

@@ -120,6 +120,7 @@ def test_other_widths_load_by_one_line(make: Any, kind: str, tmp_path: Path) -> 
     assert torch.equal(elsewhere(OURS.format(kind=kind), tmp_path / "saved"), result.model(words()).logits)
 
 
+@pytest.mark.slow
 def test_shards_of_a_wrapped_model_load_without_depgraph(tmp_path: Path) -> None:
     from transformers import BertForSequenceClassification
 
@@ -133,6 +134,7 @@ def test_shards_of_a_wrapped_model_load_without_depgraph(tmp_path: Path) -> None
     assert torch.equal(loaded(words()).logits, result.model(words()).logits)
 
 
+@pytest.mark.slow
 def test_what_a_config_would_compute_anew_is_noticed(tmp_path: Path) -> None:
     """Half of each head: all widths are equal, but the scale and the rotary frequencies are the original's."""
     result = depgraph.prune(llama(), {"input_ids": words()}, pruning_ratio=0.5, granularity="fine")

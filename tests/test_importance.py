@@ -444,6 +444,7 @@ def one_by_one(batches: list[Any]) -> list[Any]:
     return [(x[i : i + 1], t[i : i + 1]) for x, t in batches for i in range(len(x))]
 
 
+@pytest.mark.slow
 @each_case
 def test_first_order_criteria(case: Case) -> None:
     p = case()
@@ -781,6 +782,7 @@ class Counted(list):  # type: ignore[type-arg]
         yield from super().__iter__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Obs, Redundancy, Correlation])
 def test_memory_is_bounded_by_more_passes(criterion: Any) -> None:
     p = CASES["stream"](20)
@@ -974,6 +976,7 @@ def test_dead_units_score_nothing() -> None:
         assert p.scores(name).argmin() == 3, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "name", [n for n, c in CRITERIA.items() if getattr(c, "needs", "") in ("inputs", "loss")]
@@ -1067,6 +1070,7 @@ def grad_mode(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("grad_mode")
 def test_data_driven_criteria_leave_nothing_behind(marked: nn.Module, with_data: str) -> None:
     data = batches_of(marked)
@@ -1081,6 +1085,7 @@ def test_data_driven_criteria_leave_nothing_behind(marked: nn.Module, with_data:
     assert all((scores[k] == frozen[k]).all() for k in scores), "frozen weights are scored as well"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("grad_mode")
 @pytest.mark.parametrize("failure", [ValueError("mine"), KeyboardInterrupt(), "nan"])
 def test_nothing_is_left_behind_after_a_failure(marked: nn.Module, with_data: str, failure: Any) -> None:
@@ -1275,6 +1280,7 @@ def test_a_users_function_and_class_do_as_well() -> None:
     assert result.plan.mask("inner.weight").tolist() == [False] * 5 + [True] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CRITERIA)
 def test_every_name_prunes_to_a_ratio(name: str) -> None:
     p = CASES["branch"]()

@@ -178,6 +178,7 @@ def test_regularisers_act_until_the_last_step_and_are_made_anew() -> None:
     assert [m.rates for m in made] == [[0.25, 0.25]] * 3
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_ends_like_one_that_was_not() -> None:
     """State of the pruner, weights and optimizer through a checkpoint, at each step of the way."""
     for stop in (1, 3, 6, 10):
@@ -235,6 +236,7 @@ def test_bad_input() -> None:
 # ------------------------------------------------------------------------------------------------- Lightning
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
 def test_lightning(tmp_path: Any) -> None:
     """Losses, weights and widths of a run by hand; a checkpoint on the way, taken up by fresh objects."""
@@ -325,6 +327,7 @@ def step_by_hand(model: nn.Module, teacher: nn.Module, batch: Any, alpha: float)
     return alpha * soft + (1 - alpha) * F.cross_entropy(logits, y)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
 @pytest.mark.parametrize("way", ["tensor", "dict", "whole"])
 def test_distilling_in_lightning(way: str) -> None:
@@ -455,6 +458,7 @@ def losses_of(trainer: Any) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
 def test_transformers_trainer(tmp_path: Any) -> None:
     """Smaller while it trains; a checkpoint on the way, taken up by fresh objects, ends alike."""

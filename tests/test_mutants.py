@@ -14,7 +14,7 @@ import mutants as m
 import pytest
 from mutants import RULES, TINY, Breaker, mutants, said_by, subjects, survivors
 
-pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")]
 
 # ------------------------------------------------------------------------------------------------ what survives
 
@@ -89,9 +89,6 @@ UNREACHED = {
     "registry.py": {"site.same(a, b)": "belongs to the in-place forms of all rules"},
 }  # fmt: skip
 
-# Rules that many networks call, or that have many statements: three quarters of the time that all take.
-HEAVY = "aten::lstm", "aten::scaled_dot_product_attention", "aten::linear", "aten::convolution"
-
 # ------------------------------------------------------------------------------------------------ tests
 
 
@@ -112,9 +109,7 @@ def test_watching_changes_nothing():
             assert subject.facts() == subject.unbroken, subject.name
 
 
-@pytest.mark.parametrize(
-    "rule", [pytest.param(r, marks=pytest.mark.slow) if r in HEAVY else r for r in RULES]
-)
+@pytest.mark.parametrize("rule", RULES)
 def test_every_mutant_of_a_rule_is_noticed(rule: str):
     mine = [str(mutant) for mutant in mutants() if mutant.rule == rule]
     assert mine, "nothing calls it: add a row to probing_rows.py, or a tiny network to mutants.py"

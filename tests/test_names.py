@@ -418,7 +418,9 @@ def test_ratios_and_scopes_take_the_names_of_groups() -> None:
     """One piece of one dim is named by its group alone: the others keep all, and what can't shrink says why."""
     model, x = Attention().eval(), torch.randn(2, 7, 5)
     graph = depgraph.analyze(model, x)
-    one = next(g for g in graph.groups if any(m.name == "qkv.weight" for m in g.members if m.role == "produces"))
+    one = next(
+        g for g in graph.groups if any(m.name == "qkv.weight" for m in g.members if m.role == "produces")
+    )
     result = depgraph.prune(model, x, pruning_ratio={one.name: 0.5})
     check_result(model, result, x)
     assert result.plan.new_shape("qkv.weight") == (36, 11)

@@ -74,6 +74,7 @@ def without(call: Call) -> Tensor:
     return op(*args) - op(*replaced(args))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", ZOO)
 def test_inputs_times_weight_is_what_the_op_computes(name: str):

@@ -157,6 +157,7 @@ def reparametrised(how: str, seed: int = 0, train: bool = False) -> nn.Module:
     return net.train(train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("how", REPARAMETRISED)
 def test_reparametrised_weights(how: str, train: bool) -> None:
@@ -175,6 +176,7 @@ def test_reparametrised_weights(how: str, train: bool) -> None:
     prune_and_check(net, pixels(), pruning_ratio=0.4, importance=random_importance(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", REPARAMETRISED)
 def test_reparametrised_weights_in_place(how: str) -> None:
     """The same object gets the weights that the copy would have got, and the parametrizations can be taken off it."""

@@ -672,6 +672,7 @@ def test_reconstruction_is_exact_where_the_kept_inputs_say_all(name: str):
     assert told.output[1] < EXACT**2 < told.output[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", ZOO)
 def test_no_network_gets_worse(name: str):

@@ -82,6 +82,7 @@ def test_ramps_follow_their_formulas(name: str) -> None:
     assert ramp_of(name)(1.0, 0.37) == pytest.approx(0.37, rel=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ramp", [*FORMULAS, lambda t: t**2])
 def test_every_step_removes_the_share_of_the_original_that_the_ramp_says(ramp: Any) -> None:
     removed = FORMULAS[ramp] if isinstance(ramp, str) else lambda t, s: s * t**2
@@ -110,6 +111,7 @@ def test_every_step_removes_the_share_of_the_original_that_the_ramp_says(ramp: A
     assert widths(result.model) == widths(depgraph.prune(model, INPUTS, **how).model)
 
 
+@pytest.mark.slow
 def test_ratios_by_name_caps_and_floors_count_from_the_original() -> None:
     model = made()
     by_name = prune_gradually(
@@ -132,6 +134,7 @@ def test_ratios_by_name_caps_and_floors_count_from_the_original() -> None:
     assert shared.model.split.out_channels == 34
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["max_params", "max_macs", "max_bytes"])
 def test_budgets_fall_along_the_ramp(budget: str) -> None:
     model = made()
@@ -257,6 +260,7 @@ def test_where_nothing_is_good_enough_the_original_comes_back() -> None:
     assert result.report.verification.status == "skipped"
 
 
+@pytest.mark.slow
 def test_the_allowed_drop_may_change_along_the_way() -> None:
     scores = {10: 0.7, 7: 0.7, 4: 0.7}
 
@@ -379,6 +383,7 @@ def test_a_step_that_fails_is_made_again() -> None:
     assert [t.kept for t in pruner.history] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_that_was_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, options = made(), {"steps": 2, "ramp": "linear", "pruning_ratio": 0.5, "latency": True}
     timed: list[Any] = []

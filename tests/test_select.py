@@ -246,6 +246,7 @@ def test_prices_lose_less_than_scores_alone() -> None:
     assert max(ratios) < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ZOO)[::9])
 def test_budgets_on_the_zoo(name: str) -> None:
     """Every budget holds on the result itself, and no step of a block could be undone."""

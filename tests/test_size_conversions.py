@@ -191,6 +191,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
 def test_a_number_made_of_a_size(name: str, ratio: float) -> None:

@@ -64,6 +64,7 @@ def assert_same(got: nn.Module, wanted: nn.Module) -> None:
     assert list(got.state_dict()) == list(wanted.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_round_trip(name: str, tmp_path: Path) -> None:
     entry = ZOO[name]
@@ -239,6 +240,7 @@ def bare(model: nn.Module) -> nn.Module:
 WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [nn.DataParallel, compiled, bare]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded_in", WRAPPERS)
 @pytest.mark.parametrize("saved_in", WRAPPERS)
 def test_wrappers_are_no_part_of_a_folder(saved_in: Any, loaded_in: Any, tmp_path: Path) -> None:
@@ -375,6 +377,7 @@ class Counts(Small):
         return self.last(hidden)[:, self.tables["order"][0]] + self.tables["noise"][0][:, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Small, Asks, Closes, Remembers, Counts])
 def test_factories_whose_models_need_values_while_they_are_built(
     kind: type[nn.Module], tmp_path: Path
@@ -637,6 +640,7 @@ def test_files_of_others_in_a_saved_folder_are_kept_and_old_weights_are_not(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("moment", ["weights", "plan", "rename"])
 @pytest.mark.parametrize("kind", ["error", "kill"])
@@ -697,6 +701,7 @@ def test_a_full_disk_leaves_what_was_there(file: str, width: int, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_says_late_that_it_is_full_fails_the_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -792,6 +797,7 @@ CLAIMS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("claim", "says"), CLAIMS)
 def test_what_a_folder_claims_is_held_against_the_model(
     claim: dict[str, Any], says: str, tmp_path: Path
@@ -830,6 +836,7 @@ def test_no_path_leads_out_of_a_folder(name: str, tmp_path: Path) -> None:
         depgraph.load(Small, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -870,6 +877,7 @@ def test_nothing_in_a_folder_is_imported_executed_or_unpickled(
     assert "evil" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_hundred_folders_with_something_wrong(tmp_path: Path) -> None:
     """Bytes, fields, tensors, headers, files: our error, or the very model that was saved."""
     original = tmp_path / "original"

@@ -161,6 +161,7 @@ def test_a_cache_that_was_filled_comes_back(tmp_path: Path) -> None:
     assert torch.equal(loaded.cache, torch.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_config_names_no_code_to_fetch(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

@@ -134,6 +134,7 @@ def figures(row: depgraph.Row) -> tuple[int | None, int | None, int | None, floa
     return row.params, row.macs, row.bytes, row.score
 
 
+@pytest.mark.slow
 def test_a_sweep_has_the_figures_of_direct_calls(net: nn.Module, x: Tensor) -> None:
     score, before = Agreement(net, x), snapshot(net)
     found = depgraph.sweep(
@@ -334,6 +335,7 @@ def test_ctrl_c_while_the_model_itself_is_scored(net: nn.Module, x: Tensor) -> N
         assert_untouched(net, before)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_model_and_the_sweep_goes_on(net: nn.Module, x: Tensor, tmp_path: Path) -> None:
     file, ratios = tmp_path / "new folder" / "rows.jsonl", (0.2, 0.4, 0.6)
     net.train()

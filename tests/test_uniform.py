@@ -104,6 +104,7 @@ HALF, PARAMETERS, MACS = {"pruning_ratio": 0.5}, {"max_params": 0.6}, {"max_macs
 
 
 # With the hidden state among the outputs no plan has 0.6 of the parameters: `test_a_kept_state_bounds_what_can_go`.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "how"),
     [(Encoder, HALF), (Encoder, MACS), (Classifier, HALF), (Classifier, PARAMETERS), (Classifier, MACS)],
@@ -176,6 +177,7 @@ class Repeating(Classifier):
         return super().forward(x) * sum(1 for _ in range(self.config.inner))
 
 
+@pytest.mark.slow
 def test_numbers_that_forward_reads_follow_where_the_outputs_allow_it() -> None:
     """Reading is no use; a use is found by verification, and then the width that the number says stays."""
     torch.manual_seed(0)

@@ -87,6 +87,7 @@ MIXTURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [(2,), (2, 2, 4), (0, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_experts_that_nobody_chose_follow_their_siblings(kind: str, chosen: tuple[int, ...]) -> None:

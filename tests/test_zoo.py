@@ -24,6 +24,7 @@ def test_half_by_l1(name):
     assert changed <= set(rewritten(result)), f"classes changed without a word in the report: {changed}"
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_positions(name, seed):
