@@ -118,6 +118,20 @@ def test_amounts(name: str, given: Any, share: float | None, value: float) -> No
     assert kind.amount(given, 1e12) == pytest.approx(share * 1e12 if share is not None else value)
 
 
+def test_every_unit_by_hand() -> None:
+    by_hand = {
+        "max_params": "1K=1000 1M=1000000 1G=1000000000 1B=1000000000 1T=1000000000000",
+        "max_bytes": "1B=1 1KB=1000 1MB=1000000 1GB=1000000000 1TB=1000000000000 "
+        "1KiB=1024 1MiB=1048576 1GiB=1073741824 1TiB=1099511627776",
+        "max_latency": "1s=1 1ms=0.001 1us=0.000001",
+    }
+    for name, rows in by_hand.items():
+        pairs = dict(row.split("=") for row in rows.split())
+        assert {unit.removeprefix("1") for unit in pairs} == set(BUDGETS[name].units)
+        for given, value in pairs.items():
+            assert BUDGETS[name].amount(given, 1e15) == pytest.approx(float(value)), given
+
+
 @pytest.mark.parametrize("name", ["max_params", "max_macs", "max_bytes", "max_memory", "max_latency"])
 @pytest.mark.parametrize(
     "given",

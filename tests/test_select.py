@@ -353,6 +353,23 @@ def test_peak_memory_by_hand() -> None:
     assert measure_memory(result.model, x) <= 0.6 * by_hand
 
 
+def test_views_take_no_memory_where_it_is_most() -> None:
+    """At the peak there are the first product and the last: views of views are the same memory."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x).view(7, 4, 3).transpose(0, 1).transpose(0, 1).flatten(1))
+
+    model, x = Net().eval(), torch.randn(7, 5)
+    graph = depgraph.analyze(model, x)
+    full = np.array([g.units for g in graph.groups])
+    assert memory_cost(graph).value(full) == measure_memory(model, x) == 4 * 7 * (12 + 3)
+
+
 @pytest.mark.parametrize(
     "name", ["TorchMultihead", "RollChannels", "ThreeDimensional", "WeightNorm", "LiteralView"]
 )

@@ -29,6 +29,18 @@ from zoo import ZOO
 import depgraph
 from depgraph.store import document, folders, saving, weights
 
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "dense"),
+    [((2, 3), (3, 1), True), ((2, 3), (1, 2), True), ((2, 3), (4, 1), False), ((2, 3), (1, 1), False),
+     ((2, 3), (0, 1), False), ((2, 1, 3), (3, 99, 1), True), ((0, 3), (3, 1), False), ((), (), True)],
+)  # fmt: skip
+def test_dense_strides_reach_each_place_once(
+    shape: tuple[int, ...], stride: tuple[int, ...], dense: bool
+) -> None:
+    assert weights.is_dense(shape, stride) is dense
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
 

@@ -61,6 +61,16 @@ def test_of_two_that_save_to_one_folder_neither_loses_a_file(tmp_path: Path) -> 
     assert names(tmp_path) == {"saved"}
 
 
+def test_folders_change_names_in_one_step_or_not_at_all(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "says").write_text(name)
+    done = folders._exchange(tmp_path / "a", tmp_path / "b")
+    assert type(done) is bool
+    assert [(tmp_path / n / "says").read_text() for n in "ab"] == (["b", "a"] if done else ["a", "b"])
+    assert not folders._exchange(tmp_path / "a", tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_what_is_written_into_a_folder_while_it_is_replaced_stays(
     exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
