@@ -31,7 +31,7 @@ class HandPlan:
     """Keeps, of each named tensor, the listed indices of each listed dim: {"conv.weight": {0: [1, 2]}}."""
 
     def __init__(self, model: nn.Module, kept: dict[str, dict[int, list[int]]]):
-        self.masks = {name: torch.ones_like(t, dtype=torch.bool) for name, t in tensors_of(model)}
+        self.masks = {name: torch.ones(t.shape, dtype=torch.bool) for name, t in tensors_of(model)}
         for name, dims in kept.items():
             for dim, indices in dims.items():
                 gone = sorted(set(range(self.masks[name].shape[dim])) - set(indices))

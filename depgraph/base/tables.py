@@ -18,12 +18,15 @@ def width() -> int:
 
 
 def table(title: str, *headings: str) -> Table:
-    """An empty table: names in the first column, numbers in the others."""
+    """An empty table: names in the first column, which may take several lines, numbers in the others."""
     from rich.table import Table  # noqa: PLC0415
 
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for i, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if i else "left", overflow="fold")
+        if i:
+            made.add_column(heading, justify="right", no_wrap=True)
+        else:
+            made.add_column(heading, overflow="fold", min_width=8)
     return made
 
 
@@ -32,7 +35,11 @@ def printed(*parts: Any) -> str:
     from rich.console import Console  # noqa: PLC0415
 
     out = io.StringIO()
-    console = Console(file=out, width=width(), highlight=False, markup=False, emoji=False)
+    console = Console(file=out, highlight=False, markup=False, emoji=False)
     for part in parts:
+        console.width = width()
+        if not isinstance(part, str):  # numbers are never broken
+            least = console.measure(part, options=console.options.update(max_width=10_000)).minimum
+            console.width = max(console.width, least)
         console.print(part)
     return out.getvalue().rstrip()
