@@ -9,13 +9,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
-from .base.inputs import each_example
 from .base.running import Score, score_of
-from .base.values import tensor_leaves
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
@@ -34,6 +31,7 @@ from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
 from .tracing.trace import trace
+from .tracing.unfit import check_fit
 from .tracing.wrappers import check_changeable
 
 
@@ -92,7 +90,7 @@ def analyze(
     flag("strict", strict)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
-    _check_devices(model, example_inputs)
+    check_fit(model, example_inputs)
     graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
     if graph.meets_literals or choices:  # most models have neither, and need only one run
@@ -215,7 +213,7 @@ def prune(
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         _check_has_values(model)
         if inplace:
             check_changeable(model)
@@ -241,6 +239,11 @@ def prune(
     notes: list[str] = []
     targets = read_budgets(graph, example_inputs, request)
     small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
+    if request.threshold is not None and not plan.cuts:
+        lowest = min(b.scores[0] for b in request.selection(graph, scores).blocks if len(b.scores))
+        notes.append(
+            f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
+        )
     won = None
     if recover is not None:
         won = win_back(
@@ -280,7 +283,8 @@ def _check_has_values(model: nn.Module) -> None:
     if meta:
         raise InputError(
             f"the model is on the meta device ({meta[0]!r}): its weights have no values to score\n"
-            "  fix: materialise it first, or plan on the real model and apply(meta_model, plan)"
+            "  fix: materialise it first (load it whole where it is offloaded), or plan on the real model and "
+            "apply(meta_model, plan)"
         )
 
 
@@ -291,25 +295,6 @@ def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
     if bad:
         raise InputError(
             f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned"
-        )
-
-
-def _check_devices(model: nn.Module, example_inputs: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}"
-        )
-    lazy = [n for n, t in named_tensors(model)[0].items() if is_lazy(t)]
-    if lazy:
-        raise InputError(
-            f"{', '.join(lazy[:4])}{' ...' if len(lazy) > 4 else ''} have no shape yet: lazy modules get them in their "
-            "first call\n  fix: call model(*example_inputs) once, then prune it"
-        )
-    there = {p.device for p in model.parameters() if p.device.type != "meta"}
-    given = {t.device for t in tensor_leaves(each_example(example_inputs))}
-    if len(there) == 1 and given and not given <= there:
-        raise InputError(
-            f"the model is on {next(iter(there))}, the example inputs on {', '.join(map(str, given))}: move one of them"
         )
 
 

@@ -108,7 +108,8 @@ def test_prune_save_show_verify_compare(
     assert after["a.weight"] == list(loaded.a.weight.shape)
     assert data(capsys, "verify", "small", "--model", "mine:net", *inputs)["status"] == "equal"
     assert main(["verify", "small", "--model", "mine:other", *inputs]) == 3  # other weights
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "it was made from other weights, or trained since" in " ".join(said.split())
     compared = data(capsys, "compare", "mine:net", "small", *inputs)
     assert compared["parameters"] == [report["params"]["before"], report["params"]["after"]]
     assert {w["name"] for w in compared["widths"]} == set(after)

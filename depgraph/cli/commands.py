@@ -11,6 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ..base.errors import VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
@@ -147,11 +150,28 @@ def verify(options: argparse.Namespace) -> int:
     try:
         proof = verify_values(model, small, plan, inputs_of(options.input, model))
     except VerificationError as error:
-        _say(options, {"status": "different", "detail": str(error)}, f"different: {error}")
+        detail = _other_original(model, small, plan) or str(error)
+        _say(options, {"status": "different", "detail": detail}, f"different: {detail}")
         return DIFFERENT
     data = {"status": proof.status, "max_error": proof.max_error, "detail": proof.detail}
     _say(options, data, f"{proof.status}: {proof.detail}; largest deviation {proof.max_error:.1e}")
     return DONE
+
+
+def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
+    """A sentence about weights that the saved model does not have from this original, or ""."""
+    now, saved = model.state_dict(), small.state_dict()
+    names = [
+        n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point()
+        and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
+    ]  # fmt: skip
+    if not names:
+        return ""
+    return (
+        f"{len(names)} tensors of this original are not what the saved model kept of its own ({', '.join(names[:3])}): it was "
+        "made from other weights, or trained since\n  fix: give the very original; a factory that draws its weights at "
+        "random must seed them or load them"
+    )
 
 
 def show(options: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from .record import AtenMode, PythonMode
 from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
+from .unfit import types_that_differ
 from .wrappers import check_unsharded
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
@@ -123,12 +124,21 @@ def trace(
         try:
             ways: dict[str, Any] = {"literals": literals, "grad": grad, "other_ways": tuple(other_ways)}
             found = _run(model, examples, fake, tracked, seconds, **ways)
+            if fake and failure is not None and not isinstance(failure, TimeoutError):
+                _check_types(model, example_inputs, failure)
             return _reach_more(found, model, examples, fake, tracked, ways)
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
+    _check_types(model, example_inputs, failure)
     raise TraceError(could_not_run(failure)) from failure
+
+
+def _check_types(model: nn.Module, example_inputs: Any, failure: Exception | None) -> None:
+    """Say so where a run on real tensors failed and the inputs are of another type than the model."""
+    if text := types_that_differ(model, example_inputs):
+        raise InputError(f"{text}\n  ({type(failure).__name__}: {failure})") from failure
 
 
 def _reach_more(
