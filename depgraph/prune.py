@@ -105,7 +105,9 @@ OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.k
 
 def _stated(constraints: Any) -> list[Constraint]:
     """One constraint or several as a list, checked."""
-    if isinstance(constraints, (Mapping, str)) or not (callable(constraints) or isinstance(constraints, Iterable)):
+    if isinstance(constraints, (Mapping, str)) or not (
+        callable(constraints) or isinstance(constraints, Iterable)
+    ):
         raise InputError(f"constraints must be functions of a DependencyGraph, not {shown(constraints)}")
     stated = [constraints] if callable(constraints) else list(constraints)
     for constraint in stated:

@@ -56,7 +56,7 @@ def _packed(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
     found = [
         f"{n} ({type(t).__name__})"
         for n, t in tensors.items()
-        if t.is_quantized or is_traceable_wrapper_subclass(t)
+        if any((t.is_quantized, is_traceable_wrapper_subclass(t)))
     ]
     for path, module in model.named_modules():
         held = [name for name, value in vars(module).items() if isinstance(value, torch.ScriptObject)]
