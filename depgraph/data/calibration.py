@@ -37,6 +37,19 @@ class Batch:
         args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)
         return Batch(args, kwargs, self.target)
 
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What `model` returns for this batch.
+
+        Raises:
+            InputError: it fails.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except Exception as error:
+            raise InputError(
+                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
+            ) from error
+
 
 class Calibration:
     """Batches of inputs, or of (inputs, target) pairs, that can be gone through any number of times.

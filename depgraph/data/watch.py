@@ -158,15 +158,13 @@ class Watch:
         self.failure, self.choices, self.pending = None, 0, []
         try:
             with torch.inference_mode(False), torch.no_grad(), open_functions(), _Aten(self), _Python(self):
-                out = self.twin(*batch.args, **batch.kwargs)
+                out = batch.run(self.twin)
         except StopRun:
             return None
-        except Exception as error:
+        except InputError:
             if self.failure is not None:
                 raise self.failure from None
-            raise InputError(
-                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
-            ) from error
+            raise
         finally:
             self.made.clear()
             self.kept.restore()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +55,7 @@ def differentiate(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones have no second derivative
         for batch in stack.enter_context(closing(calibration.batches("gradients"))):
             for piece in _samples(batch) if samples else [batch]:
-                loss = calibration.loss_of(_output(twin, piece), piece)
+                loss = calibration.loss_of(piece.run(twin), piece)
                 found = _gradients(loss, aliases, twice)
                 visit(aliases, {n: g.to_dense() if g.is_sparse else g for n, g in found.items()})
 
@@ -71,15 +70,6 @@ def _written(graph: DependencyGraph) -> set[str]:
             if leaf is not None:
                 found.add(str(leaf.target))
     return found
-
-
-def _output(twin: nn.Module, batch: Batch) -> Any:
-    try:
-        return twin(*batch.args, **batch.kwargs)
-    except Exception as error:
-        raise InputError(
-            f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _gradients(loss: torch.Tensor, aliases: Aliases, twice: bool) -> Gradients:

@@ -99,21 +99,6 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
 
 
-class Chosen:
-    """The same random samples of a batch for every layer that has as many."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    def of(self, count: int, seed: int, device: torch.device) -> Tensor | None:
-        """Which of `count` samples are taken; None for all."""
-        if self.share >= 1:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        wanted = max(1, round(count * self.share))
-        return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
-
-
 @dataclass
 class Reconstruction:
     """Solves consumers for their weights.
@@ -290,8 +275,7 @@ class _Work:
     """One layer's samples, as often as they are needed."""
 
     def __init__(self, pair: Pair, members: list[Member], share: float, grams: Grams) -> None:
-        self.pair, self.members, self.grams = pair, members, grams
-        self.chosen = Chosen(share)
+        self.pair, self.members, self.share, self.grams = pair, members, share, grams
         self.alone = not any(m.held_out for m in members)  # one batch: every fifth sample is held out
         self.device = members[0].small.x.device
 
@@ -308,7 +292,11 @@ class _Work:
             call, layout = member.small, member.small.layout
 
             def some(count: int, start: int, batch: int = i) -> Tensor | None:
-                return self.chosen.of(count, batch * 100_003 + start, self.device)
+                if self.share >= 1:
+                    return None  # all; else the same random ones for every layer that has as many
+                generator = torch.Generator().manual_seed(batch * 100_003 + start)
+                wanted = max(1, round(count * self.share))
+                return torch.randperm(count, generator=generator)[:wanted].sort().values.to(self.device)
 
             for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
                 given = layout.outputs(call.args, member.result(), part, samples)
