@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import named_object
 from ..base.errors import InputError
 from ..integrations import PRETRAINED
 from ..store.document import FILE_NAME
@@ -21,34 +22,17 @@ INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+
 OWN_EXAMPLES = ("example_input_array", "dummy_inputs")  # attributes by which models say what they take
 
 
-def named_object(text: str, what: str) -> Any:
-    """The object that ``package.module:name`` names; the present folder is searched first.
-
-    Raises:
-        InputError: the text has another form, the module can't be imported, or holds no such name.
-    """
-    module_name, _, name = text.partition(":")
-    if not module_name or not name:
-        raise InputError(f"{what} must be given as package.module:name, not {text!r}")
+def _named(text: str, what: str) -> Any:
+    """The object that ``package.module:name`` names; the present folder is searched first."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may raise anything
-        raise InputError(
-            f"{what} {text!r}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
-    for step in name.split("."):
-        if not hasattr(found, step):
-            raise InputError(f"{what} {text!r}: {module_name} has no {name!r}")
-        found = getattr(found, step)
-    return found
+    return named_object(what, text)
 
 
 def function(text: str, what: str) -> Callable[..., Any]:
     """The function that ``package.module:name`` names."""
-    found = named_object(text, what)
+    found = _named(text, what)
     if not callable(found):
         raise InputError(f"{what} {text!r} is not a function")
     return found
@@ -76,7 +60,7 @@ def model_of(text: str) -> nn.Module:
                 "folder)"
             )
         return pretrained().from_folder(text)
-    found = named_object(text, "the model")
+    found = _named(text, "the model")
     if not isinstance(found, nn.Module):
         if not callable(found):
             raise InputError(f"{text!r} is neither a model nor a function that makes one")

@@ -60,7 +60,7 @@ def origins(model: nn.Module) -> Origins:
             place = ".".join(filter(None, (path, inner)))
             for name, value in vars(part).items():
                 for steps, number in _numbers(value):
-                    if _held(model, (place, name, *steps)) == number:  # forward may have set others since
+                    if held_at(model, (place, name, *steps)) == number:  # forward may have set others since
                         found.attributes[("attr", place, name, *steps)] = number.expr
         for name, parameter in twin.named_parameters():
             exprs = shapes.get(parameter.untyped_storage()._cdata)
@@ -150,10 +150,10 @@ def build(
     return None, {}
 
 
-def _held(model: nn.Module, key: Key) -> Any:
-    """What `model` has at a key, or None."""
+def held_at(holder: Any, key: Key) -> Any:
+    """What a model (or with path "" another object) has at (module path, attribute, *keys), or None."""
     try:
-        return read_attribute(model, key)
+        return read_attribute(holder, key)
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
 
@@ -193,7 +193,7 @@ def field_repairs(
         if name in plan.shapes or name in plan.aliases:
             equations += [(e, n) for e, n in zip(exprs, plan.new_shape(name), strict=True)]
     given = {k: v for k, v in values.items() if k not in found.attributes}
-    given |= {k: v for k in reads - values.keys() if type(v := _held(model, k[1:])) is int}
+    given |= {k: v for k in reads - values.keys() if type(v := held_at(model, k[1:])) is int}
     known = _solved(model, list(dict.fromkeys(equations)), given)
     kept = values.keys() | reads
     repairs = {k: v for k, v in known.items() if k not in kept and v != read_attribute(model, k[1:])}

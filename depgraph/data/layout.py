@@ -6,7 +6,7 @@ A layout says how the arguments of one call, its weight and its result are broug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -199,7 +199,7 @@ def _taken(stacks: slice, start: int, x: Tensor, chosen: Choice | None) -> Piece
     return stacks, some + start, x[:, some]
 
 
-def slices(count: int, entries: int, limit: int) -> Iterable[slice]:
+def slices(count: int, entries: int, limit: int) -> list[slice]:
     """Ranges of `count` stacks of so many `entries` each, of at most `limit` entries where one alone is not more."""
     step = max(1, limit // max(entries, 1))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]

@@ -20,8 +20,7 @@ from ..costs import cost
 from ..costs.latency import latencies
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
-from ..importance import CRITERIA, Importance, Scores, scores_of
-from ..importance.criterion import normalisation
+from ..importance import Importance, Scores, normalisation, scores_of
 from ..prune import OF_ANALYZE, analyze, as_module, prune
 from ..select import BUDGETS, Request
 from ..select.budget_kinds import budget_kind
@@ -138,8 +137,7 @@ class ScoredOnce:
     def __init__(self, importance: str | Importance) -> None:
         """`importance`: as for `prune`."""
         self.importance = importance
-        named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-        self.normalise = normalisation(named)  # type: ignore[arg-type]
+        self.normalise = normalisation(importance)
         self.graph: DependencyGraph | None = None
         self.scores: dict[str, Scores] = {}
 
@@ -192,7 +190,9 @@ def sweep(
     flag("latency", latency)
     a_module("model", model := as_module(model))
     asked = _asked(ratios, budgets, prune_arguments)
-    arguments = reusable(prune_arguments)
+    arguments = dict(prune_arguments)
+    if isinstance(arguments.get("calibration"), Iterator):
+        arguments["calibration"] = list(arguments["calibration"])  # each row reads it
     run = _Run(model, example_inputs, score, latency, arguments)
     subject = {"kind": "sweep", "model": run.model, "example_inputs": example_inputs}
     records = Records(file, {**subject, "score": name_of(score), "latency": latency, "arguments": arguments})
@@ -293,12 +293,3 @@ def _asked(
         else:
             Request(cast(float, value))
     return list(dict.fromkeys(asked))
-
-
-def reusable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` of `prune`, with a calibration that can be read any number of times."""
-    found = dict(arguments)
-    batches = found.get("calibration")
-    if isinstance(batches, Iterator):
-        found["calibration"] = list(batches)
-    return found

@@ -66,6 +66,12 @@ def criterion_of(
     return cast(Importance, criterion)
 
 
+def normalisation(importance: str | Importance) -> str:
+    """How scores of different groups are best made comparable (`select/normalise.py`): what the criterion says, or "mean"."""
+    named = CRITERIA.get(importance.lower()) if isinstance(importance, str) else importance
+    return str(getattr(named, "normalise", "mean"))
+
+
 def scores_of(
     graph: DependencyGraph,
     importance: str | Importance = "l1",
@@ -121,5 +127,6 @@ __all__ = [
     "TaylorSquared",
     "Wanda",
     "criterion_of",
+    "normalisation",
     "scores_of",
 ]

@@ -31,11 +31,6 @@ class Prepared(Protocol):
         """Scores [units]; the lowest go first."""
 
 
-def normalisation(importance: Importance) -> str:
-    """How scores of different groups are best made comparable (`select/normalise.py`): what the criterion says, or "mean"."""
-    return str(getattr(importance, "normalise", "mean"))
-
-
 def needed(calibration: Calibration | None, what: str) -> Calibration:
     """`calibration`, where there is one.
 
@@ -81,12 +76,12 @@ REDUCTIONS: dict[str, Callable[[Scores], Any]] = {
 }
 
 
-def chosen(table: dict[str, Callable[[Scores], Any]], name: str, what: str) -> Callable[[Scores], Any]:
-    """`table[name]`.
+def reduction(name: str) -> Callable[[Scores], Any]:
+    """The one of `REDUCTIONS` that has this name.
 
     Raises:
-        InputError: the table has no such name.
+        InputError: none has.
     """
-    if name not in table:
-        raise InputError(f"{what} must be one of {', '.join(table)}, not {name!r}")
-    return table[name]
+    if name not in REDUCTIONS:
+        raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}, not {name!r}")
+    return REDUCTIONS[name]

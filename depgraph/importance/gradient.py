@@ -20,21 +20,12 @@ from .differentiate import Aliases, Gradients, again, differentiate
 from .sums import Entry, MemberSums, values_of
 
 PER = ("all", "batch", "sample")
-
-
-def product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """w·g."""
-    out.copy_(weight).mul_(gradient)
-
-
-def absolute_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """|w·g|."""
-    out.copy_(weight).mul_(gradient).abs_()
-
-
-def squared_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """(w·g)^2."""
-    out.copy_(weight).mul_(gradient).square_()
+# What is summed over the weights of a unit, by the power that is taken of each w·g before the sum; 0: none.
+PRODUCTS: dict[int, Entry] = {
+    0: lambda out, weight, gradient: out.copy_(weight).mul_(gradient),
+    1: lambda out, weight, gradient: out.copy_(weight).mul_(gradient).abs_(),
+    2: lambda out, weight, gradient: out.copy_(weight).mul_(gradient).square_(),
+}
 
 
 def curvature(out: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, signs: torch.Tensor) -> None:
@@ -100,9 +91,7 @@ class Taylor:
         self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
         mean: Gradients = {}
-        entry: Entry = product
-        if self.entries:
-            entry = absolute_product if self.power == 1 else squared_product
+        entry = PRODUCTS[self.power if self.entries else 0]
         self.pieces = 0
 
         def visit(_: Aliases, found: Gradients) -> None:
@@ -244,9 +233,7 @@ class Hessian:
 
 def _accumulate(total: Gradients, found: Gradients) -> None:
     for name, gradient in found.items():
-        wide = gradient if gradient.dtype in (torch.float64, torch.complex128) else None
-        if wide is None:
-            wide = gradient.to(torch.complex64 if gradient.is_complex() else torch.float32)
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         if name in total:
             total[name] += wide
         else:

@@ -91,16 +91,7 @@ class Pair:
 
 
 def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], list[tuple[str, str]]]:
-    """Pair the consumers of both models.
-
-    Args:
-        dense: what was recorded of the original.
-        small: of the smaller model.
-        plan: what made one of the other.
-
-    Returns:
-        the pairs in the order of execution; the weights that are in none, each with the reason.
-    """
+    """The consumers of both models in pairs, in the order of execution; the weights in none, each with the reason."""
     skipped: list[tuple[str, str]] = []
     others: dict[str, list[Consumer]] = {}
     for consumer in consumers(small):
@@ -268,14 +259,9 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
             continue
         shape = record_of(leaves[0]).shape
         ids = moved(candidate, torch.arange(torch.Size(shape).numel()).view(shape))
-        if ids is None:
-            continue
-        operand = moved(
-            product.weight, torch.zeros(record_of(state.leaves_of(product.weight)[0]).shape, dtype=torch.int8)
-        )
-        if operand is None:
-            continue
-        if ids.dim() != 1:
+        weight = record_of(state.leaves_of(product.weight)[0]).shape
+        operand = moved(product.weight, torch.zeros(weight, dtype=torch.int8))
+        if ids is None or operand is None or ids.dim() != 1:
             continue
         full = ids.view(-1, *[1] * spread).expand(record_of(node).shape)
         rows = _layout(product, operand).outputs(node.args, full, slice(None), slice(None))

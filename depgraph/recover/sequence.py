@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -26,12 +27,7 @@ def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of
 
     Layers that are called several times in a run, and those of which the two models are given other samples (a router
     decides otherwise), are solved on the original's inputs without the removed ones: their error is that of the removal.
-
-    Args:
-        task: the models and the data.
-        found: the pairs of consumers.
-        settings: damping and the like.
-        runs_of: how many runs the trace holds.
+    `runs_of` is how many runs the trace holds.
     """
     often = [p for p in found if len([c for c in p.dense.calls if not record_of(c.node).training]) > runs_of]
     from_original(task, often, settings)
@@ -88,11 +84,8 @@ class _Lockstep:
         """Solve the first pair that some runs wait at, and let them continue."""
         place = {p.small: i for i, p in enumerate(self.found)}
         now = min(place[run.call.consumer] for run in waiting if run.call is not None)
-        here = [
-            i
-            for i, (_, run) in enumerate(self.runs)
-            if run.call is not None and place[run.call.consumer] == now
-        ]
+        calls = [run.call for _, run in self.runs]
+        here = [i for i, call in enumerate(calls) if call is not None and place[call.consumer] == now]
         if now not in self.solved:
             next(steps, None)
             self.solved.add(now)
@@ -140,17 +133,10 @@ def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
-        now: list[Pair] = []
-        entries = 0
-        while wanted and (not now or entries + _entries(wanted[0]) <= 4 * ENTRIES):
-            entries += _entries(wanted[0])
-            now.append(wanted.pop(0))
-        _solve_at_once(task, now, settings)
-
-
-def _entries(pair: Pair) -> int:
-    """Of its Gram matrices."""
-    return pair.at[:, 0].numel() * pair.columns.shape[1]
+        grams = accumulate(p.at[:, 0].numel() * p.columns.shape[1] for p in wanted)
+        count = max(1, sum(entries <= 4 * ENTRIES for entries in grams))
+        _solve_at_once(task, wanted[:count], settings)
+        wanted = wanted[count:]
 
 
 def _solve_at_once(task: Task, found: list[Pair], settings: Reconstruction) -> None:

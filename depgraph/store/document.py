@@ -122,24 +122,34 @@ def _document(data: Any, problems: list[str]) -> Document:
         problems.append(f"{FILE_NAME} has format {found!r:.40}, this version reads {FORMAT}")
         return Document()
     problems.extend(f"{FILE_NAME} has an unknown field {n!r:.60}" for n in data.keys() - FIELDS - {"sha256"})
-    fields = _Fields(data, problems)
+
+    def get(name: str, kind: type, of_names: bool = False) -> Any:
+        found = data.get(name)
+        if isinstance(found, kind):
+            entries: Any = found.values() if isinstance(found, dict) else found
+            if not of_names or all(isinstance(v, str) for v in entries):
+                return found
+        what = f"{kind.__name__} of names" if of_names else kind.__name__
+        problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a {what}")
+        return kind()
+
     document = Document(
-        plans=[read(plan, problems) for plan in fields.get("plans", list)],
-        ties=fields.names("ties"),
-        views=fields.names("views"),
-        frozen=fields.strings("frozen"),
-        training=fields.strings("training"),
-        extra_state=fields.get("extra_state", dict),
-        config=None if data.get("config") is None else fields.get("config", dict),
-        provenance=fields.get("provenance", dict),
+        plans=[read(plan, problems) for plan in get("plans", list)],
+        ties=get("ties", dict, True),
+        views=get("views", dict, True),
+        frozen=get("frozen", list, True),
+        training=get("training", list, True),
+        extra_state=get("extra_state", dict),
+        config=None if data.get("config") is None else get("config", dict),
+        provenance=get("provenance", dict),
     )
-    for name, row in fields.get("tensors", dict).items():
+    for name, row in get("tensors", dict).items():
         entry = _entry(row)
         if entry is None:
             problems.append(f"{FILE_NAME}: {name!r:.60} has an invalid description, {row!r:.80}")
         else:
             document.tensors[name] = entry
-    for name, places in fields.get("held", dict).items():
+    for name, places in get("held", dict).items():
         if name in document.tensors and _are_places(places):
             document.attribute_tensors[name] = [(path, tuple(keys)) for path, keys in places]
         else:
@@ -151,32 +161,6 @@ def _document(data: Any, problems: list[str]) -> Document:
             if first not in document.tensors or name in document.tensors
         ]
     return document
-
-
-class _Fields:
-    def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
-        self.data, self.problems = data, problems
-
-    def get(self, name: str, kind: type) -> Any:
-        found = self.data.get(name)
-        if isinstance(found, kind):
-            return found
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a {kind.__name__}")
-        return kind()
-
-    def strings(self, name: str) -> list[str]:
-        found = self.get(name, list)
-        if all(isinstance(v, str) for v in found):
-            return list(found)
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a list of names")
-        return []
-
-    def names(self, name: str) -> dict[str, str]:
-        found = self.get(name, dict)
-        if all(isinstance(v, str) for v in found.values()):
-            return dict(found)
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a table of names")
-        return {}
 
 
 def _are_places(value: Any) -> bool:

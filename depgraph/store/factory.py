@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import weakref
 from collections import OrderedDict, deque
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import named_object
 from ..base.errors import InputError, StoreError
 from ..base.switches import replaced, same_random_state, without_warnings
 from ..tracing.copying import inside
@@ -32,14 +31,7 @@ def resolved(factory: Any) -> Factory:
             "factory is a model: give a function that builds the original, or call apply(model, plan)"
         )
     if isinstance(factory, str):
-        module, colon, name = factory.partition(":")
-        if not (module and colon and name):
-            raise InputError(f"factory {factory!r} is not of the form 'package.module:function'")
-        try:
-            found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except Exception as error:  # what importing runs may raise anything
-            raise InputError(f"factory {factory!r} can't be found: {error}") from error
-        factory = found
+        factory = named_object("factory", factory)
     if not callable(factory):
         raise InputError(f"factory must be a function that builds the original model, not {factory!r:.80}")
     made: Factory = factory

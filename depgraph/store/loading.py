@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
         config, inner = document.config, make
 
         def make() -> nn.Module:
-            return inner(_copied(config))
+            return inner(deepcopy(config))
 
     loader = _Loader(make, path, document)
     try:
@@ -89,13 +90,6 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
         InputError: `folder` is not a path.
     """
     return open_folder(a_path("folder", folder)).plans
-
-
-def _copied(value: Any) -> Any:
-    """A copy of what JSON can hold."""
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if isinstance(value, list) else value
 
 
 class _Loader:
@@ -185,7 +179,7 @@ class _Loader:
             module.training = training != (path in other)
             if path in self.document.extra_state and inner_name(module) is None:
                 try:
-                    module.set_extra_state(_copied(self.document.extra_state[path]))
+                    module.set_extra_state(deepcopy(self.document.extra_state[path]))
                 except Exception as error:
                     raise StoreError(f"{path or 'the model'} refuses its extra state: {error}") from error
 

@@ -16,40 +16,17 @@ from ..select import BUDGETS
 Ramp = Callable[[float], float]  # share of the way -> share of what is to be removed
 
 
-def linear(t: float, share: float) -> float:
-    """share * t."""
-    return share * t
-
-
-def cubic(t: float, share: float) -> float:
-    """share * (1 - (1 - t)^3): much at first, ever less towards the end.
-
-    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 with an initial sparsity of 0.
-    """
-    return share * (1 - (1 - t) ** 3)
-
-
-def exponential(t: float, share: float) -> float:
-    """1 - (1 - share)^t: each step removes the same share of what is left, as Frankle and Carbin (2019) do."""
-    return 1 - (1 - share) ** t
-
-
-def cosine(t: float, share: float) -> float:
-    """share * (1 - cos(pi * t)) / 2: slow at both ends."""
-    return share * (1 - cos(pi * t)) / 2
-
-
-def one_shot(t: float, share: float) -> float:
-    """All of it in the first step."""
-    return share if t > 0 else 0.0
-
-
 RAMPS: dict[str, Callable[[float, float], float]] = {
-    "linear": linear,
-    "cubic": cubic,
-    "exponential": exponential,
-    "cosine": cosine,
-    "one_shot": one_shot,
+    "linear": lambda t, share: share * t,
+    # Much at first, ever less towards the end: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 with an
+    # initial sparsity of 0.
+    "cubic": lambda t, share: share * (1 - (1 - t) ** 3),
+    # Each step removes the same share of what is left, as Frankle and Carbin (2019) do.
+    "exponential": lambda t, share: 1 - (1 - share) ** t,
+    # Slow at both ends.
+    "cosine": lambda t, share: share * (1 - cos(pi * t)) / 2,
+    # All of it in the first step.
+    "one_shot": lambda t, share: share if t > 0 else 0.0,
 }
 
 
@@ -62,9 +39,7 @@ def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
     Raises:
         InputError: it is neither.
     """
-    if isinstance(ramp, str):
-        if ramp not in RAMPS:
-            raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
+    if isinstance(ramp, str) and ramp in RAMPS:
         return RAMPS[ramp]
     if not callable(ramp):
         raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {shown(ramp)}")
@@ -119,11 +94,11 @@ class Schedule:
         ratios = {
             n: options.pop(n) for n in ("pruning_ratio", "scope", "threshold") if options.get(n) is not None
         }
-        if (
-            not limits
-            and not ratios.keys() & {"pruning_ratio", "threshold"}
-            and not _scoped(ratios.get("scope"))
-        ):
+        scope = ratios.get("scope")
+        scoped = isinstance(scope, (list, tuple)) and any(
+            getattr(s, "ratio", None) is not None for s in scope
+        )
+        if not (limits or scoped or ratios.keys() & {"pruning_ratio", "threshold"}):
             ratios["pruning_ratio"] = 0.5
         return cls(ratios, limits, example_inputs)
 
@@ -153,13 +128,11 @@ class Schedule:
         if "threshold" in self.ratios:
             asked["threshold"] = self._threshold(removed, way)
         shares = {i: removed(s.ratio) for i, s in enumerate(scope or ()) if getattr(s, "ratio", None)}
-        if shares or asked:
+        if scope is not None and (shares or asked):
             scoped = (
-                scope
-                if not shares
-                else [replace(s, ratio=shares.get(i, s.ratio)) for i, s in enumerate(scope or ())]
+                [replace(s, ratio=shares.get(i, s.ratio)) for i, s in enumerate(scope)] if shares else scope
             )
-            asked.update({} if scope is None else {"scope": scoped})
+            asked["scope"] = scoped
         return asked
 
     def _threshold(self, removed: Callable[[float], float], way: float) -> float:
@@ -169,7 +142,3 @@ class Schedule:
             return float(given * removed(1.0))
         first, last = given
         return float(first + (last - first) * way)
-
-
-def _scoped(scope: Any) -> bool:
-    return isinstance(scope, (list, tuple)) and any(getattr(s, "ratio", None) is not None for s in scope)

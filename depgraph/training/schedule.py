@@ -119,14 +119,12 @@ class GradualPruner:
             InputError: bad arguments.
             BudgetError: the aim can't be reached. Like all that `prune` raises, before anything is trained.
         """
-        _check(steps, score, max_drop, backtracks, options)
+        self._drop = _checked_drop(steps, score, max_drop, backtracks, options)
         self._original = model = as_module(model)
         self.example_inputs, self.steps, self.score = example_inputs, steps, score
         self._removed = ramp_of(ramp)
-        self._drop = (max_drop, max_drop) if isinstance(max_drop, (int, float)) else max_drop
-        first = {n: options.pop(n) for n in OF_ANALYZE if n in options}
-        self._graph = analyze(model, example_inputs, **first)
-        self._each = first
+        self._each = {n: options.pop(n) for n in OF_ANALYZE if n in options}
+        self._graph = analyze(model, example_inputs, **self._each)
         self._aims = Schedule.read(model, example_inputs, options)
         self._options = options
         self._probe()
@@ -171,9 +169,7 @@ class GradualPruner:
                 self._good.way = way  # too little for a single unit
                 continue
             plan = self._good.plan.then(result.plan)
-            if self._bad is not None and self._failed == _sizes(
-                plan
-            ):  # no other model than the one that was given up
+            if self._bad is not None and self._failed == _sizes(plan):  # the model that was given up, again
                 self._bad = way
                 continue
             trial = _State(result.model, plan, way, None, result.report)
@@ -265,9 +261,8 @@ class GradualPruner:
                     f"{name!r} has shape {tuple(tensor.shape)}, and {self._trial.plan.new_shape(name)} in what the last "
                     "step returned: train that model, and give it to the next step"
                 )
-        score = (
-            None if self.score is None else score_of(self.score, model)
-        )  # where it raises, nothing has changed
+        # Where the score raises, nothing has changed.
+        score = None if self.score is None else score_of(self.score, model)
         trial, self._trial = replace(self._trial, model=model, score=score), None
         kept = self._is_good(trial)
         self.history.append(Tried(trial.way, cost.parameter_count(model), trial.score, kept))
@@ -293,13 +288,13 @@ class GradualPruner:
     def _about(self, state: _State) -> Report:
         """A report on `state` and the original."""
         last = state.report
-        given_up = [
+        lost = [
             f"step to {t.way:.1%} of the way: score {t.score:.4g}, given up"
             for t in self.history
             if not t.kept
         ]
         found: dict[str, Any] = {
-            "notes": [*([] if last is None else last.notes), *given_up],
+            "notes": [*([] if last is None else last.notes), *lost],
             "score": None if self._dense is None or state.score is None else (self._dense, state.score),
         }  # fmt: skip
         if last is None:
@@ -377,16 +372,19 @@ def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: cut.new_shape for name, cut in plan.cuts.items()}
 
 
-def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]) -> None:
-    for name, value, least in (("steps", steps, 1), ("backtracks", backtracks, 0)):
-        whole_number(name, value, least)
+def _checked_drop(
+    steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]
+) -> tuple[float, float] | None:
+    """`max_drop` for the beginning and the end, where it and the other arguments can be taken."""
+    whole_number("steps", steps, 1)
+    whole_number("backtracks", backtracks)
     refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
         raise InputError(f"pruning step by step does not take {', '.join(sorted(refused))}")
     if score is not None:
         function("score", score, "model")
     if max_drop is None:
-        return
+        return None
     if score is None:
         raise InputError("max_drop needs a score function")
     drops = max_drop if isinstance(max_drop, tuple) else (max_drop,)
@@ -394,3 +392,4 @@ def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict
         raise InputError(
             f"max_drop must be a number of at least 0, or two (for the beginning and the end), not {max_drop!r}"
         )
+    return drops[0], drops[-1]
