@@ -48,11 +48,7 @@ def called(text: str, what: str) -> Any:
 
 
 def model_of(text: str) -> nn.Module:
-    """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode.
-
-    Raises:
-        InputError: there is no such thing, it raises, or it is not a module.
-    """
+    """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode."""
     if os.path.isdir(text):
         if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():
             raise InputError(
@@ -75,17 +71,11 @@ def pretrained() -> Any:
     return importlib.import_module(PRETRAINED)
 
 
-def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
+def inputs_of(texts: list[str] | None, model: nn.Module) -> Any:
     """Example inputs from their descriptions, or from the model itself where there are none.
 
-    Args:
-        texts: each ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2
-            where no bound is given), or one ``package.module:function`` that returns example inputs.
-        model: asked for its own example inputs where `texts` is empty.
-        seed: of the random numbers.
-
-    Raises:
-        InputError: a description can't be read, or there is none and the model says nothing.
+    Each of `texts` is ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2
+    where no bound is given), or one ``package.module:function`` that returns example inputs.
     """
     if not texts:
         for name in OWN_EXAMPLES:
@@ -97,7 +87,7 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
         )
     if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
         return called(texts[0], "--input")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}
     for text in texts:

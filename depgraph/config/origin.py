@@ -175,18 +175,10 @@ def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
 def field_repairs(
     model: nn.Module, found: Origins, values: dict[Key, int], plan: Plan, reads: set[Key]
 ) -> list[Repair]:
-    """What to set so that what the model was built from agrees with what becomes of it.
+    """What to set so that what the original was built from (`found`: its `origins`) agrees with what becomes of it.
 
-    Args:
-        model: the original.
-        found: its `origins`.
-        values: attribute -> its value afterwards, for those that forward reads.
-        plan: the cuts.
-        reads: what forward reads, for sizes or not: where `values` says nothing of it, it stays, or forward would
-            compute with another number.
-
-    Returns:
-        repairs of fields, and of attributes that were computed from them and that forward does not read.
+    `values` has what forward reads and how it changes. Of the other `reads` nothing does, or forward would compute with
+    another number. Fields are repaired, and attributes that were computed from them and that forward does not read.
     """
     equations = [(found.attributes[key], n) for key, n in values.items() if key in found.attributes]
     for name, exprs in found.shapes.items():

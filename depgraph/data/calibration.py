@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_structure
 
 from ..base.checks import function
 from ..base.errors import InputError
@@ -88,9 +88,8 @@ class Calibration:
         self._args, kwargs = each_example(example_inputs)[0]
         tensors = tensor_leaves((self._args, kwargs))
         self._devices = {t.device for t in tensors}
-        self._infinite = any(
-            bool(torch.isinf(_values(t)).any()) for t in tensors
-        )  # masks that are added may hold -inf
+        # Masks that are added may hold -inf.
+        self._infinite = any(bool(torch.isinf(_values(t)).any()) for t in tensors)
         self.loss, self.progress = loss, progress
 
     def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
@@ -121,11 +120,9 @@ class Calibration:
         except InputError:
             raise
         except Exception as error:
-            given = " and ".join(
-                f"{name} {_described(v)}" for name, v in (("output", output), ("target", batch.target))
-            )
             raise InputError(
-                f"the loss could not be computed from {given}: {type(error).__name__}: {error}"
+                f"the loss could not be computed from output {_described(output)} and target {_described(batch.target)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _checked(self, given: Any, position: int) -> Batch:
@@ -141,7 +138,8 @@ class Calibration:
                     f"calibration batch {position} is on {tensor.device}, the example inputs on {known}: "
                     "move the batches to the model's device"
                 )
-            wrong = torch.isnan(_values(tensor)) if self._infinite else _not_finite(tensor)
+            values = _values(tensor)
+            wrong = torch.isnan(values) if self._infinite else ~torch.isfinite(values)
             if bool(wrong.any()):
                 raise InputError(f"calibration batch {position} contains NaN or infinite values")
         args, kwargs = map_tensors((args, kwargs), torch.clone)
@@ -149,18 +147,15 @@ class Calibration:
 
     def _split(self, given: Any) -> tuple[Any, Any]:
         """(inputs, target or None) of one batch: see the class."""
-        pair = isinstance(given, (tuple, list)) and len(given) == 2
-        if pair and (self.loss is not None or len(self._args) != 2 or not _alike(given[0], self._args[0])):
-            return given[0], given[1]
+        if isinstance(given, (tuple, list)) and len(given) == 2:
+            alone = len(self._args) != 2 or tree_structure(given[0]) != tree_structure(self._args[0])
+            if self.loss is not None or alone:
+                return given[0], given[1]
         if self.loss is not None:
             raise InputError(
                 f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
             )
         return given, None
-
-
-def _not_finite(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.isfinite(_values(tensor)).logical_not_()
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:
@@ -170,11 +165,6 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout == torch.sparse_coo:
         return tensor._values()
     return tensor if tensor.layout == torch.strided else tensor.values()
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether both are tensors, or made up of as many in the same way."""
-    return bool(pytree.tree_structure(one) == pytree.tree_structure(other))
 
 
 def _described(value: Any) -> str:
@@ -202,7 +192,7 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
     if not bool(torch.isfinite(value.detach())):
-        held = [t for t in tensor_leaves(target) if bool(_not_finite(t).any())]
-        fix = "its target contains NaN or infinite values" if held else "are weights and data finite?"
+        fine = all(bool(torch.isfinite(_values(t)).all()) for t in tensor_leaves(target))
+        fix = "are weights and data finite?" if fine else "its target contains NaN or infinite values"
         raise InputError(f"the loss of a batch is {float(value.detach())}: {fix}")
     return value

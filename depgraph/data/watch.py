@@ -138,11 +138,7 @@ class Watch:
         self.failure: BaseException | None = None
 
     def run(self, batch: Batch) -> Any:
-        """Run the model on a batch; what it returns, or None where a callback had enough.
-
-        Raises:
-            InputError: the model fails on the batch. What a callback raises passes through.
-        """
+        """Run the model on a batch; what it returns, or None where a callback had enough. What one raises passes through."""
         with prepared():
             return self.run_prepared(batch)
 

@@ -30,11 +30,7 @@ class Records:
     """
 
     def __init__(self, file: str | os.PathLike[str] | None, subject: Mapping[str, Any]) -> None:
-        """Open `file`, or begin it.
-
-        Args:
-            file: where to keep the rows; None: nowhere.
-            subject: what the rows belong to; each entry becomes a digest.
+        """Open `file`, or begin it; None: rows are kept nowhere. Each entry of `subject`, what they belong to, becomes a digest.
 
         Raises:
             InputError: the file has rows of another subject, or is not a file of rows.

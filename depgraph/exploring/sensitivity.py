@@ -191,7 +191,7 @@ def sensitivity(
     errors = _fill(graph, blocks, chosen, score, example_inputs if verify else None, known, records, progress)
     found = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
     scores = found.reshape(len(blocks), len(ratios))
-    return Sensitivity(known["dense", 0], list(blocks), _tensors(blocks), ratios, scores, errors)
+    return Sensitivity(known["dense", 0], list(blocks), _one_tensor_of_each(blocks), ratios, scores, errors)
 
 
 def _fill(
@@ -246,11 +246,14 @@ def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(ratios)))
 
 
-def _tensors(blocks: dict[str, Block]) -> list[str]:
+def _makers(block: Block) -> list[str]:
+    """The tensors that produce the units of a block."""
+    return [m.name for g in block.groups for m in g.members if m.role == "produces"]
+
+
+def _one_tensor_of_each(blocks: dict[str, Block]) -> list[str]:
     """For each block a tensor that produces units of it, and of no other block where there is such a one."""
-    makers = {
-        b: [m.name for g in v.groups for m in g.members if m.role == "produces"] for b, v in blocks.items()
-    }
+    makers = {name: _makers(block) for name, block in blocks.items()}
     blocks_of = Counter(name for names in makers.values() for name in set(names))
     found = []
     for name, block in blocks.items():
@@ -260,20 +263,14 @@ def _tensors(blocks: dict[str, Block]) -> list[str]:
 
 
 def _blocks(selection: Selection, wanted: Sequence[str] | None) -> dict[str, Block]:
-    """Name -> what must be cut together, in the order of the model, for those that `wanted` names.
-
-    Raises:
-        InputError: a pattern names none.
-    """
-    found: dict[str, Block] = {}
-    names: dict[str, set[str]] = {}
-    for block in selection.blocks:
-        name = block.names[0]
-        found[name] = block
-        tensors = {m.name for g in block.groups for m in g.members if m.role == "produces"}
-        names[name] = {*block.names, *tensors, *(t.rpartition(".")[0] for t in tensors)}
+    """Name -> what must be cut together, in the order of the model, for those that `wanted` names."""
+    found = {block.names[0]: block for block in selection.blocks}
     if wanted is None:
         return found
+    names = {
+        name: {*block.names, *_makers(block), *(t.rpartition(".")[0] for t in _makers(block))}
+        for name, block in found.items()
+    }
     patterns = several("groups", [wanted] if isinstance(wanted, str) else wanted, str, "names")
     idle = [p for p in patterns if not any(_means(p, n) for ns in names.values() for n in ns)]
     if idle:

@@ -44,11 +44,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
 def criterion_of(
     importance: str | Importance, graph: DependencyGraph, calibration: Calibration | None = None
 ) -> Importance:
-    """The criterion that `importance` names or is, ready to score the groups of `graph`.
-
-    Raises:
-        InputError: no criterion has this name, or it needs calibration data.
-    """
+    """The criterion that `importance` names or is, ready to score the groups of `graph`, or an `InputError`."""
     if isinstance(importance, str):
         if importance.lower() not in CRITERIA:
             raise InputError(

@@ -89,11 +89,7 @@ class InputStatistic:
         raise NotImplementedError
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` on the data, once.
-
-        Raises:
-            InputError: no data was given, or the model can't be run on it.
-        """
+        """Run the model of `graph` on the data, once; without data there is an `InputError`."""
         data = needed(calibration, "the inputs of layers")
         self.readers = readers(graph)
         if isinstance(self.otherwise, Prepared):

@@ -80,12 +80,7 @@ class Taylor:
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` forward and backward on each piece of the data.
-
-        Raises:
-            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or (per sample)
-                the batch can't be split into samples.
-        """
+        """Run the model of `graph` forward and backward on each piece of the data; raises as `differentiate` does."""
         data = needed(calibration, "gradients, and needs a loss")
         self.sums = MemberSums(graph)
         self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
@@ -200,12 +195,7 @@ class Hessian:
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model forward, and backward for each product.
-
-        Raises:
-            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or an op of the model
-                has no second derivative.
-        """
+        """Run the model forward, and backward for each product; an `InputError` where an op has no second derivative."""
         data = needed(calibration, "second derivatives, and needs a loss")
         self.sums, self.pieces = MemberSums(graph), 0
         own = {n: values_of(graph, n) for n in self.sums.names}

@@ -133,11 +133,7 @@ class Scale:
         self.otherwise = L1() if otherwise is None else otherwise
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
-        """Look at `graph` for scales; no data is needed.
-
-        Raises:
-            InputError: no group has one.
-        """
+        """Look at `graph` for scales, at least one; no data is needed."""
         self.sums, found = MemberSums(graph), scales(graph)
         known = self.sums.names
         self.names = found.intersection(

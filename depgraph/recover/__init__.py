@@ -99,11 +99,7 @@ def recover(
 
 
 def check(how: Any, calibration: Any) -> None:
-    """Refuse an unknown method, or one that needs data where there is none, before anything is done.
-
-    Raises:
-        InputError: as for `recover`.
-    """
+    """Refuse an unknown method, or one that needs data where there is none, before anything is done."""
     if callable(how):
         function("recover", how, *OWN)
         return

@@ -37,11 +37,7 @@ class Run:
         self._thread.start()
 
     def advance(self) -> Call | None:
-        """Go on to the next call of a consumer; None at the end of the run.
-
-        Raises:
-            InputError: the model fails on the batch.
-        """
+        """Go on to the next call of a consumer; None at the end of the run. What the run raises is raised here."""
         self.call = None
         if not self.done:
             self._go.release()

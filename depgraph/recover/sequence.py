@@ -38,20 +38,13 @@ def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of
 
 
 class _Lockstep:
-    """All batches side by side through both models: each pair is solved when all of them have come to it.
-
-    Attributes:
-        found: the pairs, in the order of execution.
-        runs: (of the original, of the smaller model) for each batch.
-        solved: places of the pairs that were come to.
-        unmatched: the pairs whose samples do not match.
-    """
+    """All batches side by side through both models: each pair is solved when all of them have come to it."""
 
     def __init__(self, task: Task, found: list[Pair], settings: Reconstruction) -> None:
         self.task, self.found, self.settings, self.grams = task, found, settings, Grams()
-        self.runs: list[tuple[Run, Run]] = []
-        self.solved: set[int] = set()
-        self.unmatched: list[Pair] = []
+        self.runs: list[tuple[Run, Run]] = []  # of the original and of the smaller model, for each batch
+        self.solved: set[int] = set()  # places of the pairs that were come to
+        self.unmatched: list[Pair] = []  # their samples do not match
 
     def solve(self) -> None:
         """Run, and solve each pair on the way."""

@@ -91,11 +91,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def open_folder(folder: Path) -> Document:
-    """What the folder says of itself, held against the files in it; no weights are read.
-
-    Raises:
-        StoreError: it can't be what `save` wrote; everything that is wrong is listed.
-    """
+    """What the folder says of itself, held against the files in it, no weights read; a `StoreError` lists what is wrong."""
     title = f"{folder} can't be loaded:"
     try:
         path = checked(folder, FILE_NAME)

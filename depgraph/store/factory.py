@@ -21,11 +21,7 @@ Factory = Callable[..., nn.Module]
 
 
 def resolved(factory: Any) -> Factory:
-    """The function that `factory` is or names (``"package.module:function"``).
-
-    Raises:
-        InputError: it is neither.
-    """
+    """The function that `factory` is or names (``"package.module:function"``), or an `InputError`."""
     if isinstance(factory, nn.Module):
         raise InputError(
             "factory is a model: give a function that builds the original, or call apply(model, plan)"
@@ -51,10 +47,7 @@ def takes_config(factory: Factory) -> bool:
 def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, bool]:
     """What `factory` builds on `device`, and whether nobody else can have hold of it, so that it may be changed.
 
-    The random state is left as it was.
-
-    Raises:
-        StoreError: the factory fails, or returns something else than a module.
+    The random state is left as it was. A factory that fails, or returns no module, is a `StoreError`.
     """
     meta = device == "meta"
     try:

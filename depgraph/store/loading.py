@@ -114,7 +114,8 @@ class _Loader:
         except DepgraphError as error:
             raise StoreError(f"{title}\n{error}") from error
         problems = self.differences(*_named(model)) + self.misplaced(model)
-        problems += [f"module {path!r:.60} is not in the model" for path in self.missing(model)]
+        missing = {*self.document.training, *self.document.extra_state} - _paths(model).keys()
+        problems += [f"module {path!r:.60} is not in the model" for path in missing]
         if problems:
             raise StoreError(listed(title, problems))
         return model
@@ -157,9 +158,6 @@ class _Loader:
             for place, keys in places
             if place not in paths or _setter(model, paths[place], keys) is None
         ]
-
-    def missing(self, model: nn.Module) -> set[str]:
-        return {*self.document.training, *self.document.extra_state} - _paths(model).keys()
 
     @cached_property
     def values(self) -> dict[str, Tensor]:

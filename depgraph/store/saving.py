@@ -102,8 +102,7 @@ def described(
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """What plan.json will say, but for its tensors; those that a state_dict has, and the others.
 
-    Raises:
-        StoreError: something of the model can't be stored; everything is listed.
+    A `StoreError` lists everything that can't be stored.
     """
     model = unwrapped(model)
     named, ties = named_tensors(model)

@@ -33,11 +33,7 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
 def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
     """``removed(t, share)``: the share that is removed after the share t of the way, where `share` is in the end.
 
-    Args:
-        ramp: a name in `RAMPS`, or a function from 0..1 to 0..1 that scales the share; 1 must give 1.
-
-    Raises:
-        InputError: it is neither.
+    `ramp` is a name in `RAMPS`, or a function from 0..1 to 0..1 that scales the share; 1 must give 1.
     """
     if isinstance(ramp, str) and ramp in RAMPS:
         return RAMPS[ramp]
@@ -72,11 +68,7 @@ class Schedule:
 
     @classmethod
     def read(cls, model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Schedule:
-        """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none.
-
-        Raises:
-            InputError: a budget that is out of range.
-        """
+        """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none."""
         limits = {}
         for name, kind in BUDGETS.items():
             given = options.pop(name, None)
@@ -105,15 +97,9 @@ class Schedule:
     def at(
         self, removed: Callable[[float], float], model: nn.Module | None = None, way: float = 1.0
     ) -> dict[str, Any]:
-        """The arguments of `prune` with every share that is to go replaced by ``removed(share)``.
+        """The arguments of `prune` with every share that is to go replaced by ``removed(share)``; {}: nothing is to be done.
 
-        Args:
-            removed: from the share that goes in the end to the share that goes now.
-            model: what is pruned now: budgets that it keeps already are left out.
-            way: the share of the way: a pair of thresholds is for its beginning and its end.
-
-        Returns:
-            the arguments; {} where nothing is to be done.
+        Budgets that `model` keeps already are left out. A pair of thresholds is for the beginning and the end of the `way`.
         """
         asked: dict[str, Any] = {}
         for name, (whole, last) in self.limits.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
@@ -88,11 +88,7 @@ class GradualPruner:
     Every model on the way is a new one: the one given stays as it was, also where the loop is interrupted. With `max_drop`
     a model whose score is below the dense one's minus that is given up: the pruner goes back to the last good model, with
     its optimizer's state, and halves the step, `backtracks` times. What it returns at the end is the last good model.
-
-    Attributes:
-        model: the last good model.
-        plan: from the original to that one.
-        history: the steps that have been judged, a `Tried` each.
+    `history` has a `Tried` for each step that has been judged.
     """
 
     def __init__(
@@ -354,18 +350,13 @@ def prune_gradually(
         progress=progress, **options,
     )  # fmt: skip
 
-    def results() -> Iterator[GradualResult]:
-        result = pruner.step(model)
-        while not result.done:
-            yield result
-            result = pruner.step(result.model)
-        last.append(result)
-
-    last: list[GradualResult] = []
-    for number, result in enumerate(track(results(), "pruning step by step", progress, steps)):
+    result = pruner.step(model)
+    unfinished = iter(lambda: result.done, True)
+    for number, _ in enumerate(track(unfinished, "pruning step by step", progress, steps)):
         if train is not None:
             train(result.model, number)
-    return last[0]
+        result = pruner.step(result.model)
+    return result
 
 
 def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
