@@ -24,7 +24,7 @@ from ..base.switches import same_random_state, without_warnings
 from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
 from ..tracing.attributes import read_attribute
-from ..tracing.sizes import Expr, Size, expression, track_inside
+from ..tracing.sizes import Expr, Size, attributes_in, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
 OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -248,7 +248,7 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
             bare = []
         elif not answers:
             for expr, value in equations:
-                fields = _fields(expr) - set(known)
+                fields = attributes_in(expr) - known.keys()
                 old = {f: read_attribute(model, f[1:]) for f in fields}
                 if fields and evaluate(expr, {**known, **old}) == value:
                     answers = {f: {v} for f, v in old.items()}
@@ -259,12 +259,6 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
             if len(found) > 1:  # the layers disagree: no one number describes them
                 torn.add(key)
             known[key] = found.pop() if len(found) == 1 else read_attribute(model, key[1:])
-
-
-def _fields(expr: Expr) -> set[Key]:
-    if not isinstance(expr, tuple):
-        return set()
-    return {expr} if expr[0] == "attr" else _fields(expr[1]) | _fields(expr[2])
 
 
 def evaluate(expr: Expr, known: dict[Key, int]) -> int | None:

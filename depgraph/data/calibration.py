@@ -78,10 +78,7 @@ class Calibration:
         Raises:
             InputError: `batches` is not an iterable of batches.
         """
-        if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-            raise InputError(
-                f"calibration must be an iterable of batches, not {type(batches).__name__}: put a single batch into a list"
-            )
+        check_batches("calibration", batches)
         if loss is not None:
             function("loss", loss, "output", "target")
         self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
@@ -171,6 +168,14 @@ def _described(value: Any) -> str:
     """The tensors in `value`, by type, shape and device."""
     tensors = [f"{str(t.dtype)[6:]} {list(t.shape)} on {t.device}" for t in tensor_leaves(value)]
     return ", ".join(tensors) or type(value).__name__
+
+
+def check_batches(name: str, value: Any) -> None:
+    """`value` can be gone through batch by batch, as far as can be told, or an `InputError`."""
+    if isinstance(value, (torch.Tensor, Mapping, str)) or not isinstance(value, Iterable):
+        raise InputError(
+            f"{name} must be an iterable of batches, not {type(value).__name__}: put a single batch into a list"
+        )
 
 
 def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:

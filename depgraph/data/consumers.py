@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -198,9 +199,7 @@ def path_to(args: Any, wanted: Node) -> tuple[Step, ...] | None:
 
 def at(args: Any, path: tuple[Step, ...]) -> Any:
     """What stands at `path` in nested arguments."""
-    for step in path:
-        args = args[step]
-    return args
+    return reduce(operator.getitem, path, args)
 
 
 def slot(product: Product, keys: Keys) -> Any:

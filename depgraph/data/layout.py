@@ -140,8 +140,7 @@ class Convolved:
         out = out if out.dim() > self.spatial + 1 else out[None]
         blocks = out.unflatten(1, (self.groups, -1))[:, stacks].movedim((1, 2), (0, -1))
         if isinstance(samples, Tensor):  # nothing else is copied
-            found: Tensor = blocks[(slice(None), *torch.unravel_index(samples, blocks.shape[1:-1]))]
-            return found
+            return blocks[(slice(None), *torch.unravel_index(samples, blocks.shape[1:-1]))]
         return blocks.flatten(1, -2)[:, samples]
 
 

@@ -55,14 +55,12 @@ class Call:
     @property
     def x(self) -> Tensor:
         """The activation."""
-        found: Tensor = at(self.args, path_to(self.product.node.args, self.product.activation) or ())  # type: ignore[arg-type]
-        return found
+        return at(self.args, path_to(self.product.node.args, self.product.activation) or ())  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:
         """The weight operand."""
-        found: Tensor = at(self.args, path_to(self.product.node.args, self.product.weight) or ())
-        return found
+        return at(self.args, path_to(self.product.node.args, self.product.weight) or ())
 
     @property
     def layout(self) -> Layout:

@@ -166,8 +166,8 @@ def sweep(
 ) -> Sweep:
     """Prune `model` to several ratios or budgets, each from the model as it is, and score what comes out.
 
-    The model is traced and its units are scored once; each row has its own plan, and is verified like any other. A row
-    that can't be made (a budget that can't be reached, a score that fails) says why, and the others continue.
+    The model is traced and its units are scored once; each row has its own plan, and is verified. One that can't be made
+    (a budget that can't be reached, a score that fails) says why, and the others continue.
 
     Args:
         model: any module; it stays as it is, also after an exception or Ctrl-C.
@@ -175,9 +175,8 @@ def sweep(
         ratios: values of `pruning_ratio`; by default 0.1 to 0.9, where no `budgets` are given.
         budgets: values for other arguments of `prune`: ``{"max_macs": (0.8, 0.6, 0.4), "max_params": (0.5,)}``.
         score: ``score(model)`` -> a number, higher is better, called with each model in eval mode.
-        file: rows are appended to it as they come (JSON lines); those that it has already are not computed again, but
-            for rows that failed. It belongs to one model (its values), one set of example inputs, one score function
-            (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
+        file: rows are appended to it as they come (JSON lines); those that it has and that did not fail are not computed
+            again. It belongs to one model (its values), score function (its name), set of example inputs and of arguments.
         latency: measure seconds of a forward pass on `example_inputs`, each model in turns with the dense one.
         progress: a bar over the rows; None: on a terminal alone.
         prune_arguments: passed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...

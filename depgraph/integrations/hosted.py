@@ -177,10 +177,9 @@ def _the_one(optimizers: Iterable[Any], network: nn.Module) -> torch.optim.Optim
     """The optimizer of `network`, without what wraps it."""
     mine = {id(p) for p in network.parameters()}
     plain = [getattr(o, "optimizer", o) for o in optimizers]
-    found = [o for o in plain if any(id(p) in mine for g in o.param_groups for p in g["params"])]
+    found: list[Any] = [o for o in plain if any(id(p) in mine for g in o.param_groups for p in g["params"])]
     if len(found) != 1:
         raise InputError(
             f"{len(found)} optimizers have parameters of the network to prune; exactly one is needed"
         )
-    optimizer: torch.optim.Optimizer = found[0]
-    return optimizer
+    return found[0]

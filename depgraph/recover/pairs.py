@@ -11,7 +11,6 @@ import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -174,8 +173,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
         return before[node.args[1]]  # type: ignore[index]
     if op_name(node.target) in COPIES:
         return before
-    found: Any = node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return found
+    return node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
 def _layout(product: Product, operand: Tensor) -> Layout:

@@ -30,8 +30,7 @@ def resolved(factory: Any) -> Factory:
         factory = named_object("factory", factory)
     if not callable(factory):
         raise InputError(f"factory must be a function that builds the original model, not {factory!r:.80}")
-    made: Factory = factory
-    return made
+    return factory
 
 
 def takes_config(factory: Factory) -> bool:

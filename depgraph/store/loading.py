@@ -35,18 +35,15 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     from it, and the saved weights take the place of its own. Nothing in the folder is executed, imported or unpickled.
 
     Args:
-        factory: builds the original, as it was before anything was removed; its weights may be anything. A function
-            without arguments; one with a single argument is given the config that was saved beside the model, as a
-            dict. ``"package.module:function"`` is imported.
+        factory: builds the original, with any weights. A function without arguments; one with a single argument is given
+            the config that was saved beside the model, as a dict. ``"package.module:function"`` is imported.
         folder: what `save` wrote.
 
     Returns:
-        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it. It can be
-        pruned and saved again.
+        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it.
 
     Raises:
-        StoreError: the folder is damaged, or not what `save` wrote; or the factory fails, or builds another model.
-            Everything that is wrong is listed.
+        StoreError: all that is wrong: the folder is damaged or not what `save` wrote, or the factory builds another model.
         InputError: `factory` is not a function, or `folder` no path.
     """
     make, path = resolved(factory), a_path("folder", folder)
@@ -78,9 +75,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
 
 
 def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
-    """The plans in a folder that `save` wrote, in the order in which they are applied.
-
-    They replay on any model of the original's shapes: a fresh one, or the initial weights.
+    """The plans in a folder that `save` wrote, in the order in which they are applied; they replay on any such original.
 
     Args:
         folder: where it is.

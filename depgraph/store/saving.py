@@ -44,8 +44,8 @@ def save(
 ) -> Path:
     """Write a smaller model into a folder: ``plan.json`` and safetensors, no pickle.
 
-    ``model.safetensors`` has what the model's ``state_dict`` has, each tied tensor once; ``other.safetensors`` the buffers
-    and tables that a ``state_dict`` leaves out. A folder that was saved before is replaced as a whole at the end.
+    ``model.safetensors`` has what the ``state_dict`` has, each tied tensor once; ``other.safetensors`` buffers and tables
+    that it leaves out. A folder that was saved before is replaced as a whole at the end.
 
     Args:
         model_or_result: what `prune`, `apply` or `load` returned; trained further, cast or moved as you like.
@@ -59,8 +59,7 @@ def save(
 
     Raises:
         InputError: the plans of this model are not known, or `folder` is not a path.
-        StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
-            everything that is wrong is listed. What was in the folder is still there.
+        StoreError: all that can't be stored, or why the folder, which is as it was, can't be written.
     """
     if beside is not None:
         function("beside", beside, "folder")

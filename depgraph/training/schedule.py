@@ -76,8 +76,7 @@ class _State:
 class GradualPruner:
     """Prunes step by step, inside any training loop.
 
-    Each call of `step` judges the model that was trained since the last one, and makes it smaller; the first one takes
-    the original::
+    Each call of `step` judges the model that was trained since the last one, and makes it smaller::
 
         pruner = depgraph.GradualPruner(model, example_inputs, steps=5, max_macs=0.5, score=accuracy, max_drop=0.01)
         while not (result := pruner.step(model, optimizer)).done:
@@ -104,8 +103,8 @@ class GradualPruner:
             ramp: how much is gone after each: "linear", "cubic", "exponential", "cosine", "one_shot" (see `ramps.py`), or a
                 function from the share of the way to the share of what is to go.
             score: ``score(model)`` -> a number, higher is better.
-            max_drop: how far the score may fall below the dense model's: a number for all steps, or two, for the beginning
-                and the end of the way and linear in between. Without one every step is kept.
+            max_drop: how far the score may fall below the dense model's: a number, or two for the beginning and the end of
+                the way, linear in between. Without one every step is kept.
             backtracks: how many tries are left after the first model that was given up; each goes half as far.
             **options: as for `prune`. A ratio, budget or threshold is the aim of the last step, ratios and budgets of the
                 original's size. A threshold that is a pair begins at the first number and ends at the second; one that
@@ -194,7 +193,7 @@ class GradualPruner:
             state: from `state_dict`.
 
         Returns:
-            the model to train on, whose weights are the original's: load those of the checkpoint.
+            the model to train on, with the original's weights: load those of the checkpoint.
 
         Raises:
             PlanError: the state is about another model, or is no such state.

@@ -18,7 +18,7 @@ from ..base.inputs import split_inputs
 from ..base.progress import length, track
 from ..base.running import Score, in_mode, score_of
 from ..base.values import map_tensors, tensor_leaves
-from ..data.calibration import Batch, Loss, loss_value
+from ..data.calibration import Batch, Loss, check_batches, loss_value
 from ..plan.plan import Plan
 from ..tracing.tensors import named_tensors
 from .hidden import Projection, captured
@@ -53,9 +53,8 @@ def finetune(
 
     Args:
         model: what is trained. It is in train mode meanwhile, and afterwards as it was, also after an exception.
-        data: batches, gone through anew in every epoch: pairs (inputs, target) where `loss` is given, else what the
-            model takes (a dict of keyword arguments, say), of which it returns a ``loss``. Inputs are a tensor, a tuple
-            of positional arguments or a dict of keyword arguments. Tensors are moved to the model's device.
+        data: batches, gone through anew in every epoch: pairs (inputs, target) where `loss` is given, else inputs alone, of
+            which the model returns a ``loss``. They have the form of `example_inputs`, and are moved to the model's device.
         loss: ``loss(output, target)`` -> scalar. Add a regulariser here.
         epochs: passes over `data`; 1 if `steps` is not given either.
         steps: instead of `epochs`: so many batches, starting over as often as needed.
@@ -63,8 +62,8 @@ def finetune(
             half cosine where the number of steps is known.
         lr: learning rate of the default optimizer.
         scheduler: of `optimizer`, stepped after every step.
-        score: ``score(model)`` -> a number, higher is better; asked before the first step, after every pass over `data`
-            and at the end, in eval mode. The best weights are kept, and are the model's at the end.
+        score: ``score(model)`` -> a number, higher is better; asked in eval mode before the first step and after every pass
+            over `data`. The best weights are the model's at the end.
         patience: stop after so many scores in a row that are no better than the best.
         progress: show a bar; None: on a terminal alone.
 
@@ -290,10 +289,7 @@ def _default_optimizer(model: nn.Module, lr: float, total: int | None) -> tuple[
 def _check(
     data: Any, epochs: Any, steps: Any, optimizer: Any, scheduler: Any, score: Any, patience: Any
 ) -> None:
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise InputError(
-            f"data must be an iterable of batches, not {type(data).__name__}: put a single batch into a list"
-        )
+    check_batches("data", data)
     if epochs is not None and steps is not None:
         raise InputError("epochs and steps contradict each other: give one of them")
     for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
