@@ -54,7 +54,7 @@ def origins(model: nn.Module) -> Origins:
     for path, module in outermost(model):
         arguments = _arguments(module, path)
         twin, shapes = (None, {}) if arguments is None else build(type(module), arguments)
-        if twin is None or not _alike(module, twin):
+        if twin is None or _shapes_of(module) != _shapes_of(twin):
             continue
         for inner, part in twin.named_modules():
             place = ".".join(filter(None, (path, inner)))
@@ -158,10 +158,8 @@ def held_at(holder: Any, key: Key) -> Any:
         return None
 
 
-def _alike(module: nn.Module, twin: nn.Module) -> bool:
-    """Whether both have the same parameters, by name and shape."""
-    mine, others = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin))
-    return mine == others
+def _shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
+    return {} if module is None else {n: p.shape for n, p in module.named_parameters()}
 
 
 def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
@@ -177,8 +175,8 @@ def field_repairs(
 ) -> list[Repair]:
     """What to set so that what the original was built from (`found`: its `origins`) agrees with what becomes of it.
 
-    `values` has what forward reads and how it changes. Of the other `reads` nothing does, or forward would compute with
-    another number. Fields are repaired, and attributes that were computed from them and that forward does not read.
+    `values` has what becomes of the sizes that forward reads. What else it `reads` stays, or it would compute with another
+    number. Fields are repaired, and attributes that were computed from them and that forward does not read.
     """
     equations = [(found.attributes[key], n) for key, n in values.items() if key in found.attributes]
     for name, exprs in found.shapes.items():
@@ -208,9 +206,7 @@ def config_mismatches(small: nn.Module, found: Origins) -> list[str]:
         if not any(name.startswith(inside) for name in found.shapes):
             continue  # the original was not made by its class alone
         twin, _ = build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
-        have, says = (
-            {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
-        )
+        have, says = _shapes_of(module), _shapes_of(twin)
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
         wrong += [] if twin is None else [inside + n for n in _other_numbers(module, twin)]
     return wrong

@@ -123,12 +123,11 @@ def _feed(into: Any, value: Any) -> None:
             _feed(into, item)
     elif isinstance(value, Examples):
         _feed(into, ["examples", *value.examples])
-    elif hasattr(value, "__qualname__"):
-        mark(name_of(value))
     else:
         mark(name_of(value))
-        plain = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, PLAIN)}
-        _feed(into, dict(sorted(plain.items())))
+        if not hasattr(value, "__qualname__"):
+            plain = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, PLAIN)}
+            _feed(into, dict(sorted(plain.items())))
 
 
 def name_of(value: Any) -> str:

@@ -21,7 +21,7 @@ from ..base.tables import printed, table
 from ..data.calibration import Calibration, Loss
 from ..grouping.build import build_plan, flipped
 from ..grouping.graph import DependencyGraph
-from ..importance import Importance, scores_of
+from ..importance import Importance, normalisation, scores_of
 from ..plan.plan import Masks
 from ..prune import Constraint, analyze, as_module
 from ..select import Request, Selection, choose, nothing_text
@@ -30,7 +30,6 @@ from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
 from . import pictures
 from .records import Records, name_of
-from .sweep import ScoredOnce
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Cell = tuple[str, float]  # group, ratio
@@ -165,17 +164,16 @@ def sensitivity(
         "round_to": round_to,
         "loss": loss,
     }
-    if constraints:
-        arguments["constraints"] = constraints
-    if granularity:
-        arguments["granularity"] = granularity
+    further = {"constraints": constraints, "granularity": granularity}
     subject = {
         "kind": "sensitivity",
         "model": model,
         "example_inputs": example_inputs,
         "score": name_of(score),
+        "calibration": calibration,
+        "arguments": arguments | {name: value for name, value in further.items() if value},
     }
-    records = Records(file, {**subject, "calibration": calibration, "arguments": arguments})
+    records = Records(file, subject)
     known: dict[Cell, float] = {
         (r["group"], r["ratio"]): r["score"] for r in records.rows if r["error"] is None
     }
@@ -183,9 +181,8 @@ def sensitivity(
         known["dense", 0] = score_of(score, model)
         records.add({"group": "dense", "ratio": 0, "score": known["dense", 0], "error": None})
 
-    criterion = ScoredOnce(importance)
-    units = scores_of(graph, criterion, calibration=data)
-    how: dict[str, Any] = {"round_to": round_to, "normalise": criterion.normalise}
+    units = scores_of(graph, importance, calibration=data)
+    how: dict[str, Any] = {"round_to": round_to, "normalise": normalisation(importance)}
     blocks = _blocks(Selection(graph, units, **how), groups)
     chosen = {r: choose(graph, units, pruning_ratio=r, **how) for r in ratios}
     errors = _fill(graph, blocks, chosen, score, example_inputs if verify else None, known, records, progress)
@@ -238,12 +235,10 @@ def _score_of_one(
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
-    ratios = several("ratios", ratios, (int, float), "shares between 0 and 1")
-    for r in ratios:
-        fraction("ratios", r)
-    if not len(ratios):
+    found = {fraction("ratios", r) for r in several("ratios", ratios, (int, float), "shares between 0 and 1")}
+    if not found:
         raise InputError("no ratios given: give the shares to remove of each group")
-    return tuple(sorted(set(ratios)))
+    return tuple(sorted(found))
 
 
 def _makers(block: Block) -> list[str]:

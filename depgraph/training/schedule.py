@@ -277,11 +277,7 @@ class GradualPruner:
     # ---------------------------------------------------------------------------------------------- the report
 
     def _result(self, state: _State, done: bool) -> GradualResult:
-        report, history = self._about(state), tuple(self.history)
-        return GradualResult(state.model, state.plan, report, plans_of(self._original), done, history)
-
-    def _about(self, state: _State) -> Report:
-        """A report on `state` and the original."""
+        """`state` with a report on it and the original."""
         last = state.report
         lost = [
             f"step to {t.way:.1%} of the way: score {t.score:.4g}, given up"
@@ -300,7 +296,9 @@ class GradualPruner:
             found["recovery"] = last.recovery
             if last.latency is not None:
                 found["latency"] = tuple(latencies([self._original, state.model], self.example_inputs))
-        return Report.of(self._graph, state.plan, state.model, proof, self.example_inputs, **found)
+        report = Report.of(self._graph, state.plan, state.model, proof, self.example_inputs, **found)
+        before, history = plans_of(self._original), tuple(self.history)
+        return GradualResult(state.model, state.plan, report, before, done, history)
 
 
 class _Saved:
