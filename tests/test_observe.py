@@ -293,7 +293,7 @@ def test_consumers_say_which_dims_meet():
     assert depgraph.axes.axes.positions(d.axis, unit).tolist() == [
         [9 * u + i for i in range(9)] for u in range(7)
     ]
-    assert b.activation is a.node
+    assert b.calls[0].activation is a.node
 
 
 def test_inner_inputs_of_a_recurrent_layer_are_refused_with_a_reason():

@@ -47,11 +47,6 @@ class Consumer:
         return self.calls[0].node
 
     @property
-    def activation(self) -> Node | None:
-        """What it consumes a dim of, in the first call."""
-        return self.calls[0].activation
-
-    @property
     def width(self) -> int:
         """Columns of its inputs."""
         return 1 if self.axis is None else self.axis.size

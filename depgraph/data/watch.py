@@ -102,15 +102,15 @@ class Watch:
         self,
         model: nn.Module,
         wanted: Iterable[Consumer],
-        see: Callable[[Call], None] | None = None,
-        before: Callable[[Call], None] | None = None,
+        see: Callable[[Call], None],
+        before: bool = False,
         choices: bool = False,
         joins: Iterable[Consumer] = (),
     ) -> None:
-        """Call `before` and `see` before and after each call of a consumer in `wanted`; they may raise `StopRun`.
+        """Call `see`, which may raise `StopRun`, after (or `before`) each call of a consumer in `wanted`.
 
         With `choices`, calls say which entries were picked before (`Call.choices`). Consumers in `joins` are seen when
-        their result is about to be added to something, once, by whichever of the two callbacks there is.
+        their result is about to be added to something, once.
         """
         self.joins = {id(c) for c in joins}
         self.pending: list[Call] = []  # of consumers in `joins`, until their result is added to something
@@ -179,15 +179,15 @@ class Watch:
         found = self._whose(op, args)
         joined = [c for c in found if id(c) in self.joins]
         found = [c for c in found if id(c) not in self.joins]
-        for consumer in found:
-            self._tell(self.before, Call(consumer, args, None, self.choices))
+        for consumer in found if self.before else ():
+            self._tell(Call(consumer, args, None, self.choices))
         if self.pending and base_name(op) == "add":
             self._join(args)
         if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
-        for consumer in found:
-            self._tell(self.see, Call(consumer, args, out, self.choices))
+        for consumer in () if self.before else found:
+            self._tell(Call(consumer, args, out, self.choices))
         for consumer in joined:
             self.pending.append(Call(consumer, args, out, self.choices))
         if str(op) in self.makers:
@@ -226,14 +226,12 @@ class Watch:
         for call in mine:
             other = args[1] if args[0] is call.out else args[0]
             if isinstance(other, Tensor) and other.shape == call.out.shape:
-                self._tell(self.before or self.see, replace(call, stream=other))
+                self._tell(replace(call, stream=other))
 
-    def _tell(self, listener: Callable[[Call], None] | None, call: Call) -> None:
-        if listener is None:
-            return
+    def _tell(self, call: Call) -> None:
         self.paused += 1
         try:
-            listener(call)
+            self.see(call)
         except BaseException as error:
             self.failure = error
             raise
