@@ -23,8 +23,7 @@ from .base.checks import number
 from .base.errors import DepgraphError, InputError
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
-from .importance import CRITERIA, Importance, scores_of
-from .importance.criterion import normalisation
+from .importance import Importance, normalisation, scores_of
 from .plan.plan import Plan
 from .prune import PruneResult, analyze
 from .prune import prune as prune_alone
@@ -97,7 +96,7 @@ def prune(
             lambda: None if calibration is None else Calibration(calibration, example_inputs, loss), group
         )
         own = _together(lambda: _scores(graph, importance, data), group)
-        averaged = _Averaged(graph, _mean(own, group), _criterion(importance))
+        averaged = _Averaged(graph, _mean(own, group), importance)
 
         def decide() -> PruneResult:
             found = prune_alone(
@@ -116,10 +115,6 @@ def prune(
 
 
 # ------------------------------------------------------------------------------------------------------- scores
-
-
-def _criterion(importance: str | Importance) -> Any:
-    return CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
 
 
 def _scores(graph: DependencyGraph, importance: Any, data: Calibration | None) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +18,7 @@ from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.naming import Name, given_names
 from .grouping.propagate import propagate
-from .importance import CRITERIA, Importance, scores_of
-from .importance.criterion import normalisation
+from .importance import Importance, normalisation, scores_of
 from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
@@ -198,10 +197,7 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
     arguments = dict(locals())
-    criterion = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-    arguments["normalise"] = (
-        normalise if normalise is not None else normalisation(cast(Importance, criterion))
-    )
+    arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
     request = Request.of(arguments, further_budgets)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):

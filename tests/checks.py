@@ -18,6 +18,26 @@ from oracle import (
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.data.calibration import Calibration
+from depgraph.data.consumers import Consumer, consumers
+from depgraph.data.watch import Call, Watch
+
+
+def observe(
+    model: nn.Module,
+    what: depgraph.DependencyGraph | list[Consumer],
+    calibration: Calibration,
+    visit: Callable[[Consumer, Tensor], Any],
+    windows: bool = True,
+) -> None:
+    """Run `model` on the batches; each piece of the inputs of each consumer goes to `visit`."""
+
+    def each(call: Call) -> None:
+        for _, inputs in call.inputs(windows):
+            visit(call.consumer, inputs)
+
+    wanted = consumers(what) if isinstance(what, depgraph.DependencyGraph) else what
+    Watch(model, wanted, each).run_all(calibration, "observing")
 
 
 def units_of(group: Any) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from checks import observe
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import depgraph
 from depgraph.base.errors import InputError
 from depgraph.data.calibration import Batch, Calibration
-from depgraph.data.observe import observe
 
 X, Y, T = torch.randn(3, 5), torch.randn(3, 7), torch.tensor([0, 2, 1])
 

@@ -194,8 +194,8 @@ def test_a_time_as_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "text"),
     [
         (["inspect", "mine"], "package.module:name"),
-        (["inspect", "nothing:net"], "importing nothing failed"),
-        (["inspect", "mine:missing"], "has no 'missing'"),
+        (["inspect", "nothing:net"], "ModuleNotFoundError: No module named 'nothing'"),
+        (["inspect", "mine:missing"], "has no attribute 'missing'"),
         (["inspect", "mine:broken"], "no such file"),
         (["inspect", "mine:number"], "not a torch.nn.Module"),
         (["inspect", "mine:net"], "--input"),

@@ -1,4 +1,4 @@
-"""The inputs that `observe` hands over, held against what the ops themselves compute."""
+"""The inputs of consumers that a watched run hands over, held against what the ops themselves compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import observe
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import ZOO
@@ -13,7 +14,7 @@ from zoo import ZOO
 import depgraph
 from depgraph.base.errors import InputError
 from depgraph.data.calibration import Calibration
-from depgraph.data.observe import consumers, observe
+from depgraph.data.consumers import consumers
 from depgraph.data.patches import patches
 from depgraph.data.watch import Call, Watch
 
@@ -285,15 +286,15 @@ def test_consumers_say_which_dims_meet():
                           nn.Linear(7 * 9, 2)).eval()  # fmt: skip
     graph = depgraph.analyze(model, torch.randn(2, 3, 4, 4))
     a, b, c, d = consumers(graph)
-    assert (a.name, a.dim, a.contracted, a.width) == ("0.weight", 1, (1,), 3)
-    assert (b.name, b.dim, b.contracted, b.width) == ("1.weight", 0, (1,), 5)
-    assert (c.name, c.dim, c.contracted, c.width) == ("2.weight", 0, (1,), 7)
-    assert (d.name, d.dim, d.contracted, d.width) == ("4.weight", 1, (1,), 63)
+    assert (a.name, a.dim, a.width) == ("0.weight", 1, 3)
+    assert (b.name, b.dim, b.width) == ("1.weight", 0, 5)
+    assert (c.name, c.dim, c.width) == ("2.weight", 0, 7)
+    assert (d.name, d.dim, d.width) == ("4.weight", 1, 63)
     unit = next(g.axis for g in graph.groups if g.units == 7)
     assert depgraph.axes.axes.positions(d.axis, unit).tolist() == [
         [9 * u + i for i in range(9)] for u in range(7)
     ]
-    assert b.activation is a.node
+    assert b.calls[0].activation is a.node
 
 
 def test_inner_inputs_of_a_recurrent_layer_are_refused_with_a_reason():

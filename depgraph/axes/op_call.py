@@ -318,7 +318,7 @@ class OpCall:
         """`operand` is a weight: dims `produced` of it are in the result, dims `consumed` are summed over.
 
         `activation` is the argument that it consumes them of, `letters` the einsum of (activation, weight, result) where
-        the op is one: with them the inputs of the weight can be observed (`data/observe.py`).
+        the op is one: with them the inputs of the weight can be observed (`data/watch.py`).
         """
         self.state.weights.append((operand, list(produced), list(consumed)))
         if consumed:

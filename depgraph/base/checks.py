@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
@@ -97,6 +99,17 @@ def function(name: str, value: Any, *takes: str) -> None:
         raise InputError(f"{name} must be a function, called as {call}: {error}") from error
     except ValueError:  # it is built in, and does not say what it takes
         pass
+
+
+def named_object(name: str, text: str) -> Any:
+    """What ``package.module:name`` names; the module is imported."""
+    module, _, path = text.partition(":")
+    if not module or not path:
+        raise InputError(f"{name} must be given as package.module:name, not {shown(text)}")
+    try:
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except Exception as error:  # what importing runs may raise anything
+        raise InputError(f"{name} {text!r} can't be found: {type(error).__name__}: {error}") from error
 
 
 def a_path(name: str, value: Any) -> Path:

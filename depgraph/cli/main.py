@@ -61,9 +61,8 @@ def _inspect(add: Add) -> None:
     made = _command(
         add, "inspect", commands.inspect, "groups, what can shrink, and what locks the rest",
         "depgraph inspect mypackage.models:make_net --input 1x3x224x224 --html net.html",
+        model=MODEL,
     )  # fmt: skip
-    made.add_argument("model", help=MODEL)
-    _inputs(made)
     _ignore(made)
     made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
     made.add_argument(
@@ -76,10 +75,13 @@ def _prune(add: Add) -> None:
         add, "prune", commands.prune, "make a model smaller and save it",
         "depgraph prune mypackage.models:make_net --input 1x3x224x224 --max-macs 0.5 --out smaller",
         "depgraph prune ./folder --input 'input_ids=1x16:int64<30000' --uniform --max-params 0.8 --pretrained --out smaller",
+        model=MODEL,
     )  # fmt: skip
-    made.add_argument("model", help=MODEL)
-    _inputs(made)
-    _budgets(made)
+    budget = made.add_argument_group("how much", "without any: half of each prunable dim")
+    budget.add_argument(
+        "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
+    )
+    _add_budgets(budget, number)
     _how(made)
     made.add_argument("-o", "--out", metavar="FOLDER", help="where to save the smaller model and its plan")
     made.add_argument(
@@ -94,9 +96,8 @@ def _sweep(add: Add) -> None:
     made = _command(
         add, "sweep", commands.sweep, "prune at several ratios; a table and a picture of the trade-off",
         "depgraph sweep mypackage.models:make_net --input 1x3x224x224 --score mypackage.data:accuracy --plot curve.png",
+        model=MODEL,
     )  # fmt: skip
-    made.add_argument("model", help=MODEL)
-    _inputs(made)
     _how(made)
     made.add_argument(
         "--ratios", type=numbers, metavar="R,R,...", help="pruning ratios (default: 0.1 to 0.9, where no budget is given)",
@@ -116,28 +117,25 @@ def _verify(add: Add) -> None:
     made = _command(
         add, "verify", commands.verify, "check a saved model against the original that it was made of",
         "depgraph verify smaller --model mypackage.models:make_net --input 1x3x224x224",
+        folder=FOLDER,
     )  # fmt: skip
-    made.add_argument("folder", help=FOLDER)
     made.add_argument("--model", required=True, help=MODEL + "; it must have the same weights")
-    _inputs(made)
 
 
 def _show(add: Add) -> None:
-    made = _command(
+    _command(
         add, "show", commands.show, "show a saved folder: shapes before and after, provenance",
         "depgraph show smaller",
+        folder=FOLDER,
     )  # fmt: skip
-    made.add_argument("folder", help=FOLDER)
 
 
 def _compare(add: Add) -> None:
-    made = _command(
+    _command(
         add, "compare", commands.compare, "two models side by side: widths, parameters, MACs, latency",
         "depgraph compare mypackage.models:make_net smaller --input 1x3x224x224",
+        first=MODEL, second="another, or the folder of a saved one, whose original is the first",
     )  # fmt: skip
-    made.add_argument("first", help=MODEL)
-    made.add_argument("second", help="another, or the folder of a saved one, whose original is the first")
-    _inputs(made)
 
 
 def _completion(add: Add) -> None:
@@ -151,33 +149,26 @@ def _completion(add: Add) -> None:
 
 
 def _command(
-    add: Add, name: str, run: Callable[..., int], text: str, *examples: str
+    add: Add, name: str, run: Callable[..., int], text: str, *examples: str, **positional: str
 ) -> argparse.ArgumentParser:
+    """A command with its `positional` arguments (name: help), and --input where it runs a model."""
     made = add(
         name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help,
         epilog="\n  ".join(("example:", *examples)) + "\n\n" + STATUSES,
     )  # fmt: skip
     made.add_argument("--json", action="store_true", help="print figures as JSON on standard output")
     made.set_defaults(run=run)
+    for argument, about in positional.items():
+        made.add_argument(argument, help=about)
+    if run is not commands.show:
+        made.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
     return made
-
-
-def _inputs(to: argparse.ArgumentParser) -> None:
-    to.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
 
 
 def _ignore(to: Any) -> None:
     to.add_argument(
         "--ignore", action="append", default=[], metavar="GLOB", help="modules or parameters to leave alone"
     )
-
-
-def _budgets(to: argparse.ArgumentParser) -> None:
-    budget = to.add_argument_group("how much", "without any: half of each prunable dim")
-    budget.add_argument(
-        "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
-    )
-    _add_budgets(budget, number)
 
 
 def _add_budgets(to: Any, kind: Callable[[str], Any]) -> None:

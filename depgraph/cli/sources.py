@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import named_object
 from ..base.errors import InputError
 from ..integrations import PRETRAINED
 from ..store.document import FILE_NAME
@@ -21,34 +22,17 @@ INPUT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+
 OWN_EXAMPLES = ("example_input_array", "dummy_inputs")  # attributes by which models say what they take
 
 
-def named_object(text: str, what: str) -> Any:
-    """The object that ``package.module:name`` names; the present folder is searched first.
-
-    Raises:
-        InputError: the text has another form, the module can't be imported, or holds no such name.
-    """
-    module_name, _, name = text.partition(":")
-    if not module_name or not name:
-        raise InputError(f"{what} must be given as package.module:name, not {text!r}")
+def _named(text: str, what: str) -> Any:
+    """The object that ``package.module:name`` names; the present folder is searched first."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may raise anything
-        raise InputError(
-            f"{what} {text!r}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
-    for step in name.split("."):
-        if not hasattr(found, step):
-            raise InputError(f"{what} {text!r}: {module_name} has no {name!r}")
-        found = getattr(found, step)
-    return found
+    return named_object(what, text)
 
 
 def function(text: str, what: str) -> Callable[..., Any]:
     """The function that ``package.module:name`` names."""
-    found = named_object(text, what)
+    found = _named(text, what)
     if not callable(found):
         raise InputError(f"{what} {text!r} is not a function")
     return found
@@ -64,11 +48,7 @@ def called(text: str, what: str) -> Any:
 
 
 def model_of(text: str) -> nn.Module:
-    """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode.
-
-    Raises:
-        InputError: there is no such thing, it raises, or it is not a module.
-    """
+    """The model that a factory ``package.module:function`` returns, that a name stands for, or in a folder; in eval mode."""
     if os.path.isdir(text):
         if (Path(text) / FILE_NAME).exists() and not (Path(text) / "config.json").exists():
             raise InputError(
@@ -76,7 +56,7 @@ def model_of(text: str) -> nn.Module:
                 "folder)"
             )
         return pretrained().from_folder(text)
-    found = named_object(text, "the model")
+    found = _named(text, "the model")
     if not isinstance(found, nn.Module):
         if not callable(found):
             raise InputError(f"{text!r} is neither a model nor a function that makes one")
@@ -91,17 +71,11 @@ def pretrained() -> Any:
     return importlib.import_module(PRETRAINED)
 
 
-def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
+def inputs_of(texts: list[str] | None, model: nn.Module) -> Any:
     """Example inputs from their descriptions, or from the model itself where there are none.
 
-    Args:
-        texts: each ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2
-            where no bound is given), or one ``package.module:function`` that returns example inputs.
-        model: asked for its own example inputs where `texts` is empty.
-        seed: of the random numbers.
-
-    Raises:
-        InputError: a description can't be read, or there is none and the model says nothing.
+    Each of `texts` is ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2
+    where no bound is given), or one ``package.module:function`` that returns example inputs.
     """
     if not texts:
         for name in OWN_EXAMPLES:
@@ -113,7 +87,7 @@ def inputs_of(texts: list[str] | None, model: nn.Module, seed: int = 0) -> Any:
         )
     if len(texts) == 1 and ":" in texts[0] and INPUT.fullmatch(texts[0]) is None:
         return called(texts[0], "--input")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}
     for text in texts:

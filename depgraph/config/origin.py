@@ -24,7 +24,7 @@ from ..base.switches import same_random_state, without_warnings
 from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
 from ..tracing.attributes import read_attribute
-from ..tracing.sizes import Expr, Size, expression, track_inside
+from ..tracing.sizes import Expr, Size, attributes_in, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
 OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -54,13 +54,13 @@ def origins(model: nn.Module) -> Origins:
     for path, module in outermost(model):
         arguments = _arguments(module, path)
         twin, shapes = (None, {}) if arguments is None else build(type(module), arguments)
-        if twin is None or not _alike(module, twin):
+        if twin is None or _shapes_of(module) != _shapes_of(twin):
             continue
         for inner, part in twin.named_modules():
             place = ".".join(filter(None, (path, inner)))
             for name, value in vars(part).items():
                 for steps, number in _numbers(value):
-                    if _held(model, (place, name, *steps)) == number:  # forward may have set others since
+                    if held_at(model, (place, name, *steps)) == number:  # forward may have set others since
                         found.attributes[("attr", place, name, *steps)] = number.expr
         for name, parameter in twin.named_parameters():
             exprs = shapes.get(parameter.untyped_storage()._cdata)
@@ -150,18 +150,16 @@ def build(
     return None, {}
 
 
-def _held(model: nn.Module, key: Key) -> Any:
-    """What `model` has at a key, or None."""
+def held_at(holder: Any, key: Key) -> Any:
+    """What a model (or with path "" another object) has at (module path, attribute, *keys), or None."""
     try:
-        return read_attribute(model, key)
+        return read_attribute(holder, key)
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
 
 
-def _alike(module: nn.Module, twin: nn.Module) -> bool:
-    """Whether both have the same parameters, by name and shape."""
-    mine, others = ({n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin))
-    return mine == others
+def _shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
+    return {} if module is None else {n: p.shape for n, p in module.named_parameters()}
 
 
 def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
@@ -175,25 +173,17 @@ def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
 def field_repairs(
     model: nn.Module, found: Origins, values: dict[Key, int], plan: Plan, reads: set[Key]
 ) -> list[Repair]:
-    """What to set so that what the model was built from agrees with what becomes of it.
+    """What to set so that what the original was built from (`found`: its `origins`) agrees with what becomes of it.
 
-    Args:
-        model: the original.
-        found: its `origins`.
-        values: attribute -> its value afterwards, for those that forward reads.
-        plan: the cuts.
-        reads: what forward reads, for sizes or not: where `values` says nothing of it, it stays, or forward would
-            compute with another number.
-
-    Returns:
-        repairs of fields, and of attributes that were computed from them and that forward does not read.
+    `values` has what becomes of the sizes that forward reads. What else it `reads` stays, or it would compute with another
+    number. Fields are repaired, and attributes that were computed from them and that forward does not read.
     """
     equations = [(found.attributes[key], n) for key, n in values.items() if key in found.attributes]
     for name, exprs in found.shapes.items():
         if name in plan.shapes or name in plan.aliases:
             equations += [(e, n) for e, n in zip(exprs, plan.new_shape(name), strict=True)]
     given = {k: v for k, v in values.items() if k not in found.attributes}
-    given |= {k: v for k in reads - values.keys() if type(v := _held(model, k[1:])) is int}
+    given |= {k: v for k in reads - values.keys() if type(v := held_at(model, k[1:])) is int}
     known = _solved(model, list(dict.fromkeys(equations)), given)
     kept = values.keys() | reads
     repairs = {k: v for k, v in known.items() if k not in kept and v != read_attribute(model, k[1:])}
@@ -216,9 +206,7 @@ def config_mismatches(small: nn.Module, found: Origins) -> list[str]:
         if not any(name.startswith(inside) for name in found.shapes):
             continue  # the original was not made by its class alone
         twin, _ = build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
-        have, says = (
-            {} if m is None else {n: tuple(p.shape) for n, p in m.named_parameters()} for m in (module, twin)
-        )
+        have, says = _shapes_of(module), _shapes_of(twin)
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
         wrong += [] if twin is None else [inside + n for n in _other_numbers(module, twin)]
     return wrong
@@ -256,7 +244,7 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
             bare = []
         elif not answers:
             for expr, value in equations:
-                fields = _fields(expr) - set(known)
+                fields = attributes_in(expr) - known.keys()
                 old = {f: read_attribute(model, f[1:]) for f in fields}
                 if fields and evaluate(expr, {**known, **old}) == value:
                     answers = {f: {v} for f, v in old.items()}
@@ -267,12 +255,6 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
             if len(found) > 1:  # the layers disagree: no one number describes them
                 torn.add(key)
             known[key] = found.pop() if len(found) == 1 else read_attribute(model, key[1:])
-
-
-def _fields(expr: Expr) -> set[Key]:
-    if not isinstance(expr, tuple):
-        return set()
-    return {expr} if expr[0] == "attr" else _fields(expr[1]) | _fields(expr[2])
 
 
 def evaluate(expr: Expr, known: dict[Key, int]) -> int | None:

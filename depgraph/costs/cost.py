@@ -137,8 +137,8 @@ def _bare(mode: Any) -> AbstractContextManager[None]:
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of one forward pass (of one on each of `Examples`) in eval mode, by torch's FLOP counter.
 
-    They are FLOPs / 2. Counted on fake tensors, without arithmetic; on real ones where the path through the model
-    depends on data. The counter does not know the kernels of whole layers, which run as the products they are made of.
+    They are FLOPs / 2, counted on fake tensors, or real ones where the path through the model depends on data. Kernels of
+    whole layers, which the counter does not know, run as the products they are made of.
 
     Args:
         model: any module.

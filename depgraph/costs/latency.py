@@ -150,11 +150,7 @@ def _passes(seconds: float) -> Iterable[int]:
 
 
 def _run(model: nn.Module, example_inputs: Any) -> float:
-    """Seconds of one pass.
-
-    Raises:
-        TraceError: the model rejects the inputs.
-    """
+    """Seconds of one pass; a `TraceError` where the model rejects the inputs."""
     with same_random_state(), torch.no_grad():
         start = time.perf_counter()
         try:

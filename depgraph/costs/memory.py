@@ -3,11 +3,10 @@
 What is counted are the results of ops that are alive at the same time, views once, in inference: not parameters,
 buffers and inputs, which are there all along, nor what a kernel takes for itself while it works.
 
-The model (`memory_cost`) reads lifetimes off the recorded graph: a tensor lives from the op that makes it to the last op
-that reads it or a view of it, and, as Python holds the arguments of a call until it returns, to the end of the last
-module call that it was made outside of and read in. A name in ``forward`` that holds a tensor for longer is not seen,
-so budgets go by the measurement in the end. The measurement (`measure_memory`) runs the model on fake tensors
-and asks, at each op, which of the storages made so far still exist.
+`memory_cost` reads lifetimes off the recorded graph: a tensor lives from the op that makes it to the last op that reads
+it or a view of it, and, as Python holds the arguments of a call until it returns, to the end of the last module call
+that it was made outside of and read in. A name in ``forward`` that holds one for longer is not seen: budgets go by
+`measure_memory` in the end, which runs the model on fake tensors and asks, at each op, which storages still exist.
 """
 
 from __future__ import annotations

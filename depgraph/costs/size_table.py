@@ -17,6 +17,7 @@ from ..grouping.graph import DependencyGraph
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_Padded = tuple[Integers, Integers, Integers]
 
 
 class SizeTable:
@@ -26,13 +27,12 @@ class SizeTable:
         """`rows` empty sums over the free axes of `graph`."""
         self.index = {a: i for i, a in enumerate(graph.by_axis)}
         self.full: Integers = np.array([a.size for a in self.index], dtype=np.int64)
-        self.rows = rows
-        self._fixed = [0] * rows
+        self._fixed: Integers = np.zeros(rows, dtype=np.int64)
         self._sizes: dict[Axis, int] = {}  # an axis that varies -> its number
         self._constant: dict[Axis, int] = {}  # one that does not -> its size
         self._monomials: list[tuple[int, int, tuple[int, ...]]] = []  # size, coefficient, free axes
         self._terms: list[tuple[int, int, list[int]]] = []  # row, constant, sizes
-        self._compiled: _Compiled | None = None
+        self._arrays: tuple[_Padded, _Padded] | None = None
 
     def add(self, dims: Sequence[Axis | int | None], scale: int = 1, row: int = 0) -> None:
         """Add `scale` times the product of `dims` to a row; a dim of None has size 1."""
@@ -48,7 +48,7 @@ class SizeTable:
             self._terms.append((row, constant, varying))
         else:
             self._fixed[row] += constant
-        self._compiled = None
+        self._arrays = None
 
     def _size(self, axis: Axis) -> tuple[int, list[int]]:
         """The size of an axis that does not vary and [], or 1 and [the number of one that does]."""
@@ -67,46 +67,37 @@ class SizeTable:
 
     def values(self, counts: Integers) -> Integers:
         """[rows] int64: every sum at `counts` ([free axes])."""
-        return self._table().values(counts)
+        monomials, (owners, constants, factors) = self._padded()
+        out = self._fixed.copy()
+        np.add.at(out, owners, constants * self._sizes_at(counts, monomials)[factors].prod(1))
+        return out
 
     def slopes(self, counts: Integers, weights: Floats) -> Floats:
         """[free axes]: how fast the sum of the rows, weighted by `weights` ([rows]), grows with each count."""
-        return self._table().slopes(counts, weights)
+        monomials, (owners, constants, factors) = self._padded()
+        sizes = self._sizes_at(counts, monomials).astype(float)
+        per_size = _product_slopes(sizes, factors, weights[owners] * constants)
+        numbers, coefficients, atoms = monomials
+        per_count = _product_slopes(
+            np.append(counts, 1).astype(float), atoms, per_size[numbers] * coefficients
+        )
+        return per_count[:-1]
 
-    def _table(self) -> _Compiled:
-        if self._compiled is None:
-            self._compiled = _Compiled(self)
-        return self._compiled
+    def _padded(self) -> tuple[_Padded, _Padded]:
+        """The monomials and the terms as arrays, padded with a last count, and a last size, that is 1."""
+        if self._arrays is None:
+            self._arrays = _padded(self._monomials, len(self.full)), _padded(self._terms, len(self._sizes))
+        return self._arrays
 
-
-class _Compiled:
-    """The same as arrays, padded with a last size (and a last count) that is 1."""
-
-    def __init__(self, table: SizeTable) -> None:
-        self.rows, self.fixed = table.rows, np.array(table._fixed, dtype=np.int64)
-        self.numbers, self.coefficients, self.atoms = _padded(table._monomials, len(table.full))
-        self.owners, self.constants, self.factors = _padded(table._terms, len(table._sizes))
-        self.count = len(table._sizes)
-
-    def sizes(self, counts: Integers) -> Integers:
-        out = np.zeros(self.count + 1, dtype=np.int64)
-        np.add.at(out, self.numbers, self.coefficients * np.append(counts, 1)[self.atoms].prod(1))
+    def _sizes_at(self, counts: Integers, monomials: _Padded) -> Integers:
+        numbers, coefficients, atoms = monomials
+        out = np.zeros(len(self._sizes) + 1, dtype=np.int64)
+        np.add.at(out, numbers, coefficients * np.append(counts, 1)[atoms].prod(1))
         out[-1] = 1
         return out
 
-    def values(self, counts: Integers) -> Integers:
-        out = self.fixed.copy()
-        np.add.at(out, self.owners, self.constants * self.sizes(counts)[self.factors].prod(1))
-        return out
 
-    def slopes(self, counts: Integers, weights: Floats) -> Floats:
-        weight = weights[self.owners] * self.constants
-        per_size = _product_slopes(self.sizes(counts).astype(float), self.factors, weight)
-        weight = per_size[self.numbers] * self.coefficients
-        return _product_slopes(np.append(counts, 1).astype(float), self.atoms, weight)[:-1]
-
-
-def _padded(terms: Sequence[tuple[int, int, Sequence[int]]], one: int) -> tuple[Integers, Integers, Integers]:
+def _padded(terms: Sequence[tuple[int, int, Sequence[int]]], one: int) -> _Padded:
     """(owners [n], constants [n], factors [n, most factors]) of n terms; `one` fills the places of missing factors."""
     width = max((len(t[2]) for t in terms), default=1)
     factors = np.full((len(terms), width), one, dtype=np.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_structure
 
 from ..base.checks import function
 from ..base.errors import InputError
@@ -37,6 +37,19 @@ class Batch:
         args, kwargs = map_tensors((self.args, self.kwargs), torch.clone)
         return Batch(args, kwargs, self.target)
 
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What `model` returns for this batch.
+
+        Raises:
+            InputError: it fails.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except Exception as error:
+            raise InputError(
+                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
+            ) from error
+
 
 class Calibration:
     """Batches of inputs, or of (inputs, target) pairs, that can be gone through any number of times.
@@ -65,19 +78,15 @@ class Calibration:
         Raises:
             InputError: `batches` is not an iterable of batches.
         """
-        if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-            raise InputError(
-                f"calibration must be an iterable of batches, not {type(batches).__name__}: put a single batch into a list"
-            )
+        check_batches("calibration", batches)
         if loss is not None:
             function("loss", loss, "output", "target")
         self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
         self._args, kwargs = each_example(example_inputs)[0]
         tensors = tensor_leaves((self._args, kwargs))
         self._devices = {t.device for t in tensors}
-        self._infinite = any(
-            bool(torch.isinf(_values(t)).any()) for t in tensors
-        )  # masks that are added may hold -inf
+        # Masks that are added may hold -inf.
+        self._infinite = any(bool(torch.isinf(_values(t)).any()) for t in tensors)
         self.loss, self.progress = loss, progress
 
     def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
@@ -108,11 +117,9 @@ class Calibration:
         except InputError:
             raise
         except Exception as error:
-            given = " and ".join(
-                f"{name} {_described(v)}" for name, v in (("output", output), ("target", batch.target))
-            )
             raise InputError(
-                f"the loss could not be computed from {given}: {type(error).__name__}: {error}"
+                f"the loss could not be computed from output {_described(output)} and target {_described(batch.target)}: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _checked(self, given: Any, position: int) -> Batch:
@@ -128,7 +135,8 @@ class Calibration:
                     f"calibration batch {position} is on {tensor.device}, the example inputs on {known}: "
                     "move the batches to the model's device"
                 )
-            wrong = torch.isnan(_values(tensor)) if self._infinite else _not_finite(tensor)
+            values = _values(tensor)
+            wrong = torch.isnan(values) if self._infinite else ~torch.isfinite(values)
             if bool(wrong.any()):
                 raise InputError(f"calibration batch {position} contains NaN or infinite values")
         args, kwargs = map_tensors((args, kwargs), torch.clone)
@@ -136,18 +144,15 @@ class Calibration:
 
     def _split(self, given: Any) -> tuple[Any, Any]:
         """(inputs, target or None) of one batch: see the class."""
-        pair = isinstance(given, (tuple, list)) and len(given) == 2
-        if pair and (self.loss is not None or len(self._args) != 2 or not _alike(given[0], self._args[0])):
-            return given[0], given[1]
+        if isinstance(given, (tuple, list)) and len(given) == 2:
+            alone = len(self._args) != 2 or tree_structure(given[0]) != tree_structure(self._args[0])
+            if self.loss is not None or alone:
+                return given[0], given[1]
         if self.loss is not None:
             raise InputError(
                 f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
             )
         return given, None
-
-
-def _not_finite(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.isfinite(_values(tensor)).logical_not_()
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:
@@ -159,15 +164,18 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.layout == torch.strided else tensor.values()
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether both are tensors, or made up of as many in the same way."""
-    return bool(pytree.tree_structure(one) == pytree.tree_structure(other))
-
-
 def _described(value: Any) -> str:
     """The tensors in `value`, by type, shape and device."""
     tensors = [f"{str(t.dtype)[6:]} {list(t.shape)} on {t.device}" for t in tensor_leaves(value)]
     return ", ".join(tensors) or type(value).__name__
+
+
+def check_batches(name: str, value: Any) -> None:
+    """`value` can be gone through batch by batch, as far as can be told, or an `InputError`."""
+    if isinstance(value, (torch.Tensor, Mapping, str)) or not isinstance(value, Iterable):
+        raise InputError(
+            f"{name} must be an iterable of batches, not {type(value).__name__}: put a single batch into a list"
+        )
 
 
 def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
@@ -189,7 +197,7 @@ def loss_value(loss: Loss | None, output: Any, target: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         raise InputError(f"the loss must be a tensor of one number, not {value!r}"[:300])
     if not bool(torch.isfinite(value.detach())):
-        held = [t for t in tensor_leaves(target) if bool(_not_finite(t).any())]
-        fix = "its target contains NaN or infinite values" if held else "are weights and data finite?"
+        fine = all(bool(torch.isfinite(_values(t)).all()) for t in tensor_leaves(target))
+        fix = "are weights and data finite?" if fine else "its target contains NaN or infinite values"
         raise InputError(f"the loss of a batch is {float(value.detach())}: {fix}")
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -31,7 +32,6 @@ class Consumer:
         dim: the consumed dim of that tensor; None where it stands in several.
         axis: the consumed axis: column j of the inputs is its index j; None for a single column.
         calls: the recorded calls.
-        contracted: dims of the activation that are summed over.
         reason: why its inputs can't be observed; empty where they can.
     """
 
@@ -39,18 +39,12 @@ class Consumer:
     dim: int | None
     axis: Axis | None
     calls: tuple[Product, ...]
-    contracted: tuple[int, ...] = ()
     reason: str = ""
 
     @property
     def node(self) -> Node:
         """The first call."""
         return self.calls[0].node
-
-    @property
-    def activation(self) -> Node | None:
-        """What it consumes a dim of, in the first call."""
-        return self.calls[0].activation
 
     @property
     def width(self) -> int:
@@ -61,11 +55,6 @@ class Consumer:
     def is_convolution(self) -> bool:
         """Whether it is called in a convolution."""
         return is_convolution(self.node.target)
-
-    def __repr__(self) -> str:
-        return (
-            f"Consumer({self.name}:{self.dim}, width={self.width}{', ' + self.reason if self.reason else ''})"
-        )
 
 
 def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:
@@ -99,18 +88,11 @@ def _consumer(state: DimFacts, product: Product) -> Consumer:
     leaves = [leaf for leaf, _ in places] or state.leaves_of(product.weight)
     leaf = max(leaves, key=lambda n: prod(record_of(n).shape))
     dims = [d for n, d in places if n is leaf]
-    contracted = _contracted(product)
-    return Consumer(
-        str(leaf.target),
-        dims[0] if len(dims) == 1 else None,
-        axis,
-        (product,),
-        contracted or (),
-        _problem(product, contracted),
-    )
+    dim = dims[0] if len(dims) == 1 else None
+    return Consumer(str(leaf.target), dim, axis, (product,), _problem(product))
 
 
-def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
+def _problem(product: Product) -> str:
     """Why the inputs of a product can't be handed over, or nothing."""
     if product.activation is None:
         return f"{product.node.target} computes its operand inside, or from several arguments"
@@ -120,30 +102,24 @@ def _problem(product: Product, contracted: tuple[int, ...] | None) -> str:
         return "its inputs are complex"
     if slot(product, Keys()) is None:
         return "data decides which of its entries are used"
-    if contracted is None:
+    if not _is_matrix_product(product, product.activation):
         return f"{product.node.target} is not a product of two matrices here"
     return ""
 
 
-def _contracted(product: Product) -> tuple[int, ...] | None:
-    """Which dims of the activation are summed over; None where the call is not a product of two matrices."""
-    if product.activation is None:
-        return None
-    rank = len(record_of(product.activation).shape)
-    op = product.node.target
-    if is_convolution(op):
-        return (1 if rank == len(record_of(product.weight).shape) else 0,)
-    if is_grouped(op):
-        return (1,)
+def _is_matrix_product(product: Product, activation: Node) -> bool:
+    if is_convolution(product.node.target) or is_grouped(product.node.target):
+        return True
     if product.letters is None:
-        return None
-    wide = len(record_of(product.weight).shape)
-    x, w = tokens(product.letters[0], rank), tokens(product.letters[1], wide)
+        return False
+    x, w = (
+        tokens(letters, len(record_of(node).shape))
+        for letters, node in zip(product.letters, (activation, product.weight), strict=False)
+    )
     result = product.letters[2]
     if len(set(x)) < len(x) or len(set(w)) < len(w) or ("..." not in result and any("." in t for t in x + w)):
-        return None
-    consumed = [t for t in w if t not in result and "." not in t]
-    return tuple(x.index(t) for t in consumed) if set(consumed) <= set(x) else None
+        return False
+    return all(t in x for t in w if t not in result and "." not in t)
 
 
 # ------------------------------------------------------------------------------------------------- finding it again
@@ -218,9 +194,7 @@ def path_to(args: Any, wanted: Node) -> tuple[Step, ...] | None:
 
 def at(args: Any, path: tuple[Step, ...]) -> Any:
     """What stands at `path` in nested arguments."""
-    for step in path:
-        args = args[step]
-    return args
+    return reduce(operator.getitem, path, args)
 
 
 def slot(product: Product, keys: Keys) -> Any:

@@ -6,10 +6,10 @@ A layout says how the arguments of one call, its weight and its result are broug
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,30 +21,13 @@ Samples = slice | Tensor  # a range of them, or their numbers
 Piece = tuple[slice, Samples, Tensor]  # which stacks, which samples, x [stacks, samples, columns]
 
 
-class Layout(Protocol):
-    """How one call is a matrix product for each stack."""
-
-    def matrices(self, weight: Tensor) -> Tensor:
-        """The weight operand as [stacks, rows, columns]."""
-
-    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
-        """The activation of some stacks in pieces, or the `chosen` samples of each."""
-
-    def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
-        """The part of the result that belongs to a piece: [stacks, samples, rows]."""
-
-
 def layout_of(
     op: Any, args: Any, shape: Sequence[int], weight: Tensor, letters: tuple[str, str, str] | None
 ) -> Layout:
-    """The layout of a call.
+    """The layout of a call of the ATen op `op`, which may be a recorded one.
 
-    Args:
-        op: the ATen op.
-        args: its arguments; of a recorded call, too.
-        shape: that of the activation.
-        weight: the weight operand, or any tensor of its shape and strides.
-        letters: einsum of (activation, weight, result), where the op is one.
+    `shape` is that of the activation, `weight` the weight operand or any tensor of its shape and strides, `letters` the
+    einsum of (activation, weight, result), where the op is one.
     """
     if is_convolution(op):
         return Convolved(int(args[8]), bool(args[6]), weight.dim() - 2)
@@ -77,15 +60,14 @@ class Einsum:
     repeated: tuple[int, ...]
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """The weight operand as [stacks, rows, columns]."""
         for d in self.repeated:
             weight = weight.narrow(d, 0, 1)
         parts = [[w for _, w, _ in self.stacked], [w for w, _ in self.rows], [w for _, w in self.columns]]
-        sizes = [prod(weight.shape[d] for d in dims) for dims in parts]
-        return weight.permute(*parts[0], *parts[1], *parts[2], *self.repeated).reshape(sizes)
+        return _arranged(weight, parts)
 
-    def arranged(self, x: Tensor) -> Tensor:
-        """The activation as [stacks, samples, columns]."""
+    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
+        """The activation of some stacks in pieces, or the `chosen` samples of each."""
         if self.summed:
             x = x.sum(self.summed, keepdim=True)
         for d, size in self.spread:
@@ -93,21 +75,12 @@ class Einsum:
             sizes[d] = size
             x = x.expand(sizes)
         parts = [[d for d, *_ in part] for part in (self.stacked, self.samples, self.columns)]
-        sizes = [prod(x.shape[d] for d in dims) for dims in parts]
-        rest = [d for d in range(x.dim()) if not any(d in part for part in parts)]
-        return x.permute(*parts[0], *parts[1], *parts[2], *rest).reshape(sizes)
-
-    def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
-        """See `Layout`."""
-        whole = self.arranged(x)
-        yield _taken(stacks, 0, whole[stacks], chosen)
+        yield _taken(stacks, 0, _arranged(x, parts)[stacks], chosen)
 
     def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
-        """See `Layout`."""
+        """The part of the result that belongs to a piece: [stacks, samples, rows]."""
         parts = [[d for *_, d in part] for part in (self.stacked, self.samples, self.rows)]
-        sizes = [prod(out.shape[d] for d in dims) for dims in parts]
-        rest = [d for d in range(out.dim()) if not any(d in part for part in parts)]
-        return out.permute(*parts[0], *parts[1], *parts[2], *rest).reshape(sizes)[stacks, samples]
+        return _arranged(out, parts)[stacks, samples]
 
 
 def einsum_layout(shape: Sequence[int], weight: Tensor, letters: tuple[str, str, str]) -> Einsum:
@@ -145,12 +118,12 @@ class Convolved:
     spatial: int
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """As for `Einsum`."""
         apart = weight.unflatten(0, (self.groups, -1))
         return (apart.transpose(1, 2) if self.transposed else apart).flatten(2)
 
     def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
-        """See `Layout`."""
+        """As for `Einsum`."""
         taken: list[Samples] = []
 
         def noted(count: int, start: int) -> Tensor | None:
@@ -163,12 +136,11 @@ class Convolved:
             yield stacks, taken[-1], blocks
 
     def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
-        """See `Layout`."""
+        """As for `Einsum`."""
         out = out if out.dim() > self.spatial + 1 else out[None]
         blocks = out.unflatten(1, (self.groups, -1))[:, stacks].movedim((1, 2), (0, -1))
         if isinstance(samples, Tensor):  # nothing else is copied
-            found: Tensor = blocks[(slice(None), *torch.unravel_index(samples, blocks.shape[1:-1]))]
-            return found
+            return blocks[(slice(None), *torch.unravel_index(samples, blocks.shape[1:-1]))]
         return blocks.flatten(1, -2)[:, samples]
 
 
@@ -177,18 +149,28 @@ class Runs:
     """A grouped product: each run of rows meets its own matrix."""
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """See `Layout`."""
+        """As for `Einsum`."""
         return weight.transpose(1, 2)
 
     def inputs(self, args: Any, x: Tensor, stacks: slice, chosen: Choice | None = None) -> Iterator[Piece]:
-        """See `Layout`."""
+        """As for `Einsum`."""
         ends = [0, *args[2].tolist()]
         for e in range(*stacks.indices(len(ends) - 1)):
             yield _taken(slice(e, e + 1), ends[e], x[None, ends[e] : ends[e + 1]], chosen)
 
     def outputs(self, args: Any, out: Tensor, stacks: slice, samples: Samples) -> Tensor:
-        """See `Layout`."""
+        """As for `Einsum`."""
         return out[None, samples]
+
+
+Layout = Einsum | Convolved | Runs
+
+
+def _arranged(x: Tensor, parts: list[list[int]]) -> Tensor:
+    """`x` with one dim for the dims in each of `parts`; what is left of it has size 1."""
+    rest = [d for d in range(x.dim()) if not any(d in dims for dims in parts)]
+    sizes = [prod(x.shape[d] for d in dims) for dims in parts]
+    return x.permute([d for dims in (*parts, rest) for d in dims]).reshape(sizes)
 
 
 def _taken(stacks: slice, start: int, x: Tensor, chosen: Choice | None) -> Piece:
@@ -199,7 +181,7 @@ def _taken(stacks: slice, start: int, x: Tensor, chosen: Choice | None) -> Piece
     return stacks, some + start, x[:, some]
 
 
-def slices(count: int, entries: int, limit: int) -> Iterable[slice]:
+def slices(count: int, entries: int, limit: int) -> list[slice]:
     """Ranges of `count` stacks of so many `entries` each, of at most `limit` entries where one alone is not more."""
     step = max(1, limit // max(entries, 1))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]

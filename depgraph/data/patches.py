@@ -11,18 +11,14 @@ import torch.nn.functional as F
 
 Tensor = torch.Tensor
 PIECE = 1 << 23  # entries of one piece
-Choice = Callable[
-    [int, int], Tensor | None
-]  # samples of a piece, number of its first -> those to take; None: all
+# Samples of a piece, number of its first -> those to take; None: all.
+Choice = Callable[[int, int], Tensor | None]
 
 
 def patches(args: Any, chosen: Choice | None = None) -> Iterator[Tensor]:
     """The windows of a convolution's input, in pieces of at most about `PIECE` entries.
 
-    Args:
-        args: the arguments of ``aten.convolution``: input, weight, bias, stride, padding, dilation, transposed,
-            output_padding, groups.
-        chosen: which samples of each piece are wanted; the others are never copied.
+    `args` are those of ``aten.convolution``; samples that are not `chosen` are never copied.
 
     Yields:
         [samples, channels of the input, kernel positions]: with the weight as ``w[o, i, positions]``, and one group, the

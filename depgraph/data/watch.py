@@ -55,14 +55,12 @@ class Call:
     @property
     def x(self) -> Tensor:
         """The activation."""
-        found: Tensor = at(self.args, path_to(self.product.node.args, self.product.activation) or ())  # type: ignore[arg-type]
-        return found
+        return at(self.args, path_to(self.product.node.args, self.product.activation) or ())  # type: ignore[arg-type]
 
     @property
     def weight(self) -> Tensor:
         """The weight operand."""
-        found: Tensor = at(self.args, path_to(self.product.node.args, self.product.weight) or ())
-        return found
+        return at(self.args, path_to(self.product.node.args, self.product.weight) or ())
 
     @property
     def layout(self) -> Layout:
@@ -104,15 +102,15 @@ class Watch:
         self,
         model: nn.Module,
         wanted: Iterable[Consumer],
-        see: Callable[[Call], None] | None = None,
-        before: Callable[[Call], None] | None = None,
+        see: Callable[[Call], None],
+        before: bool = False,
         choices: bool = False,
         joins: Iterable[Consumer] = (),
     ) -> None:
-        """Call `before` and `see` before and after each call of a consumer in `wanted`; they may raise `StopRun`.
+        """Call `see`, which may raise `StopRun`, after (or `before`) each call of a consumer in `wanted`.
 
         With `choices`, calls say which entries were picked before (`Call.choices`). Consumers in `joins` are seen when
-        their result is about to be added to something, once, by whichever of the two callbacks there is.
+        their result is about to be added to something, once.
         """
         self.joins = {id(c) for c in joins}
         self.pending: list[Call] = []  # of consumers in `joins`, until their result is added to something
@@ -138,11 +136,7 @@ class Watch:
         self.failure: BaseException | None = None
 
     def run(self, batch: Batch) -> Any:
-        """Run the model on a batch; what it returns, or None where a callback had enough.
-
-        Raises:
-            InputError: the model fails on the batch. What a callback raises passes through.
-        """
+        """Run the model on a batch; what it returns, or None where a callback had enough. What one raises passes through."""
         with prepared():
             return self.run_prepared(batch)
 
@@ -158,15 +152,13 @@ class Watch:
         self.failure, self.choices, self.pending = None, 0, []
         try:
             with torch.inference_mode(False), torch.no_grad(), open_functions(), _Aten(self), _Python(self):
-                out = self.twin(*batch.args, **batch.kwargs)
+                out = batch.run(self.twin)
         except StopRun:
             return None
-        except Exception as error:
+        except InputError:
             if self.failure is not None:
                 raise self.failure from None
-            raise InputError(
-                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
-            ) from error
+            raise
         finally:
             self.made.clear()
             self.kept.restore()
@@ -187,15 +179,15 @@ class Watch:
         found = self._whose(op, args)
         joined = [c for c in found if id(c) in self.joins]
         found = [c for c in found if id(c) not in self.joins]
-        for consumer in found:
-            self._tell(self.before, Call(consumer, args, None, self.choices))
+        for consumer in found if self.before else ():
+            self._tell(Call(consumer, args, None, self.choices))
         if self.pending and base_name(op) == "add":
             self._join(args)
         if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
-        for consumer in found:
-            self._tell(self.see, Call(consumer, args, out, self.choices))
+        for consumer in () if self.before else found:
+            self._tell(Call(consumer, args, out, self.choices))
         for consumer in joined:
             self.pending.append(Call(consumer, args, out, self.choices))
         if str(op) in self.makers:
@@ -234,14 +226,12 @@ class Watch:
         for call in mine:
             other = args[1] if args[0] is call.out else args[0]
             if isinstance(other, Tensor) and other.shape == call.out.shape:
-                self._tell(self.before or self.see, replace(call, stream=other))
+                self._tell(replace(call, stream=other))
 
-    def _tell(self, listener: Callable[[Call], None] | None, call: Call) -> None:
-        if listener is None:
-            return
+    def _tell(self, call: Call) -> None:
         self.paused += 1
         try:
-            listener(call)
+            self.see(call)
         except BaseException as error:
             self.failure = error
             raise

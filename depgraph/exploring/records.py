@@ -30,11 +30,7 @@ class Records:
     """
 
     def __init__(self, file: str | os.PathLike[str] | None, subject: Mapping[str, Any]) -> None:
-        """Open `file`, or begin it.
-
-        Args:
-            file: where to keep the rows; None: nowhere.
-            subject: what the rows belong to; each entry becomes a digest.
+        """Open `file`, or begin it; None: rows are kept nowhere. Each entry of `subject`, what they belong to, becomes a digest.
 
         Raises:
             InputError: the file has rows of another subject, or is not a file of rows.
@@ -127,12 +123,11 @@ def _feed(into: Any, value: Any) -> None:
             _feed(into, item)
     elif isinstance(value, Examples):
         _feed(into, ["examples", *value.examples])
-    elif hasattr(value, "__qualname__"):
-        mark(name_of(value))
     else:
         mark(name_of(value))
-        plain = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, PLAIN)}
-        _feed(into, dict(sorted(plain.items())))
+        if not hasattr(value, "__qualname__"):
+            plain = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, PLAIN)}
+            _feed(into, dict(sorted(plain.items())))
 
 
 def name_of(value: Any) -> str:

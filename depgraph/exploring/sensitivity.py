@@ -21,7 +21,7 @@ from ..base.tables import printed, table
 from ..data.calibration import Calibration, Loss
 from ..grouping.build import build_plan, flipped
 from ..grouping.graph import DependencyGraph
-from ..importance import Importance, scores_of
+from ..importance import Importance, normalisation, scores_of
 from ..plan.plan import Masks
 from ..prune import Constraint, analyze, as_module
 from ..select import Request, Selection, choose, nothing_text
@@ -30,7 +30,6 @@ from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
 from . import pictures
 from .records import Records, name_of
-from .sweep import ScoredOnce
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Cell = tuple[str, float]  # group, ratio
@@ -165,17 +164,16 @@ def sensitivity(
         "round_to": round_to,
         "loss": loss,
     }
-    if constraints:
-        arguments["constraints"] = constraints
-    if granularity:
-        arguments["granularity"] = granularity
+    further = {"constraints": constraints, "granularity": granularity}
     subject = {
         "kind": "sensitivity",
         "model": model,
         "example_inputs": example_inputs,
         "score": name_of(score),
+        "calibration": calibration,
+        "arguments": arguments | {name: value for name, value in further.items() if value},
     }
-    records = Records(file, {**subject, "calibration": calibration, "arguments": arguments})
+    records = Records(file, subject)
     known: dict[Cell, float] = {
         (r["group"], r["ratio"]): r["score"] for r in records.rows if r["error"] is None
     }
@@ -183,15 +181,14 @@ def sensitivity(
         known["dense", 0] = score_of(score, model)
         records.add({"group": "dense", "ratio": 0, "score": known["dense", 0], "error": None})
 
-    criterion = ScoredOnce(importance)
-    units = scores_of(graph, criterion, calibration=data)
-    how: dict[str, Any] = {"round_to": round_to, "normalise": criterion.normalise}
+    units = scores_of(graph, importance, calibration=data)
+    how: dict[str, Any] = {"round_to": round_to, "normalise": normalisation(importance)}
     blocks = _blocks(Selection(graph, units, **how), groups)
     chosen = {r: choose(graph, units, pruning_ratio=r, **how) for r in ratios}
     errors = _fill(graph, blocks, chosen, score, example_inputs if verify else None, known, records, progress)
     found = np.array([[known.get((b, r), np.nan) for r in ratios] for b in blocks], dtype=np.float64)
     scores = found.reshape(len(blocks), len(ratios))
-    return Sensitivity(known["dense", 0], list(blocks), _tensors(blocks), ratios, scores, errors)
+    return Sensitivity(known["dense", 0], list(blocks), _one_tensor_of_each(blocks), ratios, scores, errors)
 
 
 def _fill(
@@ -238,19 +235,20 @@ def _score_of_one(
 
 
 def _checked(ratios: Sequence[float]) -> tuple[float, ...]:
-    ratios = several("ratios", ratios, (int, float), "shares between 0 and 1")
-    for r in ratios:
-        fraction("ratios", r)
-    if not len(ratios):
+    found = {fraction("ratios", r) for r in several("ratios", ratios, (int, float), "shares between 0 and 1")}
+    if not found:
         raise InputError("no ratios given: give the shares to remove of each group")
-    return tuple(sorted(set(ratios)))
+    return tuple(sorted(found))
 
 
-def _tensors(blocks: dict[str, Block]) -> list[str]:
+def _makers(block: Block) -> list[str]:
+    """The tensors that produce the units of a block."""
+    return [m.name for g in block.groups for m in g.members if m.role == "produces"]
+
+
+def _one_tensor_of_each(blocks: dict[str, Block]) -> list[str]:
     """For each block a tensor that produces units of it, and of no other block where there is such a one."""
-    makers = {
-        b: [m.name for g in v.groups for m in g.members if m.role == "produces"] for b, v in blocks.items()
-    }
+    makers = {name: _makers(block) for name, block in blocks.items()}
     blocks_of = Counter(name for names in makers.values() for name in set(names))
     found = []
     for name, block in blocks.items():
@@ -260,20 +258,14 @@ def _tensors(blocks: dict[str, Block]) -> list[str]:
 
 
 def _blocks(selection: Selection, wanted: Sequence[str] | None) -> dict[str, Block]:
-    """Name -> what must be cut together, in the order of the model, for those that `wanted` names.
-
-    Raises:
-        InputError: a pattern names none.
-    """
-    found: dict[str, Block] = {}
-    names: dict[str, set[str]] = {}
-    for block in selection.blocks:
-        name = block.names[0]
-        found[name] = block
-        tensors = {m.name for g in block.groups for m in g.members if m.role == "produces"}
-        names[name] = {*block.names, *tensors, *(t.rpartition(".")[0] for t in tensors)}
+    """Name -> what must be cut together, in the order of the model, for those that `wanted` names."""
+    found = {block.names[0]: block for block in selection.blocks}
     if wanted is None:
         return found
+    names = {
+        name: {*block.names, *_makers(block), *(t.rpartition(".")[0] for t in _makers(block))}
+        for name, block in found.items()
+    }
     patterns = several("groups", [wanted] if isinstance(wanted, str) else wanted, str, "names")
     idle = [p for p in patterns if not any(_means(p, n) for ns in names.values() for n in ns)]
     if idle:

@@ -20,8 +20,7 @@ from ..costs import cost
 from ..costs.latency import latencies
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
-from ..importance import CRITERIA, Importance, Scores, scores_of
-from ..importance.criterion import normalisation
+from ..importance import Importance, Scores, normalisation, scores_of
 from ..prune import OF_ANALYZE, analyze, as_module, prune
 from ..select import BUDGETS, Request
 from ..select.budget_kinds import budget_kind
@@ -138,8 +137,7 @@ class ScoredOnce:
     def __init__(self, importance: str | Importance) -> None:
         """`importance`: as for `prune`."""
         self.importance = importance
-        named = CRITERIA.get(importance.lower(), importance) if isinstance(importance, str) else importance
-        self.normalise = normalisation(named)  # type: ignore[arg-type]
+        self.normalise = normalisation(importance)
         self.graph: DependencyGraph | None = None
         self.scores: dict[str, Scores] = {}
 
@@ -168,8 +166,8 @@ def sweep(
 ) -> Sweep:
     """Prune `model` to several ratios or budgets, each from the model as it is, and score what comes out.
 
-    The model is traced and its units are scored once; each row has its own plan, and is verified like any other. A row
-    that can't be made (a budget that can't be reached, a score that fails) says why, and the others continue.
+    The model is traced and its units are scored once; each row has its own plan, and is verified. One that can't be made
+    (a budget that can't be reached, a score that fails) says why, and the others continue.
 
     Args:
         model: any module; it stays as it is, also after an exception or Ctrl-C.
@@ -177,9 +175,8 @@ def sweep(
         ratios: values of `pruning_ratio`; by default 0.1 to 0.9, where no `budgets` are given.
         budgets: values for other arguments of `prune`: ``{"max_macs": (0.8, 0.6, 0.4), "max_params": (0.5,)}``.
         score: ``score(model)`` -> a number, higher is better, called with each model in eval mode.
-        file: rows are appended to it as they come (JSON lines); those that it has already are not computed again, but
-            for rows that failed. It belongs to one model (its values), one set of example inputs, one score function
-            (its name) and one set of arguments (not to what a data loader yields); more ratios may be asked for later.
+        file: rows are appended to it as they come (JSON lines); those that it has and that did not fail are not computed
+            again. It belongs to one model (its values), score function (its name), set of example inputs and of arguments.
         latency: measure seconds of a forward pass on `example_inputs`, each model in turns with the dense one.
         progress: a bar over the rows; None: on a terminal alone.
         prune_arguments: passed on to `prune` for each row: ``importance``, ``ignore``, ``round_to``, ``calibration`` ...
@@ -192,7 +189,9 @@ def sweep(
     flag("latency", latency)
     a_module("model", model := as_module(model))
     asked = _asked(ratios, budgets, prune_arguments)
-    arguments = reusable(prune_arguments)
+    arguments = dict(prune_arguments)
+    if isinstance(arguments.get("calibration"), Iterator):
+        arguments["calibration"] = list(arguments["calibration"])  # each row reads it
     run = _Run(model, example_inputs, score, latency, arguments)
     subject = {"kind": "sweep", "model": run.model, "example_inputs": example_inputs}
     records = Records(file, {**subject, "score": name_of(score), "latency": latency, "arguments": arguments})
@@ -293,12 +292,3 @@ def _asked(
         else:
             Request(cast(float, value))
     return list(dict.fromkeys(asked))
-
-
-def reusable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` of `prune`, with a calibration that can be read any number of times."""
-    found = dict(arguments)
-    batches = found.get("calibration")
-    if isinstance(batches, Iterator):
-        found["calibration"] = list(batches)
-    return found

@@ -44,11 +44,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
 def criterion_of(
     importance: str | Importance, graph: DependencyGraph, calibration: Calibration | None = None
 ) -> Importance:
-    """The criterion that `importance` names or is, ready to score the groups of `graph`.
-
-    Raises:
-        InputError: no criterion has this name, or it needs calibration data.
-    """
+    """The criterion that `importance` names or is, ready to score the groups of `graph`, or an `InputError`."""
     if isinstance(importance, str):
         if importance.lower() not in CRITERIA:
             raise InputError(
@@ -64,6 +60,12 @@ def criterion_of(
     if isinstance(criterion, Prepared):
         criterion.prepare(graph, calibration)
     return cast(Importance, criterion)
+
+
+def normalisation(importance: str | Importance) -> str:
+    """How scores of different groups are best made comparable (`select/normalise.py`): what the criterion says, or "mean"."""
+    named = CRITERIA.get(importance.lower()) if isinstance(importance, str) else importance
+    return str(getattr(named, "normalise", "mean"))
 
 
 def scores_of(
@@ -121,5 +123,6 @@ __all__ = [
     "TaylorSquared",
     "Wanda",
     "criterion_of",
+    "normalisation",
     "scores_of",
 ]

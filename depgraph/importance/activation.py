@@ -7,7 +7,9 @@ matrices (experts), each counts by its share of the samples. Groups whose consum
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,28 +39,22 @@ class Columns:
     """
 
     weight: tuple[Tensor, Tensor]
-    count: dict[int, int] = field(default_factory=dict)
-    mean: dict[int, Tensor] = field(default_factory=dict)
-    spread: dict[int, Tensor] = field(default_factory=dict)
-    absolute: dict[int, Tensor] = field(default_factory=dict)
+    count: dict[int, int] = field(default_factory=partial(defaultdict, int))
+    mean: dict[int, Tensor] = field(default_factory=partial(defaultdict, float))
+    spread: dict[int, Tensor] = field(default_factory=partial(defaultdict, float))
+    absolute: dict[int, Tensor] = field(default_factory=partial(defaultdict, float))
 
     def add(self, stack: int, x: Tensor) -> None:
         """`x` [samples, width] for matrix `stack`: merged with what was there, without loss of precision."""
         if not len(x):
             return
         x = x if x.dtype == torch.float64 else x.float()
-        n, mean = len(x), x.mean(0)
-        spread, absolute = (x - mean).square_().sum(0).double(), x.abs().sum(0).double()
-        mean = mean.double()
-        if stack not in self.count:
-            self.count[stack], self.mean[stack] = n, mean
-            self.spread[stack], self.absolute[stack] = spread, absolute
-            return
-        before, total = self.count[stack], self.count[stack] + n
-        step = mean - self.mean[stack]
-        self.spread[stack] += spread + step.square() * (before * n / total)
-        self.mean[stack] += step * (n / total)
-        self.absolute[stack] += absolute
+        mean, before, total = x.mean(0), self.count[stack], self.count[stack] + len(x)
+        step = mean.double() - self.mean[stack]
+        spread = (x - mean).square_().sum(0).double()
+        self.spread[stack] += spread + step.square() * (before * len(x) / total)
+        self.mean[stack] += step * (len(x) / total)
+        self.absolute[stack] += x.abs().sum(0).double()
         self.count[stack] = total
 
     def share(self, stack: int) -> float:
@@ -89,11 +85,7 @@ class InputStatistic:
         raise NotImplementedError
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` on the data, once.
-
-        Raises:
-            InputError: no data was given, or the model can't be run on it.
-        """
+        """Run the model of `graph` on the data, once; without data there is an `InputError`."""
         data = needed(calibration, "the inputs of layers")
         self.readers = readers(graph)
         if isinstance(self.otherwise, Prepared):

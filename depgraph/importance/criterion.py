@@ -31,27 +31,15 @@ class Prepared(Protocol):
         """Scores [units]; the lowest go first."""
 
 
-def normalisation(importance: Importance) -> str:
-    """How scores of different groups are best made comparable (`select/normalise.py`): what the criterion says, or "mean"."""
-    return str(getattr(importance, "normalise", "mean"))
-
-
 def needed(calibration: Calibration | None, what: str) -> Calibration:
-    """`calibration`, where there is one.
-
-    Raises:
-        InputError: there is none; `what` says what the criterion needs.
-    """
+    """`calibration`, or an `InputError` that says `what` the criterion needs."""
     if calibration is None:
         raise InputError(f"this importance uses {what}: give calibration=[...], a few batches of inputs")
     return calibration
 
 
 def counted(group: Group, parameters: Container[str], roles: Sequence[str] = ()) -> list[Member]:
-    """The members of `group` that are parameters (buffers do not count), the one that it is named after first.
-
-    Those in `roles` alone, unless there are none.
-    """
+    """The members of `group` in `roles` (all, if none is) that are parameters, the one that it is named after first."""
     members = [m for m in group.members if m.name in parameters]
     first = group.first
     members.sort(key=lambda m: (m.name, m.dim) != (first.name, first.dim))
@@ -59,11 +47,7 @@ def counted(group: Group, parameters: Container[str], roles: Sequence[str] = ())
 
 
 def checked_roles(roles: Sequence[str]) -> tuple[str, ...]:
-    """`roles` as a tuple.
-
-    Raises:
-        InputError: they are not a list, or there is no such role.
-    """
+    """`roles` as a tuple, or an `InputError`."""
     known = get_args(Role)
     if isinstance(roles, str) or set(roles) - set(known):
         raise InputError(f"roles must be a list of {', '.join(map(repr, known))}, not {roles!r}")
@@ -81,12 +65,8 @@ REDUCTIONS: dict[str, Callable[[Scores], Any]] = {
 }
 
 
-def chosen(table: dict[str, Callable[[Scores], Any]], name: str, what: str) -> Callable[[Scores], Any]:
-    """`table[name]`.
-
-    Raises:
-        InputError: the table has no such name.
-    """
-    if name not in table:
-        raise InputError(f"{what} must be one of {', '.join(table)}, not {name!r}")
-    return table[name]
+def reduction(name: str) -> Callable[[Scores], Any]:
+    """The one of `REDUCTIONS` that has this name, or an `InputError`."""
+    if name not in REDUCTIONS:
+        raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}, not {name!r}")
+    return REDUCTIONS[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,17 +34,10 @@ def differentiate(
     samples: bool = False,
     twice: bool = False,
 ) -> None:
-    """Hand `visit` the gradients of the loss on each batch, or each sample, by parameter.
+    """Hand `visit` the aliases that a run uses for the parameters `names`, and their gradients, for each batch or sample.
 
-    Those that the loss does not depend on are left out. The model is run in eval mode and left as it is.
-
-    Args:
-        graph: of the model.
-        calibration: the batches, and the loss.
-        names: the parameters.
-        visit: takes the aliases that the run uses for the parameters, and the gradients.
-        samples: run sample by sample.
-        twice: the gradients can be differentiated again.
+    Parameters that the loss does not depend on are left out. The model is run in eval mode and left as it is. With
+    `twice` the gradients can be differentiated again.
 
     Raises:
         InputError: the loss is NaN or does not depend on the parameters, or the batch can't be split into samples.
@@ -56,7 +48,7 @@ def differentiate(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones have no second derivative
         for batch in stack.enter_context(closing(calibration.batches("gradients"))):
             for piece in _samples(batch) if samples else [batch]:
-                loss = calibration.loss_of(_output(twin, piece), piece)
+                loss = calibration.loss_of(piece.run(twin), piece)
                 found = _gradients(loss, aliases, twice)
                 visit(aliases, {n: g.to_dense() if g.is_sparse else g for n, g in found.items()})
 
@@ -71,15 +63,6 @@ def _written(graph: DependencyGraph) -> set[str]:
             if leaf is not None:
                 found.add(str(leaf.target))
     return found
-
-
-def _output(twin: nn.Module, batch: Batch) -> Any:
-    try:
-        return twin(*batch.args, **batch.kwargs)
-    except Exception as error:
-        raise InputError(
-            f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _gradients(loss: torch.Tensor, aliases: Aliases, twice: bool) -> Gradients:
@@ -148,11 +131,7 @@ def _twin(graph: DependencyGraph, names: Sequence[str]) -> Iterator[tuple[nn.Mod
 
 
 def _samples(batch: Batch) -> list[Batch]:
-    """The samples of a batch, each a batch of one.
-
-    Raises:
-        InputError: its tensors do not agree in their first dim.
-    """
+    """The samples of a batch, each a batch of one; an `InputError` where its tensors do not agree in their first dim."""
     whole = (batch.args, batch.kwargs, batch.target)
     counts = {t.shape[0] for t in tensor_leaves(whole) if t.dim()}
     if len(counts) != 1:
@@ -164,4 +143,4 @@ def _samples(batch: Batch) -> list[Batch]:
     def at(i: int) -> Batch:
         return Batch(*map_tensors(whole, lambda t: t[i : i + 1] if t.dim() else t))
 
-    return [at(i) for i in range(next(iter(counts)))]
+    return [at(i) for i in range(counts.pop())]

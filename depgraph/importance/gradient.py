@@ -20,21 +20,12 @@ from .differentiate import Aliases, Gradients, again, differentiate
 from .sums import Entry, MemberSums, values_of
 
 PER = ("all", "batch", "sample")
-
-
-def product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """w·g."""
-    out.copy_(weight).mul_(gradient)
-
-
-def absolute_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """|w·g|."""
-    out.copy_(weight).mul_(gradient).abs_()
-
-
-def squared_product(out: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-    """(w·g)^2."""
-    out.copy_(weight).mul_(gradient).square_()
+# What is summed over the weights of a unit, by the power that is taken of each w·g before the sum; 0: none.
+PRODUCTS: dict[int, Entry] = {
+    0: lambda out, weight, gradient: out.copy_(weight).mul_(gradient),
+    1: lambda out, weight, gradient: out.copy_(weight).mul_(gradient).abs_(),
+    2: lambda out, weight, gradient: out.copy_(weight).mul_(gradient).square_(),
+}
 
 
 def curvature(out: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, signs: torch.Tensor) -> None:
@@ -89,20 +80,13 @@ class Taylor:
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` forward and backward on each piece of the data.
-
-        Raises:
-            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or (per sample)
-                the batch can't be split into samples.
-        """
+        """Run the model of `graph` forward and backward on each piece of the data; raises as `differentiate` does."""
         data = needed(calibration, "gradients, and needs a loss")
         self.sums = MemberSums(graph)
         self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
         mean: Gradients = {}
-        entry: Entry = product
-        if self.entries:
-            entry = absolute_product if self.power == 1 else squared_product
+        entry = PRODUCTS[self.power if self.entries else 0]
         self.pieces = 0
 
         def visit(_: Aliases, found: Gradients) -> None:
@@ -211,12 +195,7 @@ class Hessian:
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model forward, and backward for each product.
-
-        Raises:
-            InputError: no data or no loss was given, the loss is NaN or does not depend on the weights, or an op of the model
-                has no second derivative.
-        """
+        """Run the model forward, and backward for each product; an `InputError` where an op has no second derivative."""
         data = needed(calibration, "second derivatives, and needs a loss")
         self.sums, self.pieces = MemberSums(graph), 0
         own = {n: values_of(graph, n) for n in self.sums.names}
@@ -244,9 +223,7 @@ class Hessian:
 
 def _accumulate(total: Gradients, found: Gradients) -> None:
     for name, gradient in found.items():
-        wide = gradient if gradient.dtype in (torch.float64, torch.complex128) else None
-        if wide is None:
-            wide = gradient.to(torch.complex64 if gradient.is_complex() else torch.float32)
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         if name in total:
             total[name] += wide
         else:

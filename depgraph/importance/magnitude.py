@@ -12,7 +12,7 @@ from ..axes.nodes import NORMS, argument_of, base_name
 from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group, Member
-from .criterion import REDUCTIONS, Scores, checked_roles, chosen, counted
+from .criterion import Prepared, Scores, checked_roles, counted, reduction
 from .sums import MemberSums, absolute, moved_from, squared, values_of
 
 BLOCK = 1 << 24  # distances held at a time
@@ -44,7 +44,7 @@ class Magnitude:
         if p not in (1, 2):
             raise InputError(f"p must be 1 or 2, not {p!r}")
         self.p, self.roles = p, checked_roles(roles)
-        self.reduce = chosen(REDUCTIONS, reduce, "reduce")
+        self.reduce = reduction(reduce)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
         """Look at `graph`; no data is needed."""
@@ -95,10 +95,6 @@ class Lamp(L2):
 
     normalise = "none"
 
-    def __init__(self, reduce: str = "sum", roles: Sequence[str] = ()) -> None:
-        """Arguments as for `Magnitude`."""
-        super().__init__(reduce, roles)
-
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
         squares = super().__call__(group) ** 2
@@ -133,15 +129,11 @@ class Scale:
 
     def __init__(self, reduce: str = "sum", otherwise: Any = None) -> None:
         """Arguments as for `Magnitude`; `otherwise` is the criterion for groups without a scale, by default `L1`."""
-        self.reduce = chosen(REDUCTIONS, reduce, "reduce")
+        self.reduce = reduction(reduce)
         self.otherwise = L1() if otherwise is None else otherwise
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None = None) -> None:
-        """Look at `graph` for scales; no data is needed.
-
-        Raises:
-            InputError: no group has one.
-        """
+        """Look at `graph` for scales, at least one; no data is needed."""
         self.sums, found = MemberSums(graph), scales(graph)
         known = self.sums.names
         self.names = found.intersection(
@@ -151,7 +143,7 @@ class Scale:
             raise InputError("no norm with a scale was recorded: use another importance, such as 'l2'")
         for name in self.names:
             self.sums.add(name, absolute, values_of(graph, name))
-        if hasattr(self.otherwise, "prepare"):
+        if isinstance(self.otherwise, Prepared):
             self.otherwise.prepare(graph, calibration)
 
     def __call__(self, group: Group) -> Scores:

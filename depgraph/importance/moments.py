@@ -140,20 +140,11 @@ def observed(
     widest: int,
     memory: int,
 ) -> Iterator[Moments]:
-    """The moments for every use of every consumer in `readers`, those first whose data came first.
+    """The moments for every use of every consumer in `readers` (by group), those first whose data came first.
 
-    The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix is wider than
-    `widest`, unless one unit is: a wider consumer is taken apart into runs of whole units, which are scored without looking
-    at the others.
-
-    Args:
-        graph: whose model is run.
-        readers: group name -> its readers.
-        data: the batches.
-        windows: of convolutions take every kernel position as a column of its own.
-        centred: about the mean.
-        widest: columns of one matrix.
-        memory: bytes.
+    The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix has more than
+    `widest` columns, unless one unit has: a wider consumer is taken apart into runs of whole units, which are scored
+    without looking at the others. With `windows` every kernel position of a convolution is a column of its own.
     """
     for lot in _lots(_plan(readers, windows, widest), memory):
         by_consumer: dict[Consumer, list[Moments]] = {}

@@ -61,11 +61,7 @@ class SecondMoments:
         raise NotImplementedError
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` on the data, and solve.
-
-        Raises:
-            InputError: no data was given, the model can't be run on it, or its moments can't be inverted without damping.
-        """
+        """Run the model of `graph` on the data, and solve; without data there is an `InputError`."""
         data = needed(calibration, "the inputs of layers")
         table = readers(graph)
         if isinstance(self.otherwise, Prepared):
@@ -102,11 +98,7 @@ class SecondMoments:
         return np.asarray(torch.cat(found).clamp_(min=0).cpu().numpy())
 
     def inverse(self, moments: Tensor) -> Tensor:
-        """The inverse of damped moments; where rounding asks for it, of ten times as much damping, and so on.
-
-        Raises:
-            InputError: there is none without damping, or moments are NaN.
-        """
+        """The inverse of damped moments; where rounding asks for it, of ten times as much damping, and so on."""
         diagonal, damping = moments.diagonal(), self.damping
         if not bool(torch.isfinite(diagonal).all()):
             raise InputError("inputs of a layer are NaN or infinite on the calibration data")

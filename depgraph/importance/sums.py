@@ -38,11 +38,8 @@ def squared(out: torch.Tensor, weight: torch.Tensor) -> None:
 def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """For each dim, the sums of the values of all entries at each index: 1-D tensors, float32 or wider, on the CPU.
 
-    The tensors are read once, as matrices of dim 0 by the rest, in blocks of rows that stay in the processor's cache.
-
-    Args:
-        entry: what is summed, such as `absolute`.
-        tensors: what it is a function of, all of one shape.
+    `entry`, such as `absolute`, is a function of the `tensors`, all of one shape. They are read once, as matrices of dim 0
+    by the rest, in blocks of rows that stay in the processor's cache.
     """
     if tensors[0].is_complex():  # re and im as a last dim, over which is summed, too
         return sums_along(entry, *(torch.view_as_real(t.resolve_conj()) for t in tensors))[:-1]
@@ -74,11 +71,7 @@ def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def values_of(graph: DependencyGraph, name: str) -> torch.Tensor:
-    """The parameter or buffer `name`, detached.
-
-    Raises:
-        InputError: it is on the meta device.
-    """
+    """The parameter or buffer `name`, detached; an `InputError` where it is on the meta device."""
     tensor = graph.tensors[name].detach()
     if tensor.is_meta:
         raise InputError(f"{name} is on the meta device: it has no values to score")
@@ -113,20 +106,14 @@ class MemberSums:
         return [n for n, blocks in self.blocks.items() if blocks]
 
     def add(self, name: str, entry: Entry, *tensors: torch.Tensor) -> None:
-        """Add the sums of `entry` over `tensors`, which have the shape of parameter `name`.
-
-        Raises:
-            InputError: one of them is NaN or infinite.
-        """
+        """Add the sums of `entry` over finite `tensors`, which have the shape of parameter `name`."""
         for rows in self.blocks[name]:
             parts = tensors if rows is None else tuple(t[slice(*rows)] for t in tensors)
             found = [s.double().numpy() for s in sums_along(entry, *parts)]
             if not all(np.isfinite(s).all() for s in found):
                 raise InputError(f"NaN or infinite values in {name}, or in what is computed from it")
             known = self._sums.get((name, rows))
-            self._sums[name, rows] = (
-                found if known is None else [a + b for a, b in zip(known, found, strict=True)]
-            )
+            self._sums[name, rows] = [a + b for a, b in zip(known, found, strict=True)] if known else found
 
     def clear(self) -> None:
         """Forget what was added."""
@@ -145,7 +132,4 @@ class MemberSums:
 
     def over(self, group: Group, members: Iterable[Member]) -> Scores:
         """[units] float64: the sum over `members` of a group."""
-        total = np.zeros(group.units)
-        for m in members:
-            total += self.of(m)
-        return total
+        return sum((self.of(m) for m in members), np.zeros(group.units))

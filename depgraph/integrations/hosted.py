@@ -7,7 +7,7 @@ very object. It takes over the attributes of the smaller model, and shares its m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +21,6 @@ from ..tracing.literals import class_of
 from ..training.schedule import GradualPruner, GradualResult
 
 
-class Regulariser(Protocol):
-    """What shrinks weights after a step of the optimizer: `GroupLasso`, `Slimming` ..."""
-
-    def step(self, lr: float) -> None:
-        """Shrink them by as much as belongs to this learning rate."""
-
-
 class InPlacePruner:
     """Prunes a network step by step while something else trains it.
 
@@ -37,7 +30,7 @@ class InPlacePruner:
 
     def __init__(
         self, example_inputs: Any, *, every: int, start: int = 0,
-        regulariser: Callable[[Any], Regulariser] | None = None, **options: Any,
+        regulariser: Callable[[Any], Any] | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """Say when and how.
 
@@ -45,8 +38,9 @@ class InPlacePruner:
             example_inputs: as for `prune`; moved to the network's device.
             every: steps of the optimizer from one pruning step to the next.
             start: steps of the optimizer before the first.
-            regulariser: makes one of a `DependencyGraph`: ``lambda graph: GroupLasso(graph, 1e-4)``. It acts after each step of
-                the optimizer, at the learning rate of the optimizer's first group, until the last pruning step.
+            regulariser: makes one of a `DependencyGraph`: ``lambda graph: GroupLasso(graph, 1e-4)``. Its ``step(lr)`` is
+                called after each step of the optimizer, with the learning rate of the optimizer's first group, until the
+                last pruning step.
             **options: as for `GradualPruner`: ``steps=5, max_macs=0.5, score=...``.
 
         Raises:
@@ -58,7 +52,7 @@ class InPlacePruner:
         self.result: GradualResult | None = None
         self._pruner: GradualPruner | None = None
         self._current: nn.Module | None = None
-        self._acting: Regulariser | None = None
+        self._acting: Any = None
         self._seen = 0
 
     @property
@@ -71,10 +65,11 @@ class InPlacePruner:
         """From the original to the network as it is; None before the first step."""
         return None if self.result is None else self.result.plan
 
-    def begin(self, network: nn.Module) -> None:
+    def begin(self, network: nn.Module) -> GradualPruner:
         """Get ready to prune `network`; at the beginning of training, or where it is resumed, nothing."""
         if self._pruner is None:
-            if torch.distributed.is_available() and torch.distributed.is_initialized() and _processes() > 1:
+            several = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if several and torch.distributed.get_world_size() > 1:
                 raise InputError(
                     "a trainer that runs several processes can't continue with a smaller model: it reduces the gradients "
                     "of the parameters it started with\n  fix: prune in a loop of your own, see depgraph.distributed"
@@ -83,6 +78,7 @@ class InPlacePruner:
             self._pruner = GradualPruner(self._current, self._inputs(network), **self.options)
         if self._acting is None:
             self._regularise(network)
+        return self._pruner
 
     def after_step(self, network: nn.Module, optimizers: Iterable[Any], step: int) -> bool:
         """To be called after each step of the optimizer, with gradients used up.
@@ -134,13 +130,11 @@ class InPlacePruner:
             return
         if "pruner" not in state or "done" not in state:
             raise PlanError("this checkpoint was not written with this callback")
-        self.begin(network)
-        if self._pruner is None:
-            raise DepgraphError("call begin(network) before resume")
-        self._current = self._pruner.resume(state["pruner"])
+        pruner = self.begin(network)
+        self._current = pruner.resume(state["pruner"])
         adopt(network, self._current)
         if state["done"]:
-            self.result, self._acting = self._pruner.step(self._current), None
+            self.result, self._acting = pruner.step(self._current), None
         else:
             self._regularise(network)
 
@@ -183,14 +177,9 @@ def _the_one(optimizers: Iterable[Any], network: nn.Module) -> torch.optim.Optim
     """The optimizer of `network`, without what wraps it."""
     mine = {id(p) for p in network.parameters()}
     plain = [getattr(o, "optimizer", o) for o in optimizers]
-    found = [o for o in plain if any(id(p) in mine for g in o.param_groups for p in g["params"])]
+    found: list[Any] = [o for o in plain if any(id(p) in mine for g in o.param_groups for p in g["params"])]
     if len(found) != 1:
         raise InputError(
             f"{len(found)} optimizers have parameters of the network to prune; exactly one is needed"
         )
-    optimizer: torch.optim.Optimizer = found[0]
-    return optimizer
-
-
-def _processes() -> int:
-    return torch.distributed.get_world_size()
+    return found[0]

@@ -42,8 +42,7 @@ def save_pretrained(
 
     Returns:
         [] where ``AutoModel....from_pretrained(folder)`` gives this model without depgraph. Otherwise what it would get
-        wrong; the folder then has no ``config.json``, so that nobody loads it so by mistake, and `load_pretrained` loads
-        it.
+        wrong; the folder then has no ``config.json``, and `load_pretrained` loads it.
 
     Raises:
         InputError: this is not a transformers model.
@@ -91,11 +90,9 @@ def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Modu
         config = _without_loaders(config)
         kind = getattr(model_class, "config_class", None)
         if kind is not None:
-            made: nn.Module = model_class._from_config(kind.from_dict(config))
-            return made
+            return model_class._from_config(kind.from_dict(config))
         known = AutoConfig.for_model(config.pop("model_type", ""), **config)
-        from_auto: nn.Module = model_class.from_config(known, trust_remote_code=False)
-        return from_auto
+        return model_class.from_config(known, trust_remote_code=False)
 
     return load(build, folder)
 
@@ -139,10 +136,9 @@ def from_folder(folder: str | os.PathLike[str]) -> nn.Module:
     if not found:
         raise InputError(f"{path}: config.json names no class of transformers (architectures)")
     try:
-        made: nn.Module = found[0].from_pretrained(path, config=config, local_files_only=True)
+        return found[0].from_pretrained(path, config=config, local_files_only=True).eval()
     except Exception as error:
         raise StoreError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
-    return made.eval()
 
 
 def differences(got: nn.Module, wanted: nn.Module) -> list[str]:

@@ -96,17 +96,30 @@ def read(data: Any, problems: list[str]) -> Plan:
     known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
-    plan = Plan(request=reader.table("request"))
+    plan = Plan(request=field(data, "request", dict, problems))
     plan.shapes = reader.shapes()
     plan.aliases = reader.aliases(plan.shapes)
     sets = reader.sets()
-    for name, row in reader.table("cuts").items():
+    for name, row in field(data, "cuts", dict, problems).items():
         cut = reader.cut(name, row, plan.shapes.get(name), sets)
         if cut is not None:
             plan.cuts[name] = cut
-    plan.repairs = [r for row in reader.rows("repairs") if (r := reader.repair(row)) is not None]
-    plan.rewrites = [w for row in reader.rows("rewrites") if (w := reader.rewrite(row)) is not None]
+    repairs, rewrites = (field(data, name, list, problems) for name in ("repairs", "rewrites"))
+    plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
+    plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
     return plan
+
+
+def field(data: dict[str, Any], name: str, kind: type, problems: list[str], of_names: bool = False) -> Any:
+    """Field `name` of `data`, a dict or list (`of_names`: of texts); an empty one and a problem where it is none."""
+    found = data.get(name)
+    if isinstance(found, kind):
+        entries: Any = found.values() if isinstance(found, dict) else found
+        if not of_names or all(isinstance(v, str) for v in entries):
+            return found
+    what = "table" if kind is dict else "list"
+    problems.append(f"field {name!r} is not a {what}{' of names' if of_names else ''}: {_short(found)}")
+    return kind()
 
 
 def is_whole(value: Any, low: int = 0) -> bool:
@@ -128,23 +141,9 @@ class _Reader:
     def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
         self.data, self.problems = data, problems
 
-    def table(self, name: str) -> dict[str, Any]:
-        found = self.data.get(name)
-        if not isinstance(found, dict):
-            self.problems.append(f"field {name!r} is not a table: {_short(found)}")
-            return {}
-        return found
-
-    def rows(self, name: str) -> list[Any]:
-        found = self.data.get(name)
-        if not isinstance(found, list):
-            self.problems.append(f"field {name!r} is not a list: {_short(found)}")
-            return []
-        return found
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found = {}
-        for name, shape in self.table("shapes").items():
+        for name, shape in field(self.data, "shapes", dict, self.problems).items():
             if not are_sizes(shape):
                 self.problems.append(f"{_short(name)} has an invalid shape: {_short(shape)}")
             else:
@@ -152,7 +151,7 @@ class _Reader:
         return found
 
     def aliases(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-        found = self.table("aliases")
+        found: dict[str, str] = field(self.data, "aliases", dict, self.problems)
         for name, first in found.items():
             if not isinstance(first, str) or first not in shapes or name in shapes:
                 self.problems.append(f"{_short(name)} can't be tied to {_short(first)}")
@@ -160,7 +159,7 @@ class _Reader:
 
     def sets(self) -> list[Indices]:
         found: list[Indices] = []
-        for i, row in enumerate(self.rows("sets")):
+        for i, row in enumerate(field(self.data, "sets", list, self.problems)):
             try:
                 kept = np.asarray(row)
             except (ValueError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def recover(
 ) -> Recovery:
     """Win back what `small` lost against `model`, from calibration data, without training. `small` is changed.
 
-    Each method is kept only if it brings the outputs of `small` closer to those of `model` on the batches that are held out
+    Each method is kept only if it brings the outputs of `small` closer to those of `model` on the batches that are held
     out (the last fifth; with a single batch, on that one), and each layer's change only if it lowers that layer's error.
 
     Args:
@@ -60,8 +61,7 @@ def recover(
         calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once.
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
-            this order;
-            a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
+            this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
         example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
         progress: as for `prune`.
 
@@ -76,19 +76,19 @@ def recover(
         a_module(name, given)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
-    if callable(how) and not isinstance(how, Reconstruction):
-        function("recover", how, *OWN)
+    check(how, calibration)
+    if callable(how):
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
-    check(how, calibration)
     steps = _steps(how)
-    data = (
-        calibration
-        if isinstance(calibration, Calibration)
-        else _calibration(calibration, example_inputs, progress)
-    )
+    data: Any = calibration
+    if not isinstance(data, Calibration):
+        if example_inputs is None and isinstance(data, Iterable) and not isinstance(data, torch.Tensor):
+            data = list(data)
+        first = data[0] if isinstance(data, list) and data else torch.zeros(1)
+        data = Calibration(data, first if example_inputs is None else example_inputs, progress=progress)
     batches = list(data.batches("reading calibration data"))
-    example = _example(batches[0]) if example_inputs is None else example_inputs
+    example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
     task = Task(model, Changes(small), batches, progress=progress)
     try:
         _run(task, steps, graph, plan, example)
@@ -99,12 +99,8 @@ def recover(
 
 
 def check(how: Any, calibration: Any) -> None:
-    """Refuse an unknown method, or one that needs data where there is none, before anything is done.
-
-    Raises:
-        InputError: as for `recover`.
-    """
-    if callable(how) and not isinstance(how, Reconstruction):
+    """Refuse an unknown method, or one that needs data where there is none, before anything is done."""
+    if callable(how):
         function("recover", how, *OWN)
         return
     _steps(how)
@@ -130,17 +126,6 @@ def _steps(how: Any) -> list[Any]:
     return steps
 
 
-def _calibration(batches: Any, example_inputs: Any, progress: bool | None) -> Calibration:
-    if example_inputs is None:
-        batches = (
-            list(batches)
-            if isinstance(batches, Iterable) and not isinstance(batches, torch.Tensor)
-            else batches
-        )
-        example_inputs = batches[0] if isinstance(batches, list) and batches else torch.zeros(1)
-    return Calibration(batches, example_inputs, progress=progress)
-
-
 def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, example: Any) -> None:
     recovery, changes = task.recovery, task.changes
     judges = [b for b, held_out in zip(task.batches, task.held_out, strict=True) if held_out] or task.batches
@@ -163,7 +148,9 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
             recovery.notes.append(
                 f"{name} was undone: the error of the outputs rose from {error:.3g} to {new:.3g}"
             )
-            recovery.layers[done:] = [_undone(layer) for layer in recovery.layers[done:]]
+            recovery.layers[done:] = [
+                replace(layer, kept=False, detail="its method was undone") for layer in recovery.layers[done:]
+            ]
         else:
             error = new
     recovery.output = None if first is None or error is None else (first, error)
@@ -181,26 +168,11 @@ def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs
         reconstruct(task, found, step if isinstance(step, Reconstruction) else Reconstruction(), runs)
 
 
-def _undone(layer: LayerRecovery) -> LayerRecovery:
-    return LayerRecovery(layer.name, layer.method, layer.before, layer.after, False, "its method was undone")
-
-
-def _example(batch: Batch) -> Any:
-    """A batch as example inputs."""
-    return batch.args if not batch.kwargs else batch.kwargs
-
-
 def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
     """The floating-point outputs of a model in eval mode; of complex ones both parts."""
     copy, _ = twin(model)
-    own = batch.copy()
     with prepared(), torch.no_grad(), WriteGuardMode(copy.parameters()):
-        try:
-            out = copy(*own.args, **own.kwargs)
-        except Exception as error:
-            raise InputError(
-                f"the model could not be run on a calibration batch: {type(error).__name__}: {error}"
-            ) from error
+        out = batch.copy().run(copy)
     found = [t.detach() for t in output_leaves(out)]
     found = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
     return [t for t in found if t.is_floating_point()]

@@ -29,14 +29,10 @@ class Changes:
             self._remember(name)
             tensor.data.copy_(values)
 
-    def add(self, pair: Pair, weight: Tensor, constant: Tensor) -> None:
+    def add(self, pair: Pair, weight: Tensor | None, constant: Tensor) -> None:
         """Add to the weight of a pair [stacks, rows, columns], and where it has a place for it the constant [stacks, rows]."""
-        self._add(pair.name, pair.at, weight)
-        if pair.shift is not None:
-            self._add(pair.shift.name, pair.shift.at, constant * pair.shift.sign)
-
-    def add_constant(self, pair: Pair, constant: Tensor) -> None:
-        """Add to the constant of a pair [stacks, rows]."""
+        if weight is not None:
+            self._add(pair.name, pair.at, weight)
         if pair.shift is not None:
             self._add(pair.shift.name, pair.shift.at, constant * pair.shift.sign)
 

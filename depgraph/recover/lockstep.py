@@ -26,8 +26,7 @@ class Run:
         self, model: nn.Module, wanted: list[Consumer], batch: Batch, before: bool, joins: list[Consumer]
     ) -> None:
         """Stop `before` each call, or else after it; at those in `joins` when their result is added to a stream."""
-        see = {"before": self._stop} if before else {"see": self._stop}
-        self.watch = Watch(model, wanted, choices=True, joins=joins, **see)
+        self.watch = Watch(model, wanted, self._stop, before, choices=True, joins=joins)
         self.batch = batch
         self.call: Call | None = None
         self.done = self.closing = False
@@ -37,11 +36,7 @@ class Run:
         self._thread.start()
 
     def advance(self) -> Call | None:
-        """Go on to the next call of a consumer; None at the end of the run.
-
-        Raises:
-            InputError: the model fails on the batch.
-        """
+        """Go on to the next call of a consumer; None at the end of the run. What the run raises is raised here."""
         self.call = None
         if not self.done:
             self._go.release()

@@ -11,7 +11,6 @@ import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -91,16 +90,7 @@ class Pair:
 
 
 def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], list[tuple[str, str]]]:
-    """Pair the consumers of both models.
-
-    Args:
-        dense: what was recorded of the original.
-        small: of the smaller model.
-        plan: what made one of the other.
-
-    Returns:
-        the pairs in the order of execution; the weights that are in none, each with the reason.
-    """
+    """The consumers of both models in pairs, in the order of execution; the weights in none, each with the reason."""
     skipped: list[tuple[str, str]] = []
     others: dict[str, list[Consumer]] = {}
     for consumer in consumers(small):
@@ -183,8 +173,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
         return before[node.args[1]]  # type: ignore[index]
     if op_name(node.target) in COPIES:
         return before
-    found: Any = node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return found
+    return node.target(before, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
 def _layout(product: Product, operand: Tensor) -> Layout:
@@ -268,14 +257,9 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
             continue
         shape = record_of(leaves[0]).shape
         ids = moved(candidate, torch.arange(torch.Size(shape).numel()).view(shape))
-        if ids is None:
-            continue
-        operand = moved(
-            product.weight, torch.zeros(record_of(state.leaves_of(product.weight)[0]).shape, dtype=torch.int8)
-        )
-        if operand is None:
-            continue
-        if ids.dim() != 1:
+        weight = record_of(state.leaves_of(product.weight)[0]).shape
+        operand = moved(product.weight, torch.zeros(weight, dtype=torch.int8))
+        if ids is None or operand is None or ids.dim() != 1:
             continue
         full = ids.view(-1, *[1] * spread).expand(record_of(node).shape)
         rows = _layout(product, operand).outputs(node.args, full, slice(None), slice(None))

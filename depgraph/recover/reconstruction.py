@@ -31,13 +31,8 @@ from .result import LayerRecovery
 from .solve import Sums, wide
 
 Tensor = torch.Tensor
-DAMPINGS = (
-    1e-1,
-    1e-2,
-    1e-3,
-    1e-5,
-    1e-10,
-)  # tried one after another while rows gain, then these:
+# Tried one after another while rows gain, then the stronger ones.
+DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-5, 1e-10)
 STRONGER = (1.0, 10.0, 100.0)
 COLUMNS = 4096  # solved for at once: their Gram matrix is the largest thing held, 128 MiB in float64
 ENTRIES = 1 << 24  # of Gram matrices of several stacks held at once
@@ -99,21 +94,6 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
 
 
-class Chosen:
-    """The same random samples of a batch for every layer that has as many."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    def of(self, count: int, seed: int, device: torch.device) -> Tensor | None:
-        """Which of `count` samples are taken; None for all."""
-        if self.share >= 1:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        wanted = max(1, round(count * self.share))
-        return torch.randperm(count, generator=generator)[:wanted].sort().values.to(device)
-
-
 @dataclass
 class Reconstruction:
     """Solves consumers for their weights.
@@ -162,9 +142,10 @@ class Reconstruction:
             return None, None
         share = max(self.samples, 4 * pair.columns.shape[1]) / max(count, 1)
         work = _Work(pair, members, share, grams)
-        change, found = work.start(), False
+        weight = torch.zeros(pair.at.shape, dtype=wide(work.device), device=work.device)
+        change, found = Change(weight, weight.new_zeros(pair.at.shape[:2])), False
         totals = [0.0, 0.0]
-        blocks = list(slices(pair.columns.shape[1], 1, COLUMNS))
+        blocks = slices(pair.columns.shape[1], 1, COLUMNS)
         for stacks in slices(len(pair.stacks), blocks[0].stop ** 2, ENTRIES):
             errors: list[float] = []
             for block in blocks:
@@ -290,16 +271,9 @@ class _Work:
     """One layer's samples, as often as they are needed."""
 
     def __init__(self, pair: Pair, members: list[Member], share: float, grams: Grams) -> None:
-        self.pair, self.members, self.grams = pair, members, grams
-        self.chosen = Chosen(share)
+        self.pair, self.members, self.share, self.grams = pair, members, share, grams
         self.alone = not any(m.held_out for m in members)  # one batch: every fifth sample is held out
         self.device = members[0].small.x.device
-
-    def start(self) -> Change:
-        """No change."""
-        sizes, kind = self.pair.at.shape, wide(self.device)
-        weight = torch.zeros(sizes, dtype=kind, device=self.device)
-        return Change(weight, weight.new_zeros(sizes[:2]))
 
     def samples(self, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
         """(stacks, x [stacks, n, columns], what is missing [stacks, n, rows], held out) in pieces."""
@@ -308,7 +282,11 @@ class _Work:
             call, layout = member.small, member.small.layout
 
             def some(count: int, start: int, batch: int = i) -> Tensor | None:
-                return self.chosen.of(count, batch * 100_003 + start, self.device)
+                if self.share >= 1:
+                    return None  # all; else the same random ones for every layer that has as many
+                generator = torch.Generator().manual_seed(batch * 100_003 + start)
+                wanted = max(1, round(count * self.share))
+                return torch.randperm(count, generator=generator)[:wanted].sort().values.to(self.device)
 
             for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
                 given = layout.outputs(call.args, member.result(), part, samples)

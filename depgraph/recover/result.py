@@ -50,10 +50,8 @@ class Recovery:
 
     def summary(self) -> list[str]:
         """A few sentences."""
-        lines = []
-        for method in dict.fromkeys(layer.method for layer in self.layers):
-            own = [layer for layer in self.layers if layer.method == method]
-            lines.append(f"{method} changed {sum(layer.kept for layer in own)} of {len(own)} layers")
+        found = self._by_method().items()
+        lines = [f"{method} changed {sum(x.kept for x in own)} of {len(own)} layers" for method, own in found]
         if self.output is not None:
             lines.append(
                 f"recovery changed the error of the outputs from {self.output[0]:.3g} to {self.output[1]:.3g}"
@@ -66,12 +64,16 @@ class Recovery:
         output = None if self.output is None else {"before": self.output[0], "after": self.output[1]}
         return {"layers": layers, "skipped": self.skipped, "output": output, "notes": self.notes}
 
+    def _by_method(self) -> dict[str, list[LayerRecovery]]:
+        found: dict[str, list[LayerRecovery]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.method, []).append(layer)
+        return found
+
     def __str__(self) -> str:
         lines = []
-        for method in dict.fromkeys(layer.method for layer in self.layers):
-            own = [layer for layer in self.layers if layer.method == method]
-            kept = [layer for layer in own if layer.kept]
-            lines.append(f"{method}: {len(kept)} of {len(own)} layers changed")
+        for method, own in self._by_method().items():
+            lines.append(f"{method}: {sum(layer.kept for layer in own)} of {len(own)} layers changed")
             lines += [
                 f"  {layer.name}: error {layer.before:.3g} -> {layer.after:.3g}"
                 f"{'' if layer.kept else ' (not kept)'}{f', {layer.detail}' if layer.detail else ''}"

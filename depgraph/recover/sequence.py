@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -15,7 +16,7 @@ from .lockstep import Run
 from .pairs import Pair
 from .reconstruction import COLUMNS, ENTRIES, Grams, Member, NotFinite, Reconstruction, choose, taken
 from .result import NOT_FINITE, UNREACHED, LayerRecovery
-from .solve import Sums, wide
+from .solve import Sums
 from .task import Task
 
 Tensor = torch.Tensor
@@ -26,12 +27,7 @@ def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of
 
     Layers that are called several times in a run, and those of which the two models are given other samples (a router
     decides otherwise), are solved on the original's inputs without the removed ones: their error is that of the removal.
-
-    Args:
-        task: the models and the data.
-        found: the pairs of consumers.
-        settings: damping and the like.
-        runs_of: how many runs the trace holds.
+    `runs_of` is how many runs the trace holds.
     """
     often = [p for p in found if len([c for c in p.dense.calls if not record_of(c.node).training]) > runs_of]
     from_original(task, often, settings)
@@ -42,20 +38,13 @@ def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of
 
 
 class _Lockstep:
-    """All batches side by side through both models: each pair is solved when all of them have come to it.
-
-    Attributes:
-        found: the pairs, in the order of execution.
-        runs: (of the original, of the smaller model) for each batch.
-        solved: places of the pairs that were come to.
-        unmatched: the pairs whose samples do not match.
-    """
+    """All batches side by side through both models: each pair is solved when all of them have come to it."""
 
     def __init__(self, task: Task, found: list[Pair], settings: Reconstruction) -> None:
         self.task, self.found, self.settings, self.grams = task, found, settings, Grams()
-        self.runs: list[tuple[Run, Run]] = []
-        self.solved: set[int] = set()
-        self.unmatched: list[Pair] = []
+        self.runs: list[tuple[Run, Run]] = []  # of the original and of the smaller model, for each batch
+        self.solved: set[int] = set()  # places of the pairs that were come to
+        self.unmatched: list[Pair] = []  # their samples do not match
 
     def solve(self) -> None:
         """Run, and solve each pair on the way."""
@@ -88,11 +77,8 @@ class _Lockstep:
         """Solve the first pair that some runs wait at, and let them continue."""
         place = {p.small: i for i, p in enumerate(self.found)}
         now = min(place[run.call.consumer] for run in waiting if run.call is not None)
-        here = [
-            i
-            for i, (_, run) in enumerate(self.runs)
-            if run.call is not None and place[run.call.consumer] == now
-        ]
+        calls = [run.call for _, run in self.runs]
+        here = [i for i, call in enumerate(calls) if call is not None and place[call.consumer] == now]
         if now not in self.solved:
             next(steps, None)
             self.solved.add(now)
@@ -140,65 +126,20 @@ def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
-        now: list[Pair] = []
-        entries = 0
-        while wanted and (not now or entries + _entries(wanted[0]) <= 4 * ENTRIES):
-            entries += _entries(wanted[0])
-            now.append(wanted.pop(0))
-        _solve_at_once(task, now, settings)
-
-
-def _entries(pair: Pair) -> int:
-    """Of its Gram matrices."""
-    return pair.at[:, 0].numel() * pair.columns.shape[1]
-
-
-class _Seen:
-    """What the calls of a pair gave: of the fitted batches and of those that are held out."""
-
-    def __init__(self, pair: Pair, device: torch.device) -> None:
-        stacks, rows, columns = pair.at.shape
-        self.sums = [Sums.zero(stacks, columns, rows, device) for _ in range(2)]
-        self.whole = [0.0, 0.0]
-
-    def judged(self) -> tuple[Sums, Sums, float]:
-        """Sums to fit, sums to judge by, and the squares of the results there; all of them where either has none."""
-        fit, held_out = self.sums
-        if bool(fit.count.sum()) and bool(held_out.count.sum()):
-            return fit, held_out, self.whole[1]
-        both = fit.plus(held_out)
-        return both, both, sum(self.whole)
+        grams = accumulate(p.at[:, 0].numel() * p.columns.shape[1] for p in wanted)
+        count = max(1, sum(entries <= 4 * ENTRIES for entries in grams))
+        _solve_at_once(task, wanted[:count], settings)
+        wanted = wanted[count:]
 
 
 def _solve_at_once(task: Task, found: list[Pair], settings: Reconstruction) -> None:
-    by_consumer = {p.dense: p for p in found}
-    seen: dict[Pair, _Seen] = {}
-    held_now = False
-
-    def see(call: Call) -> None:
-        pair = by_consumer[call.consumer]
-        device = call.x.device
-        if pair not in seen:
-            seen[pair] = _Seen(pair, device)
-        mine = seen[pair]
-        for part, x, missing in without_removed(call, pair):
-            mine.sums[held_now].add(part, x.to(wide(device)), missing.to(wide(device)))
-        mine.whole[held_now] += float(call.out.double().square().sum())
-
-    watch = Watch(task.model, list(by_consumer), see)
-    for batch, held_now in task.each("original's inputs"):  # noqa: B007  `see` reads it
-        watch.run(batch)
-    for pair in found:
-        if pair not in seen:
-            task.recovery.skipped.append((pair.name, UNREACHED))
-            continue
-        fit, held_out, whole = seen[pair].judged()
+    for pair, fit, held_out, whole in sums_of_removed(task, found, "original's inputs"):
         try:
             step = choose(fit, held_out, pair.shift is not None, settings.damping)
         except NotFinite:
             task.recovery.skipped.append((pair.name, NOT_FINITE))
             continue
-        before, after = (error / max(whole, 1e-300) for error in (step.before, step.after))
+        before, after = step.before / whole, step.after / whole
         kept = step.change is not None
         detail = f"damping {step.change.damping:g}, from the original's inputs" if step.change else ""
         task.recovery.layers.append(LayerRecovery(pair.name, "reconstruction", before, after, kept, detail))
@@ -206,7 +147,45 @@ def _solve_at_once(task: Task, found: list[Pair], settings: Reconstruction) -> N
             task.changes.add(pair, step.change.weight, step.change.constant)
 
 
-def without_removed(call: Call, pair: Pair) -> Iterable[tuple[slice, Tensor, Tensor]]:
+def sums_of_removed(
+    task: Task, found: list[Pair], text: str, *, kept: bool = True
+) -> Iterator[tuple[Pair, Sums, Sums, float]]:
+    """Sums of what the removed inputs of each pair added in the original, by the kept ones (or with `kept` False by none).
+
+    Yields:
+        a pair, its sums to fit, its sums to judge by (all of both where either has none), and the squares of the
+        results there. Pairs that no batch reached are noted in the task.
+    """
+    sizes = {p: (p.at.shape[0], p.at.shape[2] if kept else 0, p.at.shape[1]) for p in found}
+    sums = {
+        p: [Sums.zero(*n, task.changes.tensors[p.name].device) for _ in range(2)] for p, n in sizes.items()
+    }
+    squares = {p: [0.0, 0.0] for p in found}
+    by_consumer = {p.dense: p for p in found}
+    held_now = False
+
+    def see(call: Call) -> None:
+        pair = by_consumer[call.consumer]
+        mine = sums[pair][held_now]
+        for part, x, missing in _without_removed(call, pair):
+            mine.add(part, (x if kept else x[:, :, :0]).to(mine.xx), missing.to(mine.xx))
+        squares[pair][held_now] += float(call.out.double().square().sum())
+
+    watch = Watch(task.model, list(by_consumer), see)
+    for batch, held_now in task.each(text) if found else ():  # noqa: B007  `see` reads it
+        watch.run(batch)
+    for pair, (fit, held_out) in sums.items():
+        whole = squares[pair][1]
+        if not (bool(fit.count.any()) and bool(held_out.count.any())):
+            fit = held_out = fit.plus(held_out)
+            whole = sum(squares[pair])
+        if bool(fit.count.any()):
+            yield pair, fit, held_out, max(whole, 1e-300)
+        else:
+            task.recovery.skipped.append((pair.name, UNREACHED))
+
+
+def _without_removed(call: Call, pair: Pair) -> Iterable[tuple[slice, Tensor, Tensor]]:
     """Of a call of the original: (stacks, kept inputs [stacks, n, columns], what the removed ones added [stacks, n, rows])."""
     weight = call.layout.matrices(call.weight)
     for part, _, x in call.layout.inputs(call.args, call.x, slice(None)):

@@ -62,10 +62,8 @@ class Sums:
         """The change of the weight that explains r best, and of the constant.
 
         Minimises ``sum |r - D x - b|^2 + l |D|^2`` with ``l = damping * mean(diag(xx))``: ``D = xr.T (xx + l I)^-1``, with
-        `affine` from centred sums, and ``b = mean(r) - D mean(x)``; otherwise b is 0.
-
-        Returns:
-            [stacks, rows, columns], [stacks, rows].
+        `affine` from centred sums, and ``b = mean(r) - D mean(x)``; otherwise b is 0. [stacks, rows, columns] and
+        [stacks, rows].
         """
         n = self.count.clamp(min=1)[:, None]
         xx, xr = self.xx, self.xr

@@ -54,17 +54,13 @@ def has_statistics(graph: DependencyGraph) -> bool:
 
 
 def estimate(task: Task) -> None:
-    """Estimate the running statistics of every batch norm of the smaller model anew.
-
-    Args:
-        task: the models and the data.
-    """
+    """Estimate the running statistics of every batch norm of the smaller model anew."""
     model, tensors = twin(task.changes.model)
     mode = _OfTheBatch({id(t): name for name, t in tensors.items()})
     with prepared():
         for batch, _ in task.each("batch-norm statistics"):
             with torch.no_grad(), mode, WriteGuardMode(model.parameters()):
-                model(*batch.args, **batch.kwargs)
+                batch.run(model)
     for (mean, variance), (first, second, count) in mode.sums.items():
         if not bool(torch.isfinite(first + second).all()):
             task.recovery.skipped.append((mean, NOT_FINITE))

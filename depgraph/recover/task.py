@@ -15,15 +15,7 @@ from .result import Recovery
 
 @dataclass
 class Task:
-    """Two models and the data.
-
-    Attributes:
-        model: the original.
-        changes: of the smaller model.
-        batches: calibration.
-        recovery: what was done.
-        progress: as for `track`.
-    """
+    """The original, the changes of the smaller model, the calibration batches, and what was done so far."""
 
     model: nn.Module
     changes: Changes
@@ -40,7 +32,6 @@ class Task:
 
     def each(self, text: str) -> Iterator[tuple[Batch, bool]]:
         """A copy of each batch, and whether it is held out; `text` is what a progress bar calls it."""
-        for batch, held_out in track(
-            list(zip(self.batches, self.held_out, strict=True)), text, self.progress
-        ):
+        pairs = list(zip(self.batches, self.held_out, strict=True))
+        for batch, held_out in track(pairs, text, self.progress):
             yield batch.copy(), held_out

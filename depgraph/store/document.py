@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import PlanError, StoreError, listed
 from ..plan.plan import Plan
-from ..plan.plan_json import are_sizes, as_data, is_whole, parse, read
+from ..plan.plan_json import are_sizes, as_data, field, is_whole, parse, read
 from .folders import checked
 from .weights import DTYPES, FILE, NAMES, Entry, differences, is_dense
 
@@ -21,11 +21,13 @@ FIELDS = {"format", "provenance", "plans", "tensors", "ties", "views", "held", "
           "extra_state", "config"}  # fmt: skip
 
 
-@dataclass
+@dataclasses.dataclass
 class Document:
     """What plan.json says.
 
     Attributes:
+        provenance: who made it, when and of what; for the reader only.
+        config: what the model was built from, where that can be written out, as it was before anything was removed.
         plans: what made the model, in the order in which it is applied.
         tensors: name -> `Entry`, for parameters, buffers and attribute tensors; tied ones once.
         ties: further name of a tied tensor -> its name in `tensors`.
@@ -35,20 +37,20 @@ class Document:
         training: module paths that are in train mode where the model is in eval mode, or the other way round; the
             model itself is "".
         extra_state: module path -> what its `get_extra_state` returns.
-        config: what the model was built from, where that can be written out, as it was before anything was removed.
-        provenance: who made it, when and of what; for the reader only.
     """
 
-    plans: list[Plan] = field(default_factory=list)
-    tensors: dict[str, Entry] = field(default_factory=dict)
-    ties: dict[str, str] = field(default_factory=dict)
-    views: dict[str, str] = field(default_factory=dict)
-    attribute_tensors: dict[str, list[tuple[str, tuple[int | str, ...]]]] = field(default_factory=dict)
-    frozen: list[str] = field(default_factory=list)
-    training: list[str] = field(default_factory=list)
-    extra_state: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    plans: list[Plan] = dataclasses.field(default_factory=list)
+    tensors: dict[str, Entry] = dataclasses.field(default_factory=dict)
+    ties: dict[str, str] = dataclasses.field(default_factory=dict)
+    views: dict[str, str] = dataclasses.field(default_factory=dict)
+    attribute_tensors: dict[str, list[tuple[str, tuple[int | str, ...]]]] = dataclasses.field(
+        default_factory=dict
+    )
+    frozen: list[str] = dataclasses.field(default_factory=list)
+    training: list[str] = dataclasses.field(default_factory=list)
+    extra_state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def files(self) -> list[str]:
         """The weight files, each once."""
@@ -56,22 +58,10 @@ class Document:
 
     def to_text(self) -> str:
         """The text of plan.json; its first line has the checksum of the others."""
-        data = {
-            "format": FORMAT,
-            "provenance": self.provenance,
-            "config": self.config,
-            "plans": [as_data(plan) for plan in self.plans],
-            "tensors": {name: _row(entry) for name, entry in self.tensors.items()},
-            "ties": self.ties,
-            "views": self.views,
-            "held": {
-                name: [[p, list(keys)] for p, keys in places]
-                for name, places in self.attribute_tensors.items()
-            },
-            "frozen": self.frozen,
-            "training": self.training,
-            "extra_state": self.extra_state,
-        }
+        data = {"format": FORMAT, **vars(self)}
+        data["plans"] = [as_data(plan) for plan in self.plans]
+        data["tensors"] = {name: _row(entry) for name, entry in self.tensors.items()}
+        data["held"] = data.pop("attribute_tensors")
         rest = json.dumps(data, allow_nan=False)[1:]
         return f"{_first_line(rest)}\n{rest}\n"
 
@@ -91,11 +81,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def open_folder(folder: Path) -> Document:
-    """What the folder says of itself, held against the files in it; no weights are read.
-
-    Raises:
-        StoreError: it can't be what `save` wrote; everything that is wrong is listed.
-    """
+    """What the folder says of itself, held against the files in it, no weights read; a `StoreError` lists what is wrong."""
     title = f"{folder} can't be loaded:"
     try:
         path = checked(folder, FILE_NAME)
@@ -122,24 +108,23 @@ def _document(data: Any, problems: list[str]) -> Document:
         problems.append(f"{FILE_NAME} has format {found!r:.40}, this version reads {FORMAT}")
         return Document()
     problems.extend(f"{FILE_NAME} has an unknown field {n!r:.60}" for n in data.keys() - FIELDS - {"sha256"})
-    fields = _Fields(data, problems)
     document = Document(
-        plans=[read(plan, problems) for plan in fields.get("plans", list)],
-        ties=fields.names("ties"),
-        views=fields.names("views"),
-        frozen=fields.strings("frozen"),
-        training=fields.strings("training"),
-        extra_state=fields.get("extra_state", dict),
-        config=None if data.get("config") is None else fields.get("config", dict),
-        provenance=fields.get("provenance", dict),
+        provenance=field(data, "provenance", dict, problems),
+        config=None if data.get("config") is None else field(data, "config", dict, problems),
+        plans=[read(plan, problems) for plan in field(data, "plans", list, problems)],
+        ties=field(data, "ties", dict, problems, of_names=True),
+        views=field(data, "views", dict, problems, of_names=True),
+        frozen=field(data, "frozen", list, problems, of_names=True),
+        training=field(data, "training", list, problems, of_names=True),
+        extra_state=field(data, "extra_state", dict, problems),
     )
-    for name, row in fields.get("tensors", dict).items():
+    for name, row in field(data, "tensors", dict, problems).items():
         entry = _entry(row)
         if entry is None:
             problems.append(f"{FILE_NAME}: {name!r:.60} has an invalid description, {row!r:.80}")
         else:
             document.tensors[name] = entry
-    for name, places in fields.get("held", dict).items():
+    for name, places in field(data, "held", dict, problems).items():
         if name in document.tensors and _are_places(places):
             document.attribute_tensors[name] = [(path, tuple(keys)) for path, keys in places]
         else:
@@ -151,32 +136,6 @@ def _document(data: Any, problems: list[str]) -> Document:
             if first not in document.tensors or name in document.tensors
         ]
     return document
-
-
-class _Fields:
-    def __init__(self, data: dict[str, Any], problems: list[str]) -> None:
-        self.data, self.problems = data, problems
-
-    def get(self, name: str, kind: type) -> Any:
-        found = self.data.get(name)
-        if isinstance(found, kind):
-            return found
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a {kind.__name__}")
-        return kind()
-
-    def strings(self, name: str) -> list[str]:
-        found = self.get(name, list)
-        if all(isinstance(v, str) for v in found):
-            return list(found)
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a list of names")
-        return []
-
-    def names(self, name: str) -> dict[str, str]:
-        found = self.get(name, dict)
-        if all(isinstance(v, str) for v in found.values()):
-            return dict(found)
-        self.problems.append(f"{FILE_NAME}: field {name!r} is {found!r:.80}, not a table of names")
-        return {}
 
 
 def _are_places(value: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import weakref
 from collections import OrderedDict, deque
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.checks import named_object
 from ..base.errors import InputError, StoreError
 from ..base.switches import replaced, same_random_state, without_warnings
 from ..tracing.copying import inside
@@ -22,28 +21,16 @@ Factory = Callable[..., nn.Module]
 
 
 def resolved(factory: Any) -> Factory:
-    """The function that `factory` is or names (``"package.module:function"``).
-
-    Raises:
-        InputError: it is neither.
-    """
+    """The function that `factory` is or names (``"package.module:function"``), or an `InputError`."""
     if isinstance(factory, nn.Module):
         raise InputError(
             "factory is a model: give a function that builds the original, or call apply(model, plan)"
         )
     if isinstance(factory, str):
-        module, colon, name = factory.partition(":")
-        if not (module and colon and name):
-            raise InputError(f"factory {factory!r} is not of the form 'package.module:function'")
-        try:
-            found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        except Exception as error:  # what importing runs may raise anything
-            raise InputError(f"factory {factory!r} can't be found: {error}") from error
-        factory = found
+        factory = named_object("factory", factory)
     if not callable(factory):
         raise InputError(f"factory must be a function that builds the original model, not {factory!r:.80}")
-    made: Factory = factory
-    return made
+    return factory
 
 
 def takes_config(factory: Factory) -> bool:
@@ -59,10 +46,7 @@ def takes_config(factory: Factory) -> bool:
 def build(factory: Callable[[], nn.Module], device: str) -> tuple[nn.Module, bool]:
     """What `factory` builds on `device`, and whether nobody else can have hold of it, so that it may be changed.
 
-    The random state is left as it was.
-
-    Raises:
-        StoreError: the factory fails, or returns something else than a module.
+    The random state is left as it was. A factory that fails, or returns no module, is a `StoreError`.
     """
     meta = device == "meta"
     try:

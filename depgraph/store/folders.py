@@ -33,14 +33,8 @@ def replacing(folder: Path, mark: str) -> Iterator[Path]:
     """A folder beside `folder`; what was written into it takes its place at the end, all of it or nothing.
 
     Files of others in `folder` (a tokenizer, a README) are in it already. Of several that write to one folder each waits
-    for the one before it; what killed processes have left beside it is removed.
-
-    Args:
-        folder: where the files are to be; its parent is made if it is missing.
-        mark: the file that a folder has which may be replaced.
-
-    Raises:
-        StoreError: there is something else in that place, or it can't be written to.
+    for the one before it; what killed processes have left beside it is removed. A folder that has files but not `mark` is
+    a `StoreError`, as is one that can't be written to.
     """
     try:
         _check_replaceable(folder, mark)
@@ -152,11 +146,7 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have what was written on the disk before it counts; where a file system can't promise that, continue.
-
-    Raises:
-        OSError: the disk has not taken it.
-    """
+    """Have what was written on the disk before it counts; where a file system can't promise that, continue."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -198,11 +188,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def checked(folder: Path, name: str) -> Path:
-    """The path of file `name` in `folder`.
-
-    Raises:
-        ValueError: it is missing, or no file of its own: a link may lead anywhere, a pipe may never end.
-    """
+    """The path of file `name` in `folder`; a link, which may lead anywhere, or a pipe, which may never end, is a ValueError."""
     path = folder / name
     try:
         mode = path.lstat().st_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,15 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
     from it, and the saved weights take the place of its own. Nothing in the folder is executed, imported or unpickled.
 
     Args:
-        factory: builds the original, as it was before anything was removed; its weights may be anything. A function
-            without arguments; one with a single argument is given the config that was saved beside the model, as a
-            dict. ``"package.module:function"`` is imported.
+        factory: builds the original, with any weights. A function without arguments; one with a single argument is given
+            the config that was saved beside the model, as a dict. ``"package.module:function"`` is imported.
         folder: what `save` wrote.
 
     Returns:
-        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it. It can be
-        pruned and saved again.
+        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it.
 
     Raises:
-        StoreError: the folder is damaged, or not what `save` wrote; or the factory fails, or builds another model.
-            Everything that is wrong is listed.
+        StoreError: all that is wrong: the folder is damaged or not what `save` wrote, or the factory builds another model.
         InputError: `factory` is not a function, or `folder` no path.
     """
     make, path = resolved(factory), a_path("folder", folder)
@@ -56,7 +54,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
         config, inner = document.config, make
 
         def make() -> nn.Module:
-            return inner(_copied(config))
+            return inner(deepcopy(config))
 
     loader = _Loader(make, path, document)
     try:
@@ -77,9 +75,7 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
 
 
 def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
-    """The plans in a folder that `save` wrote, in the order in which they are applied.
-
-    They replay on any model of the original's shapes: a fresh one, or the initial weights.
+    """The plans in a folder that `save` wrote, in the order in which they are applied; they replay on any such original.
 
     Args:
         folder: where it is.
@@ -89,13 +85,6 @@ def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
         InputError: `folder` is not a path.
     """
     return open_folder(a_path("folder", folder)).plans
-
-
-def _copied(value: Any) -> Any:
-    """A copy of what JSON can hold."""
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if isinstance(value, list) else value
 
 
 class _Loader:
@@ -120,7 +109,8 @@ class _Loader:
         except DepgraphError as error:
             raise StoreError(f"{title}\n{error}") from error
         problems = self.differences(*_named(model)) + self.misplaced(model)
-        problems += [f"module {path!r:.60} is not in the model" for path in self.missing(model)]
+        missing = {*self.document.training, *self.document.extra_state} - _paths(model).keys()
+        problems += [f"module {path!r:.60} is not in the model" for path in missing]
         if problems:
             raise StoreError(listed(title, problems))
         return model
@@ -164,9 +154,6 @@ class _Loader:
             if place not in paths or _setter(model, paths[place], keys) is None
         ]
 
-    def missing(self, model: nn.Module) -> set[str]:
-        return {*self.document.training, *self.document.extra_state} - _paths(model).keys()
-
     @cached_property
     def values(self) -> dict[str, Tensor]:
         """The tensors of the folder."""
@@ -185,7 +172,7 @@ class _Loader:
             module.training = training != (path in other)
             if path in self.document.extra_state and inner_name(module) is None:
                 try:
-                    module.set_extra_state(_copied(self.document.extra_state[path]))
+                    module.set_extra_state(deepcopy(self.document.extra_state[path]))
                 except Exception as error:
                     raise StoreError(f"{path or 'the model'} refuses its extra state: {error}") from error
 

@@ -19,12 +19,12 @@ from torch import nn
 from ..base.checks import a_path, function, several, whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
-from ..config.origin import built_from
+from ..config.origin import built_from, held_at
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..surgery.lineage import plans_of
-from ..tracing.attributes import holders, put
+from ..tracing.attributes import put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document
 from .folders import replacing
@@ -44,8 +44,8 @@ def save(
 ) -> Path:
     """Write a smaller model into a folder: ``plan.json`` and safetensors, no pickle.
 
-    ``model.safetensors`` has what the model's ``state_dict`` has, each tied tensor once; ``other.safetensors`` the buffers
-    and tables that a ``state_dict`` leaves out. A folder that was saved before is replaced as a whole at the end.
+    ``model.safetensors`` has what the ``state_dict`` has, each tied tensor once; ``other.safetensors`` buffers and tables
+    that it leaves out. A folder that was saved before is replaced as a whole at the end.
 
     Args:
         model_or_result: what `prune`, `apply` or `load` returned; trained further, cast or moved as you like.
@@ -59,8 +59,7 @@ def save(
 
     Raises:
         InputError: the plans of this model are not known, or `folder` is not a path.
-        StoreError: the model is not what its plans make, holds what can't be stored, or the folder can't be written;
-            everything that is wrong is listed. What was in the folder is still there.
+        StoreError: all that can't be stored, or why the folder, which is as it was, can't be written.
     """
     if beside is not None:
         function("beside", beside, "folder")
@@ -102,8 +101,7 @@ def described(
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """What plan.json will say, but for its tensors; those that a state_dict has, and the others.
 
-    Raises:
-        StoreError: something of the model can't be stored; everything is listed.
+    A `StoreError` lists everything that can't be stored.
     """
     model = unwrapped(model)
     named, ties = named_tensors(model)
@@ -114,7 +112,9 @@ def described(
     }
     plans = [fitted(plan, model) for plan in plans]
     problems = _differences(named, ties, plans, held)
-    problems += ["the request in a plan can't be written as JSON" for p in plans if not _is_json(p.request)]
+    problems += [
+        "the request in a plan can't be written as JSON" for p in plans if _through_json(p.request) is None
+    ]
     views = on_one_memory(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
     problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
@@ -181,29 +181,20 @@ def _extra_state(model: nn.Module, problems: list[str]) -> dict[str, Any]:
         if getattr(type(module), "get_extra_state", None) is nn.Module.get_extra_state:
             continue
         state = module.get_extra_state()
-        found[path] = _as_json(state)
-        if found[path] is None and state is not None:
+        found[path] = _through_json(state)
+        if state is not None and (found[path] is None or found[path] != state):
             problems.append(
                 f"the extra state of {path or 'the model'!r} can't be written as JSON: {state!r:.80}"
             )
     return found
 
 
-def _as_json(value: Any) -> Any:
-    """`value`, where JSON gives it back as it is; else None."""
+def _through_json(value: Any) -> Any:
+    """What JSON gives back for `value`; None where it can't hold it."""
     try:
-        again = json.loads(json.dumps(value, allow_nan=False))
+        return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return None
-    return again if again == value else None
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
 
 
 def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
@@ -214,11 +205,8 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
     (name, given), *_ = objects.items()
     held: dict[str, Any] = {name: copy.deepcopy(given)}
     for repair in (r for plan in reversed(list(plans)) for r in reversed(plan.repairs)):
-        try:
-            same = vars(model.get_submodule(repair.path)).get(repair.name) is given
-        except AttributeError:
-            continue
-        if same and repair.keys and repair.old is not None and _reaches(held[name], repair.keys):
+        same = held_at(model, (repair.path, repair.name)) is given and repair.keys
+        if same and repair.old is not None and held_at(held, ("", name, *repair.keys)) is not None:
             put(held, [name, *repair.keys], repair.old)
     as_dict = getattr(held[name], "to_dict", None)
     if as_dict is not None:
@@ -227,22 +215,8 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
         said = dataclasses.asdict(held[name])
     else:
         return None
-    try:
-        found = json.loads(
-            json.dumps(said, allow_nan=False)
-        )  # keys become text, as they do in any JSON of it
-    except (TypeError, ValueError, RecursionError):
-        return None
+    found = _through_json(said)  # keys become text, as they do in any JSON of it
     return found if isinstance(found, dict) else None
-
-
-def _reaches(value: Any, keys: Sequence[Any]) -> bool:
-    for key in keys:
-        try:
-            value = value[key] if isinstance(value, tuple) else holders(value, key)[0][key]
-        except (LookupError, TypeError):
-            return False
-    return True
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:

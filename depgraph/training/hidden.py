@@ -19,15 +19,6 @@ from ..verify.masked import Unfollowed
 from ..verify.verify import masked_outputs
 
 
-def has_module(model: nn.Module, path: str) -> bool:
-    """Whether `model` has a module at `path`."""
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
     """What the modules `names` return meanwhile, call by call: the tensor, or the first of several.

@@ -16,55 +16,26 @@ from ..select import BUDGETS
 Ramp = Callable[[float], float]  # share of the way -> share of what is to be removed
 
 
-def linear(t: float, share: float) -> float:
-    """share * t."""
-    return share * t
-
-
-def cubic(t: float, share: float) -> float:
-    """share * (1 - (1 - t)^3): much at first, ever less towards the end.
-
-    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 with an initial sparsity of 0.
-    """
-    return share * (1 - (1 - t) ** 3)
-
-
-def exponential(t: float, share: float) -> float:
-    """1 - (1 - share)^t: each step removes the same share of what is left, as Frankle and Carbin (2019) do."""
-    return 1 - (1 - share) ** t
-
-
-def cosine(t: float, share: float) -> float:
-    """share * (1 - cos(pi * t)) / 2: slow at both ends."""
-    return share * (1 - cos(pi * t)) / 2
-
-
-def one_shot(t: float, share: float) -> float:
-    """All of it in the first step."""
-    return share if t > 0 else 0.0
-
-
 RAMPS: dict[str, Callable[[float, float], float]] = {
-    "linear": linear,
-    "cubic": cubic,
-    "exponential": exponential,
-    "cosine": cosine,
-    "one_shot": one_shot,
+    "linear": lambda t, share: share * t,
+    # Much at first, ever less towards the end: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 with an
+    # initial sparsity of 0.
+    "cubic": lambda t, share: share * (1 - (1 - t) ** 3),
+    # Each step removes the same share of what is left, as Frankle and Carbin (2019) do.
+    "exponential": lambda t, share: 1 - (1 - share) ** t,
+    # Slow at both ends.
+    "cosine": lambda t, share: share * (1 - cos(pi * t)) / 2,
+    # All of it in the first step.
+    "one_shot": lambda t, share: share if t > 0 else 0.0,
 }
 
 
 def ramp_of(ramp: str | Ramp) -> Callable[[float, float], float]:
     """``removed(t, share)``: the share that is removed after the share t of the way, where `share` is in the end.
 
-    Args:
-        ramp: a name in `RAMPS`, or a function from 0..1 to 0..1 that scales the share; 1 must give 1.
-
-    Raises:
-        InputError: it is neither.
+    `ramp` is a name in `RAMPS`, or a function from 0..1 to 0..1 that scales the share; 1 must give 1.
     """
-    if isinstance(ramp, str):
-        if ramp not in RAMPS:
-            raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {ramp!r}")
+    if isinstance(ramp, str) and ramp in RAMPS:
         return RAMPS[ramp]
     if not callable(ramp):
         raise InputError(f"ramp must be a function or one of {', '.join(RAMPS)}, not {shown(ramp)}")
@@ -97,11 +68,7 @@ class Schedule:
 
     @classmethod
     def read(cls, model: nn.Module, example_inputs: Any, options: dict[str, Any]) -> Schedule:
-        """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none.
-
-        Raises:
-            InputError: a budget that is out of range.
-        """
+        """Take the aims out of the arguments of `prune`; 0.5 as `pruning_ratio` where there are none."""
         limits = {}
         for name, kind in BUDGETS.items():
             given = options.pop(name, None)
@@ -119,26 +86,20 @@ class Schedule:
         ratios = {
             n: options.pop(n) for n in ("pruning_ratio", "scope", "threshold") if options.get(n) is not None
         }
-        if (
-            not limits
-            and not ratios.keys() & {"pruning_ratio", "threshold"}
-            and not _scoped(ratios.get("scope"))
-        ):
+        scope = ratios.get("scope")
+        scoped = isinstance(scope, (list, tuple)) and any(
+            getattr(s, "ratio", None) is not None for s in scope
+        )
+        if not (limits or scoped or ratios.keys() & {"pruning_ratio", "threshold"}):
             ratios["pruning_ratio"] = 0.5
         return cls(ratios, limits, example_inputs)
 
     def at(
         self, removed: Callable[[float], float], model: nn.Module | None = None, way: float = 1.0
     ) -> dict[str, Any]:
-        """The arguments of `prune` with every share that is to go replaced by ``removed(share)``.
+        """The arguments of `prune` with every share that is to go replaced by ``removed(share)``; {}: nothing is to be done.
 
-        Args:
-            removed: from the share that goes in the end to the share that goes now.
-            model: what is pruned now: budgets that it keeps already are left out.
-            way: the share of the way: a pair of thresholds is for its beginning and its end.
-
-        Returns:
-            the arguments; {} where nothing is to be done.
+        Budgets that `model` keeps already are left out. A pair of thresholds is for the beginning and the end of the `way`.
         """
         asked: dict[str, Any] = {}
         for name, (whole, last) in self.limits.items():
@@ -153,13 +114,11 @@ class Schedule:
         if "threshold" in self.ratios:
             asked["threshold"] = self._threshold(removed, way)
         shares = {i: removed(s.ratio) for i, s in enumerate(scope or ()) if getattr(s, "ratio", None)}
-        if shares or asked:
+        if scope is not None and (shares or asked):
             scoped = (
-                scope
-                if not shares
-                else [replace(s, ratio=shares.get(i, s.ratio)) for i, s in enumerate(scope or ())]
+                [replace(s, ratio=shares.get(i, s.ratio)) for i, s in enumerate(scope)] if shares else scope
             )
-            asked.update({} if scope is None else {"scope": scoped})
+            asked["scope"] = scoped
         return asked
 
     def _threshold(self, removed: Callable[[float], float], way: float) -> float:
@@ -169,7 +128,3 @@ class Schedule:
             return float(given * removed(1.0))
         first, last = given
         return float(first + (last - first) * way)
-
-
-def _scoped(scope: Any) -> bool:
-    return isinstance(scope, (list, tuple)) and any(getattr(s, "ratio", None) is not None for s in scope)

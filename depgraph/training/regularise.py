@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,9 @@ class GroupLasso:
         self._units = _Units(graph, choose_factors(graph)[0] if groups is None else list(groups))
 
     def norms(self) -> Tensor:
-        """[units of all groups, in their order]: ||w_u||_2, differentiable."""
-        norms: Tensor = _Norms.apply(self._units, *self._units.parameters)
-        return norms
+        """[units of all groups, in their order]: ||w_u||_2, differentiable; the slope of 0 is 0."""
+        squares = self._units.squares()
+        return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
 
     def __call__(self) -> Tensor:
         """The penalty, a differentiable scalar."""
@@ -65,7 +66,7 @@ class GroupLasso:
         no entry goes with two units; an entry that does is shrunk by each of them.
         """
         units = self._units
-        norms = units.squares(units.parameters).sqrt()
+        norms = units.squares().sqrt()
         factor = (1 - lr * self.weight / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
         spread = norms.new_ones(units.length)
         spread.scatter_reduce_(0, units.position, factor[units.unit], "prod")
@@ -255,45 +256,17 @@ class _Units:
         start, self.length = self.length, self.length + blocks * split[dim + 1]
         return _Side(parameter, split, (0, dim + 1), start, self.length)
 
-    def squares(self, parameters: Sequence[Tensor]) -> Tensor:
+    def squares(self) -> Tensor:
         """[units], float32 or wider: the sum of squares of the entries of each unit. Each parameter is squared once."""
-        device = parameters[0].device
-        wide = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+        device = self.parameters[0].device
+        wide = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
         self.position, self.unit = self.position.to(device), self.unit.to(device)
-        sums = torch.empty(self.length, dtype=wide, device=device)
-        at, squared = -1, parameters[0]
-        for side in self.sides:
-            if side.parameter != at:
-                at, squared = side.parameter, parameters[side.parameter].to(wide).square()
-            sums[side.start : side.stop] = side.sums(squared)
-        return sums.new_zeros(self.count).index_add_(0, self.unit, sums[self.position])
-
-
-class _Norms(torch.autograd.Function):
-    """Parameters -> the norm of each unit. d ||w_u|| / d w = w / ||w_u||, and 0 where the norm is 0."""
-
-    @staticmethod
-    def forward(ctx: Any, units: _Units, *parameters: Tensor) -> Tensor:
-        norms = units.squares(parameters).sqrt()
-        ctx.units = units
-        ctx.save_for_backward(norms, *parameters)
-        return norms
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        norms, *parameters = ctx.saved_tensors
-        units: _Units = ctx.units
-        slope = torch.where(norms > 0, grads[0] / norms, 0)
-        spread = norms.new_zeros(units.length).index_add_(0, units.position, slope[units.unit])
-        found: list[Tensor | None] = [None] * len(parameters)
-        for side in (s for s in units.sides if ctx.needs_input_grad[s.parameter + 1]):
-            w = parameters[side.parameter].reshape(side.split)
-            factor, known = side.broadcast(spread, w), found[side.parameter]
-            found[side.parameter] = (
-                w * factor if known is None else known.view(side.split).addcmul_(w, factor)
-            ).view(parameters[side.parameter].shape)
-        return None, *found
+        sums: dict[int, Tensor] = {}
+        for parameter, sides in groupby(self.sides, lambda side: side.parameter):
+            squared = self.parameters[parameter].to(wide).square()
+            sums |= {side.start: side.sums(squared).to(device) for side in sides}
+        whole = torch.cat([sums[start] for start in sorted(sums)])
+        return whole.new_zeros(self.count).index_add(0, self.unit, whole[self.position])
 
 
 def _weight(given: float) -> float:

@@ -27,12 +27,10 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
         model: the pruned model. It is not touched.
 
     Returns:
-        a copy of `model` with those values, in the types and on the devices of `model`. Buffers that a state dict lacks
-        keep their values.
+        a copy of `model` with those values, in its types and on its devices. Buffers that a state dict lacks stay.
 
     Raises:
-        PlanError: `initial` lacks a parameter or has one of another shape than the plan is for, or `model` is not what
-            the plan makes.
+        PlanError: `initial` lacks a parameter or has one of another shape, or `model` is not what the plan makes.
     """
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     of_kind("initial", initial, (nn.Module, Mapping), "a model or a state dict")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
@@ -76,8 +76,7 @@ class _State:
 class GradualPruner:
     """Prunes step by step, inside any training loop.
 
-    Each call of `step` judges the model that was trained since the last one, and makes it smaller; the first one takes
-    the original::
+    Each call of `step` judges the model that was trained since the last one, and makes it smaller::
 
         pruner = depgraph.GradualPruner(model, example_inputs, steps=5, max_macs=0.5, score=accuracy, max_drop=0.01)
         while not (result := pruner.step(model, optimizer)).done:
@@ -88,11 +87,7 @@ class GradualPruner:
     Every model on the way is a new one: the one given stays as it was, also where the loop is interrupted. With `max_drop`
     a model whose score is below the dense one's minus that is given up: the pruner goes back to the last good model, with
     its optimizer's state, and halves the step, `backtracks` times. What it returns at the end is the last good model.
-
-    Attributes:
-        model: the last good model.
-        plan: from the original to that one.
-        history: the steps that have been judged, a `Tried` each.
+    `history` has a `Tried` for each step that has been judged.
     """
 
     def __init__(
@@ -108,8 +103,8 @@ class GradualPruner:
             ramp: how much is gone after each: "linear", "cubic", "exponential", "cosine", "one_shot" (see `ramps.py`), or a
                 function from the share of the way to the share of what is to go.
             score: ``score(model)`` -> a number, higher is better.
-            max_drop: how far the score may fall below the dense model's: a number for all steps, or two, for the beginning
-                and the end of the way and linear in between. Without one every step is kept.
+            max_drop: how far the score may fall below the dense model's: a number, or two for the beginning and the end of
+                the way, linear in between. Without one every step is kept.
             backtracks: how many tries are left after the first model that was given up; each goes half as far.
             **options: as for `prune`. A ratio, budget or threshold is the aim of the last step, ratios and budgets of the
                 original's size. A threshold that is a pair begins at the first number and ends at the second; one that
@@ -119,14 +114,12 @@ class GradualPruner:
             InputError: bad arguments.
             BudgetError: the aim can't be reached. Like all that `prune` raises, before anything is trained.
         """
-        _check(steps, score, max_drop, backtracks, options)
+        self._drop = _checked_drop(steps, score, max_drop, backtracks, options)
         self._original = model = as_module(model)
         self.example_inputs, self.steps, self.score = example_inputs, steps, score
         self._removed = ramp_of(ramp)
-        self._drop = (max_drop, max_drop) if isinstance(max_drop, (int, float)) else max_drop
-        first = {n: options.pop(n) for n in OF_ANALYZE if n in options}
-        self._graph = analyze(model, example_inputs, **first)
-        self._each = first
+        self._each = {n: options.pop(n) for n in OF_ANALYZE if n in options}
+        self._graph = analyze(model, example_inputs, **self._each)
         self._aims = Schedule.read(model, example_inputs, options)
         self._options = options
         self._probe()
@@ -171,9 +164,7 @@ class GradualPruner:
                 self._good.way = way  # too little for a single unit
                 continue
             plan = self._good.plan.then(result.plan)
-            if self._bad is not None and self._failed == _sizes(
-                plan
-            ):  # no other model than the one that was given up
+            if self._bad is not None and self._failed == _sizes(plan):  # the model that was given up, again
                 self._bad = way
                 continue
             trial = _State(result.model, plan, way, None, result.report)
@@ -202,7 +193,7 @@ class GradualPruner:
             state: from `state_dict`.
 
         Returns:
-            the model to train on, whose weights are the original's: load those of the checkpoint.
+            the model to train on, with the original's weights: load those of the checkpoint.
 
         Raises:
             PlanError: the state is about another model, or is no such state.
@@ -265,9 +256,8 @@ class GradualPruner:
                     f"{name!r} has shape {tuple(tensor.shape)}, and {self._trial.plan.new_shape(name)} in what the last "
                     "step returned: train that model, and give it to the next step"
                 )
-        score = (
-            None if self.score is None else score_of(self.score, model)
-        )  # where it raises, nothing has changed
+        # Where the score raises, nothing has changed.
+        score = None if self.score is None else score_of(self.score, model)
         trial, self._trial = replace(self._trial, model=model, score=score), None
         kept = self._is_good(trial)
         self.history.append(Tried(trial.way, cost.parameter_count(model), trial.score, kept))
@@ -287,19 +277,15 @@ class GradualPruner:
     # ---------------------------------------------------------------------------------------------- the report
 
     def _result(self, state: _State, done: bool) -> GradualResult:
-        report, history = self._about(state), tuple(self.history)
-        return GradualResult(state.model, state.plan, report, plans_of(self._original), done, history)
-
-    def _about(self, state: _State) -> Report:
-        """A report on `state` and the original."""
+        """`state` with a report on it and the original."""
         last = state.report
-        given_up = [
+        lost = [
             f"step to {t.way:.1%} of the way: score {t.score:.4g}, given up"
             for t in self.history
             if not t.kept
         ]
         found: dict[str, Any] = {
-            "notes": [*([] if last is None else last.notes), *given_up],
+            "notes": [*([] if last is None else last.notes), *lost],
             "score": None if self._dense is None or state.score is None else (self._dense, state.score),
         }  # fmt: skip
         if last is None:
@@ -310,7 +296,9 @@ class GradualPruner:
             found["recovery"] = last.recovery
             if last.latency is not None:
                 found["latency"] = tuple(latencies([self._original, state.model], self.example_inputs))
-        return Report.of(self._graph, state.plan, state.model, proof, self.example_inputs, **found)
+        report = Report.of(self._graph, state.plan, state.model, proof, self.example_inputs, **found)
+        before, history = plans_of(self._original), tuple(self.history)
+        return GradualResult(state.model, state.plan, report, before, done, history)
 
 
 class _Saved:
@@ -359,34 +347,32 @@ def prune_gradually(
         progress=progress, **options,
     )  # fmt: skip
 
-    def results() -> Iterator[GradualResult]:
-        result = pruner.step(model)
-        while not result.done:
-            yield result
-            result = pruner.step(result.model)
-        last.append(result)
-
-    last: list[GradualResult] = []
-    for number, result in enumerate(track(results(), "pruning step by step", progress, steps)):
+    result = pruner.step(model)
+    unfinished = iter(lambda: result.done, True)
+    for number, _ in enumerate(track(unfinished, "pruning step by step", progress, steps)):
         if train is not None:
             train(result.model, number)
-    return last[0]
+        result = pruner.step(result.model)
+    return result
 
 
 def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: cut.new_shape for name, cut in plan.cuts.items()}
 
 
-def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]) -> None:
-    for name, value, least in (("steps", steps, 1), ("backtracks", backtracks, 0)):
-        whole_number(name, value, least)
+def _checked_drop(
+    steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]
+) -> tuple[float, float] | None:
+    """`max_drop` for the beginning and the end, where it and the other arguments can be taken."""
+    whole_number("steps", steps, 1)
+    whole_number("backtracks", backtracks)
     refused = {"inplace", "graph", "already_pruned"} & options.keys()
     if refused:
         raise InputError(f"pruning step by step does not take {', '.join(sorted(refused))}")
     if score is not None:
         function("score", score, "model")
     if max_drop is None:
-        return
+        return None
     if score is None:
         raise InputError("max_drop needs a score function")
     drops = max_drop if isinstance(max_drop, tuple) else (max_drop,)
@@ -394,3 +380,4 @@ def _check(steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict
         raise InputError(
             f"max_drop must be a number of at least 0, or two (for the beginning and the end), not {max_drop!r}"
         )
+    return drops[0], drops[-1]

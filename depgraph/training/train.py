@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from math import isfinite
 from typing import Any
 
@@ -18,10 +18,10 @@ from ..base.inputs import split_inputs
 from ..base.progress import length, track
 from ..base.running import Score, in_mode, score_of
 from ..base.values import map_tensors, tensor_leaves
-from ..data.calibration import Batch, Loss, loss_value
+from ..data.calibration import Batch, Loss, check_batches, loss_value
 from ..plan.plan import Plan
 from ..tracing.tensors import named_tensors
-from .hidden import Projection, captured, has_module
+from .hidden import Projection, captured
 
 
 @dataclass
@@ -53,9 +53,8 @@ def finetune(
 
     Args:
         model: what is trained. It is in train mode meanwhile, and afterwards as it was, also after an exception.
-        data: batches, gone through anew in every epoch: pairs (inputs, target) where `loss` is given, else what the
-            model takes (a dict of keyword arguments, say), of which it returns a ``loss``. Inputs are a tensor, a tuple
-            of positional arguments or a dict of keyword arguments. Tensors are moved to the model's device.
+        data: batches, gone through anew in every epoch: pairs (inputs, target) where `loss` is given, else inputs alone, of
+            which the model returns a ``loss``. They have the form of `example_inputs`, and are moved to the model's device.
         loss: ``loss(output, target)`` -> scalar. Add a regulariser here.
         epochs: passes over `data`; 1 if `steps` is not given either.
         steps: instead of `epochs`: so many batches, starting over as often as needed.
@@ -63,8 +62,8 @@ def finetune(
             half cosine where the number of steps is known.
         lr: learning rate of the default optimizer.
         scheduler: of `optimizer`, stepped after every step.
-        score: ``score(model)`` -> a number, higher is better; asked before the first step, after every pass over `data`
-            and at the end, in eval mode. The best weights are kept, and are the model's at the end.
+        score: ``score(model)`` -> a number, higher is better; asked in eval mode before the first step and after every pass
+            over `data`. The best weights are the model's at the end.
         patience: stop after so many scores in a row that are no better than the best.
         progress: show a bar; None: on a terminal alone.
 
@@ -136,8 +135,9 @@ def distill(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
         )
     hidden = several("hidden", (hidden,) if isinstance(hidden, str) else hidden, str, "module paths")
+    paths = [dict(m.named_modules(remove_duplicate=False)) for m in (model, teacher)]
     for name in hidden:
-        if not all(has_module(m, name) for m in (model, teacher)):
+        if not all(name in there for there in paths):
             raise InputError(f"hidden names a module that is not in both models: {name!r}")
     if loss is not None:
         function("loss", loss, "output", "target")
@@ -207,10 +207,11 @@ def _fit(
         try:
             if score is not None:
                 keeper.ask(score, done)
-            for end in _passes(data, epochs, steps, text, progress):
-                if not isinstance(end, _End):
+            for n in range(epochs) if epochs is not None else count():
+                before, left = done.steps, None if steps is None else steps - done.steps
+                for batch in islice(track(data, f"{text}, pass {n + 1}", progress), left):
                     optimizer.zero_grad()
-                    value = loss_of(_batch(end, pairs, device))
+                    value = loss_of(_batch(batch, pairs, device))
                     number = float(value.detach())
                     if not isfinite(number):  # before a step has spoilt the weights
                         raise InputError(
@@ -221,41 +222,16 @@ def _fit(
                     if scheduler is not None:
                         scheduler.step()
                     done.losses.append(number)
-                elif score is not None:
+                if done.steps == before:
+                    again = f" in pass {n + 1}: give a list or a DataLoader, which can be iterated again"
+                    raise InputError(f"data has no batches{again if n else ''}")
+                if score is not None:
                     keeper.ask(score, done)
-                    if patience is not None and keeper.waited >= patience:
-                        break
+                if keeper.waited == patience or done.steps == steps:
+                    break
         finally:
             keeper.restore()
     return done
-
-
-class _End:
-    """Stands after the last batch of a pass, and after the last of all."""
-
-
-def _passes(
-    data: Iterable[Any], epochs: int | None, steps: int | None, text: str, progress: bool | None
-) -> Iterator[Any]:
-    """The batches of each pass and an `_End` after them, until `epochs` passes or `steps` batches are over."""
-    left = steps
-    for n in range(epochs) if epochs is not None else count():
-        empty = True
-        for batch in track(data, f"{text}, pass {n + 1}", progress):
-            empty = False
-            yield batch
-            if left is not None:
-                left -= 1
-                if not left:
-                    break
-        if empty:
-            raise InputError(
-                "data has no batches"
-                + (f" in pass {n + 1}: give a list or a DataLoader, which can be iterated again" if n else "")
-            )
-        yield _End()
-        if left == 0:
-            return
 
 
 class _Best:
@@ -313,10 +289,7 @@ def _default_optimizer(model: nn.Module, lr: float, total: int | None) -> tuple[
 def _check(
     data: Any, epochs: Any, steps: Any, optimizer: Any, scheduler: Any, score: Any, patience: Any
 ) -> None:
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise InputError(
-            f"data must be an iterable of batches, not {type(data).__name__}: put a single batch into a list"
-        )
+    check_batches("data", data)
     if epochs is not None and steps is not None:
         raise InputError("epochs and steps contradict each other: give one of them")
     for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
