@@ -13,6 +13,8 @@ from functools import reduce
 from math import prod
 from typing import Any
 
+import torch
+
 from ..axes import axes
 from ..axes.axes import Axis
 from ..axes.nodes import is_convolution, is_grouped, op_name, tokens
@@ -89,7 +91,9 @@ def _consumer(state: DimFacts, product: Product) -> Consumer:
     leaf = max(leaves, key=lambda n: prod(record_of(n).shape))
     dims = [d for n, d in places if n is leaf]
     dim = dims[0] if len(dims) == 1 else None
-    return Consumer(str(leaf.target), dim, axis, (product,), _problem(product))
+    sparse = state.trace.values[str(leaf.target)].layout is not torch.strided
+    reason = "it is a sparse tensor" if sparse else _problem(product)
+    return Consumer(str(leaf.target), dim, axis, (product,), reason)
 
 
 def _problem(product: Product) -> str:
