@@ -157,6 +157,27 @@ def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_a_picture_that_can_not_be_drawn_is_refused_before_the_run(
+    capsys: pytest.CaptureFixture[str], own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    words = [
+        "sweep",
+        "mine:net",
+        "-i",
+        "2x5",
+        "--ratios",
+        "0.5",
+        "--score",
+        "mine:score",
+        "--file",
+        "rows.jsonl",
+    ]
+    assert main([*words, "--plot", "curve.png"]) != 0
+    assert "pictures need matplotlib" in capsys.readouterr().err
+    assert not (own / "rows.jsonl").exists()
+
+
 def test_tables_as_people_see_them(capsys: pytest.CaptureFixture[str]) -> None:
     """Whole lines, matrices alone, and what looks like markup."""
     assert main(["prune", "mine:net", "-i", "2x5", "--max-params", "0.5", "-o", "small"]) == 0

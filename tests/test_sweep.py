@@ -445,3 +445,53 @@ def test_digests_tell_values_apart_and_nothing_else() -> None:
     for value in values:
         assert digest(copy.deepcopy(value)) == digest(value)
     assert digest(torch.arange(6).reshape(2, 3).t()) == digest(torch.arange(6).reshape(2, 3).t().contiguous())
+
+
+# ------------------------------------------------------------------------------------------------ the model of a row
+
+
+def test_a_row_gives_the_model_that_was_scored(net: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    scored: list[nn.Module] = []
+
+    def score(model: nn.Module) -> float:
+        scored.append(model)
+        return 1.0
+
+    asked: dict[str, Any] = {"importance": "l2", "round_to": 2, "latency": False, "file": tmp_path / "rows"}
+    ways = {"ratios": [0.3], "budgets": {"max_macs": [0.6]}}
+    found = depgraph.sweep(net, x, score=score, **ways, **asked)
+    again = depgraph.sweep(net, x, score=score, **ways, **asked)  # from the file
+    assert len(scored) == 3
+    for sweep in (found, again):
+        for row, model in zip(sweep.rows, scored[1:], strict=True):
+            result = sweep.prune(row)
+            assert result.report.verification.status == "equal"
+            for name, tensor in model.state_dict().items():
+                assert torch.equal(result.model.state_dict()[name], tensor), name
+    assert found.prune(found.rows[0]).model is not found.prune(found.rows[0]).model
+
+
+def test_the_model_of_a_row_has_the_values_that_were_won_back(net: nn.Module, x: Tensor) -> None:
+    scored: list[nn.Module] = []
+    found = depgraph.sweep(
+        net,
+        x,
+        [0.5],
+        score=lambda m: scored.append(m) or 1.0,
+        latency=False,
+        recover="compensation",
+        calibration=[x],
+    )
+    again = found.prune(found.rows[0]).model.state_dict()
+    assert all(torch.allclose(again[n], t) for n, t in scored[1].state_dict().items())
+
+
+def test_only_rows_of_the_sweep_have_models(net: nn.Module, x: Tensor) -> None:
+    found = depgraph.sweep(net, x, [0.5], budgets={"max_macs": [1e-6]}, score=lambda _: 1.0, latency=False)
+    with pytest.raises(depgraph.InputError, match="there is no model of max_macs=1e-06: BudgetError"):
+        found.prune(found.rows[1])
+    for other in (found.dense, depgraph.sweep(net, x, [0.4], score=lambda _: 1.0, latency=False).rows[0]):
+        with pytest.raises(depgraph.InputError, match="is no row of this sweep"):
+            found.prune(other)
+    with pytest.raises(depgraph.InputError, match="row must be"):
+        found.prune(0.5)

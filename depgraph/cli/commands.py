@@ -18,6 +18,7 @@ from ..base.errors import VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
+from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
 from ..plan.plan import Plan
@@ -129,6 +130,8 @@ def prune(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Several ratios, one trace."""
+    if options.plot:
+        pictures.check_available()
     model = model_of(options.model)
     found = sweep_model(
         model, inputs_of(options.input, model), ratios=options.ratios, budgets=_budgets(options), score=function(options.score, "--score"),

@@ -59,6 +59,15 @@ def _figure(height: float) -> Any:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
+def check_available() -> None:
+    """Before a long run whose result is to be drawn.
+
+    Raises:
+        DepgraphError: matplotlib is not installed.
+    """
+    _figure(1.0)
+
+
 def _saved(figure: Any, path: Path_) -> Any:
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

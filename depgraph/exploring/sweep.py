@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -21,9 +21,10 @@ from ..costs.latency import latencies
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
 from ..importance import Importance, Scores, normalisation, scores_of
-from ..prune import OF_ANALYZE, analyze, as_module, prune
+from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
 from ..select import BUDGETS, Request
 from ..select.budget_kinds import budget_kind
+from ..surgery.apply import apply
 from . import pictures
 from .records import Records, name_of
 
@@ -74,6 +75,33 @@ class Sweep:
 
     dense: Row
     rows: list[Row]
+    run: _Run | None = field(default=None, repr=False, compare=False)
+
+    def prune(self, row: Row) -> PruneResult:
+        """The model of a row with its plan and report: the one that was scored. No argument is repeated.
+
+        A row that a file had from an earlier run is pruned again.
+
+        Args:
+            row: one of `rows`, such as `smallest` gives.
+
+        Raises:
+            InputError: it is no row of this sweep, there is no such model, or it would not be the one that was measured.
+            DepgraphError: what `prune` raises.
+        """
+        of_kind("row", row, Row, "a row of this sweep")
+        if self.run is None or row not in self.rows:
+            raise InputError(f"{row.name} is no row of this sweep: give one of its rows")
+        if row.params is None:
+            raise InputError(f"there is no model of {row.name}: {row.error}")
+        result = self.run.again(row.argument, row.value)
+        made = cost.parameter_count(result.model)
+        if made != row.params:
+            raise InputError(
+                f"{row.name} had {row.params:,} parameters when it was scored and has {made:,} now: the model, its calibration "
+                "or what a latency is measured on is another\n  fix: sweep anew"
+            )
+        return result
 
     def smallest(self, drop: float, by: str = "macs") -> Row | None:
         """The row with the least MACs whose score is at most `drop` below that of the dense model; None: there is none.
@@ -200,7 +228,7 @@ def sweep(
         if key not in known:
             known[key] = run.row(*key)
             records.add(asdict(known[key]))
-    return Sweep(known["dense", 0], [known[key] for key in asked])
+    return Sweep(known["dense", 0], [known[key] for key in asked], run)
 
 
 @dataclass
@@ -212,6 +240,7 @@ class _Run:
     score: Score
     latency: bool
     arguments: dict[str, Any]
+    made: dict[Key, PruneResult] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> DependencyGraph:
@@ -225,14 +254,27 @@ class _Run:
         rest = {k: v for k, v in self.arguments.items() if k not in OF_ANALYZE}
         return {**rest, "importance": ScoredOnce(rest.get("importance", "l1")), "progress": False}
 
+    def pruned(self, argument: str, value: float | str) -> PruneResult:
+        """What `prune` makes for one row; all but the model is remembered."""
+        asked = {**self.rest, argument: value}
+        result = prune(self.model, self.example_inputs, graph=self.graph, **asked)
+        self.made[argument, value] = replace(result, model=nn.Module())
+        return result
+
+    def again(self, argument: str, value: float | str) -> PruneResult:
+        """The model of one row: by its plan, where that is known and says all, as no measurement comes out twice."""
+        known = self.made.get((argument, value))
+        if known is None or self.rest.get("recover") is not None:
+            return self.pruned(argument, value)
+        return replace(known, model=apply(self.model, known.plan))
+
     def row(self, argument: str, value: float | str) -> Row:
         """One row; what fails is said in it, but for bad arguments and a dense model that has no score."""
         if argument == "dense":
             return self._measured(argument, value, self.model, score_of(self.score, self.model))
-        graph = self.graph
+        _ = self.graph  # what it raises is said of no row
         try:
-            asked = {**self.rest, argument: value}
-            small = prune(self.model, self.example_inputs, graph=graph, **asked).model
+            small = self.pruned(argument, value).model
         except InputError:
             raise
         except DepgraphError as error:
