@@ -216,6 +216,8 @@ class Report:
                 "max_error": self.verification.max_error,
                 "detail": self.verification.detail,
                 "restricted": list(self.verification.restricted),
+                "unproved": list(self.verification.unproved),
+                "unseen": list(self.verification.unseen),
             },
             "config_mismatches": self.config_mismatches,
             "notes": list(self.notes),
@@ -273,6 +275,11 @@ class Report:
         v = self.verification
         proof = {"equal": f"verified: equals the masked original within {v.max_error:.1e} ({v.detail})"}
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")
+        if v.unproved:
+            names = ", ".join(v.unproved[:6]) + (" ..." if len(v.unproved) > 6 else "")
+            yield f"not proved: {names}: what is left of them moves no output in any run that was compared"
+        if v.unseen:
+            yield f"not compared: the tensors in {', '.join(v.unseen)}, which the model returns"
         if v.restricted:
             yield f"statistics taken over kept entries: {', '.join(v.restricted)}"
 

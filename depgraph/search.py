@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -93,6 +94,7 @@ def _tried(
             check_program(graph, masks, small, example_inputs)
         if verify:
             small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
+            proof = _by_group(graph, masks, proof)
     except VerificationError as error:
         if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
             return refused
@@ -117,6 +119,14 @@ def _proved(
         except (VerificationError, PlanError):  # forward computes with them: they stay
             pass
     return small, plan, verify_values(graph.model, small, plan, example_inputs)
+
+
+def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
+    """`proof`, in which groups are unproved, not tensors: those of whose parameters none moves an output."""
+    known = {n for n, _ in graph.model.named_parameters()} & graph.tensors.keys()
+    owned = {g.name: {m.name for m in g.members} & known for g in graph.groups if g.name in masks}
+    unmoved = set(proof.unproved)
+    return replace(proof, unproved=tuple(name for name, own in owned.items() if own and own <= unmoved))
 
 
 def _undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list[Refused]:

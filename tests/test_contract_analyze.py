@@ -20,7 +20,7 @@ import depgraph
 from depgraph.base import errors
 from depgraph.costs.memory import measure_memory
 from depgraph.tracing.wrappers import copied
-from depgraph.verify.verify import DOUBLE_LIMIT
+from depgraph.verify.weights import ROOM
 
 
 def test_analyze_leaves_the_model_alone() -> None:
@@ -231,13 +231,13 @@ class Clipped(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [DOUBLE_LIMIT, 0])
+@pytest.mark.parametrize("limit", [ROOM, 0])
 @pytest.mark.parametrize(("kind", "how"), [(torch.float32, "statistics"), (torch.float64, "statistics"),
                                           (torch.float32, "reconstruction")])  # fmt: skip
 def test_weights_that_forward_writes_into_stay(
     limit: int, kind: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["depgraph.verify.verify"], "DOUBLE_LIMIT", limit)
+    monkeypatch.setattr(sys.modules["depgraph.verify.weights"], "ROOM", limit)
     model, x = Clipped().to(kind).eval(), torch.arange(7)
     before = copy.deepcopy(model.state_dict())
     result = depgraph.prune(model, x, calibration=[x], importance="wanda", recover=how)

@@ -121,7 +121,7 @@ def test_systems_of_equations_of_heads_that_go() -> None:
 
 
 def test_a_small_deviation_is_found_and_a_rounding_error_is_none() -> None:
-    """Values of float64 are compared: a thousandth of the largest entry of the output is a wrong result."""
+    """Values of float64 are compared: a thousandth of the largest entry of the output is a wrong result, and more of its spread."""
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(nn.Linear(5, 14), nn.ReLU(), nn.Linear(14, 3)).double().eval(),
@@ -136,5 +136,5 @@ def test_a_small_deviation_is_found_and_a_rounding_error_is_none() -> None:
         if wrong < 1e-6:
             assert verify(model, result.model, result.plan, x).status == "equal"
         else:
-            with pytest.raises(VerificationError, match=r"deviates from the masked original by 0\.001"):
+            with pytest.raises(VerificationError, match=r"deviates from the masked original by 0\.00"):
                 verify(model, result.model, result.plan, x)

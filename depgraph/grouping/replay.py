@@ -31,9 +31,9 @@ DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 def is_needed(graph: DependencyGraph, verify: bool) -> bool:
     """Whether `check_program` can find what a comparison of values on the example does not.
 
-    Where nothing else is compared, a size became a plain number, or the example does not take every way.
+    Where nothing else is compared, a size became a plain number, or not every run of the trace is one of the example in eval mode.
     """
-    return not verify or bool(graph.trace.losses or graph.trace.other_ways)
+    return not verify or bool(graph.trace.losses or graph.trace.other_ways or graph.trace.train)
 
 
 def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, example_inputs: Any) -> None:

@@ -43,14 +43,17 @@ class Kept:
 def nothing_kept(model: nn.Module, kept: Kept | None = None) -> Iterator[None]:
     """Afterwards the memoised functions that were called inside are empty, and what `model`'s code holds is as it was.
 
-    One thread at a time. Code that was defined or imported inside stays. What else was found is noted in `kept`.
+    One thread at a time; inside another one for the same classes, what that looks after is not looked for again. Code that was defined or imported inside stays. What else was found is noted in `kept`.
     """
     with alone:
-        held = _Held(model)
+        kinds = _kinds(model)
+        held = next((h for h in _open if kinds <= h.kinds), None) or _Held(kinds)
+        _open.append(held)
         before = {cache: _count(cache) for cache in held.memoised()}
         try:
             yield
         finally:
+            _open.pop()
             for cache in held.memoised():
                 calls, entries = before.get(cache, (0, 0))
                 if _count(cache)[0] != calls:
@@ -86,14 +89,19 @@ def _all_memoised() -> list[Any]:
     return [cache for ref in _memoised[1] if (cache := ref()) is not None]
 
 
+def _kinds(model: nn.Module) -> set[type]:
+    """The classes of `model`'s modules that are not torch's."""
+    return {k for kind in {type(m) for m in model.modules()} for k in kind.__mro__ if _is_users(k.__module__)}
+
+
 class _Held:
     """What a model's code holds: the globals of its modules and of those that these use, in tables, classes and functions."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, kinds: set[type]) -> None:
+        self.kinds = kinds
         self.seen: set[int] = set()
         self.put_back: list[Callable[[], None]] = []
         self.own_memoised: list[Any] = []
-        kinds = {k for m in model.modules() for k in type(m).__mro__ if _is_users(k.__module__)}
         for kind in kinds:
             self.hold(kind)
         spaces = [vars(sys.modules[name]) for name in {k.__module__ for k in kinds} if name in sys.modules]
@@ -180,6 +188,9 @@ class _Held:
 
         self.put_back.append(put_back)
         self.hold(inner, depth - 1)
+
+
+_open: list[_Held] = []  # those of the runs that are going on, one in another; only with `alone` held
 
 
 def _globals_of(value: Any) -> list[dict[str, Any]]:

@@ -214,6 +214,15 @@ class Recorder:
             self.by_memory[memory] = node
 
     @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What runs inside is not the model's: it is not recorded."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    @contextmanager
     def attempt(self) -> Iterator[None]:
         """What is recorded inside is forgotten if it ends in an error, which ends here."""
         before = len(self.graph.nodes)

@@ -21,15 +21,17 @@ from ..base.errors import InputError, TraceError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
 from ..base.switches import eagerly, quiet_fakes, same_random_state
-from ..base.values import map_tensors, output_leaves, tensor_leaves
+from ..base.values import map_tensors, tensor_leaves
 from . import sizes
 from .caches import Kept, nothing_kept
 from .literals import track_literals
+from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
 from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
+from .training import differs_in_training
 from .unfit import types_that_differ
 from .wrappers import check_unsharded
 
@@ -113,6 +115,12 @@ def trace(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
         )
     check_unsharded(model, [*model.parameters(), *model.buffers()])
+    with nothing_kept(model):
+        return _first_that_runs(model, examples, {"literals": literals, "other_ways": tuple(other_ways)})
+
+
+def _first_that_runs(model: nn.Module, examples: list[Arguments], ways: dict[str, Any]) -> Trace:
+    """The trace of the first way to run the model that works."""
     failure: Exception | None = None
     for fake, tracked, seconds, grad in (
         (False, True, PATIENCE, False),
@@ -122,37 +130,37 @@ def trace(
         (False, False, None, False),
     ):
         try:
-            ways: dict[str, Any] = {"literals": literals, "grad": grad, "other_ways": tuple(other_ways)}
-            found = _run(model, examples, fake, tracked, seconds, **ways)
+            found = _run(model, examples, fake, tracked, seconds, grad=grad, **ways)
             if fake and failure is not None and not isinstance(failure, TimeoutError):
-                _check_types(model, example_inputs, failure)
-            return _reach_more(found, model, examples, fake, tracked, ways)
+                _check_types(model, examples, failure)
+            return _reach_more(found, model, examples, fake, tracked, {"grad": grad, **ways})
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001  any failure of the user's model means: try the next way to run it
             failure = error
-    _check_types(model, example_inputs, failure)
+    _check_types(model, examples, failure)
     raise TraceError(could_not_run(failure)) from failure
 
 
-def _check_types(model: nn.Module, example_inputs: Any, failure: Exception | None) -> None:
+def _check_types(model: nn.Module, examples: list[Arguments], failure: Exception | None) -> None:
     """Say so where a run on real tensors failed and the inputs are of another type than the model."""
-    if text := types_that_differ(model, example_inputs):
+    if text := types_that_differ(model, examples):
         raise InputError(f"{text}\n  ({type(failure).__name__}: {failure})") from failure
 
 
 def _reach_more(
     found: Trace, model: nn.Module, examples: list[Arguments], fake: bool, tracked: bool, ways: dict[str, Any]
 ) -> Trace:
-    """`found`, or where a run in train mode reaches parameters that it lacks (auxiliary heads), a trace of both runs."""
+    """`found`, or a trace of both modes: where train mode reaches parameters that it lacks (auxiliary heads), or differs."""
     missing = {n for n in found.unreached if isinstance(found.values[n], nn.Parameter)}
-    if not missing:
+    other = differs_in_training(model, examples, fake)
+    if not missing and not other:
         return found
     try:
         both = _run(model, examples, fake, tracked, train=True, **ways)
     except Exception:  # noqa: BLE001  the model can't be run in train mode on these inputs (targets are missing ...)
         return found
-    return both if missing - set(both.unreached) else found
+    return both if other or missing - set(both.unreached) else found
 
 
 def replay(model: nn.Module, example_inputs: Any, like: Trace) -> Trace:
@@ -243,13 +251,13 @@ def _recorded(
             recorder.training = training
             twin.train(training)
             for args, kwargs in examples:
-                outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+                outputs += _given_away(twin, args, kwargs, recorder)
         recorder.training = False
         twin.eval()
         for recorder.other_way in other_ways:
             for args, kwargs in examples:
                 with recorder.attempt():
-                    outputs += [recorder.node(t) for t in output_leaves(twin(*args, **kwargs))]
+                    outputs += _given_away(twin, args, kwargs, recorder)
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(record_of(n).shapes) == 1]
@@ -264,6 +272,16 @@ def _recorded(
     return _written_down(
         recorder, outputs, every, (tensors, aliases), (fake, tracked, train, grad), other_ways
     )
+
+
+def _given_away(twin: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> list[Node]:
+    """Call `twin`; the nodes of what it gives away."""
+    with recorder.unseen():
+        call = Call(twin, args, kwargs)
+    out = twin(*args, **kwargs)
+    with recorder.unseen():
+        found = call.outputs(out)
+    return [recorder.node(t) for t in found]
 
 
 def _same_values(parameter: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..base.errors import InputError
-from ..base.inputs import each_example
+from ..base.inputs import Arguments, each_example
 from ..base.values import tensor_leaves
 from .tensors import named_tensors
 from .wrappers import check_unsharded
@@ -85,10 +85,10 @@ def _check_devices(model: nn.Module, tensors: dict[str, torch.Tensor], inputs: l
         )
 
 
-def types_that_differ(model: nn.Module, example_inputs: Any) -> str:
+def types_that_differ(model: nn.Module, examples: list[Arguments]) -> str:
     """A sentence about floating-point types of parameters and inputs that have none in common, or ""."""
     own = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    given = {t.dtype for t in tensor_leaves(each_example(example_inputs)) if t.is_floating_point()}
+    given = {t.dtype for t in tensor_leaves(examples) if t.is_floating_point()}
     if not own or not given or own & given:
         return ""
     (mine, *_), (theirs, *_) = sorted(map(str, own)), sorted(map(str, given))

@@ -39,6 +39,8 @@ WHOLE: dict[Any, Any] = {
     torch.rnn_tanh_cell: aten.rnn_tanh_cell.default,
     torch.rnn_relu_cell: aten.rnn_relu_cell.default,
     torch._VF._pad_packed_sequence: aten._pad_packed_sequence.default,
+    **dict.fromkeys((torch.feature_dropout, torch._VF.feature_dropout), aten.feature_dropout.default),
+    **dict.fromkeys((torch.alpha_dropout, torch._VF.alpha_dropout), aten.alpha_dropout.default),
     torch.cdist: aten.cdist.default,
     torch.repeat_interleave: aten.repeat_interleave.self_int,
     torch.Tensor.repeat_interleave: aten.repeat_interleave.self_int,

@@ -1,14 +1,16 @@
 """The proof: the smaller model computes what the original computes with the removed entries zeroed.
 
 The original is run once more with masks beside its tensors (`masked/`), which come from the plan alone; the smaller
-model is run as it is; their outputs are compared in float64.
+model is run as it is; their outputs are compared in float64, with weights that are widened as they are used (`weights.py`).
+`power.py` tells which kept entries that comparison could have noticed. For the others both are run on weights drawn anew, and
+the tensors themselves are compared with what the plan keeps. Small models are compared on other inputs, too (`conditions.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,19 +18,30 @@ from torch import nn
 
 from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
-from ..base.inputs import Examples, fresh_inputs
-from ..base.running import CallMode, WriteGuardMode
+from ..base.inputs import Arguments, Examples, fresh_inputs, split_inputs
+from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
-from ..base.values import map_tensors, output_leaves
+from ..base.values import map_tensors, tensor_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
+from ..tracing.outputs import Call
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
-from .masked import MaskedRun, Unfollowed, in_double, widened_cast
+from ..tracing.training import NoDropout, differs_in_training
+from .compare import apart
+from .conditions import drawn_inputs, other_sizes, seed_all
+from .masked import Draws, MaskedRun, Unfollowed, Widened
+from .power import MOVES, Effects, Place, places
+from .weights import DrawnValues, OnDemand, Use, Values, Weight, own, too_large, widened
 
 Tensor = torch.Tensor
-TOLERANCE = 1e-5  # of values computed in float64, relative to the largest entry of each output
-DOUBLE_LIMIT = 400_000_000  # parameters up to which the comparison runs in float64
+TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
+SCREEN = 1e-4  # likewise, of values computed in float32: what is off by more is computed in float64
+COARSEST = 0.05  # what can't be told at better than this is not compared
+SINGLE = torch.finfo(torch.float32).eps
+KEPT = 400_000_000  # parameters up to which a model is widened as a whole where it can't be as it is used
+SPARING = 50_000_000  # parameters from which on a proof takes the fewest runs
+TRIED = 16  # tensors that a backward pass does not reach, whose power is tried one by one
 
 
 @dataclass(frozen=True)
@@ -36,52 +49,200 @@ class Verification:
     """What was compared.
 
     Attributes:
-        status: ``"equal"`` (values compared), ``"shapes"`` (values could not be compared, `detail` says why) or
-            ``"skipped"``.
-        max_error: largest deviation of an output, relative to that output's largest entry.
+        status: ``"equal"`` (values were compared, and a wrong result would have been noticed but for what `unproved` names),
+            ``"shapes"`` (values could not be compared, or comparing them tells nothing: `detail` says why) or ``"skipped"``.
+        max_error: largest deviation of an output, relative to the spread of that output's entries.
         detail: a sentence.
         restricted: ops that took a statistic over kept entries only.
+        unproved: what moves no output, so that nothing is known of it: names of groups, or without a graph of tensors.
+        unseen: classes of what the model returns beside tensors, in which tensors are that were not compared.
     """
 
     status: str
     max_error: float = 0.0
     detail: str = ""
     restricted: tuple[str, ...] = ()
+    unproved: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
-def masked_outputs(
-    model: nn.Module, plan: Plan, example_inputs: Any, double: bool = False
-) -> tuple[Any, MaskedRun]:
-    """What `model` returns with the entries that `plan` removes zeroed, and statistics taken over what is kept.
+class _NotAccepted(Exception):
+    """The original's outputs on inputs of our own tell nothing: not finite, or of another batch than its inputs."""
+
+
+class _Masked(Use):
+    """Weights of the masked original: with each comes its mask."""
+
+    def __init__(self, run: MaskedRun) -> None:
+        self.run = run
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        before, self.run.paused = self.run.paused, True
+        try:
+            yield
+        finally:
+            self.run.paused = before
+
+    def made(self, weight: Weight) -> Tensor:
+        with self._quietly():
+            value = weight.whole()
+            if weight.cut is not None:
+                self.run.give(value, weight.mask())
+        return value
+
+    def product(self, x: Tensor, weight: Weight) -> Tensor:
+        with self._quietly():
+            y = weight.times(x)
+            known, rows, columns = self.run.mask(x), weight.kept(0), weight.kept(1)
+            if known is None and columns is not None:
+                self.run.drawn.met((x,), alive_at(columns, x))
+            if known is None and rows is None:
+                return y
+            alive = torch.ones(y.shape, device=y.device)
+            if known is not None:
+                alive *= (known if columns is None else known[..., columns]).amax(-1, keepdim=True)
+            if rows is not None:
+                alive *= alive_at(rows, y)
+            self.run.finish(y, alive)
+        return y
+
+    def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
+        with self._quietly():
+            y = super().looked_up(rows, weight)
+            kept, columns = weight.kept(0), weight.kept(1)
+            alive = torch.ones(y.shape, device=y.device)
+            if columns is not None:
+                alive *= alive_at(columns, y)
+            if kept is not None:
+                alive *= torch.isin(rows, kept).unsqueeze(-1).float()
+            if weight.cut is not None:
+                self.run.give(y, alive)
+        return y
+
+
+def alive_at(kept: Tensor, y: Tensor) -> Tensor:
+    """The mask of `y` [..., n], alive at the indices `kept` of its last dim."""
+    return torch.zeros(y.shape[-1], device=y.device).index_fill_(0, kept, 1).expand(y.shape)
+
+
+def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[Tensor], MaskedRun]:
+    """The tensors that `model` gives away with the entries that `plan` removes zeroed, and statistics taken over what is kept.
 
     Args:
-        model: the original, in eval mode; it is not touched.
+        model: the original; it is run in eval mode, in its own type, and not touched.
         plan: what is removed.
         example_inputs: as for `prune`, a single one.
-        double: model and inputs are float64, and so is all that forward computes, whatever types it names.
 
     Returns:
-        the model's output, and the run, which knows the ops whose statistics were `restricted` and those whose effect on
-        masks had to be `probed`.
+        the tensors, and the run, which knows the ops whose statistics were `restricted` and those whose effect on
+        masks had to be `probed`, and the masks of tensors that are alive.
     """
-    args, kwargs = fresh_inputs(example_inputs)
-    tensors = all_tensors(model)
-    replaced: dict[int, Tensor] = {}
+    with same_random_state():
+        return _masked(model, plan, _Run(fresh_inputs(example_inputs)))
+
+
+@dataclass
+class _Run:
+    """How both models are run.
+
+    Attributes:
+        arguments: of the call.
+        dtype: what they compute in; None: the types they have.
+        values: of their weights.
+        training: the mode.
+        whole: no weight is made on demand.
+        named: id of a model -> its tensors by name, as far as they were asked for.
+        batch: the size of the example's batch, where this is another.
+        unseen: classes of objects in which tensors are that are not looked at.
+    """
+
+    arguments: Arguments
+    dtype: torch.dtype | None = None
+    values: Values = own
+    training: bool = False
+    whole: bool = False
+    named: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    batch: int | None = None
+    unseen: tuple[str, ...] = ()
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The tensors of `model` by name."""
+        if id(model) not in self.named:
+            self.named[id(model)] = all_tensors(model)
+        return self.named[id(model)]
+
+    def on_demand(self, model: nn.Module) -> set[str]:
+        """The tensors of `model` that are made when they are used."""
+        return set() if self.whole or self.dtype is None else too_large(self.tensors(model))
+
+    def call(self, model: nn.Module) -> list[Tensor]:
+        """The tensors that `model`, a copy, gives away."""
+        args, kwargs = self.given()
+        call = Call(model, args, kwargs)
+        found = call.outputs(model(*args, **kwargs))
+        self.unseen = call.unseen
+        return found
+
+    def type_of(self, tensor: Tensor) -> torch.dtype:
+        """What `tensor` is computed with in."""
+        return tensor.dtype if self.dtype is None or tensor.dtype == torch.float64 else self.dtype
+
+    def given(self) -> Arguments:
+        """The arguments, copied, in the run's type."""
+        arranged: Arguments = map_tensors(self.arguments, lambda t: widened(t, self.dtype))
+        return arranged
+
+    def __str__(self) -> str:
+        """Under which conditions other than the user's own."""
+        if self.batch is None:
+            return ""
+        shapes = ", ".join(str(list(t.shape)) for t in tensor_leaves(self.arguments))
+        drawn = "weights and inputs" if isinstance(self.values, DrawnValues) else "inputs"
+        return f" in {'train' if self.training else 'eval'} mode, with {drawn} drawn anew (of shape {shapes})"
+
+
+def _held(source: Tensor, value: Tensor) -> Tensor:
+    return nn.Parameter(value, requires_grad=False) if isinstance(source, nn.Parameter) else value
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _masked(model: nn.Module, plan: Plan, run: _Run) -> tuple[list[Tensor], MaskedRun]:
+    """The masked original's outputs, and the run of masks."""
+    on_demand = run.on_demand(model)
+    replaced: dict[int, Any] = {}
+    shared: list[Tensor] = []
     masks: list[tuple[Tensor, Tensor]] = []
-    for name, tensor in tensors.items():
+    for name, source in run.tensors(model).items():
         cut = plan.cuts.get(name)
-        if cut is None:
+        if cut is None and (run.dtype is None or not _is_number(source)):
+            if isinstance(source, nn.Parameter):
+                shared.append(source)
+                replaced[id(source)] = source
             continue
-        mask = cut.mask().to(tensor.device)
-        value = tensor.detach().masked_fill(~mask, 0)
-        held = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
-        replaced[id(tensor)] = held
-        masks.append((held, mask.float()))
-    shared = {id(t): t for t in tensors.values() if id(t) not in replaced and isinstance(t, nn.Parameter)}
-    run = MaskedRun(double, shared.values())
+        if not _is_number(source):
+            if cut is not None:
+                mask = cut.mask().to(source.device)
+                replaced[id(source)] = source.detach().masked_fill(~mask, 0)
+                masks.append((replaced[id(source)], mask.float()))
+            continue
+        weight = Weight(name, source, cut, True, run.values, run.type_of(source))
+        if name in on_demand:
+            replaced[id(source)] = weight
+            continue
+        replaced[id(source)] = _held(source, weight.whole())
+        if cut is not None:
+            masks.append((replaced[id(source)], weight.mask()))
+    record = MaskedRun(run.dtype, shared)
+    use = _Masked(record)
     for held, mask in masks:
-        run.give(held, mask)
-    twin = skeleton(model, {**replaced, **shared}).eval()
+        record.give(held, mask)
+    lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
+    twin = skeleton(model, {**replaced, **lazy}).train(run.training)
+    seed_all()
     try:
         with (
             torch.no_grad(),
@@ -89,39 +250,62 @@ def masked_outputs(
             without_mkldnn(),
             without_fast_attention(),
             nothing_kept(model),
-            run,
+            NoDropout() if run.training else nullcontext(),
+            record,
         ):
-            out = twin(*args, **kwargs)
+            out = run.call(twin)
     finally:
-        run.kept.restore()
-    return out, run
+        record.kept.restore()
+    return out, record
 
 
-def deviation(got: Any, wanted: Any) -> float:
-    """Largest |got - wanted| of any pair of output tensors, relative to the largest |wanted| of the pair.
-
-    Raises:
-        VerificationError: the outputs differ in number, shape or where they are not finite.
-    """
-    a, b = output_leaves(got), output_leaves(wanted)
-    if len(a) != len(b):
-        raise VerificationError(f"the smaller model returns {len(a)} tensors, the original {len(b)}")
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            raise VerificationError(f"an output has shape {tuple(x.shape)}, the original's {tuple(y.shape)}")
-        if not x.numel() or not (y.is_floating_point() or y.is_complex()):
-            if x.numel() and not torch.equal(x, y):
-                raise VerificationError("an output of integers differs")
+def _small(model: nn.Module, small: nn.Module, plan: Plan, run: _Run, draws: Draws, use: Use) -> list[Tensor]:
+    """The smaller model's output; what the masked original drew at random is drawn again."""
+    originals, on_demand = run.tensors(model), run.on_demand(small)
+    effects = use if isinstance(use, Effects) else None
+    shared: list[Tensor] = []
+    replaced: dict[int, Any] = {}
+    for name, held in run.tensors(small).items():
+        watched = (
+            effects is not None and name in plan.cuts and isinstance(held, nn.Parameter) and _is_number(held)
+        )
+        if run.dtype is None and isinstance(held, nn.Parameter):
+            shared.append(held)
+            replaced[id(held)] = held
+        if run.dtype is None and not watched:
             continue
-        x, y = x.detach(), y.detach()
-        fine = torch.isfinite(y)
-        if not torch.equal(torch.isfinite(x), fine):
-            raise VerificationError("outputs are NaN or infinite in different places")
-        scale = y[fine].abs().max() if fine.any() else torch.ones(())
-        difference = (x[fine] - y[fine]).abs().max() if fine.any() else torch.zeros(())
-        worst = max(worst, float(difference / scale.clamp(min=1e-30)))
-    return worst
+        if not _is_number(held):
+            continue
+        if isinstance(run.values, DrawnValues) and name in run.values.names and name in originals:
+            weight = Weight(
+                name, originals[name], plan.cuts.get(name), False, run.values, run.type_of(originals[name])
+            )
+        else:
+            weight = Weight(name, held, None, False, own, run.type_of(held))
+        if name in on_demand:
+            replaced[id(held)] = OnDemand(weight, use)
+            continue
+        value = held.detach() if run.dtype is None else weight.whole()
+        if watched and effects is not None:
+            replaced[id(held)] = effects.watched(value, name)
+            replaced[id(held)]._is_param = True
+        else:
+            replaced[id(held)] = _held(held, value)
+    twin = skeleton(small, replaced).train(run.training)
+    draws.done = 0
+    seed_all()
+    with (
+        torch.set_grad_enabled(effects is not None),
+        eagerly(),
+        without_fast_attention(),
+        nothing_kept(small),
+        NoDropout() if run.training else nullcontext(),
+        WriteGuardMode(shared) if run.dtype is None else Widened(run.dtype, draws),
+    ):
+        out = run.call(twin)
+        if effects is not None:
+            effects.measure(out)
+    return out
 
 
 def verify(
@@ -134,7 +318,7 @@ def verify(
         small: the model that `plan` made of it; neither is it.
         plan: what was removed.
         example_inputs: as for `prune`; with `Examples`, all are compared.
-        tolerance: largest deviation relative to an output's largest entry, in float64.
+        tolerance: largest deviation relative to the spread of an output's entries, in float64.
 
     Returns:
         What was compared, and how close it is.
@@ -148,129 +332,305 @@ def verify(
     number("tolerance", tolerance, 0)
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
-    plan = fitted(plan, model)
-    examples = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
-    proofs = [_verify_one(model, small, plan, example, tolerance) for example in examples]
-    least = next((p for p in proofs if p.status != "equal"), proofs[0])
-    restricted = tuple(sorted({name for p in proofs for name in p.restricted}))
-    return Verification(least.status, max(p.max_error for p in proofs), least.detail, restricted)
+    with same_random_state(), nothing_kept(model):
+        return _Proof(model, small, fitted(plan, model), tolerance).of(example_inputs)
 
 
-def _verify_one(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float
-) -> Verification:
-    """`verify` on one example."""
-    wide = sum(p.numel() for p in model.parameters()) <= DOUBLE_LIMIT
-    for double in (True, False) if wide else (False,):
+class _Proof:
+    """One proof: what is compared, and what it has shown so far."""
+
+    def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
+        self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
+        self.whole, self.dtype = False, torch.float64
+        self.named: dict[int, dict[str, Tensor]] = {}
+        tensors = self._run(((), {})).tensors(model)
+        self.count = sum(p.numel() for p in model.parameters())
+        self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
+        parameters = {n for n, p in model.named_parameters() if _is_number(p)}
+        watched = [p for n, cut in plan.cuts.items() if n in parameters for p in places(n, cut)]
+        self.unmoved: dict[Place, Tensor | None] = dict.fromkeys(watched)  # which indices; None: all
+        self.restricted: set[str] = set()
+        self.unseen: dict[str, None] = {}
+        self.error = 0.0
+        self.outputs: list[Tensor] = []
+        self.remarks: list[str] = []
+
+    def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> _Run:
+        return _Run(arguments, dtype, whole=self.whole, named=self.named, **how)
+
+    def of(self, example_inputs: Any) -> Verification:
+        """The proof on all examples."""
+        several = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
+        watched = {n for n, _ in self.unmoved}
+        for example in several:
+            shapes = self._on(split_inputs(example))
+            if shapes is not None:
+                return shapes
+        for example in several if self.dtype == torch.float64 else ():
+            self._elsewhere(split_inputs(example))
+        unproved = self._unproved()
+        known = tuple(sorted(self.restricted)), tuple(unproved), tuple(self.unseen)
+        if watched and len(unproved) == len(watched):
+            why = "values were not compared: nothing that was cut moves an output"
+            return Verification("shapes", self.error, why, *known)
+        in_type = ["values compared in float64"] if self.dtype == torch.float64 else []
+        return Verification("equal", self.error, "; ".join([*in_type, *dict.fromkeys(self.remarks)]), *known)
+
+    def _unproved(self) -> list[str]:
+        """The tensors of which nothing moves an output along a dim that was cut."""
+        return list(dict.fromkeys(n for (n, _), left in self.unmoved.items() if left is None))
+
+    def _on(self, arguments: Arguments) -> Verification | None:
+        """Compare on one example; what to say instead where values can't be compared."""
         try:
-            left, right, inputs = (_widened(o) if double else o for o in (model, small, example_inputs))
-            with _same_conditions(double):
-                wanted, run = masked_outputs(left, plan, inputs, double)
+            self._compare(self._run(arguments, torch.float64))
+        except VerificationError:
+            raise
         except Unfollowed as why:
-            return _shapes_only(model, small, example_inputs, f"values were not compared: {why}")
-        except Exception as error:
-            if double:
-                continue
-            raise VerificationError(
-                f"the masked original failed to run: {type(error).__name__}: {error}"
-            ) from error
-        try:
-            with without_fast_attention(), _same_conditions(double):
-                got = _run(right, inputs, _Widen() if double else None)
-        except Exception as error:
-            raise VerificationError(
-                f"the smaller model failed to run: {type(error).__name__}: {error}"
-            ) from error
-        if not output_leaves(wanted):
+            return self._shapes_only(arguments, f"values were not compared: {why}")
+        except Exception as error:  # noqa: BLE001  kernels for narrower types only, code that insists on a type ...
+            return self._in_own_type(arguments, error)
+        self._check_shapes(arguments, self.outputs)
+        if not self.outputs:
             return Verification("shapes", detail="values were not compared: the model returns no tensors")
-        error_ = deviation(got, wanted)
-        limit = tolerance if double else max(tolerance, 20 * _precision(left))
-        if not error_ <= limit and run.probed:
-            unknown = ", ".join(sorted(run.probed))
-            return _shapes_only(
-                model,
-                small,
-                example_inputs,
-                f"values differ, but the effect of {unknown} on removed entries is not known",
-            )
-        if not error_ <= limit:
-            raise VerificationError(
-                f"the smaller model deviates from the masked original by {error_:.2g} (tolerance {limit:.2g})"
-            )
-        if double:
-            _check_shapes(small, example_inputs, wanted)
-        return Verification(
-            "equal",
-            error_,
-            "values compared in " + ("float64" if double else "the model's type"),
-            tuple(sorted(run.restricted)),
-        )
-    raise AssertionError("unreachable")
+        return None
 
+    def _compare(self, run: _Run) -> None:
+        """Run both; what they return must be equal.
 
-class _Widen(CallMode):
-    """Casts to a narrower float type become casts to float64."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return in_double(func, args, widened_cast(kwargs))
-
-
-@contextmanager
-def _same_conditions(wanted: bool) -> Iterator[None]:
-    """Numbers that forward makes tensors of are float64; and what it draws at random is the same in every run."""
-    with same_random_state():
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64 if wanted else before)
-        torch.manual_seed(0)
+        Raises:
+            VerificationError: it is not.
+            Exception: the masked original does not run.
+        """
+        limit = self.tolerance if run.dtype == torch.float64 else max(self.tolerance, SCREEN)
         try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
+            expected, record = _masked(self.model, self.plan, run)
+        except Unfollowed:
+            raise
+        except Exception:
+            if self.whole or self.count > KEPT or run.batch is not None or not run.on_demand(self.model):
+                raise
+            self.whole = run.whole = True
+            expected, record = _masked(self.model, self.plan, run)
+        if run.training and (others := record.restricted - self.restricted):
+            text = f"in train mode alone {', '.join(sorted(others))} would range over fewer entries"
+            raise VerificationError(text)
+        self.restricted |= record.restricted
+        if run.batch is not None and not _tells(self.outputs, expected, run):
+            raise _NotAccepted
+        power = run.batch is not None and isinstance(run.values, DrawnValues)
+        found = self._of_smaller(run, record.drawn, power)
+        try:
+            error = apart(found, expected)
+        except VerificationError as problem:
+            if run.batch is not None and record.probed:
+                return
+            raise VerificationError(f"{problem}{run}") from problem
+        if not error <= limit and record.probed:
+            unknown = ", ".join(sorted(record.probed))
+            raise Unfollowed(f"they differ, but the effect of {unknown} on removed entries is not known")
+        if not error <= limit:
+            raise VerificationError(_deviates(error, limit) + str(run))
+        if run.batch is None:
+            self.error, self.outputs = max(self.error, error), expected
+            self.unseen.update(dict.fromkeys(run.unseen))
+
+    def _of_smaller(self, run: _Run, draws: Draws, power: bool) -> list[Tensor]:
+        """The smaller model's output; with `power` noted, where its code can be run with gradients."""
+        models = self.model, self.small, self.plan
+        if power and self.unmoved:
+            effects = Effects(self.plan.cuts)
+            try:
+                out = _small(*models, run, draws, effects)
+            except Exception:  # noqa: BLE001  in-place changes, numpy, no derivative ...: tried without below
+                pass
+            else:
+                self._note(effects)
+                return out
+        try:
+            return _small(*models, run, draws, Use())
+        except Exception as error:
+            raise VerificationError(_failed("the smaller model", error) + str(run)) from error
+
+    def _note(self, effects: Effects) -> None:
+        """Take from `unmoved` what moves the outputs."""
+        for place, before in list(self.unmoved.items()):
+            sizes = effects.sizes.get(place)
+            if sizes is None or not bool((sizes > MOVES).any()):
+                continue
+            left = ~(sizes > MOVES) if before is None else before & ~(sizes > MOVES)
+            if bool(left.any()):
+                self.unmoved[place] = left
+            else:
+                del self.unmoved[place]
+
+    def _elsewhere(self, arguments: Arguments) -> None:
+        """Compare on other inputs, in train mode where code asks for it, and for what moves no output on weights drawn anew."""
+        if self.unmoved:
+            self._check_values()
+        shown = True
+        if self.count <= SPARING or self._unproved():
+            shown = self._attempt(arguments, training=False)
+        if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
+            shown = self._attempt(arguments, training=True) and shown
+        if not shown:
+            self.remarks.append(
+                "on the example alone: other inputs, or weights drawn anew, gave nothing to compare"
+            )
+
+    def _check_values(self) -> None:
+        """The tensors of the smaller model must be what the plan keeps of the original's: not all of that shows in outputs."""
+        originals = named_tensors(self.model)[0]
+        for name, held in named_tensors(self.small)[0].items():
+            cut, source = self.plan.cuts.get(name), originals.get(name)
+            if source is None or held.layout is not torch.strided:
+                continue
+            kept = source if cut is None else cut.slice(source.detach())
+            if kept.shape != held.shape or (kept is not held and not torch.equal(kept, held)):
+                try:
+                    error = apart([held], [kept])
+                except VerificationError as problem:
+                    raise VerificationError(
+                        f"{name} is not what the plan keeps of it: {problem}"
+                    ) from problem
+                if not error <= self.tolerance:
+                    raise VerificationError(f"{name} is off what the plan keeps of it by {error:.2g}")
+
+    def _attempt(self, arguments: Arguments, training: bool) -> bool:
+        """Compare on the first inputs of our own that the original accepts; whether there were any."""
+        drawn = [DrawnValues(self.names)] if self.unmoved else []
+        sizes = other_sizes(arguments) if self.count <= SPARING else ()
+        for resized in (*sizes, arguments):
+            for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
+                inputs = drawn_inputs(resized, 1, free)
+                how = {"values": values, "training": training, "batch": _batch(arguments)}
+                run = self._run(inputs, torch.float32, **how)
+                try:
+                    try:
+                        self._compare(run)
+                    except VerificationError:  # rounding alone?
+                        run.dtype = torch.float64
+                        self._compare(run)
+                except VerificationError:
+                    raise
+                except _NotAccepted:
+                    continue
+                except Exception:  # noqa: BLE001  the original does not accept these inputs
+                    break
+                self._try_one_by_one(run)
+                return True
+        return False
+
+    def _try_one_by_one(self, run: _Run) -> None:
+        """Draw what no gradient reached once more, and look whether an output changes."""
+        names = self._unproved()
+        if not names or self.count > SPARING or not isinstance(run.values, DrawnValues):
+            return
+
+        def outputs(others: Iterable[str]) -> list[Tensor]:
+            values = DrawnValues(self.names, frozenset(others))
+            other = self._run(run.arguments, run.dtype, values=values, training=run.training)
+            return _small(self.model, self.small, self.plan, other, Draws(), Use())
+
+        def moves(others: list[str]) -> bool:
+            try:
+                return apart(outputs(others), before) > MOVES
+            except VerificationError:  # other integers, other places of what is not finite
+                return True
+
+        before = outputs(())
+        if moves(names):
+            moved = {n for n in names[:TRIED] if moves([n])}
+            self.unmoved = {p: left for p, left in self.unmoved.items() if p[0] not in moved}
+
+    def _in_own_type(self, arguments: Arguments, problem: Exception) -> Verification | None:
+        """Compare in the model's own type, as well as that can be told; what to say instead where it can't."""
+        why = f"float64 can't run ({type(problem).__name__}: {str(problem).partition(chr(10))[0][:120]})"
+        run = self._run(arguments)
+        try:
+            expected, record = _masked(self.model, self.plan, run)
+        except Unfollowed as unknown:
+            return self._shapes_only(arguments, f"values were not compared: {unknown}")
+        except Exception as error:
+            raise VerificationError(_failed("the masked original", error)) from error
+        limit = self._told(arguments, expected)
+        if limit > COARSEST:
+            text = f"values were not compared: {why}, and the model's own type tells nothing better than 5 %"
+            return self._shapes_only(arguments, text)
+        try:
+            got = _small(self.model, self.small, self.plan, run, record.drawn, Use())
+        except Exception as error:
+            raise VerificationError(_failed("the smaller model", error)) from error
+        error_ = apart(got, expected)
+        if not error_ <= limit and record.probed:
+            unknown_ops = ", ".join(sorted(record.probed))
+            text = f"values differ, but the effect of {unknown_ops} on removed entries is not known"
+            return self._shapes_only(arguments, text)
+        if not error_ <= limit:
+            raise VerificationError(_deviates(error_, limit))
+        self._check_values()
+        self.unmoved.clear()  # not known
+        self.error, self.dtype = max(self.error, error_), torch.float32
+        self.restricted |= record.restricted
+        self.remarks.append(f"values compared in the model's own type, within {limit:.1g}: {why}")
+        return None
+
+    def _told(self, arguments: Arguments, expected: list[Tensor]) -> float:
+        """What deviation the model's own type can tell: a multiple of what it makes of the masked original itself."""
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        coarsest = max((torch.finfo(k).eps for k in kinds), default=SINGLE)
+        if coarsest <= SINGLE:
+            return max(self.tolerance, 1000 * coarsest)
+        try:
+            exact, _ = _masked(self.model, self.plan, self._run(arguments, torch.float32))
+            return max(self.tolerance, 4 * apart(expected, exact))
+        except Exception:  # noqa: BLE001  kernels for one type only: nothing to measure it against
+            return float("inf")
+
+    def _shapes_only(self, arguments: Arguments, why: str) -> Verification:
+        before = _small(self.model, self.model, Plan(), self._run(arguments), Draws(), Use())
+        self._check_shapes(arguments, before)
+        return Verification("shapes", detail=why)
+
+    def _check_shapes(self, arguments: Arguments, wanted: list[Tensor]) -> None:
+        """Run the smaller model as it is: kernels may ask more of strides and sizes than their float64 counterparts do."""
+        found = self._of_smaller(self._run(arguments), Draws(), power=True)
+        shapes = [[tuple(t.shape) for t in outputs] for outputs in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            raise VerificationError(
+                f"the smaller model's outputs have shapes {shapes[0]}, the original's {shapes[1]}"
+            )
 
 
-def _precision(model: nn.Module) -> float:
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max((torch.finfo(k).eps for k in kinds), default=1e-7) * 50
+def _redrawn(name: str, tensor: Tensor, plan: Plan) -> bool:
+    """Whether a tensor is drawn anew: parameters, and what is cut of buffers where all entries are alike."""
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.itemsize < 2:
+        return False
+    if isinstance(tensor, nn.Parameter):
+        return True
+    if name not in plan.cuts or not tensor.dim() or not tensor.numel():
+        return False
+    return bool((tensor.amax() - tensor.amin()) <= 1e-6 * tensor.abs().amax())
 
 
-def _widened(value: Any) -> Any:
-    """A float64 copy of a model or of inputs."""
-    if isinstance(value, nn.Module):
-        tensors = all_tensors(value)
-        wide: dict[int, Any] = {}
-        for t in tensors.values():
-            if t.is_floating_point():
-                data = t.detach().to(torch.float64, copy=True)
-                wide[id(t)] = nn.Parameter(data, requires_grad=False) if isinstance(t, nn.Parameter) else data
-        return skeleton(value, wide).double()
-    return map_tensors(value, lambda t: t.double() if t.is_floating_point() else t.clone())
+def _batch(arguments: Arguments) -> int:
+    return next((t.shape[0] for t in tensor_leaves(arguments) if t.dim()), 1)
 
 
-def _shapes_only(model: nn.Module, small: nn.Module, example_inputs: Any, why: str) -> Verification:
-    _check_shapes(small, example_inputs, _run(model, example_inputs))
-    return Verification("shapes", detail=why)
+def _tells(before: list[Tensor], now: list[Tensor], run: _Run) -> bool:
+    """Whether outputs are finite, and as many for each entry of another batch as those of the example's were."""
+    if not all(bool(torch.isfinite(t).all()) for t in now if _is_number(t)):
+        return False
+    new = _batch(run.arguments)
+    return len(before) != len(now) or all(  # train mode returns more
+        a.dim() == b.dim() and (not a.dim() or a.shape[0] != run.batch or b.shape[0] == new)
+        for a, b in zip(before, now, strict=True)
+    )
 
 
-def _check_shapes(small: nn.Module, example_inputs: Any, wanted: Any) -> None:
-    """Run the smaller model as it is: kernels may ask more of strides and sizes than their float64 counterparts do."""
-    try:
-        got = _run(small, example_inputs)
-    except Exception as error:
-        raise VerificationError(
-            f"the smaller model failed to run: {type(error).__name__}: {error}"
-        ) from error
-    shapes = [[tuple(t.shape) for t in output_leaves(out)] for out in (got, wanted)]
-    if shapes[0] != shapes[1]:
-        raise VerificationError(
-            f"the smaller model's outputs have shapes {shapes[0]}, the original's {shapes[1]}"
-        )
+def _failed(what: str, error: Exception) -> str:
+    return f"{what} failed to run: {type(error).__name__}: {error}"
 
 
-def _run(model: nn.Module, example_inputs: Any, mode: AbstractContextManager[Any] | None = None) -> Any:
-    """What `model` returns in eval mode, inside `mode` if it is a copy, else unchanged by what forward writes."""
-    args, kwargs = fresh_inputs(example_inputs)
-    parameters = {id(p): p for p in model.parameters()}
-    twin = skeleton(model, parameters).eval()
-    guard = mode or WriteGuardMode(parameters.values())
-    with same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), guard:
-        return twin(*args, **kwargs)
+def _deviates(error: float, limit: float) -> str:
+    return f"the smaller model deviates from the masked original by {error:.2g} (tolerance {limit:.2g})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import contraction, movement, statistics  # noqa: F401  their handlers register themselves
-from .run import HANDLERS, MaskedRun, Unfollowed, in_double, widened_cast
+from .draws import Draws
+from .run import HANDLERS, MaskedRun, Unfollowed, Widened
 
-__all__ = ["HANDLERS", "MaskedRun", "Unfollowed", "in_double", "widened_cast"]
+__all__ = ["HANDLERS", "Draws", "MaskedRun", "Unfollowed", "Widened"]

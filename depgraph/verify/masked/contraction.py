@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...axes.nodes import op_name
-from .run import MaskedRun, Unfollowed, all_alive, handles, in_double
+from .run import MaskedRun, Unfollowed, all_alive, handles
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 @handles("_sparse_addmm mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm _grouped_mm")
 def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where some pair of alive entries is summed."""
-    out = in_double(func, args, kwargs)
+    out = run.computed(func, args, kwargs)
     values = [isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex()) for a in args]
     tensors = [run.full(a) if value else a for a, value in zip(args, values, strict=True)]
     name = func._schema.name
@@ -30,13 +30,31 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     elif name == "aten::linear":
         bias = args[2] if len(args) > 2 else None
         tensors = tensors[:2]
-    mask = (func(*tensors, **kwargs) > 0).float()
+    if name == "aten::convolution":
+        mask = _of_convolution(tensors[0], tensors[1], args, out)
+    else:
+        mask = (func(*tensors, **kwargs) > 0).float()
     if any(isinstance(t, Tensor) and not t.numel() for t in tensors):  # a sum of nothing is a constant
         mask = all_alive(mask.shape, mask.device)
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
     return run.finish(out, mask)
+
+
+def _of_convolution(x: Tensor, weight: Tensor, args: Any, out: Tensor) -> Tensor:
+    """The mask of a convolution; where channels of `x` are dead or alive as wholes, positions need no look."""
+    dims = [0, *range(2, x.dim())]
+    channels = x.amax(dims, keepdim=True) if x.numel() and x.dim() > 2 else None
+    plain = channels is not None and torch.equal(channels, x.amin(dims, keepdim=True))
+    taps = weight.amax(tuple(range(2, weight.dim())), keepdim=True)
+    if channels is None or not plain or (args[8] > 1 and args[6]):
+        return (aten.convolution.default(x, weight, None, *args[3:]) > 0).float()
+    ones = [1] * (x.dim() - 2)
+    one = aten.convolution.default(
+        channels[:1], taps, None, ones, [0 * d for d in ones], ones, args[6], [0 * d for d in ones], args[8]
+    )
+    return (one > 0).float().expand(out.shape).clone()
 
 
 @handles(

@@ -7,6 +7,7 @@ entries alive. Nothing of the dependency graph is used here, so a wrong rule can
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,21 +17,65 @@ from torch.utils import _pytree as pytree
 from ...base.running import CallMode, WriteGuard, tensors_in
 from ...rules import STATED, is_pointwise
 from ...tracing.whole import is_composite
+from .draws import Draws, is_random
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-def widened_cast(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Keyword arguments in which a narrower float type, which forward may have written down, is float64."""
-    narrow = (torch.float32, torch.float16, torch.bfloat16)
-    return {k: torch.float64 if k == "dtype" and v in narrow else v for k, v in (kwargs or {}).items()}
+NARROWER = {
+    torch.float64: frozenset((torch.float32, torch.float16, torch.bfloat16, torch.complex64)),
+    torch.float32: frozenset((torch.float16, torch.bfloat16)),
+}  # the types that a run in the key's type has none of
 
 
-def in_double(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only."""
-    wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
-    return DOUBLE.get(func._schema.name, func)(*args, **kwargs) if wide else func(*args, **kwargs)
+class Widened(CallMode):
+    """What runs inside computes in `dtype`, whatever narrower types forward names or constants have."""
+
+    def __init__(self, dtype: torch.dtype | None, draws: Draws | None = None) -> None:
+        """`dtype`: float64, float32, or None: types stay as they are. `draws`: what another run drew at random."""
+        super().__init__()
+        self.dtype, self.draws = dtype, draws
+        self.narrow = NARROWER.get(dtype, frozenset()) if dtype is not None else frozenset()
+
+    def _wide(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype not in self.narrow or self.dtype is None:
+            return value
+        return value.to(self.dtype.to_complex() if value.is_complex() else self.dtype)
+
+    def given(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call, none of a narrower type; what the call writes into stays."""
+        if not self.narrow:
+            return args, kwargs
+        kind = kwargs.get("dtype")
+        if kind in self.narrow and self.dtype is not None:
+            kwargs = {**kwargs, "dtype": self.dtype.to_complex() if kind.is_complex else self.dtype}
+        if any(t.dtype in self.narrow for t in tensors_in(args, kwargs)):
+            into, rest = (args[:1], args[1:]) if func._schema.is_mutable else ((), args)
+            if not any(t.dtype in self.narrow for t in tensors_in(into, {})):
+                rest, kwargs = pytree.tree_map(self._wide, (rest, kwargs))
+            args = (*into, *rest)
+        return args, kwargs
+
+    def computed(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """`func(*args, **kwargs)`, also where torch has a kernel for narrower float types only, or makes a narrower one."""
+        call = DOUBLE.get(func._schema.name, func) if self.dtype == torch.float64 else func
+        out = call(*args, **kwargs)
+        if self.narrow and not func._schema.is_mutable:
+            if isinstance(out, Tensor):
+                return self._wide(out)
+            if isinstance(out, (tuple, list)):
+                return type(out)(map(self._wide, out))
+        return out
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = self.given(func, args, kwargs or {})
+        if self.draws is not None and is_random(func):
+            if is_composite(func):
+                with self:
+                    return func.decompose(*args, **kwargs)
+            return self.draws.again(func, args, kwargs, self.computed)
+        return self.computed(func, args, kwargs)
 
 
 def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
@@ -86,22 +131,27 @@ FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_emp
              "empty_strided", "new_empty_strided"}  # fmt: skip
 
 
-class MaskedRun(CallMode):
+class MaskedRun(Widened):
     """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
 
-    def __init__(self, double: bool = False, shared: Iterable[Tensor] = ()) -> None:
-        """`double`: casts of values to a narrower float type become casts to float64; `shared` stay as they are."""
-        super().__init__()
-        self.double, self.kept = double, WriteGuard(shared)
+    def __init__(self, dtype: torch.dtype | None = None, shared: Iterable[Tensor] = ()) -> None:
+        """`dtype`: as for `Widened`; `shared` stay as they are."""
+        super().__init__(dtype)
+        self.kept = WriteGuard(shared)
         self.masks: dict[int, Tensor] = {}
-        self.alive: list[Any] = []
+        self.alive: dict[int, weakref.ref[Tensor]] = {}
         self.restricted: set[str] = set()
         self.probed: set[str] = set()
+        self.drawn = Draws()
+        self.paused = False  # what runs is no op of the model's
 
     def give(self, tensor: Tensor, mask: Tensor) -> None:
-        """`tensor` has `mask` from now on."""
-        self.masks[id(tensor)] = mask
-        self.alive.append(tensor)
+        """`tensor` has `mask` from now on, as long as it lives."""
+        key = id(tensor)
+        self.masks[key] = mask
+        self.alive[key] = weakref.ref(
+            tensor, lambda _: (self.masks.pop(key, None), self.alive.pop(key, None))
+        )
 
     def mask(self, tensor: Any) -> Tensor | None:
         """The mask of `tensor`, or None where nothing of it can be dead."""
@@ -113,15 +163,23 @@ class MaskedRun(CallMode):
         return all_alive(tensor.shape, tensor.device) if mask is None else mask
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = widened_cast(kwargs) if self.double else kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
+        if self.paused:
+            return func(*args, **(kwargs or {}))
         if is_composite(func):
             with self:
-                return func.decompose(*args, **kwargs)
+                return func.decompose(*args, **(kwargs or {}))
+        args, kwargs = self.given(func, args, kwargs or {})
+        out = self._masked(func, args, kwargs)
+        if is_random(func):
+            self.drawn.note(func, out, self)
+        return out
+
+    def _masked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = func._schema.name.removeprefix("aten::")
         self.kept.before(func, args, kwargs)
         flat = tensors_in(args, kwargs)
         if func.namespace == "prim" or name in FACTORIES or not any(id(a) in self.masks for a in flat):
-            out = in_double(func, args, kwargs)
+            out = self.computed(func, args, kwargs)
             if name in FACTORIES and isinstance(out, Tensor):  # a later write may bring dead entries in
                 self.give(out, all_alive(out.shape, out.device))
             return out
@@ -134,7 +192,7 @@ class MaskedRun(CallMode):
         if handler is None:
             masks = [self.masks[id(a)] for a in flat if id(a) in self.masks]
             if all(bool(m.all()) for m in masks):  # nothing dead goes in, so nothing dead comes out
-                return func(*args, **kwargs)
+                return self.computed(func, args, kwargs)
             if name in ("_local_scalar_dense", "item", "equal", "is_nonzero"):
                 return func(*args, **kwargs)
             handler = probed
@@ -178,6 +236,7 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             known = run.mask(a)
             if known is not None and known.dim() <= result.dim():
                 mask = mask * known
+        run.drawn.met(sources, mask)
         if in_place and run.mask(args[0]) is not None:
             run.full(args[0]).copy_(mask)
             dead = mask == 0

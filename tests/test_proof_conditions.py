@@ -1,0 +1,279 @@
+"""Train mode, random draws, other inputs than the example, and what a call gives away."""
+
+from __future__ import annotations
+
+import functools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import depgraph
+
+
+class Two(nn.Module):
+    """A stem of 16, something between, a head; beside it a pair of layers that can always shrink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = nn.Sequential(nn.Linear(6, 14), nn.ReLU(), nn.Linear(14, 6))
+        self.a, self.b, self.width = nn.Linear(6, 16), nn.Linear(16, 5), 16
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.between(self.a(x + self.free(x))))
+
+    def between(self, h: Tensor) -> Tensor:
+        return h.relu()
+
+
+class TrainScale(Two):
+    """A number that is repaired scales in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x + self.free(x)).view(-1, self.width)
+        return self.b(h * self.width if self.training else h)
+
+
+class TrainMask(Two):
+    """A mask of channels, made by a literal, in train mode."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * torch.linspace(0, 1, 16) if self.training else h
+
+
+class TrainFold(Two):
+    """Train mode reshapes by literals."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h.view(-1, 4, 4).transpose(1, 2).reshape(-1, 16) if self.training else h
+
+
+def _helper(module: nn.Module, h: Tensor) -> Tensor:
+    return h * h.shape[1] if module.training else h * 16
+
+
+class TrainHelper(Two):
+    """A function outside of the module asks for the mode."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return _helper(self, h)
+
+
+class TrainOutput(Two):
+    """Train mode returns the hidden state, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x + self.free(x))
+        return (self.b(h), h) if self.training else self.b(h)
+
+
+class NoiseLike(Two):
+    """Noise as wide as the hidden state."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + torch.randn_like(h)
+
+
+class NoiseSized(Two):
+    """Noise of the hidden state's sizes."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * torch.rand(h.shape)
+
+
+class Dropped(Two):
+    """Dropout that is always on."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return F.dropout(F.dropout1d(h.relu()[:, :, None], 0.2, True)[:, :, 0], 0.4, training=True)
+
+
+class StochasticDepth(Two):
+    """A layer that is left out at random, by Python's own dice, in train mode."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h.relu() if self.training and random.random() < 0.5 else h.tanh()
+
+
+def both(model: nn.Module, result: depgraph.PruneResult, x: Any, training: bool) -> tuple[Any, Any]:
+    """The outputs of the zeroed original, where only the columns of `b` and `free.2` see what goes, and of the result."""
+    with torch.no_grad():
+        for name in ("b.weight", "free.2.weight"):
+            model.get_parameter(name).mul_(result.plan.mask(name))
+        outs = []
+        for m in (model, result.model):
+            torch.manual_seed(5)
+            random.seed(5)
+            outs.append(m.train(training)(x))
+    return outs[0], outs[1]
+
+
+@pytest.mark.parametrize("kind", [TrainScale, TrainMask, TrainFold, TrainHelper, TrainOutput])
+def test_train_mode_is_right(kind: type[Two]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.randn(4, 6)
+    result = depgraph.prune(model, x)
+    assert result.report.verification.status == "equal"
+    assert result.model.free[0].out_features == 7
+    for training in (False, True):
+        wanted, got = both(model, result, x, training)
+        torch.testing.assert_close(got, wanted)
+
+
+def test_the_trace_sees_what_train_mode_returns() -> None:
+    """Also without the proof."""
+    result = depgraph.prune(TrainOutput().eval(), torch.randn(4, 6), verify=False)
+    assert result.model.a.out_features == 16
+
+
+@pytest.mark.parametrize("kind", [NoiseLike, NoiseSized, Dropped, StochasticDepth])
+def test_what_is_drawn_at_random_does_not_freeze(kind: type[Two]) -> None:
+    torch.manual_seed(0)
+    result = depgraph.prune(kind().eval(), torch.randn(4, 6))
+    assert result.report.verification.status == "equal"
+    assert not result.report.notes
+    assert result.model.a.out_features == 8
+
+
+def test_random_states_are_as_before() -> None:
+    import numpy as np
+
+    model, x = NoiseLike().eval(), torch.randn(4, 6)
+    for module, seed, draw in ((torch, torch.manual_seed, lambda: float(torch.rand(()))),
+                               (random, random.seed, random.random),
+                               (np.random, np.random.seed, lambda: float(np.random.rand()))):  # fmt: skip
+        seed(3)
+        wanted = draw()
+        seed(3)
+        depgraph.prune(model, x)
+        assert draw() == wanted, module.__name__
+
+
+class BatchBranch(Two):
+    """Large batches are reshaped by literals."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h.view(-1, 4, 4).transpose(1, 2).reshape(-1, 16) if h.shape[0] > 9 else h
+
+
+class SmallerOf(Two):
+    """A minimum of a width and a batch size."""
+
+    def between(self, h: Tensor) -> Tensor:
+        n = min(h.shape[1], h.shape[0])
+        return torch.cat([h[:, :n] * 2, h[:, n:]], 1)
+
+
+class SignBranch(Two):
+    """A branch on the values of the input, with a width in the other side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x + self.free(x))
+        return self.b(h if x.sum() > 0 else h * h.shape[1])
+
+
+@pytest.mark.parametrize("kind", [BatchBranch, SmallerOf, SignBranch])
+def test_other_inputs_than_the_example(kind: type[Two]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    result = depgraph.prune(model, torch.ones(4, 6))
+    assert result.model.free[0].out_features == 7
+    for x in (torch.ones(4, 6), -torch.ones(4, 6), torch.randn(12, 6), torch.randn(30, 6)):
+        wanted, got = both(model, result, x, False)
+        torch.testing.assert_close(got, wanted)
+
+
+class Tall(nn.Module):
+    """Channels are compared with the height of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 14, 1), nn.Conv2d(14, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.c(self.b(h * 2 if h.shape[1] > h.shape[2] else h))
+
+
+def test_other_image_sizes() -> None:
+    torch.manual_seed(0)
+    model = Tall().eval()
+    result = depgraph.prune(model, torch.randn(1, 3, 4, 4))
+    with torch.no_grad():
+        model.c.weight.mul_(result.plan.mask("c.weight"))
+        for n in (4, 12, 20):
+            x = torch.randn(1, 3, n, n)
+            torch.testing.assert_close(result.model(x), model(x))
+
+
+class Slots:
+    """A record without a dict."""
+
+    __slots__ = ("h",)
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+
+class Store:
+    """A cache: what is in it is the model's own business."""
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+    def update(self, h: Tensor) -> None:
+        """Put something else in."""
+        self.h = h
+
+
+WAYS = {
+    "namespace": lambda h: SimpleNamespace(h=h),
+    "slots": Slots,
+    "closure": lambda h: lambda: h,
+    "partial": lambda h: functools.partial(torch.add, h),
+    "nested": lambda h: [{"a": (SimpleNamespace(b=[h]),)}],
+}
+
+
+class Giving(Two):
+    """Gives the hidden state away."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor, sink: Any = None) -> Any:
+        h = self.a(x + self.free(x))
+        if self.way == "attribute":
+            self.seen = h
+        elif self.way == "sink":
+            sink["h"] = h
+        elif self.way == "store":
+            return self.b(h), Store(h)
+        else:
+            return self.b(h), WAYS[self.way](h)
+        return self.b(h)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "attribute"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_given_away_keeps_its_size(way: str, verify: bool) -> None:
+    result = depgraph.prune(Giving(way).eval(), torch.randn(4, 6), verify=verify)
+    assert result.model.a.out_features == 16
+    assert result.model.free[0].out_features == 7
+
+
+def test_what_is_put_into_a_dict_of_the_caller_keeps_its_size() -> None:
+    result = depgraph.prune(Giving("sink").eval(), (torch.randn(4, 6), {}))
+    assert result.model.a.out_features == 16
+
+
+def test_a_cache_is_named() -> None:
+    result = depgraph.prune(Giving("store").eval(), torch.randn(4, 6))
+    assert result.model.a.out_features == 8
+    assert result.report.verification.unseen == ("Store",)
+    assert "Store" in str(result.report)

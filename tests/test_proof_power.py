@@ -1,0 +1,114 @@
+"""A proof that could have noticed: weights drawn anew, spreads, and what moves no output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_proof_conditions import Two
+from torch import Tensor, nn
+
+import depgraph
+
+
+class Empty(Two):
+    """A width as a number, hidden behind something that the example does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * float(int(h.shape[1]))
+
+
+class Gated(Empty):
+    """A gate that is closed at the start."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.gate * super().between(h)
+
+
+class Filled(Empty):
+    """One entry of the output is a filler."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.cat([y, torch.full_like(y[:, :1], -1e9)], -1)
+
+
+class Offset(Empty):
+    """An output of small differences on a large constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e6 + super().forward(x)
+
+
+class Chosen(Empty):
+    """Nothing but an index is returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(-1)
+
+
+def zero_head(model: Any) -> None:
+    nn.init.zeros_(model.b.weight)
+    nn.init.zeros_(model.b.bias)
+
+
+EXAMPLES = {
+    "zeros": torch.zeros(4, 6),
+    "nan": torch.full((4, 6), float("nan")),
+    "empty": torch.zeros(0, 6),
+    "one": torch.ones(1, 6),
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("kind", [Empty, Gated, Filled, Offset, Chosen])
+def test_no_empty_proof(kind: type[Empty], example: str) -> None:
+    """The width that is a number stays: on other weights and inputs it shows."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    if kind is Empty:
+        zero_head(model)
+    result = depgraph.prune(model, EXAMPLES[example])
+    assert result.model.a.out_features == 16, result.report.verification
+    assert result.model.free[0].out_features == 7
+
+
+class Unread(Two):
+    """What the second layer computes is used, but never shown."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x)
+        y = x + self.free(x)
+        return y + 0 * self.b(hidden).sum()
+
+
+def test_what_moves_no_output_is_named() -> None:
+    torch.manual_seed(0)
+    result = depgraph.prune(Unread().eval(), torch.randn(4, 6))
+    proof = result.report.verification
+    assert proof.status == "equal"
+    assert proof.unproved == ("a.weight:0", "b.weight:0")
+    assert "not proved: a.weight:0" in str(result.report)
+    assert result.report.to_dict()["verification"]["unproved"] == ["a.weight:0", "b.weight:0"]
+
+
+class Nothing(nn.Module):
+    """Returns no more than signs that never change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()).square() >= 0
+
+
+def test_a_proof_of_nothing_is_not_equal() -> None:
+    proof = depgraph.prune(Nothing().eval(), torch.randn(4, 6)).report.verification
+    assert proof.status == "shapes"
+    assert proof.unproved
