@@ -6,6 +6,7 @@ The lists are checked from both sides: a mutant that survives must be in one, an
 from __future__ import annotations
 
 import ast
+import inspect
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "mv: drop contract in `site.contract(*contracted)`": SUMMED,
     "dot: drop contract in `site.contract(*contracted)`": SUMMED,
     "cdist: drop contract in `site.contract(*contracted)`": SUMMED,
+    "matmul: drop contract in `site.contract(*contracted)`": SUMMED,
     "bilinear: drop contract in `site.contract(*contracted)`": SUMMED,
     "addmm: drop contract in `site.contract(*contracted)`": SUMMED,
     "einsum: drop contract in `site.contract(*contracted)`": SUMMED,
@@ -67,6 +69,7 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     ),
     "index: lock both in `middle = site.broadcast(*groups, size=shape)`": "the next lines freeze them anyway",
     "trace: refuse": FREEZES,
+    "squeeze: drop floor in `site.at_least(axis, 2)`": "a replay of the smaller model finds that it calls other ops, and keeps the axis",
     "lstm: drop weight in `site.weight(weight, [rows], [columns])`": "weight_hh consumes the projected channels too",
 }  # fmt: skip
 
@@ -165,6 +168,13 @@ def is_relation(function: Any) -> bool:
 )
 def test_every_statement_of_a_rule_runs(file: Path):
     """A statement that no network runs has no mutants: add a tiny network, or a line to UNREACHED."""
+    left_out = {
+        line
+        for function in m.LEFT_OUT
+        if inspect.getsourcefile(function) == str(file)
+        for lines, first in [inspect.getsourcelines(function)]
+        for line in range(first, first + len(lines))
+    }
     run = {mutant.at[1] for mutant in mutants() if mutant.at and mutant.at[0] == str(file)}
-    idle = {m.statements(str(file))[line] for line in relations(ast.parse(file.read_text())) - run}
+    idle = {m.statements(str(file))[line] for line in relations(ast.parse(file.read_text())) - run - left_out}
     assert idle == set(UNREACHED.get(file.name, {}))

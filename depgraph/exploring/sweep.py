@@ -75,7 +75,7 @@ class Sweep:
 
     dense: Row
     rows: list[Row]
-    run: _Run | None = field(default=None, repr=False, compare=False)
+    _run: _Run | None = field(default=None, repr=False, compare=False)
 
     def prune(self, row: Row) -> PruneResult:
         """The model of a row with its plan and report: the one that was scored. No argument is repeated.
@@ -90,11 +90,11 @@ class Sweep:
             DepgraphError: what `prune` raises.
         """
         of_kind("row", row, Row, "a row of this sweep")
-        if self.run is None or row not in self.rows:
+        if self._run is None or row not in self.rows:
             raise InputError(f"{row.name} is no row of this sweep: give one of its rows")
         if row.params is None:
             raise InputError(f"there is no model of {row.name}: {row.error}")
-        result = self.run.again(row.argument, row.value)
+        result = self._run.again(row.argument, row.value)
         made = cost.parameter_count(result.model)
         if made != row.params:
             raise InputError(

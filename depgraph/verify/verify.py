@@ -486,7 +486,7 @@ class _Proof:
             if source is None or held.layout is not torch.strided:
                 continue
             kept = source if cut is None else cut.slice(source.detach())
-            if kept.shape != held.shape or (kept is not held and not torch.equal(kept, held)):
+            if kept.shape != held.shape or (kept is not held and not _same(kept, held)):
                 try:
                     error = apart([held], [kept])
                 except VerificationError as problem:
@@ -600,6 +600,13 @@ class _Proof:
             raise VerificationError(
                 f"the smaller model's outputs have shapes {shapes[0]}, the original's {shapes[1]}"
             )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are the same bit for bit; of some types torch compares nothing else."""
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
+    a, b = (t.detach().resolve_neg().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
 
 
 def _redrawn(name: str, tensor: Tensor, plan: Plan) -> bool:
