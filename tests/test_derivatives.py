@@ -114,6 +114,7 @@ SMALLER = [VmapOfLayers, VmapOfEntries, VmapOfWeights, VmapInVmap, Grad, Jacobia
 HELD = [VmapWithSizes, VmapWithViews, VmapOverChannels, GradOfHidden, Jvp, GradientInGradMode]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*SMALLER, *HELD], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("verify", [False, True])
 def test_a_function_of_a_function(kind: Any, verify: bool) -> None:

@@ -68,6 +68,7 @@ def test_every_page_is_in_the_index() -> None:
     assert [p for p in pages if f"({p})" not in index] == []
 
 
+@pytest.mark.slow
 def test_the_reference_is_built_without_a_warning_and_has_every_public_name(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

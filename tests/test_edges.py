@@ -184,6 +184,7 @@ class Chain(nn.Module):
         return self.down(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "length"), [("view", 700), ("relu", 700), ("add", 700), ("write", 60)])
 def test_long_chains(how, length):
     torch.manual_seed(0)

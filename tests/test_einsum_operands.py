@@ -88,12 +88,14 @@ def check_all_shrinks(way):
     assert depgraph.prune(model, x).report.verification.status == "equal"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_path(way, monkeypatch):
     monkeypatch.setattr(torch.backends.opt_einsum.m, "enabled", False)
     check_all_shrinks(way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("with_paths")
 def test_where_torch_looks_for_a_path(way):

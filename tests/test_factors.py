@@ -159,6 +159,7 @@ def test_an_unreachable_budget_names_the_least_of_both_ways() -> None:
             depgraph.prune(model, X, max_params=13, ignore=["0.out.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("share", [0.81, 0.53, 0.29])
 def test_few_heads_land_on_budgets_beside_finer_groups(scope: str, share: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(TESTS.rglob("*.py")), ids=lambda f: f.relative_to(TESTS).as_posix())
 def test_nothing_here_imports_the_benchmarks(file: Path) -> None:
     """Benchmarks stand on the tests' networks and checks, not the other way round."""

@@ -248,6 +248,7 @@ def test_magnitude_is_the_norm_of_all_entries_that_go_with_a_unit(case: Case) ->
     close(p.scores("l2"), [math.sqrt(sum(x * x for x in flat(unit))) for unit in p.weights()])
 
 
+@pytest.mark.slow
 @each_case
 @pytest.mark.parametrize("p_", [1, 2])
 def test_reductions_are_over_members(case: Case, p_: int) -> None:
@@ -462,6 +463,7 @@ def test_first_order_criteria(case: Case) -> None:
     close(p.scores(Taylor(True, 2, "all")), apart(p, whole, 2))
 
 
+@pytest.mark.slow
 def test_the_hessian_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double(), torch.randn(5, 2).double()
@@ -667,6 +669,7 @@ def least_error(x: Tensor, y: Tensor, without: list[int]) -> float:
     return float((y - fitted).square().sum()) / len(x)
 
 
+@pytest.mark.slow
 @each_read
 def test_obs_is_the_error_after_the_best_update(name: str) -> None:
     p = CASES[name](20)
@@ -732,6 +735,7 @@ def test_consumers_of_one_input_are_solved_once_and_add_up(monkeypatch: pytest.M
     assert solved == [7]  # what reads the values is the model's output
 
 
+@pytest.mark.slow
 @each_read
 def test_redundancy_is_what_others_do_not_predict(name: str) -> None:
     p = CASES[name](20)
@@ -745,6 +749,7 @@ def test_redundancy_is_what_others_do_not_predict(name: str) -> None:
     close(p.scores(Redundancy(damping=0)), mean(shares), rtol=1e-6)
 
 
+@pytest.mark.slow
 @each_read
 def test_correlation_is_that_with_the_most_parallel_unit(name: str) -> None:
     p = CASES[name]()
@@ -761,6 +766,7 @@ def test_correlation_is_that_with_the_most_parallel_unit(name: str) -> None:
     close(p.scores("correlation"), mean(scores), rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [Redundancy(1e-9), Correlation(), Obs(1e-9)])
 def test_copies_of_a_unit_are_found(criterion: Any) -> None:
     p = CASES["branch"](20)

@@ -110,6 +110,7 @@ CALLS: dict[str, tuple[type[nn.Module], Callable[[Tensor, Tensor], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CALLS)
 def test_inputs_and_outputs_of_any_structure(kind: str) -> None:
     build, arguments = CALLS[kind]

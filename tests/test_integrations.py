@@ -116,6 +116,7 @@ class Written(nn.Module):
         return F.cross_entropy(self(x), y)
 
 
+@pytest.mark.slow
 def test_a_network_whose_own_forward_is_rewritten() -> None:
     """The object has the new forward, keeps its methods, and goes on from a checkpoint."""
     model, hosted = Written(), InPlacePruner(torch.zeros(2, 5), **OPTIONS)
@@ -285,6 +286,7 @@ def test_lightning(tmp_path: Any) -> None:
     assert pruning.hosted.done
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
 def test_a_whole_lightning_module() -> None:
     lightning = pytest.importorskip("lightning.pytorch")

@@ -95,6 +95,7 @@ UNREACHED = {
 # ------------------------------------------------------------------------------------------------ tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_networks_hold_while_nothing_is_broken(name: str, request: pytest.FixtureRequest):
     """What objects to mutants must not object to the rules themselves."""
@@ -105,6 +106,7 @@ def test_tiny_networks_hold_while_nothing_is_broken(name: str, request: pytest.F
     assert not any(wrong.values()), wrong
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing():
     """A breaker without a mutant leaves every rule as it is."""
     for subject in (m.Subject(name) for name in list(TINY)[::5]):

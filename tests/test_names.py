@@ -87,6 +87,7 @@ def test_groups_of_one_dim_are_told_apart_by_where_their_units_begin(
     assert {n: u for n, u in found.items() if n in names} == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ZOO)[::7])
 def test_names_are_unique_and_come_again(name: str) -> None:
     entry = ZOO[name]

@@ -161,6 +161,7 @@ ODD_PLACES: dict[str, tuple[Callable[..., None], Callable[..., Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ODD_PLACES)
 def test_tensors_in_odd_places_are_cut_with_the_channels(place: str) -> None:
     setup, body = ODD_PLACES[place]

@@ -321,6 +321,7 @@ def test_expectations_of_an_entry_are_checked():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_with_everything_kept_the_oracle_is_the_model(name):
     """On every network of the zoo the mode by itself changes nothing: no live element is taken for dead."""

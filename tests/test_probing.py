@@ -123,6 +123,7 @@ def test_what_a_rule_leaves_free_can_go(name: str):
     assert not claim(name).unequal()
 
 
+@pytest.mark.slow
 @every_row
 def test_no_unit_reaches_beyond_itself(name: str):
     assert not claim(name).dependent()
@@ -163,6 +164,7 @@ BESIDE_OTHERS = {n for n, rule in REGISTRY.items() if rule.__module__ == "depgra
 BESIDE_OTHERS |= {"*::roi_pool"}  # vision_ops.py has no kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {POINTWISE} - BESIDE_OTHERS))
 def test_every_overload_that_differs_in_its_arguments_has_a_row(name: str):
     rows = {signature(row.op) for row in ROWS.values()}

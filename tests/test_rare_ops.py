@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -48,6 +49,12 @@ class Deformed(nn.Module):
         return self.last(self.further(self.deformed(x, self.offset(x), self.mask(x).sigmoid()).relu()))
 
 
+needs_torchvision = pytest.mark.skipif(
+    find_spec("torchvision") is None, reason="torchvision is not installed"
+)
+
+
+@needs_torchvision
 def test_channels_pass_a_deformed_convolution() -> None:
     model, x = Deformed().double().eval(), torch.randn(2, 3, 6, 5, dtype=torch.float64)
     result = depgraph.prune(model, x, pruning_ratio=0.5)
@@ -57,6 +64,7 @@ def test_channels_pass_a_deformed_convolution() -> None:
     torch.testing.assert_close(result.model(x), expected_output(model, result.plan, x), rtol=0, atol=1e-9)
 
 
+@needs_torchvision
 def test_groups_of_a_deformed_convolution_stay_whole() -> None:
     x = torch.randn(1, 3, 6, 5)
     try:
@@ -80,6 +88,7 @@ class Regions(nn.Module):
         return self.last(roi_align(self.stem(x).relu(), boxes, 2, 1.0, 2).flatten(1))
 
 
+@needs_torchvision
 def test_channels_pass_the_pooling_of_regions() -> None:
     boxes = torch.tensor([[0, 1.0, 1.0, 5.0, 4.0], [1, 0.0, 0.0, 4.0, 5.0]], dtype=torch.float64)
     inputs = torch.randn(2, 3, 8, 6, dtype=torch.float64), boxes

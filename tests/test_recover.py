@@ -971,6 +971,7 @@ class Stop(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["auto", "statistics", "compensation", "reconstruction"])
 @pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt, ValueError])
 def test_nothing_is_left_behind_after_an_exception(how: str, stop: type[BaseException]):

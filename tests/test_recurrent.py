@@ -59,6 +59,7 @@ def test_a_projection_stays_narrower_than_its_layer(hidden: int):
     assert result.model.enter.out_features < 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, e in ZOO.items() if e.make.__module__ == "zoo_recurrent"])
 def test_work_is_what_the_counter_counts(name: str):
     entry = ZOO[name]

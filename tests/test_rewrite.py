@@ -170,6 +170,7 @@ CHANGED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGED, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_the_number_changes_and_nothing_else(kind: Any, inplace: bool) -> None:

@@ -160,6 +160,7 @@ def test_budgets_fall_along_the_ramp(budget: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_plan_makes_the_result_of_the_original() -> None:
     model = made()
     before = copy.deepcopy(model.state_dict())
@@ -180,6 +181,7 @@ def test_the_plan_makes_the_result_of_the_original() -> None:
     assert [t.kept for t in result.history] == [True] * 4
 
 
+@pytest.mark.slow
 def test_earlier_must_be_the_plan_that_made_the_model() -> None:
     model = made()
     first = depgraph.prune(model, INPUTS, pruning_ratio=0.25)
@@ -193,6 +195,7 @@ def test_earlier_must_be_the_plan_that_made_the_model() -> None:
     assert depgraph.build_plan(graph, masks).new_shape("stem.weight")[0] == 7
 
 
+@pytest.mark.slow
 def test_each_step_may_recover_without_training() -> None:
     """The kept weights are no longer the original's, the shapes are, and the outputs are nearer."""
     model, batches = made(), [torch.randn(7, 3, 5, 5, dtype=torch.float64) for _ in range(3)]
@@ -207,6 +210,7 @@ def test_each_step_may_recover_without_training() -> None:
     assert error["won"] < 0.7 * error["plain"]
 
 
+@pytest.mark.slow
 def test_without_training_the_kept_weights_are_the_originals() -> None:
     model = made()
     result = prune_gradually(model, INPUTS, steps=3, max_macs=0.3)
@@ -219,6 +223,7 @@ def scripted(scores: dict[int, float], dense: float = 1.0) -> Callable[[nn.Modul
     return lambda model: scores.get(model.stem.out_channels, dense)
 
 
+@pytest.mark.slow
 def test_a_model_below_the_score_is_given_up_and_the_last_good_one_comes_back() -> None:
     """13 channels: good at 10, bad at 8 and below. From 10 (way 1/3) the steps towards 8 (2/3) are halved."""
     model, models = made(), []
@@ -245,6 +250,7 @@ def test_a_model_below_the_score_is_given_up_and_the_last_good_one_comes_back() 
     assert sum("given up" in note for note in result.report.notes) == 2
 
 
+@pytest.mark.slow
 def test_where_nothing_is_good_enough_the_original_comes_back() -> None:
     model = made()
     before = copy.deepcopy(model.state_dict())
@@ -278,6 +284,7 @@ def test_the_allowed_drop_may_change_along_the_way() -> None:
     assert kept((0.2, 0.4)) == [False]
 
 
+@pytest.mark.slow
 def test_the_optimizer_goes_on_and_comes_back() -> None:
     model = made()
     trained = copy.deepcopy(model)
@@ -311,6 +318,7 @@ def test_the_optimizer_goes_on_and_comes_back() -> None:
     train(result.model)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_the_model_as_it_was() -> None:
     model = made()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -360,6 +368,7 @@ def test_a_budget_that_is_no_whole_number_is_kept() -> None:
     assert result.report.parameters == (67, 31)
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_made_again() -> None:
     """Ctrl-C while the score is computed; an optimizer that can't be carried over."""
     model, stops = made(), [False]
@@ -562,6 +571,7 @@ def test_other_weights_than_the_plans_are_refused() -> None:
 # -------------------------------------------------------------------------------------------- all kinds of networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["PermutationCycles", "LiteralView", "GroupedQueryExpand", "GroupedConvolution"]
 )

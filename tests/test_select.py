@@ -394,6 +394,7 @@ def test_latency_interpolates_between_measured_widths() -> None:
     assert (table.slopes(full) >= 0).all()
 
 
+@pytest.mark.slow
 def test_max_latency_keeps_a_measured_model_below(monkeypatch: pytest.MonkeyPatch) -> None:
     """With seconds that are a known function of the widths, the plan lands within a twentieth below the budget."""
     model, x = chain(61, 67, 71)
@@ -496,6 +497,7 @@ class Rounded(nn.Module):
         return self.last(x.mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"pruning_ratio": 0.4}, {"max_params": 0.5}, {"max_macs": 0.7}])
 def test_a_config_says_the_result_by_value(how: dict) -> None:
     """Heads and hidden width shrink in proportion, so that the scale stays; the inner width follows; all blocks alike."""

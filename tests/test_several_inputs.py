@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 BRANCHES = depgraph.Examples(vectors(5), (vectors(5, 3), vectors(7, 3)), {"x": vectors(5), "deep": True})
 
 
+@pytest.mark.slow
 def test_several_inputs_are_one_graph() -> None:
     """What only one of the runs reaches is pruned with what all share, and every run of the result is right."""
     net = fresh(Branches)
@@ -36,6 +37,7 @@ def test_several_inputs_are_one_graph() -> None:
     assert result.report.verification.status == "equal"
 
 
+@pytest.mark.slow
 def test_every_input_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that only the last example shows is found there; without that example, the tensors tell."""
     net, small = fresh(Branches), depgraph.prune(fresh(Branches), BRANCHES)

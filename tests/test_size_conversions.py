@@ -209,6 +209,7 @@ def test_a_number_made_of_a_size(name: str, ratio: float) -> None:
 FOLLOWED = ["half", "shift", "ceil", "floor", "round", "negated", "divmod", "shape as a list"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_what_can_be_followed_exactly_gets_smaller(name: str) -> None:
     model, x = Net(BOUNDS[name]).eval(), torch.randn(3, 6)

@@ -181,6 +181,7 @@ def test_shards_have_an_index_and_come_back(tmp_path: Path) -> None:
     assert_same(depgraph.load(Small, folder), result.model)
 
 
+@pytest.mark.slow
 def test_pruned_trained_saved_loaded_and_all_of_it_again(tmp_path: Path) -> None:
     """Three times; the folder has three plans, the last of a loaded model, and together they are one."""
     torch.manual_seed(4)
@@ -295,6 +296,7 @@ def test_wrappers_are_no_part_of_a_folder(saved_in: Any, loaded_in: Any, tmp_pat
         assert depgraph.verify(build(loaded_in), loaded, replayed, images()).status == "equal"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS[:2])
 def test_a_result_that_was_wrapped_and_pruned_again_keeps_its_past(wrap: Any, tmp_path: Path) -> None:
     second = pruned(wrap(pruned(Small(29).eval()).model))
@@ -634,6 +636,7 @@ def test_every_type_comes_back(tmp_path: Path) -> None:
     assert_same(loaded, result.model)
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_ours_are_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -740,6 +743,7 @@ def test_a_disk_that_says_late_that_it_is_full_fails_the_save(
     assert_same(depgraph.load(Small, folder), pruned().model)
 
 
+@pytest.mark.slow
 def test_where_folders_cannot_change_places_two_renames_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -826,6 +830,7 @@ def test_what_a_folder_claims_is_held_against_the_model(
         depgraph.load(Small, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -151,6 +151,7 @@ def test_what_is_no_path_is_refused(name: Any) -> None:
         depgraph.load("..a:b", "somewhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [["act"], ["acts", "relu"], ["acts", "list", 0], ["held", 0, "_forward_hooks", 1], ["training"]]
 )

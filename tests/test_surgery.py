@@ -78,6 +78,7 @@ CASES: dict[str, tuple[nn.Module, Any, tuple[str, ...]]] = {
 OPTIONS = {"batch norm without weights": {"affine": False}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_a_module_built_from_what_it_remembers_has_the_shapes_that_it_has(kind: str) -> None:
     model, x, names = CASES[kind]

@@ -174,6 +174,7 @@ def test_each_model_takes_turns_with_the_dense_one(
     assert "3.50x" in str(found)
 
 
+@pytest.mark.slow
 def test_a_sweep_traces_and_scores_units_once(
     net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +203,7 @@ def test_arguments_of_prune_are_handed_on(net: nn.Module, x: Tensor) -> None:
     assert found.rows[0].params != depgraph.prune(net, x, pruning_ratio=0.6).report.parameters[1]
 
 
+@pytest.mark.slow
 def test_rows_that_look_at_data_and_recover(net: nn.Module, x: Tensor) -> None:
     """An iterator that can be read once serves every row, to rank and to recover."""
     batches = [torch.randn(5, 3, 7, 13, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -236,6 +238,7 @@ class Tall(nn.Module):
         return self.d(F.relu(self.c(F.relu(self.b(x)))))
 
 
+@pytest.mark.slow
 def test_what_one_row_freezes_is_free_in_the_next() -> None:
     """At 0.8 the comparison would come out differently, and its axis stays; at 0.3 it may go."""
     net, x = Tall().eval(), torch.randn(2, 5)
@@ -246,6 +249,7 @@ def test_what_one_row_freezes_is_free_in_the_next() -> None:
     assert depgraph.prune(net, x, pruning_ratio=0.3).model.a.out_features == 12
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why_and_the_others_go_on(net: nn.Module, x: Tensor) -> None:
     score = Agreement(net, x, fails_at=3, error=RuntimeError("out of paper"))
     found = depgraph.sweep(net, x, (0.2, 0.4), budgets={"max_params": (0.001,)}, score=score)
@@ -362,6 +366,7 @@ def test_ctrl_c_leaves_the_model_and_the_sweep_goes_on(net: nn.Module, x: Tensor
     assert [r.value for r in more.rows] == [0.4, 0.5]
 
 
+@pytest.mark.slow
 def test_failed_rows_are_tried_again(net: nn.Module, x: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     failing = Agreement(net, x, fails_at=2, error=MemoryError("full"))
@@ -399,6 +404,7 @@ def one_score(model: nn.Module) -> float:
     return 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [

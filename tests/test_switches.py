@@ -64,6 +64,7 @@ def standing() -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- one thread alone
 
 
+@pytest.mark.slow
 def test_everything_is_as_it_was_after_a_prune_a_failed_one_and_a_load() -> None:
     model, x = noisy()
     depgraph.count_macs(model, x)  # imports that change filters of warnings are done
@@ -78,6 +79,7 @@ def test_everything_is_as_it_was_after_a_prune_a_failed_one_and_a_load() -> None
     assert standing() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["l1", "taylor", "recover", "macs"])
 def test_random_states_are_as_they_were(how: str) -> None:
     model, x = noisy()
@@ -114,6 +116,7 @@ def test_what_is_made_in_inference_mode_can_be_trained() -> None:
 # --------------------------------------------------------------------------------------------------- several threads
 
 
+@pytest.mark.slow
 def test_two_prunes_at_once_give_what_each_gives_alone_and_leave_everything_as_it_was() -> None:
     before = standing()
     alone = depgraph.prune(*noisy(), pruning_ratio=0.5)
@@ -139,6 +142,7 @@ def test_two_prunes_at_once_give_what_each_gives_alone_and_leave_everything_as_i
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_another_thread_notices_nothing() -> None:
     seen: list[str] = []
     stop = threading.Event()

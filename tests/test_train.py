@@ -297,6 +297,7 @@ def test_hidden_states_of_compiled_models_are_seen() -> None:
     assert done.losses == [pytest.approx(expected.item(), rel=1e-5)]
 
 
+@pytest.mark.slow
 def test_distilling_brings_the_model_back_to_its_teacher() -> None:
     torch.manual_seed(6)
     teacher = Tokens().eval()

@@ -129,6 +129,7 @@ def test_the_class_builds_the_result_from_its_config(kind: type[Encoder], how: d
     assert_equal_to_masked(model, result, x)
 
 
+@pytest.mark.slow
 def test_a_kept_state_bounds_what_can_go() -> None:
     """Of an encoder only the inner width can shrink, to one unit: the error says what is left then."""
     torch.manual_seed(0)
@@ -250,6 +251,7 @@ class WithScale(Deep):
         super().__init__(config, scaled=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "hidden", "heads"), [(Deep, 12, 3), (WithTable, 12, 3), (WithScale, 24, 6)])
 def test_what_the_class_computes_by_itself_stays(kind: type[Deep], hidden: int, heads: int) -> None:
     """Heads go instead of positions in a head whose number or whose table the class computes; a scale holds its one width."""

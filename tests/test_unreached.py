@@ -144,6 +144,7 @@ class Nested(nn.Module):
         return self.head(h)
 
 
+@pytest.mark.slow
 def test_a_layer_whose_experts_were_not_called_follows_another_layer() -> None:
     """Its own width (13, each layer's own) is read off what it did run."""
     net = fresh(Nested)

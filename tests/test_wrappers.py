@@ -61,6 +61,7 @@ def test_data_parallel() -> None:
     check_wrapped(nn.DataParallel, "module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unused", [False, True])
 def test_distributed_data_parallel(unused: bool, one_process: None) -> None:
     def wrap(net: nn.Module) -> nn.Module:
@@ -82,6 +83,7 @@ def test_compiled() -> None:
     check_wrapped(compiled, "_orig_mod")
 
 
+@pytest.mark.slow
 def test_compiled_in_place() -> None:
     """Also when it has compiled code for the sizes it had."""
     for build, x in ((Plain, pixels()[0]), (Written, vectors(5))):
@@ -172,6 +174,7 @@ def installed(name: str) -> Any:
         return importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_lightning() -> None:
     lightning = installed("lightning")
 

@@ -260,13 +260,15 @@ def _define_ops() -> torch.library.Library:
 
 @functools.cache
 def install() -> torch.library.Library | None:
-    """Make `import torchvision` work; nothing happens where it works by itself or is not installed.
+    """Make `import torchvision` work; nothing happens where it works by itself. Where it is not installed, its operators exist.
 
     Returns:
         What keeps the definitions alive (the cache holds it), None where nothing had to be defined.
     """
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _compiled_ops_load(Path(spec.origin).parent):
+    if spec is None or spec.origin is None:
+        return _define_ops()
+    if _compiled_ops_load(Path(spec.origin).parent):
         return None
     library = _define_ops()
     load = torch.ops.load_library
