@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..base.checks import flag, several
 from ..base.errors import InputError, TraceError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuard
@@ -104,7 +105,8 @@ def trace(
         other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
-        InputError: there are no example inputs, or forward reaches tensors of the model by a way that is not part of it.
+        InputError: there are no example inputs, an argument is something else, or forward reaches tensors of the model by a way
+            that is not part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
@@ -115,8 +117,10 @@ def trace(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
         )
     check_unsharded(model, [*model.parameters(), *model.buffers()])
+    flag("literals", literals)
+    choices = several("other_ways", other_ways, tuple, "places of tests (function and line, number)")
     with nothing_kept(model):
-        return _first_that_runs(model, examples, {"literals": literals, "other_ways": tuple(other_ways)})
+        return _first_that_runs(model, examples, {"literals": literals, "other_ways": tuple(choices)})
 
 
 def _first_that_runs(model: nn.Module, examples: list[Arguments], ways: dict[str, Any]) -> Trace:
