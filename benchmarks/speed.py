@@ -216,11 +216,11 @@ def _split(prune: Callable[[], Any]) -> tuple[float, float]:
     module = importlib.import_module("depgraph.prune")
     record, inside = module.trace, 0.0
 
-    def trace(*args: Any) -> Any:
+    def trace(*args: Any, **ways: Any) -> Any:
         nonlocal inside
         start = time.process_time()
         try:
-            return record(*args)
+            return record(*args, **ways)
         finally:
             inside += time.process_time() - start
 
