@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from einops import rearrange
-from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import depgraph
 from depgraph.tracing.caches import nothing_kept
 from depgraph.tracing.sizes import Scalar, Size
+
+rearrange = pytest.importorskip("einops").rearrange
+Rearrange = pytest.importorskip("einops.layers.torch").Rearrange
 
 
 class Attention(nn.Module):
