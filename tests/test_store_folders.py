@@ -61,6 +61,18 @@ def test_of_two_that_save_to_one_folder_neither_loses_a_file(tmp_path: Path) -> 
     assert names(tmp_path) == {"saved"}
 
 
+def test_parents_are_made_and_links_stay_links(tmp_path: Path) -> None:
+    result = pruned()
+    folder = depgraph.save(result, tmp_path / "some" / "where" / "saved")
+    (tmp_path / "data").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "data").symlink_to(tmp_path / "data")
+    (folder / "data").symlink_to(tmp_path / "data")
+    depgraph.save(result, folder)
+    assert (folder / "data").is_symlink()
+    assert (folder / "notes" / "data").is_symlink()
+
+
 def test_folders_change_names_in_one_step_or_not_at_all(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
