@@ -593,6 +593,7 @@ tiny("FlippedProduct", [13], lambda m, x: flat(m, outer(m, m.e(x)).flatten(1).fl
      e=(5, 13), a=(13, 7), b=(13, 11), head=(77, 3))
 tiny("RotatedProduct", [13], lambda m, x: flat(m, torch.rot90(outer(m, m.e(x)).flatten(1)[..., None], 3, [1, 2])),
      e=(5, 13), a=(13, 7), b=(13, 11), head=(77, 3))
+tiny("NoiseAsWide", [7], lambda m, x: m.head(next(h + 0 * torch.rand(h.shape) for h in [m.a(x)])), a=(5, 7), head=(7, 3))
 tiny("StridedByHand", [11], lambda m, x: m.head(deep(m, x).as_strided((x.shape[0], 7), (7, 1))), **DEEP, head=(7, 3))
 tiny("RolledWhole", [11], lambda m, x: m.head(deep(m, x).roll(2)), **DEEP, head=(7, 3))
 tiny("Shuffled", [7], lambda m, x: flat(m, F.pixel_shuffle(outer(m, x)[:, :, None], 2)), a=(5, 28), b=(5, 11), head=(308, 3))
