@@ -26,6 +26,7 @@ MOST_ENTRIES = 10_000  # of a table that is looked after
 DEEP = 3  # steps from a module's globals that are taken
 MOST_HELD = 50_000  # tables, objects and functions that are
 _TABLES = (dict, OrderedDict, defaultdict, Counter)
+_PLAIN = frozenset((str, int, float, bool, bytes, type(None), property))  # most of what there is
 _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -140,7 +141,8 @@ class _Held:
             self.seen.add(id(value))
             self.put_back.append(_table(value) if kind in _TABLES else _items(value))
             for inner in list(value.values() if kind in _TABLES else value):
-                self.hold(inner, depth - 1)
+                if type(inner) not in _PLAIN:
+                    self.hold(inner, depth - 1)
         elif kind is _lru_cache_wrapper:
             self.seen.add(id(value))
             self.own_memoised.append(value)
@@ -172,7 +174,7 @@ class _Held:
         )
         self.put_back.append(_names(space, put, remove))
         for name, inner in list(space.items()):
-            if name[:2] != "__":
+            if name[:2] != "__" and type(inner) not in _PLAIN:
                 self.hold(getattr(inner, "__func__", inner) if kind else inner, depth - 1)
 
     def cell(self, cell: Any, depth: int) -> None:
