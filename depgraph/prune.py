@@ -30,7 +30,6 @@ from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
 from .tracing.trace import trace
-from .tracing.unfit import check_fit
 from .tracing.wrappers import check_changeable
 
 
@@ -89,7 +88,6 @@ def analyze(
     flag("strict", strict)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
-    check_fit(model, example_inputs)
     graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
     if graph.meets_literals or choices:  # most models have neither, and need only one run

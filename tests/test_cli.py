@@ -172,8 +172,10 @@ def test_a_picture_that_can_not_be_drawn_is_refused_before_the_run(
         "mine:score",
         "--file",
         "rows.jsonl",
+        "--plot",
+        "curve.png",
     ]
-    assert main([*words, "--plot", "curve.png"]) != 0
+    assert main(words) != 0
     assert "pictures need matplotlib" in capsys.readouterr().err
     assert not (own / "rows.jsonl").exists()
 

@@ -44,7 +44,8 @@ class Kept:
 def nothing_kept(model: nn.Module, kept: Kept | None = None) -> Iterator[None]:
     """Afterwards the memoised functions that were called inside are empty, and what `model`'s code holds is as it was.
 
-    One thread at a time; inside another one for the same classes, what that looks after is not looked for again. Code that was defined or imported inside stays. What else was found is noted in `kept`.
+    One thread at a time; inside another one for the same classes, what that looks after is not looked for again. Code that
+    was defined or imported inside stays. What else was found is noted in `kept`.
     """
     with alone:
         kinds = _kinds(model)

@@ -33,8 +33,7 @@ from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, named_tensors, skeleton
 from .training import differs_in_training
-from .unfit import types_that_differ
-from .wrappers import check_unsharded
+from .unfit import check_fit, types_that_differ
 
 PATIENCE = 0.5  # seconds by which the arithmetic of a run on real tensors may exceed the cost of faking it
 
@@ -105,18 +104,14 @@ def trace(
         other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
 
     Raises:
-        InputError: there are no example inputs, an argument is something else, or forward reaches tensors of the model by a way
-            that is not part of it.
+        InputError: there are no example inputs, an argument is something else, the model can't be pruned as it is, or forward
+            reaches tensors of the model by a way that is not part of it.
         TraceError: the model rejects them; its own error is the cause.
     """
     examples = each_example(example_inputs)
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
         model = model.module()  # type: ignore[operator]
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model)}"
-        )
-    check_unsharded(model, [*model.parameters(), *model.buffers()])
+    check_fit(model, example_inputs)
     flag("literals", literals)
     choices = several("other_ways", other_ways, tuple, "places of tests (function and line, number)")
     with nothing_kept(model):

@@ -16,7 +16,7 @@ from ..base.values import tensor_leaves
 from ..data.calibration import Batch
 from ..plan.plan import Plan
 from ..verify.masked import Unfollowed
-from ..verify.verify import masked_outputs
+from ..verify.runs import masked_outputs
 
 
 @contextmanager

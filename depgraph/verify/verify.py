@@ -8,9 +8,8 @@ the tensors themselves are compared with what the plan keeps. Small models are c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,20 @@ from torch import nn
 
 from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
-from ..base.inputs import Arguments, Examples, fresh_inputs, split_inputs
-from ..base.running import WriteGuardMode
-from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
-from ..base.values import map_tensors, tensor_leaves
+from ..base.inputs import Arguments, Examples, split_inputs
+from ..base.switches import same_random_state
+from ..base.values import tensor_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
-from ..tracing.outputs import Call
-from ..tracing.tensors import all_tensors, named_tensors, skeleton
-from ..tracing.training import NoDropout, differs_in_training
+from ..tracing.tensors import named_tensors
+from ..tracing.training import differs_in_training
 from .compare import apart
-from .conditions import drawn_inputs, other_sizes, seed_all
-from .masked import Draws, MaskedRun, Unfollowed, Widened
+from .conditions import drawn_inputs, other_sizes
+from .masked import Draws, Unfollowed
 from .power import MOVES, Effects, Place, places
-from .weights import DrawnValues, OnDemand, Use, Values, Weight, own, too_large, widened
+from .runs import Setup, is_number, run_masked, run_smaller
+from .weights import DrawnValues, Use, own
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
@@ -68,244 +66,6 @@ class Verification:
 
 class _NotAccepted(Exception):
     """The original's outputs on inputs of our own tell nothing: not finite, or of another batch than its inputs."""
-
-
-class _Masked(Use):
-    """Weights of the masked original: with each comes its mask."""
-
-    def __init__(self, run: MaskedRun) -> None:
-        self.run = run
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        before, self.run.paused = self.run.paused, True
-        try:
-            yield
-        finally:
-            self.run.paused = before
-
-    def made(self, weight: Weight) -> Tensor:
-        with self._quietly():
-            value = weight.whole()
-            if weight.cut is not None:
-                self.run.give(value, weight.mask())
-        return value
-
-    def product(self, x: Tensor, weight: Weight) -> Tensor:
-        with self._quietly():
-            y = weight.times(x)
-            known, rows, columns = self.run.mask(x), weight.kept(0), weight.kept(1)
-            if known is None and columns is not None:
-                self.run.drawn.met((x,), alive_at(columns, x))
-            if known is None and rows is None:
-                return y
-            alive = torch.ones(y.shape, device=y.device)
-            if known is not None:
-                alive *= (known if columns is None else known[..., columns]).amax(-1, keepdim=True)
-            if rows is not None:
-                alive *= alive_at(rows, y)
-            self.run.finish(y, alive)
-        return y
-
-    def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
-        with self._quietly():
-            y = super().looked_up(rows, weight)
-            kept, columns = weight.kept(0), weight.kept(1)
-            alive = torch.ones(y.shape, device=y.device)
-            if columns is not None:
-                alive *= alive_at(columns, y)
-            if kept is not None:
-                alive *= torch.isin(rows, kept).unsqueeze(-1).float()
-            if weight.cut is not None:
-                self.run.give(y, alive)
-        return y
-
-
-def alive_at(kept: Tensor, y: Tensor) -> Tensor:
-    """The mask of `y` [..., n], alive at the indices `kept` of its last dim."""
-    return torch.zeros(y.shape[-1], device=y.device).index_fill_(0, kept, 1).expand(y.shape)
-
-
-def masked_outputs(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[list[Tensor], MaskedRun]:
-    """The tensors that `model` gives away with the entries that `plan` removes zeroed, and statistics taken over what is kept.
-
-    Args:
-        model: the original; it is run in eval mode, in its own type, and not touched.
-        plan: what is removed.
-        example_inputs: as for `prune`, a single one.
-
-    Returns:
-        the tensors, and the run, which knows the ops whose statistics were `restricted` and those whose effect on
-        masks had to be `probed`, and the masks of tensors that are alive.
-    """
-    with same_random_state():
-        return _masked(model, plan, _Run(fresh_inputs(example_inputs)))
-
-
-@dataclass
-class _Run:
-    """How both models are run.
-
-    Attributes:
-        arguments: of the call.
-        dtype: what they compute in; None: the types they have.
-        values: of their weights.
-        training: the mode.
-        whole: no weight is made on demand.
-        named: id of a model -> its tensors by name, as far as they were asked for.
-        batch: the size of the example's batch, where this is another.
-        unseen: classes of objects in which tensors are that are not looked at.
-    """
-
-    arguments: Arguments
-    dtype: torch.dtype | None = None
-    values: Values = own
-    training: bool = False
-    whole: bool = False
-    named: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    batch: int | None = None
-    unseen: tuple[str, ...] = ()
-
-    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors of `model` by name."""
-        if id(model) not in self.named:
-            self.named[id(model)] = all_tensors(model)
-        return self.named[id(model)]
-
-    def on_demand(self, model: nn.Module) -> set[str]:
-        """The tensors of `model` that are made when they are used."""
-        return set() if self.whole or self.dtype is None else too_large(self.tensors(model))
-
-    def call(self, model: nn.Module) -> list[Tensor]:
-        """The tensors that `model`, a copy, gives away."""
-        args, kwargs = self.given()
-        call = Call(model, args, kwargs)
-        found = call.outputs(model(*args, **kwargs))
-        self.unseen = call.unseen
-        return found
-
-    def type_of(self, tensor: Tensor) -> torch.dtype:
-        """What `tensor` is computed with in."""
-        return tensor.dtype if self.dtype is None or tensor.dtype == torch.float64 else self.dtype
-
-    def given(self) -> Arguments:
-        """The arguments, copied, in the run's type."""
-        arranged: Arguments = map_tensors(self.arguments, lambda t: widened(t, self.dtype))
-        return arranged
-
-    def __str__(self) -> str:
-        """Under which conditions other than the user's own."""
-        if self.batch is None:
-            return ""
-        shapes = ", ".join(str(list(t.shape)) for t in tensor_leaves(self.arguments))
-        drawn = "weights and inputs" if isinstance(self.values, DrawnValues) else "inputs"
-        return f" in {'train' if self.training else 'eval'} mode, with {drawn} drawn anew (of shape {shapes})"
-
-
-def _held(source: Tensor, value: Tensor) -> Tensor:
-    return nn.Parameter(value, requires_grad=False) if isinstance(source, nn.Parameter) else value
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _masked(model: nn.Module, plan: Plan, run: _Run) -> tuple[list[Tensor], MaskedRun]:
-    """The masked original's outputs, and the run of masks."""
-    on_demand = run.on_demand(model)
-    replaced: dict[int, Any] = {}
-    shared: list[Tensor] = []
-    masks: list[tuple[Tensor, Tensor]] = []
-    for name, source in run.tensors(model).items():
-        cut = plan.cuts.get(name)
-        if cut is None and (run.dtype is None or not _is_number(source)):
-            if isinstance(source, nn.Parameter):
-                shared.append(source)
-                replaced[id(source)] = source
-            continue
-        if not _is_number(source):
-            if cut is not None:
-                mask = cut.mask().to(source.device)
-                replaced[id(source)] = source.detach().masked_fill(~mask, 0)
-                masks.append((replaced[id(source)], mask.float()))
-            continue
-        weight = Weight(name, source, cut, True, run.values, run.type_of(source))
-        if name in on_demand:
-            replaced[id(source)] = weight
-            continue
-        replaced[id(source)] = _held(source, weight.whole())
-        if cut is not None:
-            masks.append((replaced[id(source)], weight.mask()))
-    record = MaskedRun(run.dtype, shared)
-    use = _Masked(record)
-    for held, mask in masks:
-        record.give(held, mask)
-    lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
-    twin = skeleton(model, {**replaced, **lazy}).train(run.training)
-    seed_all()
-    try:
-        with (
-            torch.no_grad(),
-            eagerly(),
-            without_mkldnn(),
-            without_fast_attention(),
-            nothing_kept(model),
-            NoDropout() if run.training else nullcontext(),
-            record,
-        ):
-            out = run.call(twin)
-    finally:
-        record.kept.restore()
-    return out, record
-
-
-def _small(model: nn.Module, small: nn.Module, plan: Plan, run: _Run, draws: Draws, use: Use) -> list[Tensor]:
-    """The smaller model's output; what the masked original drew at random is drawn again."""
-    originals, on_demand = run.tensors(model), run.on_demand(small)
-    effects = use if isinstance(use, Effects) else None
-    shared: list[Tensor] = []
-    replaced: dict[int, Any] = {}
-    for name, held in run.tensors(small).items():
-        watched = (
-            effects is not None and name in plan.cuts and isinstance(held, nn.Parameter) and _is_number(held)
-        )
-        if run.dtype is None and isinstance(held, nn.Parameter):
-            shared.append(held)
-            replaced[id(held)] = held
-        if run.dtype is None and not watched:
-            continue
-        if not _is_number(held):
-            continue
-        if isinstance(run.values, DrawnValues) and name in run.values.names and name in originals:
-            weight = Weight(
-                name, originals[name], plan.cuts.get(name), False, run.values, run.type_of(originals[name])
-            )
-        else:
-            weight = Weight(name, held, None, False, own, run.type_of(held))
-        if name in on_demand:
-            replaced[id(held)] = OnDemand(weight, use)
-            continue
-        value = held.detach() if run.dtype is None else weight.whole()
-        if watched and effects is not None:
-            replaced[id(held)] = effects.watched(value, name)
-            replaced[id(held)]._is_param = True
-        else:
-            replaced[id(held)] = _held(held, value)
-    twin = skeleton(small, replaced).train(run.training)
-    draws.done = 0
-    seed_all()
-    with (
-        torch.set_grad_enabled(effects is not None),
-        eagerly(),
-        without_fast_attention(),
-        nothing_kept(small),
-        NoDropout() if run.training else nullcontext(),
-        WriteGuardMode(shared) if run.dtype is None else Widened(run.dtype, draws),
-    ):
-        out = run.call(twin)
-        if effects is not None:
-            effects.measure(out)
-    return out
 
 
 def verify(
@@ -346,7 +106,7 @@ class _Proof:
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
-        parameters = {n for n, p in model.named_parameters() if _is_number(p)}
+        parameters = {n for n, p in model.named_parameters() if is_number(p)}
         watched = [p for n, cut in plan.cuts.items() if n in parameters for p in places(n, cut)]
         self.unmoved: dict[Place, Tensor | None] = dict.fromkeys(watched)  # which indices; None: all
         self.restricted: set[str] = set()
@@ -355,8 +115,8 @@ class _Proof:
         self.outputs: list[Tensor] = []
         self.remarks: list[str] = []
 
-    def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> _Run:
-        return _Run(arguments, dtype, whole=self.whole, named=self.named, **how)
+    def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> Setup:
+        return Setup(arguments, dtype, whole=self.whole, named=self.named, **how)
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
@@ -395,7 +155,7 @@ class _Proof:
             return Verification("shapes", detail="values were not compared: the model returns no tensors")
         return None
 
-    def _compare(self, run: _Run) -> None:
+    def _compare(self, run: Setup) -> None:
         """Run both; what they return must be equal.
 
         Raises:
@@ -404,14 +164,14 @@ class _Proof:
         """
         limit = self.tolerance if run.dtype == torch.float64 else max(self.tolerance, SCREEN)
         try:
-            expected, record = _masked(self.model, self.plan, run)
+            expected, record = run_masked(self.model, self.plan, run)
         except Unfollowed:
             raise
         except Exception:
             if self.whole or self.count > KEPT or run.batch is not None or not run.on_demand(self.model):
                 raise
             self.whole = run.whole = True
-            expected, record = _masked(self.model, self.plan, run)
+            expected, record = run_masked(self.model, self.plan, run)
         if run.training and (others := record.restricted - self.restricted):
             text = f"in train mode alone {', '.join(sorted(others))} would range over fewer entries"
             raise VerificationError(text)
@@ -435,20 +195,20 @@ class _Proof:
             self.error, self.outputs = max(self.error, error), expected
             self.unseen.update(dict.fromkeys(run.unseen))
 
-    def _of_smaller(self, run: _Run, draws: Draws, power: bool) -> list[Tensor]:
+    def _of_smaller(self, run: Setup, draws: Draws, power: bool) -> list[Tensor]:
         """The smaller model's output; with `power` noted, where its code can be run with gradients."""
         models = self.model, self.small, self.plan
         if power and self.unmoved:
             effects = Effects(self.plan.cuts)
             try:
-                out = _small(*models, run, draws, effects)
+                out = run_smaller(*models, run, draws, effects)
             except Exception:  # noqa: BLE001  in-place changes, numpy, no derivative ...: tried without below
                 pass
             else:
                 self._note(effects)
                 return out
         try:
-            return _small(*models, run, draws, Use())
+            return run_smaller(*models, run, draws, Use())
         except Exception as error:
             raise VerificationError(_failed("the smaller model", error) + str(run)) from error
 
@@ -521,7 +281,7 @@ class _Proof:
                 return True
         return False
 
-    def _try_one_by_one(self, run: _Run) -> None:
+    def _try_one_by_one(self, run: Setup) -> None:
         """Draw what no gradient reached once more, and look whether an output changes."""
         names = self._unproved()
         if not names or self.count > SPARING or not isinstance(run.values, DrawnValues):
@@ -530,7 +290,7 @@ class _Proof:
         def outputs(others: Iterable[str]) -> list[Tensor]:
             values = DrawnValues(self.names, frozenset(others))
             other = self._run(run.arguments, run.dtype, values=values, training=run.training)
-            return _small(self.model, self.small, self.plan, other, Draws(), Use())
+            return run_smaller(self.model, self.small, self.plan, other, Draws(), Use())
 
         def moves(others: list[str]) -> bool:
             try:
@@ -548,7 +308,7 @@ class _Proof:
         why = f"float64 can't run ({type(problem).__name__}: {str(problem).partition(chr(10))[0][:120]})"
         run = self._run(arguments)
         try:
-            expected, record = _masked(self.model, self.plan, run)
+            expected, record = run_masked(self.model, self.plan, run)
         except Unfollowed as unknown:
             return self._shapes_only(arguments, f"values were not compared: {unknown}")
         except Exception as error:
@@ -558,7 +318,7 @@ class _Proof:
             text = f"values were not compared: {why}, and the model's own type tells nothing better than 5 %"
             return self._shapes_only(arguments, text)
         try:
-            got = _small(self.model, self.small, self.plan, run, record.drawn, Use())
+            got = run_smaller(self.model, self.small, self.plan, run, record.drawn, Use())
         except Exception as error:
             raise VerificationError(_failed("the smaller model", error)) from error
         error_ = apart(got, expected)
@@ -582,13 +342,13 @@ class _Proof:
         if coarsest <= SINGLE:
             return max(self.tolerance, 1000 * coarsest)
         try:
-            exact, _ = _masked(self.model, self.plan, self._run(arguments, torch.float32))
+            exact, _ = run_masked(self.model, self.plan, self._run(arguments, torch.float32))
             return max(self.tolerance, 4 * apart(expected, exact))
         except Exception:  # noqa: BLE001  kernels for one type only: nothing to measure it against
             return float("inf")
 
     def _shapes_only(self, arguments: Arguments, why: str) -> Verification:
-        before = _small(self.model, self.model, Plan(), self._run(arguments), Draws(), Use())
+        before = run_smaller(self.model, self.model, Plan(), self._run(arguments), Draws(), Use())
         self._check_shapes(arguments, before)
         return Verification("shapes", detail=why)
 
@@ -624,9 +384,9 @@ def _batch(arguments: Arguments) -> int:
     return next((t.shape[0] for t in tensor_leaves(arguments) if t.dim()), 1)
 
 
-def _tells(before: list[Tensor], now: list[Tensor], run: _Run) -> bool:
+def _tells(before: list[Tensor], now: list[Tensor], run: Setup) -> bool:
     """Whether outputs are finite, and as many for each entry of another batch as those of the example's were."""
-    if not all(bool(torch.isfinite(t).all()) for t in now if _is_number(t)):
+    if not all(bool(torch.isfinite(t).all()) for t in now if is_number(t)):
         return False
     new = _batch(run.arguments)
     return len(before) != len(now) or all(  # train mode returns more
