@@ -1,10 +1,10 @@
 """Whether the proof objects to results that are wrong: `python -m benchmarks.corruption` (`--small`: a minute).
 
 Each network is pruned without a proof, and the result is spoilt in one way after another: two kept indices swapped, one
-index off, a repair missing or off by one, a scale changed by 1 %, a tie broken, a buffer uncut, damage that only train mode
-shows. A judge that shares no code with the proof (the tests' oracle, and plain runs of the right result beside the spoilt
+index off in a tensor or in the plan itself, a repair missing or off by one, a scale changed by 1 %, a tie broken, a buffer
+uncut, damage that only train mode shows. A judge that shares no code with the proof (the tests' oracle, and plain runs of the right result beside the spoilt
 one) says whether an output changes by more than 1e-4 of its spread, in eval or train mode, at the example's size or another
-batch. Where it does, the proof must refuse, or name what it spoilt among what is not proved. Prints misses by kind; exit
+batch, with floats drawn anew. Where it does, the proof must refuse, or name what it spoilt among what is not proved. Prints misses by kind; exit
 status 1 if there is one.
 """
 
@@ -27,21 +27,34 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from checks import random_importance
-from oracle import is_inexact, output_tensors
+from oracle import is_inexact
+from outputs import Inputs, call, tensors
 from random_networks import random_network, random_options
 
 import depgraph
+from benchmarks.randomise import randomise
 from benchmarks.suites import suite
 
 NOTICEABLE = 1e-4  # of an output's spread
-MODELS = ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "densenet121", "efficientnet_b0", "squeezenet1_1")
+MODELS = {
+    "transformers": 24,
+    "timm": 14,
+    "torchvision": 8,
+    "recurrent": 5,
+    "graph": 4,
+    "detection": 3,
+    "other": 2,
+}
 
-Spoilt = tuple[nn.Module, str]  # the model, and the tensor that was spoilt ("" where it is none)
+Spoilt = tuple[
+    nn.Module, str, Any
+]  # the model, the tensor that was spoilt ("" where it is none), the plan it claims
 Spoiler = Callable[[nn.Module, Any, random.Random], Spoilt | None]
 
 
@@ -63,7 +76,7 @@ def swapped(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | N
     order[i], order[j] = j, i
     with torch.no_grad():
         tensor.copy_(tensor.index_select(dim, torch.tensor(order)))
-    return small, name
+    return small, name, result.plan
 
 
 def index_off(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -87,7 +100,7 @@ def index_off(original: nn.Module, result: Any, dice: random.Random) -> Spoilt |
             value = value.index_select(d, kept)
     with torch.no_grad():
         tensor.copy_(value)
-    return small, name
+    return small, name, result.plan
 
 
 def repair_spoilt(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -102,7 +115,29 @@ def repair_spoilt(original: nn.Module, result: Any, dice: random.Random) -> Spoi
         others = [replace(r, value=r.value + 1) if n == i else r for n, r in enumerate(repairs)]
     plan = copy.copy(result.plan)
     plan.repairs = others
-    return depgraph.apply(original, plan), ""
+    return depgraph.apply(original, plan), "", plan
+
+
+def plan_spoilt(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
+    """The plan itself keeps another index of one tensor, in place of a kept one; the result is made by it."""
+    cuts = {n: c for n, c in result.plan.cuts.items() if c.blocks is None}
+    pairs = [
+        (n, d, k)
+        for n, c in cuts.items()
+        for d, k in enumerate(c.keep)
+        if k is not None and 0 < len(k) < c.shape[d]
+    ]
+    if not pairs:
+        return None
+    name, dim, kept = dice.choice(pairs)
+    gone = sorted(set(range(cuts[name].shape[dim])) - set(kept.tolist()))
+    kept = kept.copy()
+    kept[dice.randrange(len(kept))] = dice.choice(gone)
+    kept.sort()
+    plan = copy.copy(result.plan)
+    keep = tuple(kept if d == dim else k for d, k in enumerate(cuts[name].keep))
+    plan.cuts = {**result.plan.cuts, name: replace(cuts[name], keep=keep)}
+    return depgraph.apply(original, plan), name, plan
 
 
 def scaled(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -114,7 +149,7 @@ def scaled(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | No
     name, tensor = dice.choice(named)
     with torch.no_grad():
         tensor.mul_(1.01)
-    return small, name
+    return small, name, result.plan
 
 
 def trained_only(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -129,7 +164,7 @@ def trained_only(original: nn.Module, result: Any, dice: random.Random) -> Spoil
         return out * 1.01 if m.training else out
 
     module.register_forward_hook(bend)
-    return small, ""
+    return small, "", result.plan
 
 
 def buffer_spoilt(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -142,7 +177,7 @@ def buffer_spoilt(original: nn.Module, result: Any, dice: random.Random) -> Spoi
     name, tensor = dice.choice(named)
     with torch.no_grad():
         tensor.copy_(before[name][tuple(slice(0, n) for n in tensor.shape)])
-    return small, name
+    return small, name, result.plan
 
 
 def untied(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | None:
@@ -157,12 +192,13 @@ def untied(original: nn.Module, result: Any, dice: random.Random) -> Spoilt | No
     if tensor is None:
         return None
     module._parameters[key] = nn.Parameter(tensor.detach().flip(0).clone())
-    return small, alias
+    return small, alias, result.plan
 
 
 KINDS: dict[str, Spoiler] = {
     "two indices swapped": swapped,
     "one index off": index_off,
+    "one index of the plan off": plan_spoilt,
     "a repair spoilt": repair_spoilt,
     "scaled by 1 %": scaled,
     "train mode alone": trained_only,
@@ -173,26 +209,37 @@ KINDS: dict[str, Spoiler] = {
 # ----------------------------------------------------------------------------------------------------- the judge
 
 
-def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> list[Tensor] | None:
+def _outputs(model: nn.Module, inputs: Inputs, training: bool) -> list[Tensor] | None:
     """What a copy of the model returns; None where it fails."""
     torch.manual_seed(0)
     random.seed(0)
     try:
         with torch.no_grad():
-            return output_tensors(copy.deepcopy(model).train(training)(*inputs))
+            return [t for t in tensors(call(copy.deepcopy(model).train(training), inputs)) if is_inexact(t)]
     except Exception:
         return None
 
 
-def changes(right: nn.Module, spoilt: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """The largest change of an output over its spread, in either mode, at the example's and at another batch."""
+def others(inputs: Inputs) -> Iterator[Inputs]:
+    """The inputs with their floats drawn anew, and if they are images or the like, more of them."""
     dice = torch.Generator().manual_seed(3)
-    worst = 0.0
-    for batch in (len(inputs[0]), len(inputs[0]) + 2):
-        given = tuple(
-            torch.randn(batch, *t.shape[1:], generator=dice, dtype=t.dtype) if is_inexact(t) else t
-            for t in inputs
+
+    def drawn(x: Any, more: int = 0) -> Any:
+        return (
+            torch.randn(len(x) + more, *x.shape[1:], generator=dice, dtype=x.dtype)
+            if is_inexact(x) and x.dim()
+            else x
         )
+
+    yield tree_map(drawn, inputs)
+    if isinstance(inputs, tuple) and all(is_inexact(x) and x.dim() > 1 for x in inputs):
+        yield tuple(drawn(x, 2) for x in inputs)
+
+
+def changes(right: nn.Module, spoilt: nn.Module, inputs: Inputs) -> float:
+    """The largest change of an output over its spread, in either mode, on the example and on others."""
+    worst = 0.0
+    for given in (inputs, *others(inputs)):
         for training in (False, True):
             wanted = _outputs(right, given, training)
             if wanted is None:
@@ -201,7 +248,7 @@ def changes(right: nn.Module, spoilt: nn.Module, inputs: tuple[Tensor, ...]) -> 
             if got is None or [t.shape for t in got] != [t.shape for t in wanted]:
                 return float("inf")
             for a, b in zip(got, wanted, strict=True):
-                if is_inexact(b) and b.numel():
+                if b.numel() and b.isfinite().all():
                     spread = float(b.std(correction=0)) if b.numel() > 1 else float(b.abs().max())
                     gap = float((a - b).abs().max()) / max(spread, 1e-12)
                     worst = max(worst, float("inf") if math.isnan(gap) else gap)
@@ -218,9 +265,7 @@ def verdict(original: nn.Module, spoilt: nn.Module, plan: Any, inputs: Any, tens
     return "" if unproved or proof.status != "equal" else f"equal, {proof.max_error:.1e}"
 
 
-def subjects(
-    networks: int, start: int, models: tuple[str, ...]
-) -> Iterator[tuple[str, nn.Module, Any, dict]]:
+def subjects(networks: int, start: int, models: dict[str, int]) -> Iterator[tuple[str, nn.Module, Any, dict]]:
     """Name, model, inputs and options of what is pruned."""
     for seed in range(start, start + networks):
         model, inputs = random_network(seed)
@@ -230,10 +275,11 @@ def subjects(
             inputs,
             random_options(seed, model) | {"importance": random_importance(seed)},
         )
-    cases = suite("torchvision") if models else {}
-    for name in models:
-        torch.manual_seed(0)
-        yield name, cases[name].build().eval(), cases[name].inputs(), {}
+    for name, count in models.items():
+        cases = suite(name)
+        for case in list(cases)[:: len(cases) // count][:count]:
+            model, inputs = cases[case].build().eval(), cases[case].inputs()
+            yield f"{name} {case}", randomise(model, 0, inputs), inputs, {}
 
 
 def main() -> int:
@@ -243,18 +289,20 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a dozen networks and no other models")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    networks, models = (12, ()) if arguments.small else (arguments.networks, MODELS)
+    networks, models = (12, {}) if arguments.small else (arguments.networks, MODELS)
     console, began = Console(), time.perf_counter()
+    subject_count = 0
     tried, harmless, misses = Counter(), Counter(), Counter()
-    every = list(range(networks)) + list(models)
+    every = networks + sum(models.values())
     for name, model, inputs, options in track(
-        subjects(networks, arguments.start, models), "corruptions", total=len(every), console=console
+        subjects(networks, arguments.start, models), "corruptions", total=every, console=console
     ):
         dice = random.Random(name)
         try:
             result = depgraph.prune(model, inputs, verify=False, **options)
         except depgraph.NothingToPruneError:
             continue
+        subject_count += 1
         for kind, spoil in KINDS.items():
             try:
                 spoilt = spoil(model, result, dice)
@@ -266,7 +314,7 @@ def main() -> int:
                 harmless[kind] += 1
                 continue
             tried[kind] += 1
-            said = verdict(model, spoilt[0], result.plan, inputs, spoilt[1])
+            said = verdict(model, spoilt[0], spoilt[2], inputs, spoilt[1])
             if said:
                 misses[kind] += 1
                 console.print(f"{name}: {kind} {spoilt[1]}: {said}", style="red", markup=False)
@@ -275,7 +323,7 @@ def main() -> int:
         table.add_row(kind, str(tried[kind]), str(harmless[kind]), str(misses[kind]))
     console.print(table)
     console.print(
-        f"{sum(tried.values())} corruptions, {sum(misses.values())} misses, {time.perf_counter() - began:.0f} s"
+        f"{subject_count} models, {sum(tried.values())} corruptions, {sum(misses.values())} misses, {time.perf_counter() - began:.0f} s"
     )
     return 1 if misses else 0
 

@@ -40,7 +40,9 @@ class Pair(NamedTuple):
     plan: depgraph.Plan
 
 
-def other_conditions(original: nn.Module, result: depgraph.PruneResult, inputs: tuple[Tensor, ...], seed: int) -> str:
+def other_conditions(
+    original: nn.Module, result: depgraph.PruneResult, inputs: tuple[Tensor, ...], seed: int
+) -> str:
     """Where the result is off its masked original elsewhere than on the example, or nothing.
 
     In eval and in train mode; on another batch, if the original takes it; with weights drawn anew in both.
@@ -50,7 +52,9 @@ def other_conditions(original: nn.Module, result: depgraph.PruneResult, inputs: 
     drawn = copy.deepcopy(wide)
     with torch.no_grad():
         for tensor in (*drawn.parameters(), *(b for b in drawn.buffers() if is_inexact(b))):
-            tensor.mul_(1 + 0.5 * torch.rand(tensor.shape, generator=dice, dtype=torch.float64).to(tensor.dtype))
+            tensor.mul_(
+                1 + 0.5 * torch.rand(tensor.shape, generator=dice, dtype=torch.float64).to(tensor.dtype)
+            )
     state = {name: tensor[result.plan.mask(name)] for name, tensor in drawn.state_dict().items()}
     redrawn = Pair(copy.deepcopy(pair.model), result.plan)
     with torch.no_grad():
@@ -59,7 +63,9 @@ def other_conditions(original: nn.Module, result: depgraph.PruneResult, inputs: 
                 tensor.copy_(state[name].view(tensor.shape))
     for batch in (0, 2):
         given = tuple(
-            torch.randn(len(t) + batch, *t.shape[1:], generator=dice, dtype=torch.float64) if is_inexact(t) else t
+            torch.randn(len(t) + batch, *t.shape[1:], generator=dice, dtype=torch.float64)
+            if is_inexact(t)
+            else t
             for t in as_float64(inputs)
         )
         if runs(wide, given):

@@ -277,7 +277,7 @@ class Report:
         yield proof.get(v.status, f"verification: {v.status}; {v.detail}")
         if v.unproved:
             names = ", ".join(v.unproved[:6]) + (" ..." if len(v.unproved) > 6 else "")
-            yield f"not proved: {names}: what is left of them moves no output in any run that was compared"
+            yield f"not proved: {names}: what is left of them, or a part of it, moves no output in any run that was compared"
         if v.unseen:
             yield f"not compared: the tensors in {', '.join(v.unseen)}, which the model returns"
         if v.restricted:

@@ -122,7 +122,7 @@ def _proved(
 
 
 def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
-    """`proof`, in which groups are unproved, not tensors: those of whose parameters none moves an output."""
+    """`proof`, in which groups are unproved, not tensors: those of whose parameters each has kept entries that move no output."""
     known = {n for n, _ in graph.model.named_parameters()} & graph.tensors.keys()
     owned = {g.name: {m.name for m in g.members} & known for g in graph.groups if g.name in masks}
     unmoved = set(proof.unproved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,3 +113,22 @@ def test_a_proof_of_nothing_is_not_equal() -> None:
     proof = depgraph.prune(Nothing().eval(), torch.randn(4, 6)).report.verification
     assert proof.status == "shapes"
     assert proof.unproved
+
+
+def test_a_unit_that_is_dead_on_the_example_is_looked_at() -> None:
+    """Unit 3 shows on no input near the example; a plan whose two cuts disagree there is wrong."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    with torch.no_grad():
+        model[0].bias[3] = -100.0
+    x = torch.randn(4, 6)
+    graph = depgraph.analyze(model, x)
+    mask = torch.ones(8, dtype=torch.bool)
+    mask[5] = False
+    plan = depgraph.build_plan(graph, {graph.groups[0].name: mask})
+    assert depgraph.verify(model, depgraph.apply(model, plan), plan, x).unproved == ()
+    keep = plan.cuts["2.weight"].keep[1].copy()
+    keep[3], keep[4] = 4, 5  # the units 3 and 4 of what is read are 4 and 5
+    plan.cuts["2.weight"] = replace(plan.cuts["2.weight"], keep=(None, keep))
+    with pytest.raises(depgraph.VerificationError):
+        depgraph.verify(model, depgraph.apply(model, plan), plan, x)

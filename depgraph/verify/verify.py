@@ -39,6 +39,7 @@ COARSEST = 0.05  # what can't be told at better than this is not compared
 SINGLE = torch.finfo(torch.float32).eps
 KEPT = 400_000_000  # parameters up to which a model is widened as a whole where it can't be as it is used
 SPARING = 50_000_000  # parameters from which on a proof takes the fewest runs
+TURNS = 5  # times that values are drawn anew for entries that move no output yet
 TRIED = 16  # tensors that a backward pass does not reach, whose power is tried one by one
 
 
@@ -52,7 +53,8 @@ class Verification:
         max_error: largest deviation of an output, relative to the spread of that output's entries.
         detail: a sentence.
         restricted: ops that took a statistic over kept entries only.
-        unproved: what moves no output, so that nothing is known of it: names of groups, or without a graph of tensors.
+        unproved: what moves no output, or has kept units that move none, so that not all of it is known: names of groups,
+            or without a graph of tensors.
         unseen: classes of what the model returns beside tensors, in which tensors are that were not compared.
     """
 
@@ -128,15 +130,18 @@ class _Proof:
                 return shapes
         for example in several if self.dtype == torch.float64 else ():
             self._elsewhere(split_inputs(example))
-        unproved = self._unproved()
-        known = tuple(sorted(self.restricted)), tuple(unproved), tuple(self.unseen)
-        if watched and len(unproved) == len(watched):
+        known = (
+            tuple(sorted(self.restricted)),
+            tuple(dict.fromkeys(n for n, _ in self.unmoved)),
+            tuple(self.unseen),
+        )
+        if watched and len(self._unreached()) == len(watched):
             why = "values were not compared: nothing that was cut moves an output"
             return Verification("shapes", self.error, why, *known)
         in_type = ["values compared in float64"] if self.dtype == torch.float64 else []
         return Verification("equal", self.error, "; ".join([*in_type, *dict.fromkeys(self.remarks)]), *known)
 
-    def _unproved(self) -> list[str]:
+    def _unreached(self) -> list[str]:
         """The tensors of which nothing moves an output along a dim that was cut."""
         return list(dict.fromkeys(n for (n, _), left in self.unmoved.items() if left is None))
 
@@ -229,8 +234,11 @@ class _Proof:
         if self.unmoved:
             self._check_values()
         shown = True
-        if self.count <= SPARING or self._unproved():
+        if self.count <= SPARING or self.unmoved:
             shown = self._attempt(arguments, training=False)
+        for turn in range(1, TURNS):  # what a closed gate or a dead unit hides, other values show
+            if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
+                self._attempt(arguments, training=False, turn=turn)
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
             shown = self._attempt(arguments, training=True) and shown
         if not shown:
@@ -256,13 +264,13 @@ class _Proof:
                 if not error <= self.tolerance:
                     raise VerificationError(f"{name} is off what the plan keeps of it by {error:.2g}")
 
-    def _attempt(self, arguments: Arguments, training: bool) -> bool:
+    def _attempt(self, arguments: Arguments, training: bool, turn: int = 0) -> bool:
         """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = [DrawnValues(self.names)] if self.unmoved else []
+        drawn = [DrawnValues(self.names, turn=turn)] if self.unmoved else []
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
             for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
-                inputs = drawn_inputs(resized, 1, free)
+                inputs = drawn_inputs(resized, 1 + turn, free)
                 how = {"values": values, "training": training, "batch": _batch(arguments)}
                 run = self._run(inputs, torch.float32, **how)
                 try:
@@ -283,7 +291,7 @@ class _Proof:
 
     def _try_one_by_one(self, run: Setup) -> None:
         """Draw what no gradient reached once more, and look whether an output changes."""
-        names = self._unproved()
+        names = self._unreached()
         if not names or self.count > SPARING or not isinstance(run.values, DrawnValues):
             return
 

@@ -72,15 +72,18 @@ class DrawnValues:
     A tensor takes its values from one table of `TABLE` of them, in turn, from an entry on that depends on its name.
     """
 
-    def __init__(self, names: set[str], others: frozenset[str] = frozenset()) -> None:
-        """`names`: which tensors are drawn, the others keep their values; those in `others` are drawn otherwise."""
-        self.names, self.others = names, others
+    def __init__(self, names: set[str], others: frozenset[str] = frozenset(), turn: int = 0) -> None:
+        """`names`: which tensors are drawn, the others keep their values; those in `others`, and in each `turn`, otherwise."""
+        self.names, self.others, self.turn = names, others, turn
 
     def __call__(self, name: str, source: Tensor) -> Tensor:
         """The values of tensor `name`, which is `source` in the original, in float64: inside of modes, casts may be none."""
         if name not in self.names:
             return source
-        table, begin = _tables()[source.dim() < 2], zlib.crc32(name.encode()) + 7919 * (name in self.others)
+        table, begin = (
+            _tables()[source.dim() < 2],
+            zlib.crc32(name.encode()) + 7919 * (name in self.others) + 104_729 * self.turn,
+        )
         begin, count = begin % TABLE, source.numel()
         drawn = table[begin : begin + count]
         if len(drawn) < count:
