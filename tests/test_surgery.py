@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -93,3 +94,42 @@ def test_no_module_that_is_repaired_is_left_out() -> None:
     """A row of the table without a case above would be one that no test guards."""
     parts = [model.part for model, _, _ in CASES.values()]
     assert [kind for kind in TABLE if not any(isinstance(part, kind) for part in parts)] == []
+
+
+class Split(nn.Module):
+    """Splits heads; it is copied and pickled by what it was built from, and reads what that was turned into."""
+
+    def __init__(self, **lengths: int) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self.pairs = tuple(lengths.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["lengths"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.pairs[0][1], -1)).transpose(1, 2)
+
+
+class SplitAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, 24) for _ in range(3))
+        self.split, self.o = Split(h=4), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(t) for t in (self.q(x), self.k(x), self.v(x)))
+        return self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_modules_that_are_copied_in_a_way_of_their_own_keep_their_new_sizes():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 12)
+    result = prune_and_check(SplitAttention().double().eval(), x.double())
+    assert result.model.split.lengths == {"h": 2}
+    assert result.model.q.out_features == 6
+    again = copy.deepcopy(result.model)
+    assert torch.equal(again(x.double()), result.model(x.double()))

@@ -6,6 +6,7 @@ from ..axes import polynomials
 from ..base.checks import flag, of_kind
 from ..config.origin import field_repairs
 from ..plan.plan import Masks, Plan, Repair, Rewrite
+from ..surgery.copied import what_copies_need
 from .given import checked_masks
 from .graph import DependencyGraph
 
@@ -56,6 +57,7 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_rea
                 set() if assume_unused_config_reads else graph.trace.reads,
             )
         )
+    plan.repairs.extend(what_copies_need(graph.model, plan.repairs))
     return plan
 
 

@@ -133,7 +133,7 @@ def _check(
     numbers: dict[tuple[int, Any], Any] = {}
     for repair in plan.repairs:
         where = ".".join(map(str, (*filter(None, [repair.path]), repair.name, *repair.keys)))
-        place = _place(_module(model, repair.path), [repair.name, *repair.keys])
+        place = held_in(_module(model, repair.path), [repair.name, *repair.keys])
         number = None if place is None else numbers.get((id(place[0]), place[1]), place[2])
         if place is None or type(number) is not int:
             wrong.append(f"{where!r}, which the plan sets, is not a number in this model")
@@ -185,7 +185,7 @@ def _module(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _place(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] | None:
+def held_in(module: nn.Module | None, steps: list[Any]) -> tuple[Any, Any, Any] | None:
     """What holds the number at `steps` from the attributes of `module` on, under which key, and the number."""
     if module is None or steps[0] in INTERNALS:
         return None

@@ -60,7 +60,7 @@ def deep_copy(value: Any, memo: Copies) -> Any:
         return memo[key]
     if kind in _LEADING:
         return memo.setdefault(key, _LEADING[kind](value, memo))
-    if isinstance(value, nn.Module) and _usual(kind):
+    if isinstance(value, nn.Module) and is_usual(kind):
         state: dict[str, Any] = value.__getstate__() if hasattr(kind, "__getstate__") else vars(value)
         made = memo[key] = kind.__new__(kind)
         memo.setdefault(id(memo), []).append(state)  # as deepcopy does: what the memo knows must live
@@ -195,7 +195,7 @@ def inside(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 @lru_cache(maxsize=1024)
-def _usual(kind: Any) -> bool:
+def is_usual(kind: Any) -> bool:
     """Whether modules of this class are copied as torch's own are: a new object, then its attributes."""
     special = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
     return (

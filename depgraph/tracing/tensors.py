@@ -104,7 +104,11 @@ def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
         ).values():  # deepcopy refuses tensors with a history, such as a hooked weight
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
-    return copied(model, memo, frozenset(own))
+    made = copied(model, memo, frozenset(own))
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in made.named_modules():  # one that is copied in a way of its own may have come in train mode
+        module.training = modes.get(path, module.training)
+    return made
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
