@@ -14,6 +14,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
+| other ways | `fuse` | `Simplified`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
@@ -44,6 +45,7 @@ it in this list (`make check` holds that).
 * `search`: plan, apply, verify, freeze what was wrong, plan again.
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
+* `simplify`: other ways than fewer units, such as fused norms and zeros.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `store`: saves a smaller model to a folder, and loads it.
 * `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
@@ -86,6 +88,8 @@ from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
 from .select import Budget, BudgetKind, Scope, choose, register_budget
+from .simplify.fusion import fuse
+from .simplify.result import Simplified, Summary
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace
@@ -140,8 +144,10 @@ __all__ = [
     "Scope",
     "Scores",
     "Sensitivity",
+    "Simplified",
     "Slimming",
     "StoreError",
+    "Summary",
     "Sweep",
     "Trace",
     "TraceError",
@@ -158,6 +164,7 @@ __all__ = [
     "distill",
     "equation",
     "finetune",
+    "fuse",
     "load",
     "load_plans",
     "measure_latency",

@@ -42,6 +42,11 @@ def other():
     return Net()
 
 
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 22), nn.BatchNorm1d(22), nn.Linear(22, 3))
+
+
 def told():
     return Told()
 
@@ -122,6 +127,15 @@ def test_ratio_ignore_and_inputs_of_the_model(capsys: pytest.CaptureFixture[str]
     assert report["verification"]["status"] == "skipped"
     assert main(["prune", "mine:told", "--ignore", "a"]) == 1
     assert "no axis of this model can shrink" in capsys.readouterr().err
+
+
+def test_fuse(capsys, own):
+    report = data(capsys, "fuse", "mine:normed", "-i", "2x5", "-o", "fused")
+    assert report["layers"] == [{"layer": "0", "norm": "1", "bias": "as before"}]
+    import mine
+
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(depgraph.load(mine.normed, "fused")(x), mine.normed().eval()(x))
 
 
 def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own: Path) -> None:

@@ -26,6 +26,8 @@ from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
+from ..simplify.fusion import fuse as fuse_norms
+from ..simplify.result import Simplified
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
 from ..verify.verify import verify as verify_values
@@ -125,6 +127,21 @@ def prune(options: argparse.Namespace) -> int:
     _say(
         options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), *lines
     )
+    return DONE
+
+
+def fuse(options: argparse.Namespace) -> int:
+    """Batch norms into the layers before them."""
+    model = model_of(options.model)
+    return _simplified(options, fuse_norms(model.eval(), inputs_of(options.input, model)))
+
+
+def _simplified(options: argparse.Namespace, result: Simplified) -> int:
+    """Save a result where a folder is given, and show its report."""
+    if options.out:
+        save(result, options.out)
+    line = f"saved in {options.out}" if options.out else "not saved: give --out FOLDER"
+    _say(options, result.report.to_dict() | {"out": options.out}, str(result.report), line)
     return DONE
 
 

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
-    for command in (_inspect, _prune, _sweep, _verify, _show, _compare, _completion):
+    for command in (_inspect, _prune, _fuse, _sweep, _verify, _show, _compare, _completion):
         command(add)
     return top
 
@@ -90,6 +90,19 @@ def _prune(add: Add) -> None:
         help="save for from_pretrained (with --uniform, where a config can express the result)",
     )
     made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+
+
+def _fuse(add: Add) -> None:
+    made = _command(
+        add, "fuse", commands.fuse, "fold batch norms into the layers before them",
+        "depgraph fuse mypackage.models:make_net --input 1x3x224x224 --out fused",
+        model=MODEL,
+    )  # fmt: skip
+    _out(made)
+
+
+def _out(to: Any) -> None:
+    to.add_argument("-o", "--out", metavar="FOLDER", help="where to save the new model and its plan")
 
 
 def _sweep(add: Add) -> None:

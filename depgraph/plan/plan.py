@@ -128,6 +128,21 @@ class Rewrite:
     value: int
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """A norm over batches goes into the layer whose result it reads, and an identity stands in its place.
+
+    Attributes:
+        layer: path of the convolution or linear layer.
+        norm: path of the norm.
+        bias: whether the layer gets a bias that it did not have.
+    """
+
+    layer: str
+    norm: str
+    bias: bool
+
+
 @dataclass(eq=False, repr=False)
 class Plan:
     """What to remove from a model. Plain data: no weights, no device; it replays on any model of the same shapes.
@@ -138,6 +153,7 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
+        fusions: norms that go into the layers before them. A plan with some has no cuts.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
@@ -147,6 +163,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    fusions: list[Fusion] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -161,8 +178,22 @@ class Plan:
         first = self.aliases.get(name, name)
         if first not in self.shapes:
             raise PlanError(f"the plan has no parameter or buffer {name!r}")
+        if self.drops(first):
+            return torch.zeros(self.shapes[first], dtype=torch.bool)
         cut = self.cuts.get(first)
         return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+
+    def drops(self, name: str) -> bool:
+        """Whether tensor `name` goes as a whole, with the module that has it."""
+        return name.rpartition(".")[0] in {f.norm for f in self.fusions}
+
+    def added(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the parameters that the original does not have."""
+        found = {}
+        for fusion in self.fusions:
+            if fusion.bias:
+                found[f"{fusion.layer}.bias"] = self.shapes[f"{fusion.norm}.running_mean"]
+        return found
 
     def new_shape(self, name: str) -> tuple[int, ...]:
         """The shape that parameter or buffer `name` has afterwards."""

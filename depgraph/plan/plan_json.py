@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
-from .plan import FORMAT, Cut, Indices, Plan, Repair, Rewrite
+from .plan import FORMAT, Cut, Fusion, Indices, Plan, Repair, Rewrite
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
@@ -36,6 +36,11 @@ def as_data(plan: Plan) -> dict[str, Any]:
             cuts[name]["blocks"] = [number(k) for k in cut.blocks]
         if cut.numbers is not None:
             cuts[name]["numbers"] = number(cut.numbers)
+    further: dict[
+        str, Any
+    ] = {}  # written where there are some: other plans stay as earlier versions read them
+    if plan.fusions:
+        further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -45,6 +50,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "cuts": cuts,
         "repairs": [[r.path, r.name, list(r.keys), r.value, r.old] for r in plan.repairs],
         "rewrites": [[r.path, r.function, r.number, r.old, r.value] for r in plan.rewrites],
+        **further,
     }  # fmt: skip
 
 
@@ -93,7 +99,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         found = data.get("format") if isinstance(data, dict) else data
         problems.append(f"plan format {_short(found)} is not supported: this version reads {FORMAT}")
         return Plan()
-    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
+    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites", "fusions"}
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
     plan = Plan(request=field(data, "request", dict, problems))
@@ -107,6 +113,9 @@ def read(data: Any, problems: list[str]) -> Plan:
     repairs, rewrites = (field(data, name, list, problems) for name in ("repairs", "rewrites"))
     plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
     plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
+    if "fusions" in data:
+        rows = field(data, "fusions", list, problems)
+        plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]
     return plan
 
 
@@ -223,6 +232,19 @@ class _Reader:
         ):
             return Rewrite(*row)
         self.problems.append(f"invalid rewrite: {_short(row)}")
+        return None
+
+    def fusion(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Fusion | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 3
+            and isinstance(row[0], str)
+            and isinstance(row[1], str)
+            and isinstance(row[2], bool)
+            and f"{row[1]}.running_mean" in shapes
+        ):
+            return Fusion(*row)
+        self.problems.append(f"invalid fusion: {_short(row)}")
         return None
 
 

@@ -23,6 +23,7 @@ from ..config.origin import built_from, held_at
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
+from ..simplify.result import Simplified
 from ..surgery.lineage import plans_of
 from ..tracing.attributes import put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
@@ -35,7 +36,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 def save(
-    model_or_result: nn.Module | PruneResult,
+    model_or_result: nn.Module | PruneResult | Simplified,
     folder: str | os.PathLike[str],
     *,
     plans: Sequence[Plan] | Plan | None = None,
@@ -80,7 +81,7 @@ def save(
 
 
 def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[nn.Module, tuple[Plan, ...]]:
-    model = given.model if isinstance(given, PruneResult) else given
+    model = given.model if isinstance(given, (PruneResult, Simplified)) else given
     if not isinstance(model, nn.Module):
         raise InputError(f"save takes a model or what prune returned, not {type(model).__name__}")
     if plans is not None:
@@ -88,7 +89,7 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
         return model, tuple(several("plans", given_plans, Plan, "depgraph.Plans"))
     if plans_of(model):
         return model, plans_of(model)
-    if isinstance(given, PruneResult):
+    if isinstance(given, (PruneResult, Simplified)):
         return model, (*given.before, given.plan)
     raise InputError(
         "the plans of this model are not known: it was not returned by prune, apply or load, or is a copy\n"
@@ -147,14 +148,19 @@ def _differences(
     if not plans:
         return []
     last = plans[-1]
-    problems = [f"{n!r} is not in its plan" for n in named.keys() - last.shapes.keys()]
-    problems += [f"{n!r} of its plan is not in it" for n in last.shapes.keys() - named.keys() - held.keys()]
+    left = {n: last.new_shape(n) for n in last.shapes if not last.drops(n)} | last.added()
+    problems = [f"{n!r} is not in its plan" for n in named.keys() - left.keys()]
+    problems += [f"{n!r} of its plan is not in it" for n in left.keys() - named.keys() - held.keys()]
     problems += [
-        f"{n!r} has shape {tuple(t.shape)}, its plan makes {last.new_shape(n)}"
+        f"{n!r} has shape {tuple(t.shape)}, its plan makes {left[n]}"
         for n, t in named.items()
-        if n in last.shapes and tuple(t.shape) != last.new_shape(n)
+        if n in left and tuple(t.shape) != left[n]
     ]
-    return sorted(problems) + (["it ties other tensors than its plan"] if ties != last.aliases else [])
+    return sorted(problems) + (
+        ["it ties other tensors than its plan"]
+        if ties != {n: f for n, f in last.aliases.items() if not last.drops(n)}
+        else []
+    )
 
 
 def _unfit(name: str, tensor: Tensor) -> list[str]:

@@ -20,6 +20,7 @@ from ..tracing.attributes import holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
+from . import fold
 from .lineage import note
 from .rewrite import misfit, rewrite
 
@@ -90,6 +91,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
+    for fusion in plan.fusions:
+        fold.fold(small, fusion)
     recompute(small)
     _repair_standard(small)
     small = wrapped(small)
@@ -151,6 +154,7 @@ def _check(
         for edit in plan.rewrites
         if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
+    wrong += [problem for fusion in plan.fusions if (problem := fold.misfit(model, fusion))]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
 

@@ -1,0 +1,68 @@
+"""A norm over batches into the layer before it: the weights of one layer that computes what both did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from ..plan.plan import Fusion
+
+Tensor = torch.Tensor
+LAYERS = (
+    _ConvNd,
+    nn.Linear,
+)  # one weight, whose rows (or columns, transposed) are the channels of the result
+
+
+def misfit(model: nn.Module, fusion: Fusion) -> str:
+    """Why `fusion` does not fit `model`, or ""."""
+    try:
+        layer, norm = model.get_submodule(fusion.layer), model.get_submodule(fusion.norm)
+    except AttributeError as error:
+        return f"{fusion.norm!r} can't go into {fusion.layer!r}: {error}"
+    if not isinstance(layer, LAYERS) or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        return f"{fusion.norm!r} can't go into {fusion.layer!r}: they are {type(norm).__name__} and {type(layer).__name__}"
+    if (layer.bias is None) != fusion.bias:
+        return (
+            f"{fusion.layer!r} has {'no' if layer.bias is None else 'a'} bias, the plan is for another layer"
+        )
+    return ""
+
+
+def fold(model: nn.Module, fusion: Fusion) -> None:
+    """Put the norm's scale and shift into the layer's weight and bias, computed in float64, and an identity in its place.
+
+    ``scale = weight / sqrt(running_var + eps)``, by channel of the layer's result; its weight becomes ``weight * scale``, its
+    bias ``(bias - running_mean) * scale + shift``.
+    """
+    layer: Any = model.get_submodule(fusion.layer)
+    norm: Any = model.get_submodule(fusion.norm)
+    with torch.no_grad():
+        mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = 0.0 if norm.bias is None else norm.bias.double()
+        bias = 0.0 if layer.bias is None else layer.bias.double()
+        new = _scaled(layer, scale), (bias - mean) * scale + shift
+    trains = layer.weight.requires_grad
+    for name, value in zip(("weight", "bias"), new, strict=True):
+        setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=trains))
+    identity = nn.Identity().train(norm.training)
+    for module in model.modules():
+        for key, child in module._modules.items():
+            if child is norm:
+                module._modules[key] = identity
+
+
+def _scaled(layer: Any, scale: Tensor) -> Tensor:
+    """The weight [out, in, ...], or transposed [groups * in, out of a group, ...], times the `scale` [out] of its channels."""
+    weight = layer.weight.double()
+    if not getattr(layer, "transposed", False):
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    blocks = weight.unflatten(0, (layer.groups, -1))  # [groups, in, out, ...]
+    by_group = scale.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+    return (blocks * by_group).flatten(0, 1)
