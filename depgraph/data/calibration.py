@@ -106,6 +106,11 @@ class Calibration:
         if empty:
             raise InputError("calibration is empty: give at least one batch of inputs")
 
+    def has_loss(self, output: Any) -> bool:
+        """Whether there is a loss: a function of the user's, or one that the model's `output` brings."""
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        return self.loss is not None or isinstance(own, torch.Tensor)
+
     def loss_of(self, output: Any, batch: Batch) -> torch.Tensor:
         """The loss of the model's `output` on `batch`: a scalar.
 

@@ -17,7 +17,7 @@ import torch
 
 from ..axes import axes
 from ..axes.axes import Axis
-from ..axes.nodes import is_convolution, is_grouped, op_name, tokens
+from ..axes.nodes import GATES, is_convolution, is_grouped, op_name, tokens
 from ..axes.op_call import DimFacts, Product
 from ..grouping.graph import DependencyGraph
 from ..tracing.recorder import Node, record_of
@@ -57,6 +57,11 @@ class Consumer:
     def is_convolution(self) -> bool:
         """Whether it is called in a convolution."""
         return is_convolution(self.node.target)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it is called in a recurrent layer, which makes more of its result before it gives that."""
+        return op_name(self.node.target) in GATES
 
 
 def consumers(graph: DependencyGraph | DimFacts) -> list[Consumer]:

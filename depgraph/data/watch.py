@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,13 +127,19 @@ class Watch:
                     paths.append(place[2])
         self.keys = keys.known
         self.makers = {form[0] for form in self.keys if isinstance(form, tuple)}
-        self.twin, self.tensors = twin(model)
+        self.twin, self.tensors = self.copy_of(model)
         self.kept = WriteGuard(self.twin.parameters())
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
         self.paused = 0
         self.failure: BaseException | None = None
+
+    gradients = False  # whether the run is recorded for derivatives
+
+    def copy_of(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        """What is run, and its tensors by name."""
+        return twin(model)
 
     def run(self, batch: Batch) -> Any:
         """Run the model on a batch; what it returns, or None where a callback had enough. What one raises passes through."""
@@ -151,7 +157,12 @@ class Watch:
         self.made.clear()
         self.failure, self.choices, self.pending = None, 0, []
         try:
-            with torch.inference_mode(False), torch.no_grad(), open_functions(), _Aten(self), _Python(self):
+            with ExitStack() as modes:
+                modes.enter_context(torch.inference_mode(False))
+                modes.enter_context(torch.set_grad_enabled(self.gradients))
+                modes.enter_context(open_functions())
+                modes.enter_context(_Aten(self))
+                modes.enter_context(_Python(self))
                 out = batch.run(self.twin)
         except StopRun:
             return None
@@ -197,6 +208,10 @@ class Watch:
                 self._made(out, number)
         return out
 
+    def operands(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a call that a trace records whole is made with."""
+        return args, kwargs
+
     def note(self, args: Any) -> None:
         """Let `choices` stand for the integers and truth values among `args`, too."""
         self.paused += 1
@@ -231,7 +246,8 @@ class Watch:
     def _tell(self, call: Call) -> None:
         self.paused += 1
         try:
-            self.see(call)
+            with torch.no_grad():
+                self.see(call)
         except BaseException as error:
             self.failure = error
             raise
@@ -248,10 +264,15 @@ class Watch:
                 self.made[id(tensor)] = weakref.ref(tensor), item
 
 
-def twin(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of `model` in eval mode with its own parameters and copies of all else, and these tensors by name."""
+def twin(
+    model: nn.Module, parameter: Callable[[Tensor], Tensor] = lambda p: p
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of `model` in eval mode with its own parameters and copies of all else, and these tensors by name.
+
+    `parameter` says what stands for a parameter: by default itself.
+    """
     every, parameters = all_tensors(model), {id(p) for p in model.parameters()}
-    tensors = {n: t if id(t) in parameters else t.clone() for n, t in every.items()}
+    tensors = {n: parameter(t) if id(t) in parameters else t.clone() for n, t in every.items()}
     return skeleton(model, {id(t): tensors[n] for n, t in every.items()}).eval(), tensors
 
 
@@ -300,9 +321,10 @@ class _Python(TorchFunctionMode):
         ordered, rest = in_order(whole, args, kwargs)
 
         def run() -> Any:
+            given, named = watch.operands(args, kwargs)
             watch.paused += 1
             try:
-                return func(*args, **kwargs)
+                return func(*given, **named)
             finally:
                 watch.paused -= 1
 

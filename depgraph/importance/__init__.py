@@ -13,6 +13,7 @@ from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
+from .kfac import KfacObs
 from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
 from .second_order import Correlation, Obs, Redundancy, SecondMoments
 
@@ -38,6 +39,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "correlation": Correlation,
     "redundancy": Redundancy,
     "obs": Obs,
+    "kfac_obs": KfacObs,
 }
 
 
@@ -108,6 +110,7 @@ __all__ = [
     "Hessian",
     "Importance",
     "InputStatistic",
+    "KfacObs",
     "Lamp",
     "Magnitude",
     "Obs",

@@ -13,16 +13,13 @@ from ..base.errors import InputError
 from ..base.switches import eagerly, same_random_state, without_cudnn
 from ..base.values import map_tensors, tensor_leaves
 from ..data.calibration import Batch, Calibration
+from ..data.gradients import UNRELATED, no_derivative
 from ..grouping.graph import DependencyGraph
 from ..tracing.tensors import all_tensors, skeleton
 from .sums import moved_from
 
 Aliases = dict[str, nn.Parameter]
 Gradients = dict[str, torch.Tensor]
-UNRELATED = (
-    "the loss does not depend on any weight that can be removed: it must be computed from what the model returns, by "
-    "differentiable ops"
-)
 
 
 def differentiate(
@@ -71,12 +68,7 @@ def _gradients(loss: torch.Tensor, aliases: Aliases, twice: bool) -> Gradients:
     try:
         given = torch.autograd.grad(loss, [*aliases.values()], allow_unused=True, create_graph=twice)
     except RuntimeError as error:
-        if "use_reentrant" in str(error):
-            raise InputError(
-                "the model uses activation checkpointing with use_reentrant=True, which computes no gradients of chosen "
-                "tensors: build it with use_reentrant=False, or switch checkpointing off"
-            ) from error
-        raise
+        raise InputError(no_derivative(error)) from error
     found = {n: g for n, g in zip(aliases, given, strict=True) if g is not None}
     if not found:
         raise InputError(UNRELATED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.errors import InputError
 from ..data.calibration import Calibration
 from ..data.consumers import Consumer
+from ..data.gradients import GradientWatch, Objective, Reached
 from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
@@ -48,6 +51,8 @@ class Moments:
         total: sum of x by stacked matrix, [blocks, m] float64.
         product: sum of x x' by stacked matrix, [blocks, m, m] float64.
         weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
+        squares: with gradients g at the results of each consumer, by block or stacked matrix: the sum of g g' [rows, rows], or
+            where that is larger than [m, m] (and for recurrent layers) of W'g g'W, float64.
     """
 
     consumers: list[Consumer]
@@ -62,6 +67,8 @@ class Moments:
     total: dict[int, Tensor] = field(default_factory=dict)
     product: dict[int, Tensor] = field(default_factory=dict)
     weight: dict[Consumer, Tensor] = field(default_factory=dict)
+    squares: dict[tuple[Consumer, int], Tensor] = field(default_factory=dict)
+    differentiated: bool = False
 
     @property
     def width(self) -> int:
@@ -72,14 +79,18 @@ class Moments:
     @property
     def bytes(self) -> int:
         """What the matrices take."""
-        return 8 * self.width**2 * self.blocks * _stacks(self.consumers[0])
+        matrices = 8 * self.blocks * _stacks(self.consumers[0])
+        found = matrices * self.width**2
+        if self.differentiated:
+            found += sum(matrices * min(self.width, _rows(c) // self.blocks) ** 2 for c in self.consumers)
+        return found
 
     def add(self, stack: int, x: Tensor) -> None:
         """Inputs [samples, width] or [samples, width, positions] of one of the stacked matrices."""
         if not len(x):
             return
         if self.columns is not None:
-            x = x[:, torch.from_numpy(self.columns).to(x.device)]
+            x = x[:, self._columns(x)]
         x = x if x.dtype == torch.float64 else x.float()
         x = x.reshape(len(x), self.blocks, self.width).transpose(0, 1)  # [blocks, samples, m]
         if self.centred:
@@ -91,6 +102,61 @@ class Moments:
             self.product[stack] += product
         else:
             self.count[stack], self.total[stack], self.product[stack] = x.shape[1], total, product
+
+    def add_gradient(self, reached: Reached, gradient: Tensor) -> None:
+        """The gradient at a call of one of the consumers, for every stacked matrix or block."""
+        call = reached.call
+        if reached.at_input:  # of the input x it is W'g already
+            x = gradient.flatten(0, -2)
+            self._add_squares(
+                call.consumer, 0, x if self.columns is None else x[:, self._columns(x)], 1 / reached.shared
+            )
+        elif call.consumer.is_convolution:
+            g = call.layout.outputs(call.args, gradient, slice(None), slice(None))
+            for block in range(len(g)):
+                if self.columns is None or block == self.block:
+                    self._add_results(call.consumer, block, g[block])
+        else:
+            for stacks, samples, _ in call.layout.inputs(call.args, call.x, slice(None)):
+                g = call.layout.outputs(call.args, gradient, stacks, samples)
+                for stack, part in enumerate(g, stacks.start or 0):
+                    self._add_results(call.consumer, stack, part)
+
+    def _add_results(self, consumer: Consumer, part: int, g: Tensor) -> None:
+        if g.shape[1] > self.width:
+            stack, block = (0, part) if consumer.is_convolution else (part, 0)
+            weight = self.matrix(consumer, stack, block)
+            g = g.to(torch.promote_types(g.dtype, torch.float32)) @ weight.to(
+                torch.promote_types(g.dtype, torch.float32)
+            )
+        self._add_squares(consumer, part, g)
+
+    def _add_squares(self, consumer: Consumer, part: int, g: Tensor, share: float = 1.0) -> None:
+        g = g if g.dtype == torch.float64 else g.float()
+        found = (g.T @ g).double() * share
+        if not bool(torch.isfinite(found.diagonal()).all()):
+            raise InputError(
+                f"gradients at {consumer.name} are NaN or infinite on the calibration data: "
+                "where the model is in half precision, give a copy in float32, or a loss that is smaller"
+            )
+        known = self.squares.get((consumer, part))
+        self.squares[consumer, part] = found if known is None else known.add_(found)
+
+    def curvature(self, consumer: Consumer, stack: int, block: int) -> Tensor | None:
+        """[m, m] float64: the sum of W'g g'W over the samples of a matrix, W its weight and g the gradients of its results.
+
+        None where no gradient came.
+        """
+        found = self.squares.get((consumer, max(stack, block, self.block)))
+        if found is None:
+            return None
+        weight = self.matrix(consumer, stack, block)
+        if consumer.is_recurrent or len(weight) > self.width:
+            return found
+        return weight.T @ found @ weight
+
+    def _columns(self, like: Tensor) -> Tensor:
+        return torch.from_numpy(self.columns).to(like.device)
 
     @property
     def shares(self) -> dict[int, float]:
@@ -139,14 +205,19 @@ def observed(
     centred: bool,
     widest: int,
     memory: int,
+    objective: Objective | None = None,
 ) -> Iterator[Moments]:
     """The moments for every use of every consumer in `readers` (by group), those first whose data came first.
 
     The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix has more than
     `widest` columns, unless one unit has: a wider consumer is taken apart into runs of whole units, which are scored
-    without looking at the others. With `windows` every kernel position of a convolution is a column of its own.
+    without looking at the others. With `windows` every kernel position of a convolution is a column of its own. With an
+    `objective` the run goes back, too, and sums of its gradients are there.
     """
-    for lot in _lots(_plan(readers, windows, widest), memory):
+    planned = _plan(readers, windows, widest)
+    for moments in planned:
+        moments.differentiated = objective is not None
+    for lot in _lots(planned, memory):
         by_consumer: dict[Consumer, list[Moments]] = {}
         for moments in lot:
             moments.centred = centred
@@ -163,7 +234,19 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
-        Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
+        def see_gradient(
+            reached: Reached, gradient: Tensor, table: dict[Consumer, list[Moments]] = by_consumer
+        ) -> None:
+            for moments in table[reached.call.consumer]:
+                moments.add_gradient(reached, gradient)
+
+        if objective is None:
+            Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
+        else:
+            watch = GradientWatch(graph.model, by_consumer, see, see_gradient, objective)
+            with closing(data.batches("observing gradients")) as batches:
+                for batch in batches:
+                    watch.run_back(batch)
         while lot:
             yield lot.pop(0)  # so that what was used can go
         by_consumer.clear()
@@ -238,6 +321,12 @@ def _stacks(consumer: Consumer) -> int:
     x, w, result = call.letters
     tail = w.partition("...")[2] if "..." in w else w
     return prod(n for t, n in zip(tail, shape[-len(tail) :], strict=True) if t in x and t in result)
+
+
+def _rows(consumer: Consumer) -> int:
+    """Rows of all blocks of its weight, or of one of the stacked matrices."""
+    whole = prod(record_of(consumer.calls[0].weight).shape)
+    return whole // max(1, consumer.width // blocks(consumer) * _positions(consumer) * _stacks(consumer))
 
 
 def _positions(consumer: Consumer) -> int:

@@ -6,6 +6,7 @@ Groups whose consumers can't be observed (queries meet keys, and no weight; recu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group, Indices
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
-from .moments import observed
-from .readers import readers
+from .moments import Moments, Use, observed
+from .readers import Reader, readers
 
 Tensor = torch.Tensor
 ENTRIES = 1 << 25  # held at a time while units are scored
@@ -68,20 +69,37 @@ class SecondMoments:
             self.otherwise.prepare(graph, calibration)
         self.scores: dict[str, Scores] = {}
         self.seen: dict[str, set[Any]] = {}
-        bounds = {"widest": self.widest, "memory": self.memory}
-        for moments in observed(graph, table, data, windows=self.windows, centred=self.centred, **bounds):
-            shares = sum(moments.shares.values()) if self.average else 1.0
+        for moments in self.observed(graph, table, data):
             for stack, block, matrix in moments.means():
                 solved = self.solved(matrix)
                 for use in moments.uses:
-                    if use.consumer not in moments.weight:
+                    weight = self.weight(moments, use, stack, block)
+                    if weight is None:
                         continue
-                    weight = moments.matrix(use.consumer, stack, block) if self.weighted else matrix[:0]
                     scores = self.scores.setdefault(use.group, np.zeros(graph.named[use.group].units))
                     for units, entries in moments.entries(use, block):
-                        found = self._in_pieces(solved, weight, entries)
-                        scores[units] += found * (moments.shares[stack] / shares)
+                        scores[units] += self._in_pieces(solved, weight, entries) * self.share(moments, stack)
                     self.seen.setdefault(use.group, set()).add(use.consumer)
+
+    def observed(
+        self, graph: DependencyGraph, table: dict[str, list[Reader]], data: Calibration
+    ) -> Iterator[Moments]:
+        """The moments of what the readers in `table` are given."""
+        return observed(
+            graph, table, data,
+            windows=self.windows, centred=self.centred, widest=self.widest, memory=self.memory,
+        )  # fmt: skip
+
+    def weight(self, moments: Moments, use: Use, stack: int, block: int) -> Tensor | None:
+        """What `of` needs of a consumer besides the moments; None where it was not called."""
+        if use.consumer not in moments.weight:
+            return None
+        found = moments.matrix(use.consumer, stack, block)
+        return found if self.weighted else found[:0]
+
+    def share(self, moments: Moments, stack: int) -> float:
+        """How much one of the stacked matrices counts."""
+        return moments.shares[stack] / (sum(moments.shares.values()) if self.average else 1.0)
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""

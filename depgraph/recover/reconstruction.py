@@ -28,7 +28,7 @@ from ..data.layout import Runs, Samples, slices
 from ..data.watch import Call
 from .pairs import Pair
 from .result import LayerRecovery
-from .solve import Sums, wide
+from .solve import Sums, summed_in, wide
 
 Tensor = torch.Tensor
 # Tried one after another while rows gain, then the stronger ones.
@@ -223,9 +223,15 @@ def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
         wanted = _wanted(pair, member, every, every)
         count += given.shape[1]
         if member.held_out or not several:
-            missing += float((wanted - given).double().square().sum())
-            whole += float(wanted.double().square().sum())
+            missing += _square(wanted - given)
+            whole += _square(wanted)
     return missing, whole, count
+
+
+def _square(x: Tensor) -> float:
+    """The sum of squares, of half precision in float32."""
+    x = summed_in(x)
+    return float(x.square().sum(dtype=wide(x.device)))
 
 
 def _wanted(pair: Pair, member: Member, stacks: slice, samples: Samples) -> Tensor:
@@ -277,7 +283,6 @@ class _Work:
 
     def samples(self, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
         """(stacks, x [stacks, n, columns], what is missing [stacks, n, rows], held out) in pieces."""
-        kind = wide(self.device)
         for i, member in enumerate(self.members):
             call, layout = member.small, member.small.layout
 
@@ -291,7 +296,7 @@ class _Work:
             for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
                 given = layout.outputs(call.args, member.result(), part, samples)
                 missing = _wanted(self.pair, member, part, samples) - given
-                x, missing = x.to(kind), missing.to(kind)
+                x, missing = summed_in(x), summed_in(missing)
                 if self.alone:
                     held_out = torch.arange(x.shape[1], device=x.device) % 5 == 4
                     yield part, x[:, ~held_out], missing[:, ~held_out], False
@@ -313,7 +318,7 @@ class _Work:
         changed = bool(change.damping)
         for part, x, missing, held_out in self.samples(stacks):
             if changed:
-                missing = missing - x @ change.weight[part].mT - change.constant[part][:, None]
+                missing = missing - x @ change.weight[part].mT.to(x) - change.constant[part][:, None].to(x)
             own = slice(part.start - stacks.start, part.stop - stacks.start)
             made[held_out].add(own, x[:, :, block], missing, gram=not known)
         if whole:

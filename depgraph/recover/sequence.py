@@ -16,7 +16,7 @@ from .lockstep import Run
 from .pairs import Pair
 from .reconstruction import COLUMNS, ENTRIES, Grams, Member, NotFinite, Reconstruction, choose, taken
 from .result import NOT_FINITE, UNREACHED, LayerRecovery
-from .solve import Sums
+from .solve import Sums, summed_in
 from .task import Task
 
 Tensor = torch.Tensor
@@ -168,8 +168,8 @@ def sums_of_removed(
         pair = by_consumer[call.consumer]
         mine = sums[pair][held_now]
         for part, x, missing in _without_removed(call, pair):
-            mine.add(part, (x if kept else x[:, :, :0]).to(mine.xx), missing.to(mine.xx))
-        squares[pair][held_now] += float(call.out.double().square().sum())
+            mine.add(part, summed_in(x if kept else x[:, :, :0]), summed_in(missing))
+        squares[pair][held_now] += float(summed_in(call.out).square().sum(dtype=torch.float64))
 
     watch = Watch(task.model, list(by_consumer), see)
     for batch, held_now in task.each(text) if found else ():  # noqa: B007  `see` reads it

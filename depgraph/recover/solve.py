@@ -7,6 +7,22 @@ from dataclasses import dataclass
 import torch
 
 Tensor = torch.Tensor
+RUN = 1 << 13  # samples of one product: rounding in float32 grows with them
+SIDE = 256  # a Gram matrix is made of blocks of at least so many columns, of which one half is the other's mirror
+
+
+def _add_gram(total: Tensor, x: Tensor) -> None:
+    """Add x'x to `total` [stacks, c, c], for x [stacks, n, c]: what is left of the diagonal mirrors what is right of it."""
+    width = x.shape[2]
+    if width < 2 * SIDE:
+        total += x.mT @ x
+        return
+    half = width // 2
+    _add_gram(total[:, :half, :half], x[:, :, :half])
+    _add_gram(total[:, half:, half:], x[:, :, half:])
+    found = x[:, :, :half].mT @ x[:, :, half:]
+    total[:, :half, half:] += found
+    total[:, half:, :half] += found.mT
 
 
 @dataclass
@@ -38,14 +54,18 @@ class Sums:
         )  # fmt: skip
 
     def add(self, where: slice, x: Tensor, r: Tensor, gram: bool = True) -> None:
-        """Add samples of the stacks `where`; without `gram` the sums of x alone are left as they are."""
-        if gram:
-            self.xx[where] += x.mT @ x
-            self.x[where] += x.sum(1)
-            self.count[where] += x.shape[1]
-        self.xr[where] += x.mT @ r
-        self.r[where] += r.sum(1)
-        self.rr[where] += r.square().sum(1)
+        """Add samples of the stacks `where`; without `gram` the sums of x alone are left as they are.
+
+        Products are of at most `RUN` samples in the type of x and r, float32 or wider, and added up in that of the sums.
+        """
+        for x_run, r_run in zip(x.split(RUN, 1), r.split(RUN, 1), strict=True):
+            if gram:
+                _add_gram(self.xx[where], x_run)
+                self.x[where] += x_run.sum(1, dtype=self.x.dtype)
+                self.count[where] += x_run.shape[1]
+            self.xr[where] += x_run.mT @ r_run
+            self.r[where] += r_run.sum(1, dtype=self.r.dtype)
+            self.rr[where] += r_run.square().sum(1, dtype=self.rr.dtype)
 
     def plus(self, other: Sums) -> Sums:
         """The sums of both."""
@@ -66,17 +86,19 @@ class Sums:
         [stacks, rows].
         """
         n = self.count.clamp(min=1)[:, None]
-        xx, xr = self.xx, self.xr
+        xx, xr = self.xx.clone(), self.xr
         if affine:
-            xx = xx - self.x[:, :, None] * (self.x / n)[:, None, :]
-            xr = xr - self.x[:, :, None] * (self.r / n)[:, None, :]
-        scale = xx.diagonal(dim1=1, dim2=2).mean(1)
+            xx.baddbmm_(self.x[:, :, None], (self.x / n)[:, None, :], alpha=-1)
+            xr = torch.baddbmm(xr, self.x[:, :, None], (self.r / n)[:, None, :], alpha=-1)
+        diagonal = xx.diagonal(dim1=1, dim2=2)
+        plain, scale = diagonal.clone(), diagonal.mean(1)
         load = (damping * scale).clamp(min=torch.finfo(xx.dtype).tiny)
-        eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-        factor, failed = torch.linalg.cholesky_ex(xx + load[:, None, None] * eye)
+        diagonal += load[:, None]
+        factor, failed = torch.linalg.cholesky_ex(xx)
         while bool(failed.any()):  # too little damping for what rounding left
             load = torch.where(failed > 0, (load * 10).clamp(min=1e-14) + 1e-15 * scale, load)
-            factor, failed = torch.linalg.cholesky_ex(xx + load[:, None, None] * eye)
+            diagonal.copy_(plain + load[:, None])
+            factor, failed = torch.linalg.cholesky_ex(xx)
         change = torch.cholesky_solve(xr, factor).mT
         constant = torch.zeros_like(self.r)
         if affine:
@@ -93,3 +115,8 @@ class Sums:
 def wide(device: torch.device) -> torch.dtype:
     """The type that sums are made in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def summed_in(x: Tensor) -> Tensor:
+    """`x` in the type that products for sums are made in: float32, or what is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,328 @@
+"""Fisher-weighted OBS: its scores by hand, on every kind of consumer, with and without a loss, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+from depgraph import InputError
+from depgraph.data.calibration import Calibration
+from depgraph.importance import L2, KfacObs
+from depgraph.importance.kfac import signed
+
+Loss = Callable[[Any, Any], Tensor]
+# What one consumer is given [n, m], the gradients of its results [n, rows], its weight [rows, m], and each unit's columns.
+Given = tuple[Tensor, Tensor, Tensor, list[list[int]]]
+
+
+def by_hand(every: Sequence[Given], damping: float, samples: int) -> list[float]:
+    """tr(G W_u ((H^-1)_uu)^-1 W_u') for each unit, added up over consumers."""
+    totals = [0.0] * len(every[0][3])
+    for x, g, weight, units in every:
+        moment = x.T @ x / len(x)
+        inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
+        fisher = g.T @ g / samples
+        for u, columns in enumerate(units):
+            w = weight[:, columns]
+            block = torch.linalg.inv(inverse[columns][:, columns])
+            totals[u] += float(torch.trace(fisher @ w @ block @ w.T))
+    return totals
+
+
+def scores(net: nn.Module, data: list[Any], units: int, criterion: Any, loss: Loss | None) -> Any:
+    example = data[0][0] if isinstance(data[0], tuple) else data[0]
+    graph = depgraph.analyze(net, example)
+    group = next(g for g in graph.groups if g.units == units)
+    calibration = Calibration(data, example, loss, False)
+    return depgraph.scores_of(graph, criterion, calibration=calibration)[group.name]
+
+
+def watched(net: nn.Module, data: list[Any], objective: Loss, *names: str) -> list[tuple[Tensor, Tensor]]:
+    """(inputs, gradients of the results) of modules, of all batches one after the other."""
+    inputs: dict[str, list[Tensor]] = {n: [] for n in names}
+    gradients: dict[str, list[Tensor]] = {n: [] for n in names}
+    twin = copy.deepcopy(net).eval()
+    for n in names:
+        module = twin.get_submodule(n)
+        module.register_forward_pre_hook(lambda _, args, n=n: inputs[n].append(args[0].detach()))
+        module.register_full_backward_hook(lambda _, __, out, n=n: gradients[n].append(out[0].detach()))
+    for x, target in data:
+        objective(twin(x.clone().requires_grad_()), target).backward()
+    return [(torch.cat(inputs[n]), torch.cat(gradients[n])) for n in names]
+
+
+class Attention(nn.Module):
+    """Heads of width 3; keys and values from one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(3, 7)
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(7, 12),
+            nn.Linear(7, 12),
+            nn.Linear(7, 12),
+            nn.Linear(12, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.enter(x))
+        q, k, v = (m(x).unflatten(-1, (4, 3)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out(y).mean(1)
+
+
+def batches(shape: tuple[int, ...], classes: int, count: int = 3) -> list[Any]:
+    return [(torch.randn(11, *shape).double(), torch.randint(0, classes, (11,))) for _ in range(count)]
+
+
+def ones(units: int) -> list[list[int]]:
+    return [[u] for u in range(units)]
+
+
+def test_linear_layers_with_a_loss() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 7), nn.ReLU(inplace=True), nn.Linear(7, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)
+    ).double()
+    data = batches((3,), 2)
+    for name, units in (("2", 7), ("4", 5)):
+        ((x, g),) = watched(_plain(net), data, F.cross_entropy, name)
+        expected = by_hand([(x, g, net.get_submodule(name).weight.detach(), ones(units))], 0.01, 33)
+        np.testing.assert_allclose(scores(net, data, units, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
+
+
+def _plain(net: nn.Module) -> nn.Module:
+    """The same without writing in place, which hooks of modules do not stand."""
+    found = copy.deepcopy(net)
+    for m in found.modules():
+        if isinstance(m, nn.ReLU):
+            m.inplace = False
+    return found
+
+
+def test_wide_results_and_several_consumers_add_up() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.wide, self.narrow = nn.Linear(3, 7), nn.Linear(7, 19), nn.Linear(7, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.enter(x))
+            return torch.tanh(self.wide(x)).sum(1, keepdim=True) + self.narrow(x)
+
+    torch.manual_seed(0)
+    net, data = Two().double(), batches((3,), 2)
+    found = watched(net, data, F.cross_entropy, "wide", "narrow")
+    every = [
+        (x, g, m.weight.detach(), ones(7)) for (x, g), m in zip(found, (net.wide, net.narrow), strict=True)
+    ]
+    np.testing.assert_allclose(scores(net, data, 7, KfacObs(0.3), F.cross_entropy), by_hand(every, 0.3, 33))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_windows_of_convolutions(groups: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.ReLU(inplace=True), nn.Conv2d(6, 4, (3, 2), padding=1, groups=groups), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    data = batches((2, 4, 5), 3)
+    ((x, g),) = watched(_plain(net), data, F.cross_entropy, "2")
+    windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)
+    results = g.flatten(2).transpose(1, 2).flatten(0, 1)
+    totals: list[float] = []
+    for block in range(groups):
+        width, rows = 6 // groups, 4 // groups
+        part = windows[:, block * width * 6 : (block + 1) * width * 6]
+        weight = net[2].weight.detach()[block * rows : (block + 1) * rows].flatten(1)
+        units = [[6 * u + i for i in range(6)] for u in range(width)]
+        totals += by_hand([(part, results[:, block * rows : (block + 1) * rows], weight, units)], 0.01, 33)
+    found = scores(
+        net, data, 6 // groups, "kfac_obs", F.cross_entropy
+    )  # the first block's units are a group of their own
+    np.testing.assert_allclose(found, totals[: len(found)], rtol=1e-8)
+
+
+def test_heads_of_attention() -> None:
+    torch.manual_seed(0)
+    net, data = (
+        Attention().double(),
+        [(torch.randn(11, 6, 3).double(), torch.randint(0, 5, (11,))) for _ in range(3)],
+    )
+    ((x, g),) = watched(net, data, F.cross_entropy, "out")
+    units = [[3 * u + i for i in range(3)] for u in range(4)]
+    every = [(x.flatten(0, 1), g.flatten(0, 1), net.out.weight.detach(), units)]
+    expected = by_hand(every, 0.01, 11 * 6 * 3)
+    np.testing.assert_allclose(scores(net, data, 4, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_inputs_of_recurrent_layers(kind: Any, bidirectional: bool) -> None:
+    """W'g, for all gates and directions together, is the gradient at the layer's input."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(3, 7)
+            self.steps = kind(7, 4, batch_first=True, bidirectional=bidirectional)
+            self.out = nn.Linear(8 if bidirectional else 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.steps(torch.tanh(self.enter(x)))[0].mean(1))
+
+    torch.manual_seed(0)
+    net, data = (
+        Steps().double(),
+        [(torch.randn(11, 5, 3).double(), torch.randint(0, 2, (11,))) for _ in range(2)],
+    )
+    inputs, back = [], []
+    for x, target in data:
+        hidden = torch.tanh(net.enter(x)).detach().requires_grad_()
+        loss = F.cross_entropy(net.out(net.steps(hidden)[0].mean(1)), target)
+        back.append(torch.autograd.grad(loss, hidden)[0].flatten(0, 1))
+        inputs.append(hidden.detach().flatten(0, 1))
+    x, g = torch.cat(inputs), torch.cat(back)
+    found = scores(net, data, 7, "kfac_obs", F.cross_entropy)
+    expected = by_hand([(x, g, torch.eye(7).double(), ones(7))], 0.01, 1)
+    np.testing.assert_allclose(found / found.sum(), np.array(expected) / sum(expected), rtol=1e-8)
+
+
+def test_experts_count_by_the_gradients_of_their_samples() -> None:
+    class Runs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rise, self.fall = nn.Parameter(torch.randn(3, 8, 28)), nn.Parameter(torch.randn(3, 28, 4))
+            self.register_buffer("ends", torch.tensor([2, 13, 20], dtype=torch.int32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(torch._grouped_mm(x, self.rise, offs=self.ends) / 4)
+            return torch._grouped_mm(hidden, self.fall, offs=self.ends)
+
+    torch.manual_seed(1)
+    net, data = Runs(), [(torch.randn(20, 8), torch.randint(0, 4, (20,))) for _ in range(30)]
+    units = [list(range(4 * u, 4 * u + 4)) for u in range(7)]
+    expected = np.zeros(7)
+    for e, (i, j) in enumerate(((0, 2), (2, 13), (13, 20))):
+        x = torch.cat([torch.tanh(b[i:j] @ net.rise[e] / 4).detach() for b, _ in data]).double()
+        out = x.float() @ net.fall[e].detach()
+        target = torch.cat([t[i:j] for _, t in data])
+        g = (out.softmax(1) - F.one_hot(target, 4)).double() / 20
+        expected += by_hand([(x, g, net.fall[e].detach().T.double(), units)], 0.01, 1)
+    found = scores(net, data, 7, "kfac_obs", F.cross_entropy)
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=1e-3)
+
+
+def test_without_a_loss_signs_at_the_outputs_stand_for_it() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 2)).double()
+    data = [x for x, _ in batches((3,), 2)]
+    seeds = iter(range(1, 4))
+    pairs = [(x, None) for x in data]
+    ((x, g),) = watched(net, pairs, lambda out, _: signed(out, next(seeds)), "2")
+    expected = by_hand([(x, g, net[2].weight.detach(), ones(7))], 0.01, 33)
+    np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", None), expected, rtol=1e-8)
+    # of many draws G is the same as that of all outputs by themselves: no output matters more than another
+    gradients = torch.cat([_signs(net, x, s) for x in data for s in range(400)])
+    fisher = gradients.T @ gradients
+    assert float(fisher[0, 1].abs()) < 0.1 * float(fisher[0, 0])
+
+
+def _signs(net: nn.Module, x: Tensor, seed: int) -> Tensor:
+    out = net(x).detach().requires_grad_()
+    return torch.autograd.grad(signed(out, seed), out)[0]
+
+
+def test_one_backward_pass_and_memory_is_bounded() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    data, calls = batches((3,), 2), []
+
+    def counted(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(0)
+        return F.cross_entropy(output, target)
+
+    once = scores(net, data, 7, "kfac_obs", counted)
+    assert len(calls) == len(data)
+    often = scores(net, data, 7, KfacObs(memory=1), counted)
+    assert len(calls) == 3 * len(data)
+    np.testing.assert_array_equal(once, often)
+
+
+def test_groups_that_no_weight_reads_come_to_the_same_scale() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 7), nn.Linear(3, 7)
+            self.enter, self.out = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            similar = (self.left(x) * 10) @ (self.right(x) * 10).mT
+            return self.out(torch.tanh(self.enter(x))) + similar.mean()
+
+    torch.manual_seed(0)
+    net, data = Both().double(), batches((3,), 2)
+    unread, read = (scores(net, data, units, "kfac_obs", F.cross_entropy) for units in (7, 5))
+    plain = scores(net, data, 7, L2(), F.cross_entropy)
+    assert unread.mean() == pytest.approx(read.mean())
+    np.testing.assert_allclose(unread / unread.mean(), plain / plain.mean())
+
+
+class Silent(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.enter, self.out = kind, nn.Linear(3, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.out(torch.relu(self.enter(x)))
+        return y.argmax(1) if self.kind == "numbers" else y
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "loss", "message"),
+    [
+        ("numbers", torch.float32, None, "returns no floating-point tensor"),
+        ("plain", torch.float32, lambda out, _: out.detach().sum(), "does not depend on any weight"),
+        (
+            "plain",
+            torch.float32,
+            lambda out, _: torch.ones((), requires_grad=True),
+            "does not depend on any weight",
+        ),
+        (
+            "plain",
+            torch.float32,
+            lambda out, _: (0 * out).sqrt().sum(),
+            "NaN or infinite on the calibration data",
+        ),
+        (
+            "plain",
+            torch.float16,
+            lambda out, _: 100 * (1000 * (out - out.detach())).sum(),
+            "in half precision",
+        ),
+    ],
+)
+def test_what_can_not_be_differentiated_is_refused(
+    kind: str, dtype: torch.dtype, loss: Any, message: str
+) -> None:
+    torch.manual_seed(0)
+    net = Silent(kind).to(dtype)
+    data = [(torch.rand(5, 3).to(dtype), torch.zeros(5).long()) for _ in range(2)]
+    if loss is None:
+        data = [x for x, _ in data]  # type: ignore[misc]
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    state = torch.get_rng_state()
+    with pytest.raises(InputError, match=message):
+        scores(net, data, 7, "kfac_obs", loss)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in net.named_parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in net.modules())
