@@ -20,6 +20,7 @@ from ..base.errors import VerificationError
 from ..base.inputs import Arguments, Examples, split_inputs
 from ..base.switches import same_random_state
 from ..base.values import tensor_leaves
+from ..base.weights import Weights
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
@@ -30,7 +31,7 @@ from .conditions import drawn_inputs, other_sizes
 from .masked import Draws, Unfollowed
 from .power import MOVES, Effects, Place, places
 from .runs import Setup, is_number, run_masked, run_smaller
-from .weights import DrawnValues, Use, own
+from .weights import DrawnValues, Use
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
@@ -69,8 +70,9 @@ class _NotAccepted(Exception):
 
 
 def verify(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE
-) -> Verification:
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE, *,
+    weights: Weights | None = None, smaller: Weights | None = None,
+) -> Verification:  # fmt: skip
     """Compare `small` with the masked original.
 
     Args:
@@ -79,6 +81,9 @@ def verify(
         plan: what was removed.
         example_inputs: as for `prune`; with `Examples`, all are compared.
         tolerance: largest deviation relative to the spread of an output's entries, in float64.
+        weights: where tensors of `model` that are on the meta device have their values (see `base/weights.py`); those of
+            `small` are cut out of them.
+        smaller: where tensors of `small` that are on the meta device have theirs instead.
 
     Returns:
         What was compared, and how close it is.
@@ -90,21 +95,31 @@ def verify(
     a_module("small", small)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     number("tolerance", tolerance, 0)
-    if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
+    if weights is None and any(t.is_meta for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     with same_random_state(), nothing_kept(model):
-        return _Proof(model, small, fitted(plan, model), tolerance).of(example_inputs)
+        sources = {"values": weights, "smaller": smaller}
+        return _Proof(model, small, fitted(plan, model), tolerance, sources).of(example_inputs)
 
 
 class _Proof:
     """One proof: what is compared, and what it has shown so far."""
 
-    def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        tolerance: float,
+        sources: dict[str, Weights | None],
+    ) -> None:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
+        self.sources = sources
         self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
+        self.tensors = tensors
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
         parameters = {n for n, p in model.named_parameters() if is_number(p)}
         watched = [p for n, cut in plan.cuts.items() if n in parameters for p in places(n, cut)]
@@ -116,7 +131,7 @@ class _Proof:
         self.remarks: list[str] = []
 
     def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> Setup:
-        return Setup(arguments, dtype, whole=self.whole, named=self.named, **how)
+        return Setup(arguments, dtype, whole=self.whole, named=self.named, **{**self.sources, **how})
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
@@ -226,7 +241,7 @@ class _Proof:
 
     def _elsewhere(self, arguments: Arguments) -> None:
         """Compare on other inputs, in train mode where code asks for it, and for what moves no output on weights drawn anew."""
-        if self.unmoved:
+        if self.unmoved and self.sources["values"] is None:
             self._check_values()
         shown = True
         if self.count <= SPARING or self._unproved():
@@ -258,12 +273,15 @@ class _Proof:
 
     def _attempt(self, arguments: Arguments, training: bool) -> bool:
         """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = [DrawnValues(self.names)] if self.unmoved else []
+        drawn = [DrawnValues(self.tensors, self.names)] if self.unmoved else []
+        own = self.sources["values"]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
             for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
                 inputs = drawn_inputs(resized, 1, free)
-                how = {"values": values, "training": training, "batch": _batch(arguments)}
+                how: dict[str, Any] = {"values": values, "training": training, "batch": _batch(arguments)}
+                if values is not own:
+                    how["smaller"] = None
                 run = self._run(inputs, torch.float32, **how)
                 try:
                     try:
@@ -288,7 +306,7 @@ class _Proof:
             return
 
         def outputs(others: Iterable[str]) -> list[Tensor]:
-            values = DrawnValues(self.names, frozenset(others))
+            values = DrawnValues(self.tensors, self.names, frozenset(others))
             other = self._run(run.arguments, run.dtype, values=values, training=run.training)
             return run_smaller(self.model, self.small, self.plan, other, Draws(), Use())
 
@@ -348,7 +366,8 @@ class _Proof:
             return float("inf")
 
     def _shapes_only(self, arguments: Arguments, why: str) -> Verification:
-        before = run_smaller(self.model, self.model, Plan(), self._run(arguments), Draws(), Use())
+        own = {"smaller": self.sources["values"]}
+        before = run_smaller(self.model, self.model, Plan(), self._run(arguments, None, **own), Draws(), Use())
         self._check_shapes(arguments, before)
         return Verification("shapes", detail=why)
 
