@@ -15,6 +15,7 @@ one by one (docs/guides/inside-another-tool.md):
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
 | save | `save`, `load`, `load_plans` | |
+| larger than memory | `checkpoint.prune` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
@@ -46,12 +47,15 @@ it in this list (`make check` holds that).
 * `training`: training before, between and after prunings.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `store`: saves a smaller model to a folder, and loads it.
-* `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
+* `integrations`: inside other libraries' training runs, and their folders.
+* `checkpoint`: prunes files without holding their model.
+* `distributed`: over several processes.
 * `cli`: the command line.
 """
 
 from __future__ import annotations
 
+from . import checkpoint
 from .axes.axes import Axis, Reason
 from .axes.op_call import DimFacts
 from .base.errors import (  # fmt: skip
@@ -153,6 +157,7 @@ __all__ = [
     "apply",
     "apply_to_optimizer",
     "build_plan",
+    "checkpoint",
     "choose",
     "count_macs",
     "distill",

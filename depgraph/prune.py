@@ -88,7 +88,7 @@ def analyze(
     if granularity is not None and (not isinstance(granularity, str) or granularity not in GRANULARITIES):
         raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {shown(granularity)}")
     flag("strict", strict)
-    names, stated = given_names("ignore", ignore), _stated(constraints)
+    names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     return analyzed(as_module(model), example_inputs, names, strict, stated, granularity)
 
 
@@ -115,7 +115,7 @@ def analyzed(
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
-def _stated(constraints: Any) -> list[Constraint]:
+def stated_constraints(constraints: Any) -> list[Constraint]:
     """One constraint or several as a list, checked."""
     if isinstance(constraints, (Mapping, str)) or not (
         callable(constraints) or isinstance(constraints, Iterable)
@@ -212,7 +212,7 @@ def prune(
     arguments = dict(locals())
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
     request = Request.of(arguments, further_budgets)
-    names, stated = given_names("ignore", ignore), _stated(constraints)
+    names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
         flag(name, given)
     if score is not None:

@@ -127,7 +127,7 @@ def _compared(
     graph: DependencyGraph, small: nn.Module, plan: Plan, example_inputs: Any, verify: bool | Weights
 ) -> Verification:
     """The proof, on the weights that `verify` says."""
-    elsewhere = {} if isinstance(verify, bool) else {"weights": verify}
+    elsewhere: dict[str, Any] = {} if isinstance(verify, bool) else {"weights": verify}
     return verify_values(graph.model, small, plan, example_inputs, **elsewhere)
 
 
