@@ -16,6 +16,7 @@ one by one (docs/guides/inside-another-tool.md):
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
 | other ways | `fuse` | `Simplified`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
+| larger than memory | `checkpoint.prune` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
@@ -48,12 +49,15 @@ it in this list (`make check` holds that).
 * `simplify`: other ways than fewer units, such as fused norms and zeros.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `store`: saves a smaller model to a folder, and loads it.
-* `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
+* `integrations`: inside other libraries' training runs, and their folders.
+* `checkpoint`: prunes files without holding their model.
+* `distributed`: over several processes.
 * `cli`: the command line.
 """
 
 from __future__ import annotations
 
+from . import checkpoint
 from .axes.axes import Axis, Reason
 from .axes.op_call import DimFacts
 from .base.errors import (  # fmt: skip
@@ -159,6 +163,7 @@ __all__ = [
     "apply",
     "apply_to_optimizer",
     "build_plan",
+    "checkpoint",
     "choose",
     "count_macs",
     "distill",

@@ -13,6 +13,7 @@ from torch import nn
 from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.running import Score, score_of
+from .base.weights import Weights
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
@@ -23,7 +24,7 @@ from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
-from .search import settle
+from .search import Settled, settle
 from .select import Request, Scope, nothing_text
 from .select.budgets import read_budgets
 from .surgery.apply import apply
@@ -54,6 +55,7 @@ class PruneResult:
 
 
 Constraint = Callable[[DependencyGraph], Any]
+ROWS_AT_ONCE = 1 << 20  # entries that are looked at together where values are read
 OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
 
 
@@ -86,21 +88,34 @@ def analyze(
     if granularity is not None and (not isinstance(granularity, str) or granularity not in GRANULARITIES):
         raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {shown(granularity)}")
     flag("strict", strict)
-    names, stated = given_names("ignore", ignore), _stated(constraints)
-    model = as_module(model)
-    graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
+    names, stated = given_names("ignore", ignore), stated_constraints(constraints)
+    return analyzed(as_module(model), example_inputs, names, strict, stated, granularity)
+
+
+def analyzed(
+    model: nn.Module, example_inputs: Any, ignore: Sequence[Name], strict: bool, constraints: Sequence[Constraint],
+    granularity: str | None, weights: Weights | None = None,
+) -> DependencyGraph:  # fmt: skip
+    """As `analyze`; parameters on the meta device have their values in `weights`, where it is given."""
+
+    def graph_of(**ways: Any) -> DependencyGraph:
+        found = trace(model, example_inputs, elsewhere=weights is not None, **ways)
+        return DependencyGraph(propagate(found, strict=strict and not ways), model, ignore, granularity)
+
+    graph = graph_of()
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
     if graph.meets_literals or choices:  # most models have neither, and need only one run
-        again = trace(model, example_inputs, literals=graph.meets_literals, other_ways=choices)
-        graph = DependencyGraph(propagate(again), model, names, granularity)
-    return graph.finish(stated)
+        graph = graph_of(literals=graph.meets_literals, other_ways=choices)
+    if weights is not None:
+        graph.weights = weights
+    return graph.finish(constraints)
 
 
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
-def _stated(constraints: Any) -> list[Constraint]:
+def stated_constraints(constraints: Any) -> list[Constraint]:
     """One constraint or several as a list, checked."""
     if isinstance(constraints, (Mapping, str)) or not (
         callable(constraints) or isinstance(constraints, Iterable)
@@ -197,7 +212,7 @@ def prune(
     arguments = dict(locals())
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
     request = Request.of(arguments, further_budgets)
-    names, stated = given_names("ignore", ignore), _stated(constraints)
+    names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
         flag(name, given)
     if score is not None:
@@ -226,33 +241,15 @@ def prune(
         raise InputError("graph was made from another model: give the model that analyze was called with")
     elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
-    _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
-    if not graph.groups:
-        raise NothingToPruneError(nothing_text(graph))
-    scored = None if score is None else score_of(score, model)
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
-    scores = scores_of(graph, importance, calibration=data)
+    scored = None if score is None else score_of(score, model)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request)
-    small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
-    if request.threshold is not None and not plan.cuts:
-        lowest = min(b.scores[0] for b in request.selection(graph, scores).blocks if len(b.scores))
-        notes.append(
-            f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
-        )
+    small, plan, proof, graph = planned(graph, example_inputs, request, importance, data, verify, notes)
     won = None
     if recover is not None:
         won = win_back(
             model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
-    if choices := graph.sizes.open_choices():
-        lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
-        notes.append(
-            f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
-            "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
-        )
-    also = {"importance": importance, "granularity": granularity}
-    plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
     report = Report.of(
         graph, plan, small, proof, example_inputs,
@@ -264,6 +261,49 @@ def prune(
     if inplace:
         small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
+
+
+def planned(
+    graph: DependencyGraph, example_inputs: Any, request: Request, importance: str | Importance,
+    data: Calibration | None, verify: bool | Weights, notes: list[str],
+) -> Settled:  # fmt: skip
+    """Score, choose, plan, apply and verify, for `prune` and its likes, whose model may have its values elsewhere.
+
+    Args:
+        graph: what `analyze` returned.
+        example_inputs: as for `prune`.
+        request: its arguments.
+        importance: likewise.
+        data: for criteria that look at data.
+        verify: whether to compare with the masked original; or the source of the weights on which that is done.
+        notes: sentences for the report are added.
+
+    Raises:
+        InputError: NaN or infinite weights, or a bad argument.
+        NothingToPruneError: everything is frozen.
+        BudgetError: the budget is below what can be reached.
+        VerificationError: the result would not equal the masked original.
+    """
+    _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
+    if not graph.groups:
+        raise NothingToPruneError(nothing_text(graph))
+    scores = scores_of(graph, importance, calibration=data)
+    targets = read_budgets(graph, example_inputs, request)
+    found = settle(graph, example_inputs, scores, request, targets, verify, notes)
+    if request.threshold is not None and not found.plan.cuts:
+        lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
+        notes.append(
+            f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
+        )
+    if choices := found.graph.sizes.open_choices():
+        lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
+        notes.append(
+            f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
+            "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
+        )
+    also = {"importance": importance, "granularity": found.graph.granularity}
+    found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    return found
 
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:
@@ -287,11 +327,27 @@ def _check_has_values(model: nn.Module) -> None:
 def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
     """Refuse NaN and infinite weights; those in `scored` are looked at when they are ranked."""
     named = [(n, p) for n, p in graph.model.named_parameters() if n not in scored and p.is_floating_point()]
-    bad = [n for n, p in named if not torch.isfinite(p).all()]
+    bad = [n for n, p in named if not _is_finite(graph.weights, n, p)]
     if bad:
         raise InputError(
             f"NaN or infinite values in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}: nothing was pruned"
         )
+
+
+def _is_finite(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
+    if not tensor.is_meta:
+        return bool(torch.isfinite(tensor).all())
+    return bool(weights.kept(f"{name} finite", lambda: [_finite_by_rows(weights, name, tensor)])[0])
+
+
+def _finite_by_rows(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
+    if not tensor.dim():
+        return bool(torch.isfinite(weights.whole(name)).all())
+    step = max(1, ROWS_AT_ONCE // max(1, tensor[0].numel()))
+    starts = range(0, tensor.shape[0], step)
+    return all(
+        bool(torch.isfinite(weights.rows(name, i, min(i + step, tensor.shape[0]))).all()) for i in starts
+    )
 
 
 __all__ = ["PruneResult", "VerificationError", "analyze", "prune"]

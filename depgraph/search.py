@@ -11,6 +11,7 @@ from torch import nn
 from .axes import axes
 from .axes.axes import Reason
 from .base.errors import PlanError, VerificationError
+from .base.weights import Weights
 from .config.origin import config_mismatches
 from .grouping.build import build_plan, flipped
 from .grouping.graph import DependencyGraph
@@ -49,7 +50,7 @@ def settle(
     scores: Mapping[str, Scores],
     request: Request,
     targets: Targets,
-    verify: bool,
+    verify: bool | Weights,
     notes: list[str],
 ) -> Settled:
     """Plan, apply and verify. What fails is frozen and everything is planned again: the one way back.
@@ -75,7 +76,7 @@ def settle(
 
 def _tried(
     graph: DependencyGraph, masks: Masks, example_inputs: Any, scores: Mapping[str, Scores], request: Request,
-    targets: Targets, verify: bool,
+    targets: Targets, verify: bool | Weights,
 ) -> Settled | list[Refused]:  # fmt: skip
     """What `masks` lead to: the result, or what must be frozen; nothing of it where a budget asks for another plan."""
     if refused := _flipped(graph, masks):
@@ -85,15 +86,15 @@ def _tried(
     if not targets.settled(graph, masks, small):
         return []
     if request.uniform:
-        described = apply(graph.model, build_plan(graph, masks, assume_unused_config_reads=verify))
+        described = apply(graph.model, build_plan(graph, masks, assume_unused_config_reads=bool(verify)))
         if refused := _undescribed(graph, masks, described):
             return refused
     proof = Verification("skipped", detail="verify=False")
     try:
-        if is_needed(graph, verify):
+        if is_needed(graph, bool(verify)):
             check_program(graph, masks, small, example_inputs)
         if verify:
-            small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
+            small, plan, proof = _proved(graph, masks, small, plan, example_inputs, verify)
             proof = _by_group(graph, masks, proof)
     except VerificationError as error:
         if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
@@ -105,8 +106,9 @@ def _tried(
 
 
 def _proved(
-    graph: DependencyGraph, masks: Masks, small: nn.Module, plan: Plan, example_inputs: Any
-) -> tuple[nn.Module, Plan, Verification]:
+    graph: DependencyGraph, masks: Masks, small: nn.Module, plan: Plan, example_inputs: Any,
+    verify: bool | Weights,
+) -> tuple[nn.Module, Plan, Verification]:  # fmt: skip
     """The smaller model, verified, with as many repairs as verify.
 
     Numbers of a config that forward reads for purposes that are not seen follow the plan where the outputs allow it.
@@ -115,10 +117,18 @@ def _proved(
     if fuller.repairs != plan.repairs:
         try:
             other = apply(graph.model, fuller)
-            return other, fuller, verify_values(graph.model, other, fuller, example_inputs)
+            return other, fuller, _compared(graph, other, fuller, example_inputs, verify)
         except (VerificationError, PlanError):  # forward computes with them: they stay
             pass
-    return small, plan, verify_values(graph.model, small, plan, example_inputs)
+    return small, plan, _compared(graph, small, plan, example_inputs, verify)
+
+
+def _compared(
+    graph: DependencyGraph, small: nn.Module, plan: Plan, example_inputs: Any, verify: bool | Weights
+) -> Verification:
+    """The proof, on the weights that `verify` says."""
+    elsewhere: dict[str, Any] = {} if isinstance(verify, bool) else {"weights": verify}
+    return verify_values(graph.model, small, plan, example_inputs, **elsewhere)
 
 
 def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
@@ -157,7 +167,7 @@ def _flipped(graph: DependencyGraph, masks: Masks) -> list[Refused]:
 
 
 def _wrong(
-    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, verify: bool
+    graph: DependencyGraph, masks: Masks, blocks: Sequence[Block], example_inputs: Any, verify: bool | Weights
 ) -> list[Refused]:
     """The blocks that do not verify when cut alone, or else the first that does not with those before it."""
 
@@ -167,10 +177,10 @@ def _wrong(
         try:
             if plan.cuts:
                 small = apply(graph.model, plan)
-                if is_needed(graph, verify):
+                if is_needed(graph, bool(verify)):
                     check_program(graph, mine, small, example_inputs)
                 if verify:
-                    verify_values(graph.model, small, plan, example_inputs)
+                    _compared(graph, small, plan, example_inputs, verify)
         except (VerificationError, PlanError) as error:
             return str(error)
         return ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Sized
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from .checks import flag
 
@@ -35,9 +36,7 @@ def track(
     Yields:
         the items, one by one.
     """
-    if progress is not None:
-        flag("progress", progress)
-    if progress is False or (progress is None and not sys.stderr.isatty()):
+    if not _is_shown(progress):
         yield from items
         return
     from rich.console import Console  # noqa: PLC0415  it takes long to import
@@ -64,3 +63,43 @@ def track(
                 shown = True
     finally:
         bar.stop()
+
+
+def _is_shown(progress: bool | None) -> bool:
+    if progress is not None:
+        flag("progress", progress)
+    return progress is True or (progress is None and sys.stderr.isatty())
+
+
+@contextmanager
+def bytes_bar(text: str, total: int, progress: bool | None = None) -> Iterator[Callable[[int], Any]]:
+    """A bar on standard error with bytes, their rate and the time left; what it yields is told how many more are done.
+
+    Args:
+        text: what is being done, a few words.
+        total: bytes.
+        progress: as for `track`.
+    """
+    if not _is_shown(progress):
+        yield lambda count: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)

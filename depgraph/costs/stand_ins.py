@@ -13,9 +13,9 @@ from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import Arguments, each_example
 from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
-from ..base.values import map_tensors
+from ..base.values import map_tensors, tensor_leaves
 from ..tracing.caches import nothing_kept
-from ..tracing.tensors import named_tensors, skeleton
+from ..tracing.tensors import fakes_of, is_elsewhere, named_tensors, skeleton
 
 Found = TypeVar("Found")
 
@@ -33,16 +33,20 @@ def on_stand_ins(
     """
     tensors = list(named_tensors(model)[0].values())
     failure: Exception | None = None
+    given = each_example(example_inputs)
+    cheap = cheap and not is_elsewhere(tensors, tensor_leaves(given))
     for fake, grad in (
         ((False, False), (False, True)) if cheap else ((True, False), (False, False), (False, True))
     ):
         mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else WriteGuardMode(tensors)
-        stand_in = mode.from_tensor if fake else torch.Tensor.detach
-        twin = skeleton(model, {id(t): stand_in(t) for t in tensors}).eval().requires_grad_(False)
+        stand_ins = (
+            fakes_of(mode, tensors, tensor_leaves(given)) if fake else {id(t): t.detach() for t in tensors}
+        )
+        twin = skeleton(model, stand_ins).eval().requires_grad_(False)
         if grad:
             for own, copy in zip(model.parameters(), twin.parameters(), strict=True):
                 copy.requires_grad_(own.requires_grad)
-        examples = map_tensors(each_example(example_inputs), mode.from_tensor if fake else torch.clone)
+        examples = map_tensors(given, mode.from_tensor if fake else torch.clone)
         try:
             with (
                 same_random_state(),

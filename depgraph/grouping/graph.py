@@ -20,6 +20,7 @@ from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
+from ..base.weights import InMemory, Weights
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut
 from ..tracing.trace import Node, Trace
@@ -61,6 +62,7 @@ class DependencyGraph:
         by_axis: the same by their axes.
         named: name -> every group that was found, those that were frozen afterwards, too.
         tensors: name -> `torch.Tensor`, every parameter, buffer and plain tensor attribute, the user's own.
+        weights: where their values come from.
         constraints: polynomials in the counts of group axes that must stay 0.
         granularity: "coarse" or "fine": which factor of a product is cut (see `select/factors.py`); None: coarse, and fine
             where a budget can't be met otherwise.
@@ -84,6 +86,7 @@ class DependencyGraph:
         self.trace: Trace = state.trace
         self.tensors = {n: t for n, t in self.trace.values.items() if n not in self.trace.constants}
         self.model = model
+        self.weights: Weights = InMemory(self.tensors)
         self.granularity = granularity
         self.multiples: list[tuple[str, Axis, int]] = []
         self.followed = follow_siblings(state, model)

@@ -60,7 +60,7 @@ class Magnitude:
     def _of(self, member: Member) -> Scores:
         if not self.sums.has(member.name):
             entry = absolute if self.p == 1 else squared
-            self.sums.add(member.name, entry, values_of(self.graph, member.name))
+            self.sums.read(member.name, entry)
         return self.sums.of(member)
 
 
@@ -142,7 +142,7 @@ class Scale:
         if not self.names:
             raise InputError("no norm with a scale was recorded: use another importance, such as 'l2'")
         for name in self.names:
-            self.sums.add(name, absolute, values_of(graph, name))
+            self.sums.read(name, absolute)
         if isinstance(self.otherwise, Prepared):
             self.otherwise.prepare(graph, calibration)
 

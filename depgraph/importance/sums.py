@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch.fx import Node
 from ..axes.nodes import VALUES_KEPT, op_name
 from ..base.errors import InputError
 from ..grouping.graph import DependencyGraph, Group, Member
+from ..tracing.tensors import place_of
 from .criterion import Scores
 
 CHUNK = 1 << 17  # entries summed at a time: few enough to stay in the processor's cache
+DOUBLE = (torch.float64, torch.complex128)
 Rows = tuple[int, int] | None
 Entry = Callable[..., object]  # entry(out, *blocks): writes the values of the entries of `blocks` into `out`
 
@@ -41,23 +44,42 @@ def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
     `entry`, such as `absolute`, is a function of the `tensors`, all of one shape. They are read once, as matrices of dim 0
     by the rest, in blocks of rows that stay in the processor's cache.
     """
-    if tensors[0].is_complex():  # re and im as a last dim, over which is summed, too
-        return sums_along(entry, *(torch.view_as_real(t.resolve_conj()) for t in tensors))[:-1]
-    shape, device = tensors[0].shape, tensors[0].device
-    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    wide = torch.float64 if any(t.dtype in DOUBLE for t in tensors) else torch.float32
+
+    def blocks(first: int, last: int) -> list[torch.Tensor]:
+        return [t[first:last] if t.dim() else t for t in tensors]
+
+    return _summed(entry, tuple(tensors[0].shape), tensors[0].dtype, wide, tensors[0].device, blocks)
+
+
+def _summed(
+    entry: Entry,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    wide: torch.dtype,
+    device: torch.device,
+    read: Callable[[int, int], list[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """The sums of a tensor of `shape`, whose entries (of several, if they are combined) from one row to another `read` gives."""
+    if dtype.is_complex:  # re and im as a last dim, over which is summed, too
+
+        def pairs(first: int, last: int) -> list[torch.Tensor]:
+            return [torch.view_as_real(t.resolve_conj()) for t in read(first, last)]
+
+        return _summed(entry, (*shape, 2), wide, wide, device, pairs)[:-1]
+    rows = shape[0] if shape else 1
     if len(shape) <= 1:
         out = torch.empty(shape, dtype=wide, device=device)
-        entry(out, *tensors)
+        entry(out, *read(0, rows))
         return [out.cpu()] * len(shape)
-    matrices = [t.flatten(1) for t in tensors]
-    rows, columns = matrices[0].shape
+    columns = prod(shape[1:])
     step = max(1, min(rows, CHUNK // max(1, columns)))
     buffer = torch.empty(step, columns, dtype=wide, device=device)
     per_row = torch.empty(rows, dtype=wide, device=device)
     per_column = torch.zeros(columns, dtype=wide, device=device)
     across, down = (torch.ones(n, dtype=wide, device=device) for n in (columns, step))
     for start in range(0, rows, step):
-        blocks = [m[start : start + step] for m in matrices]
+        blocks = [t.flatten(1) for t in read(start, min(start + step, rows))]
         n = blocks[0].shape[0]
         entry(buffer[:n], *blocks)
         torch.mv(buffer[:n], across, out=per_row[start : start + n])
@@ -71,8 +93,11 @@ def sums_along(entry: Entry, *tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def values_of(graph: DependencyGraph, name: str) -> torch.Tensor:
-    """The parameter or buffer `name`, detached; an `InputError` where it is on the meta device."""
-    tensor = graph.tensors[name].detach()
+    """All values of the parameter or buffer `name`; an `InputError` where there are none."""
+    return _with_values(name, graph.weights.whole(name))
+
+
+def _with_values(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_meta:
         raise InputError(f"{name} is on the meta device: it has no values to score")
     return tensor
@@ -109,11 +134,34 @@ class MemberSums:
         """Add the sums of `entry` over finite `tensors`, which have the shape of parameter `name`."""
         for rows in self.blocks[name]:
             parts = tensors if rows is None else tuple(t[slice(*rows)] for t in tensors)
-            found = [s.double().numpy() for s in sums_along(entry, *parts)]
-            if not all(np.isfinite(s).all() for s in found):
-                raise InputError(f"NaN or infinite values in {name}, or in what is computed from it")
-            known = self._sums.get((name, rows))
-            self._sums[name, rows] = [a + b for a, b in zip(known, found, strict=True)] if known else found
+            self._noted(name, rows, [s.double().numpy() for s in sums_along(entry, *parts)])
+
+    def _noted(self, name: str, rows: Rows, found: list[Scores]) -> None:
+        if not all(np.isfinite(s).all() for s in found):
+            raise InputError(f"NaN or infinite values in {name}, or in what is computed from it")
+        known = self._sums.get((name, rows))
+        self._sums[name, rows] = [a + b for a, b in zip(known, found, strict=True)] if known else found
+
+    def read(self, name: str, entry: Entry) -> None:
+        """Add the sums of `entry` over the values of parameter `name`, which are read block by block."""
+        weights, tensor = self.graph.weights, self.graph.tensors[name]
+        wide = torch.float64 if tensor.dtype in DOUBLE else torch.float32
+        for rows in self.blocks[name]:
+            first, last = rows or (0, tensor.shape[0] if tensor.dim() else 1)
+            shape = (last - first, *tensor.shape[1:]) if tensor.dim() else ()
+
+            def blocks(a: int, b: int, first: int = first, shape: Any = shape) -> list[torch.Tensor]:
+                found = weights.rows(name, first + a, first + b) if shape else weights.whole(name)
+                return [_with_values(name, found)]
+
+            def summed(
+                shape: tuple[int, ...] = shape, read: Callable[[int, int], list[torch.Tensor]] = blocks
+            ) -> list[Scores]:
+                device = place_of(tensor)
+                return [s.double().numpy() for s in _summed(entry, shape, tensor.dtype, wide, device, read)]
+
+            found = list(weights.kept(f"{name} {first}:{last} {entry.__name__}", summed))
+            self._noted(name, rows, found)
 
     def clear(self) -> None:
         """Forget what was added."""

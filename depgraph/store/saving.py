@@ -98,9 +98,11 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
 
 
 def described(
-    model: nn.Module, plans: Sequence[Plan]
+    model: nn.Module, plans: Sequence[Plan], values_elsewhere: bool = False
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """What plan.json will say, but for its tensors; those that a state_dict has, and the others.
+
+    With `values_elsewhere` tensors on the meta device are in order.
 
     A `StoreError` lists everything that can't be stored.
     """
@@ -118,7 +120,8 @@ def described(
     ]
     views = on_one_memory(named)
     tensors = {n: t for n, t in named.items() if n not in views} | {n: h.tensor for n, h in held.items()}
-    problems += [p for name, tensor in tensors.items() for p in _unfit(name, tensor)]
+    kept = {n: t for n, t in tensors.items() if not (values_elsewhere and t.is_meta)}
+    problems += [p for name, tensor in kept.items() for p in _unfit(name, tensor)]
     document = Document(
         plans=plans,
         ties=ties,

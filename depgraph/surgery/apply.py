@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -222,7 +223,7 @@ def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
     return data.requires_grad_(tensor.requires_grad)
 
 
-def assign(model: nn.Module, tensors: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> None:
+def assign(model: nn.Module, tensors: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> None:
     """Put `new` tensors in place of the old ones, wherever a module registers or lists them."""
     swap = {id(tensors[name]): tensor for name, tensor in new.items()}
     for module in model.modules():

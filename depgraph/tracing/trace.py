@@ -31,7 +31,7 @@ from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
 from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
-from .tensors import all_tensors, named_tensors, skeleton
+from .tensors import all_tensors, fakes_of, is_elsewhere, named_tensors, skeleton
 from .training import differs_in_training
 from .unfit import check_fit, types_that_differ
 
@@ -92,8 +92,9 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, literals: bool = False, other_ways: Sequence[Choice] = ()
-) -> Trace:
+    model: nn.Module, example_inputs: Any, *, literals: bool = False, other_ways: Sequence[Choice] = (),
+    elsewhere: bool = False,
+) -> Trace:  # fmt: skip
     """Run `model` once in eval mode and record it.
 
     Args:
@@ -102,6 +103,8 @@ def trace(
             on each of which the model is run.
         literals: track the numbers in the code of its modules, too.
         other_ways: tests in forward; for each the model is run again with the other outcome, as far as it gets.
+        elsewhere: parameters on the meta device have values elsewhere: it is run on fake tensors, beside buffers and inputs that
+            have theirs.
 
     Raises:
         InputError: there are no example inputs, an argument is something else, the model can't be pruned as it is, or forward
@@ -111,7 +114,7 @@ def trace(
     examples = each_example(example_inputs)
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
         model = model.module()  # type: ignore[operator]
-    check_fit(model, example_inputs)
+    check_fit(model, example_inputs, elsewhere)
     flag("literals", literals)
     choices = several("other_ways", other_ways, tuple, "places of tests (function and line, number)")
     with nothing_kept(model):
@@ -121,6 +124,7 @@ def trace(
 def _first_that_runs(model: nn.Module, examples: list[Arguments], ways: dict[str, Any]) -> Trace:
     """The trace of the first way to run the model that works."""
     failure: Exception | None = None
+    without = is_elsewhere(named_tensors(model)[0].values(), tensor_leaves(examples))
     for fake, tracked, seconds, grad in (
         (False, True, PATIENCE, False),
         (True, True, None, False),
@@ -128,6 +132,8 @@ def _first_that_runs(model: nn.Module, examples: list[Arguments], ways: dict[str
         (False, True, None, True),
         (False, False, None, False),
     ):
+        if without and not fake:
+            continue
         try:
             found = _run(model, examples, fake, tracked, seconds, grad=grad, **ways)
             if fake and failure is not None and not isinstance(failure, TimeoutError):
@@ -223,7 +229,7 @@ def _recorded(
         if fake:
             stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            stand_in = {id(t): mode.from_tensor(t) for t in every.values()}
+            stand_in = fakes_of(mode, every.values(), tensor_leaves(examples))
             examples = map_tensors(examples, mode.from_tensor)
         else:
             parameters = {id(p) for p in model.parameters()}

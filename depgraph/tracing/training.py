@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from ..base.inputs import Arguments
 from ..base.running import CallMode, WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
-from ..base.values import map_tensors
+from ..base.values import map_tensors, tensor_leaves
 from .caches import nothing_kept
 from .outputs import Call
-from .tensors import all_tensors, skeleton
+from .tensors import all_tensors, fakes_of, skeleton
 
 HELPERS = 64  # functions that a method calls, and those that they call, that are looked into
 
@@ -53,12 +53,15 @@ def _calls(model: nn.Module, examples: list[Arguments], fake: bool, training: bo
     with ExitStack() as stack:
         mode: Any = WriteGuardMode(model.parameters())
         own: Any = torch.clone
+        tensors = all_tensors(model).values()
         if fake:
             stack.enter_context(quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             own = mode.from_tensor
-        shares = () if fake else {id(p) for p in model.parameters()}
-        twin = skeleton(model, {id(t): t if id(t) in shares else own(t) for t in all_tensors(model).values()})
+            twin = skeleton(model, fakes_of(mode, tensors, tensor_leaves(examples)))
+        else:
+            shares = {id(p) for p in model.parameters()}
+            twin = skeleton(model, {id(t): t if id(t) in shares else t.clone() for t in tensors})
         given = map_tensors(examples, own)
         for context in (same_random_state(), torch.inference_mode(False), torch.no_grad(), eagerly(),
                         nothing_kept(model), mode, log, NoDropout()):  # fmt: skip

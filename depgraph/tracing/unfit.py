@@ -17,8 +17,8 @@ from .tensors import named_tensors
 from .wrappers import check_unsharded
 
 
-def check_fit(model: nn.Module, example_inputs: Any) -> None:
-    """Refuse what can't be traced and cut: no module, compiled or packed code and weights, weights that are elsewhere.
+def check_fit(model: nn.Module, example_inputs: Any, elsewhere: bool = False) -> None:
+    """Refuse what can't be traced and cut: no module, compiled or packed code and weights, weights that are elsewhere, unless that is known.
 
     Raises:
         InputError: naming the first parts that are unfit, and the remedy.
@@ -48,7 +48,8 @@ def check_fit(model: nn.Module, example_inputs: Any) -> None:
             f"{_some(lazy)} have no shape yet: lazy modules get them in their first call\n"
             "  fix: call model(*example_inputs) once, then prune it"
         )
-    _check_devices(model, tensors, tensor_leaves(each_example(example_inputs)))
+    inputs = tensor_leaves(each_example(example_inputs))
+    _check_devices(model, {} if elsewhere else tensors, inputs)
 
 
 def _packed(model: nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:

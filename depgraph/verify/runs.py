@@ -14,6 +14,7 @@ from ..base.inputs import Arguments, fresh_inputs
 from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
 from ..base.values import map_tensors, tensor_leaves
+from ..base.weights import InMemory, Weights
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
 from ..tracing.outputs import Call
@@ -22,7 +23,7 @@ from ..tracing.training import NoDropout
 from .conditions import seed_all
 from .masked import Draws, MaskedRun, Widened
 from .power import Effects
-from .weights import DrawnValues, OnDemand, Use, Values, Weight, own, too_large, widened
+from .weights import DrawnValues, OnDemand, Use, Weight, too_large, widened
 
 Tensor = torch.Tensor
 
@@ -106,7 +107,8 @@ class Setup:
     Attributes:
         arguments: of the call.
         dtype: what they compute in; None: the types they have.
-        values: of their weights.
+        values: of the original's weights, and of the smaller model's that are cut out of these; None: what the tensors hold.
+        smaller: values of the smaller model's weights, where they are neither.
         training: the mode.
         whole: no weight is made on demand.
         named: id of a model -> its tensors by name, as far as they were asked for.
@@ -116,7 +118,8 @@ class Setup:
 
     arguments: Arguments
     dtype: torch.dtype | None = None
-    values: Values = own
+    values: Weights | None = None
+    smaller: Weights | None = None
     training: bool = False
     whole: bool = False
     named: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -131,7 +134,17 @@ class Setup:
 
     def on_demand(self, model: nn.Module) -> set[str]:
         """The tensors of `model` that are made when they are used."""
-        return set() if self.whole or self.dtype is None else too_large(self.tensors(model))
+        tensors = self.tensors(model)
+        if self.dtype is None:
+            tensors = {n: t for n, t in tensors.items() if t.is_meta}
+        return set() if self.whole else too_large(tensors)
+
+    def values_of_smaller(self, original: Tensor | None, held: Tensor, name: str) -> Weights | None:
+        """Where the smaller model's tensor `name` gets its values from that are cut out of the original's; None: has its own."""
+        if original is None or (held.is_meta and self.smaller is not None):
+            return None
+        drawn = isinstance(self.values, DrawnValues) and name in self.values.names
+        return self.values if drawn or held.is_meta else None
 
     def call(self, model: nn.Module) -> list[Tensor]:
         """The tensors that `model`, a copy, gives away."""
@@ -143,7 +156,8 @@ class Setup:
 
     def type_of(self, tensor: Tensor) -> torch.dtype:
         """What `tensor` is computed with in."""
-        return tensor.dtype if self.dtype is None or tensor.dtype == torch.float64 else self.dtype
+        wide = self.dtype is None or tensor.dtype == torch.float64 or not is_number(tensor)
+        return tensor.dtype if wide or self.dtype is None else self.dtype
 
     def given(self) -> Arguments:
         """The arguments, copied, in the run's type."""
@@ -174,20 +188,21 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
     replaced: dict[int, Any] = {}
     shared: list[Tensor] = []
     masks: list[tuple[Tensor, Tensor]] = []
+    values = run.values or InMemory(run.tensors(model))
     for name, source in run.tensors(model).items():
         cut = plan.cuts.get(name)
-        if cut is None and (run.dtype is None or not is_number(source)):
+        if cut is None and not source.is_meta and (run.dtype is None or not is_number(source)):
             if isinstance(source, nn.Parameter):
                 shared.append(source)
                 replaced[id(source)] = source
             continue
-        if not is_number(source):
+        if not is_number(source) and not source.is_meta:
             if cut is not None:
                 mask = cut.mask().to(source.device)
                 replaced[id(source)] = source.detach().masked_fill(~mask, 0)
                 masks.append((replaced[id(source)], mask.float()))
             continue
-        weight = Weight(name, source, cut, True, run.values, run.type_of(source))
+        weight = Weight(name, source, cut, True, values, run.type_of(source))
         if name in on_demand:
             replaced[id(source)] = weight
             continue
@@ -222,6 +237,7 @@ def run_smaller(
 ) -> list[Tensor]:
     """The smaller model's output; what the masked original drew at random is drawn again."""
     originals, on_demand = run.tensors(model), run.on_demand(small)
+    own_values = run.smaller or InMemory(run.tensors(small))
     effects = use if isinstance(use, Effects) else None
     shared: list[Tensor] = []
     replaced: dict[int, Any] = {}
@@ -229,23 +245,23 @@ def run_smaller(
         watched = (
             effects is not None and name in plan.cuts and isinstance(held, nn.Parameter) and is_number(held)
         )
-        if run.dtype is None and isinstance(held, nn.Parameter):
+        if run.dtype is None and isinstance(held, nn.Parameter) and not held.is_meta:
             shared.append(held)
             replaced[id(held)] = held
-        if run.dtype is None and not watched:
+        if run.dtype is None and not watched and not held.is_meta:
             continue
-        if not is_number(held):
+        if not is_number(held) and not held.is_meta:
             continue
-        if isinstance(run.values, DrawnValues) and name in run.values.names and name in originals:
-            weight = Weight(
-                name, originals[name], plan.cuts.get(name), False, run.values, run.type_of(originals[name])
-            )
+        original = originals.get(name)
+        values = run.values_of_smaller(original, held, name)
+        if values is not None and original is not None:
+            weight = Weight(name, original, plan.cuts.get(name), False, values, run.type_of(original))
         else:
-            weight = Weight(name, held, None, False, own, run.type_of(held))
+            weight = Weight(name, held, None, False, own_values, run.type_of(held))
         if name in on_demand:
             replaced[id(held)] = OnDemand(weight, use)
             continue
-        value = held.detach() if run.dtype is None else weight.whole()
+        value = held.detach() if run.dtype is None and not held.is_meta else weight.whole()
         if watched and effects is not None:
             replaced[id(held)] = effects.watched(value, name)
             replaced[id(held)]._is_param = True

@@ -20,6 +20,7 @@ from ..base.errors import VerificationError
 from ..base.inputs import Arguments, Examples, split_inputs
 from ..base.switches import same_random_state
 from ..base.values import tensor_leaves
+from ..base.weights import Weights
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
@@ -30,7 +31,7 @@ from .conditions import drawn_inputs, other_sizes
 from .masked import Draws, Unfollowed
 from .power import MOVES, Effects, Place, places
 from .runs import Setup, is_number, run_masked, run_smaller
-from .weights import DrawnValues, Use, own
+from .weights import DrawnValues, Use
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
@@ -71,8 +72,9 @@ class _NotAccepted(Exception):
 
 
 def verify(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE
-) -> Verification:
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE, *,
+    weights: Weights | None = None, smaller: Weights | None = None,
+) -> Verification:  # fmt: skip
     """Compare `small` with the masked original.
 
     Args:
@@ -81,6 +83,10 @@ def verify(
         plan: what was removed.
         example_inputs: as for `prune`; with `Examples`, all are compared.
         tolerance: largest deviation relative to the spread of an output's entries, in float64.
+        weights: where tensors of `model` that are on the meta device have their values (see `base/weights.py`); those of
+            `small` are cut out of them.
+        smaller: where tensors of `small` that are on the meta device have theirs instead. The two are then compared on the
+            examples alone: all else has been shown without it.
 
     Returns:
         What was compared, and how close it is.
@@ -92,21 +98,31 @@ def verify(
     a_module("small", small)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     number("tolerance", tolerance, 0)
-    if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
+    if weights is None and any(t.is_meta for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     with same_random_state(), nothing_kept(model):
-        return _Proof(model, small, fitted(plan, model), tolerance).of(example_inputs)
+        sources = {"values": weights, "smaller": smaller}
+        return _Proof(model, small, fitted(plan, model), tolerance, sources).of(example_inputs)
 
 
 class _Proof:
     """One proof: what is compared, and what it has shown so far."""
 
-    def __init__(self, model: nn.Module, small: nn.Module, plan: Plan, tolerance: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        tolerance: float,
+        sources: dict[str, Weights | None],
+    ) -> None:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
+        self.sources = sources
         self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
+        self.tensors = tensors
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
         parameters = {n for n, p in model.named_parameters() if is_number(p)}
         watched = [p for n, cut in plan.cuts.items() if n in parameters for p in places(n, cut)]
@@ -118,7 +134,7 @@ class _Proof:
         self.remarks: list[str] = []
 
     def _run(self, arguments: Arguments, dtype: torch.dtype | None = None, **how: Any) -> Setup:
-        return Setup(arguments, dtype, whole=self.whole, named=self.named, **how)
+        return Setup(arguments, dtype, whole=self.whole, named=self.named, **{**self.sources, **how})
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
@@ -128,6 +144,8 @@ class _Proof:
             shapes = self._on(split_inputs(example))
             if shapes is not None:
                 return shapes
+        if self.sources["smaller"] is not None:
+            return Verification("equal", self.error, "; ".join(["compared in float64", *self.remarks]))
         for example in several if self.dtype == torch.float64 else ():
             self._elsewhere(split_inputs(example))
         known = (
@@ -231,7 +249,7 @@ class _Proof:
 
     def _elsewhere(self, arguments: Arguments) -> None:
         """Compare on other inputs, in train mode where code asks for it, and for what moves no output on weights drawn anew."""
-        if self.unmoved:
+        if self.unmoved and self.sources["values"] is None:
             self._check_values()
         shown = True
         if self.count <= SPARING or self.unmoved:
@@ -266,12 +284,15 @@ class _Proof:
 
     def _attempt(self, arguments: Arguments, training: bool, turn: int = 0) -> bool:
         """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = [DrawnValues(self.names, turn=turn)] if self.unmoved else []
+        drawn = [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved else []
+        own = self.sources["values"]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
             for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
                 inputs = drawn_inputs(resized, 1 + turn, free)
-                how = {"values": values, "training": training, "batch": _batch(arguments)}
+                how: dict[str, Any] = {"values": values, "training": training, "batch": _batch(arguments)}
+                if values is not own:
+                    how["smaller"] = None
                 run = self._run(inputs, torch.float32, **how)
                 try:
                     try:
@@ -296,7 +317,7 @@ class _Proof:
             return
 
         def outputs(others: Iterable[str]) -> list[Tensor]:
-            values = DrawnValues(self.names, frozenset(others))
+            values = DrawnValues(self.tensors, self.names, frozenset(others))
             other = self._run(run.arguments, run.dtype, values=values, training=run.training)
             return run_smaller(self.model, self.small, self.plan, other, Draws(), Use())
 
@@ -336,7 +357,8 @@ class _Proof:
             return self._shapes_only(arguments, text)
         if not error_ <= limit:
             raise VerificationError(_deviates(error_, limit))
-        self._check_values()
+        if self.sources["values"] is None:
+            self._check_values()
         self.unmoved.clear()  # not known
         self.error, self.dtype = max(self.error, error_), torch.float32
         self.restricted |= record.restricted
@@ -356,7 +378,10 @@ class _Proof:
             return float("inf")
 
     def _shapes_only(self, arguments: Arguments, why: str) -> Verification:
-        before = run_smaller(self.model, self.model, Plan(), self._run(arguments), Draws(), Use())
+        own = {"smaller": self.sources["values"]}
+        before = run_smaller(
+            self.model, self.model, Plan(), self._run(arguments, None, **own), Draws(), Use()
+        )
         self._check_shapes(arguments, before)
         return Verification("shapes", detail=why)
 

@@ -9,7 +9,7 @@ tensor, at any size of the model.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..base.weights import Weights
 from ..plan.plan import Cut
+from ..tracing.tensors import place_of
 
 Tensor = torch.Tensor
 ROOM = 1 << 24  # entries of a model that are widened once, for the whole run: its smallest tensors
 BLOCK = 1 << 17  # entries of the blocks of rows in which large ones are multiplied
 TABLE = 262_147  # a prime number of values, from which all weights drawn anew are taken in turn
-Values = Callable[
-    [str, Tensor], Tensor
-]  # a tensor's name and what it holds -> the values of a run; not to be written into
 
 
 def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -50,11 +49,6 @@ def too_large(tensors: Mapping[str, Tensor]) -> set[str]:
     return found
 
 
-def own(name: str, source: Tensor) -> Tensor:
-    """What the tensors hold."""
-    return source
-
-
 @lru_cache(maxsize=1)
 def _tables() -> tuple[Tensor, Tensor]:
     """Normal values, and positive ones."""
@@ -72,26 +66,67 @@ class DrawnValues:
     A tensor takes its values from one table of `TABLE` of them, in turn, from an entry on that depends on its name.
     """
 
-    def __init__(self, names: set[str], others: frozenset[str] = frozenset(), turn: int = 0) -> None:
-        """`names`: which tensors are drawn, the others keep their values; those in `others`, and in each `turn`, otherwise."""
-        self.names, self.others, self.turn = names, others, turn
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        names: set[str],
+        others: frozenset[str] = frozenset(),
+        turn: int = 0,
+    ) -> None:
+        """`tensors` of the original; those in `names` are drawn, in each `turn` otherwise, the others keep their values.
 
-    def __call__(self, name: str, source: Tensor) -> Tensor:
-        """The values of tensor `name`, which is `source` in the original, in float64: inside of modes, casts may be none."""
+        Those in `others` are drawn otherwise than they would be without.
+        """
+        self.tensors, self.names, self.others, self.turn = tensors, names, others, turn
+
+    def whole(self, name: str) -> Tensor:
+        """The values of tensor `name`, drawn ones in float64: inside of modes, casts may be none."""
+        source = self.tensors[name].detach()
         if name not in self.names:
             return source
-        table, begin = (
-            _tables()[source.dim() < 2],
-            zlib.crc32(name.encode()) + 7919 * (name in self.others) + 104_729 * self.turn,
-        )
-        begin, count = begin % TABLE, source.numel()
+        drawn = self._from(name, 0, source.numel())
+        return drawn.view(source.shape).to(place_of(source))
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Some entries along dim 0, likewise."""
+        source = self.tensors[name].detach()
+        if name not in self.names:
+            return source[first:last]
+        width = prod(source.shape[1:])
+        drawn = self._from(name, first * width, (last - first) * width)
+        return drawn.view(last - first, *source.shape[1:]).to(place_of(source))
+
+    def at(self, name: str, index: Tensor) -> Tensor:
+        """Some entries along dim 0, likewise."""
+        source = self.tensors[name].detach()
+        if name not in self.names:
+            return source.index_select(0, index)
+        width = prod(source.shape[1:])
+        table, begin, scale = self._table(name)
+        places = (begin + index.cpu()[:, None] * width + torch.arange(width)) % TABLE
+        return (table[places] * scale).view(len(index), *source.shape[1:]).to(index.device)
+
+    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+        """Computed anew."""
+        return compute()
+
+    def _table(self, name: str) -> tuple[Tensor, int, float]:
+        """From which table the values of a tensor come, from which entry on, and by what they are multiplied."""
+        source = self.tensors[name]
+        moved = 7919 * (name in self.others) + 104_729 * self.turn
+        begin = (zlib.crc32(name.encode()) + moved) % TABLE
+        rest = source.shape[1:]
+        scale = (2 / max(max(rest) if len(rest) == 2 else prod(rest), 1)) ** 0.5 if source.dim() > 1 else 1.0
+        return _tables()[source.dim() < 2], begin, scale
+
+    def _from(self, name: str, first: int, count: int) -> Tensor:
+        """`count` values in the order of memory, from the one numbered `first` on."""
+        table, begin, scale = self._table(name)
+        begin = (begin + first) % TABLE
         drawn = table[begin : begin + count]
         if len(drawn) < count:
             drawn = torch.cat([drawn, table.repeat(1 + count // TABLE)])[:count]
-        if source.dim() > 1:
-            rest = source.shape[1:]
-            drawn = drawn * (2 / max(max(rest) if len(rest) == 2 else prod(rest), 1)) ** 0.5
-        return drawn.view(source.shape).to(source.device)
+        return drawn * scale if scale != 1.0 else drawn
 
 
 @dataclass(eq=False)
@@ -100,7 +135,8 @@ class Weight:
 
     Attributes:
         name: of the tensor in the original.
-        source: the user's own tensor, or where values are drawn for the smaller model, the original's.
+        source: the tensor whose shape and type it has: the user's own, or the original's where the smaller model's values are
+            cut out of those.
         cut: what goes; None where nothing does.
         zeroed: whether what goes is zeroed (as in the masked original) instead of cut out.
         values: where values come from.
@@ -111,8 +147,13 @@ class Weight:
     source: Tensor
     cut: Cut | None
     zeroed: bool
-    values: Values
+    values: Weights
     dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is in the run."""
+        return place_of(self.source)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,7 +162,7 @@ class Weight:
 
     def whole(self) -> Tensor:
         """All values."""
-        value = self.values(self.name, self.source.detach())
+        value = self.values.whole(self.name)
         if self.cut is not None and not self.zeroed:
             value = self.cut.slice(value)
         value = self._typed(value)
@@ -138,13 +179,13 @@ class Weight:
     def mask(self) -> Tensor:
         """1 where an entry is alive, 0 where it is dead, in the shape in the run."""
         if self.cut is None or not self.zeroed:
-            return torch.ones(self.shape, device=self.source.device)
-        return self.cut.mask().to(self.source.device).float()
+            return torch.ones(self.shape, device=self.device)
+        return self.cut.mask().to(self.device).float()
 
     def kept(self, dim: int) -> Tensor | None:
         """The indices along `dim` of a matrix that stay; None where all do."""
         found = None if self.cut is None else self.cut.keep[dim]
-        return None if found is None else torch.from_numpy(found).to(self.source.device)
+        return None if found is None else torch.from_numpy(found).to(self.device)
 
     def by_rows(self) -> bool:
         """Whether rows can be made one by one: a matrix, cut in rows and columns alone."""
@@ -157,15 +198,14 @@ class Weight:
 
         A block is valid until the next one is asked for.
         """
-        source = self.values(self.name, self.source.detach())
         kept = None if self.zeroed else self.kept(0)
-        height, width = source.shape
+        height, width = self.source.shape
         step = max(1, BLOCK // max(width, 1))
-        room = torch.empty(min(step, height), width, dtype=self.dtype, device=source.device)
+        room = torch.empty(min(step, height), width, dtype=self.dtype, device=self.device)
         first = 0
         for begin in range(0, height, step):
             end = min(begin + step, height)
-            rows = source[begin:end]
+            rows = self.values.rows(self.name, begin, end)
             if kept is not None:
                 rows = rows[kept[(kept >= begin) & (kept < end)] - begin]
             last = first + len(rows)
@@ -196,8 +236,8 @@ class Weight:
 
     def at(self, rows: Tensor) -> Tensor:
         """The rows that `rows` [n] lists, of a weight `by_rows`."""
-        source, kept, columns = self.values(self.name, self.source.detach()), self.kept(0), self.kept(1)
-        value = source.index_select(0, rows if kept is None or self.zeroed else kept[rows])
+        kept, columns = self.kept(0), self.kept(1)
+        value = self.values.at(self.name, rows if kept is None or self.zeroed else kept[rows])
         if columns is not None and not self.zeroed:
             value = value.index_select(1, columns)
         value = self._typed(value)
@@ -234,7 +274,7 @@ class OnDemand(torch.Tensor):
     def __new__(cls, weight: Weight, use: Use) -> OnDemand:
         """The tensor that stands for `weight`, in a run that has that `use` for it."""
         made: OnDemand = torch.Tensor._make_wrapper_subclass(
-            cls, weight.shape, dtype=weight.dtype, device=weight.source.device, requires_grad=False
+            cls, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=False
         )
         made.weight, made.use, made.written = weight, use, None
         made._is_param = isinstance(weight.source, nn.Parameter)

@@ -1,0 +1,315 @@
+"""Writing safetensors files as a stream: the header first, which a plan knows, then tensor by tensor, block by block.
+
+A folder is written under another name and gets its own at the end; so does each file in it. A journal says which tensors
+of a file are on the disk, so that a run that was killed continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..base.errors import InputError, StoreError
+from ..plan.plan import Cut
+from ..store.weights import CODES, DTYPES
+
+if sys.platform != "win32":
+    import fcntl
+
+Tensor = torch.Tensor
+BLOCK = 1 << 24  # bytes of the original that are cut at a time
+SYNC = 1 << 28  # bytes after which what was written is made to last, and noted
+JOURNAL = "journal.jsonl"
+PARTIAL = ".partial"
+# The order in which safetensors writes types: descending.
+ORDER = (
+    "BOOL",
+    "U8",
+    "I8",
+    "F8_E5M2",
+    "F8_E4M3",
+    "I16",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "F64",
+    "I64",
+    "U64",
+)
+
+
+@dataclass
+class Written:
+    """A tensor that a file will have.
+
+    Attributes:
+        name: its name there.
+        code: its type, as safetensors names it.
+        shape: its shape.
+        blocks: gives its values in the order of memory, in contiguous tensors.
+    """
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        """Its bytes."""
+        return prod(self.shape) * DTYPES[CODES[self.code]].itemsize
+
+
+def header_of(tensors: Sequence[Written], metadata: Mapping[str, str]) -> tuple[list[Written], bytes]:
+    """The tensors in the order in which safetensors writes them, and the header that it writes."""
+    ordered = sorted(tensors, key=lambda t: (-ORDER.index(t.code), t.name))
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for one in ordered:
+        entries[one.name] = {
+            "dtype": one.code,
+            "shape": list(one.shape),
+            "data_offsets": [begin, begin + one.bytes],
+        }
+        begin += one.bytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return ordered, len(text).to_bytes(8, "little") + text
+
+
+def cut_blocks(
+    rows: Callable[[int, int], Tensor],
+    whole: Callable[[], Tensor],
+    shape: Sequence[int],
+    size: int,
+    cut: Cut | None,
+) -> Iterator[Tensor]:
+    """What `cut` leaves of a tensor of `shape`, whose entries have `size` bytes, block by block."""
+    if not shape or (cut is not None and (cut.blocks is not None or cut.numbers is not None)):
+        yield whole().contiguous() if cut is None else cut.slice(whole()).contiguous()
+        return
+    step = max(1, BLOCK // max(1, prod(shape[1:]) * size))
+    kept = None if cut is None else cut.keep[0]
+    others = (
+        []
+        if cut is None
+        else [(d, torch.from_numpy(k)) for d, k in enumerate(cut.keep) if d and k is not None]
+    )
+    for first in range(0, shape[0], step):
+        last = min(first + step, shape[0])
+        if kept is not None:
+            a, b = np.searchsorted(kept, (first, last))
+            if a == b:
+                continue
+            last = int(kept[b - 1]) + 1
+            begin = int(kept[a])
+            block = rows(begin, last)
+            if b - a < last - begin:
+                block = block.index_select(0, torch.from_numpy(kept[a:b] - begin))
+        else:
+            block = rows(first, last)
+        for d, index in others:
+            block = block.index_select(d, index)
+        yield block.contiguous()
+
+
+@dataclass
+class Folder:
+    """A folder that is being written.
+
+    Attributes:
+        out: where it will be.
+        work: where it is meanwhile.
+        done: file -> name of a tensor in it -> the checksum of its bytes; of those that are on the disk.
+    """
+
+    out: Path
+    work: Path
+    done: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def write(
+        self, file: str, tensors: Sequence[Written], metadata: Mapping[str, str], seen: Callable[[int], Any]
+    ) -> dict[str, int]:
+        """Write one file, or what is missing of it; name of each tensor -> the checksum of its bytes."""
+        ordered, header = header_of(tensors, metadata)
+        target, partial = self.work / file, self.work / (file + PARTIAL)
+        known = self.done.setdefault(file, {})
+        if target.exists() and known.keys() == {t.name for t in tensors}:
+            return known
+        here = 0
+        ends = len(header)
+        size = partial.stat().st_size if partial.exists() else 0
+        for one in ordered:
+            if one.name not in known or ends + one.bytes > size:
+                break
+            ends += one.bytes
+            here += 1
+        for one in ordered[here:]:
+            known.pop(one.name, None)
+        with partial.open("r+b" if size else "w+b", buffering=0) as stream:
+            if not here:
+                _put(stream.fileno(), header)
+            stream.truncate(ends if here else len(header))
+            stream.seek(0, os.SEEK_END)
+            fresh: dict[str, int] = {}
+            waiting = 0
+            for one in ordered[here:]:
+                fresh[one.name] = self._stream(stream.fileno(), one, seen)
+                waiting += one.bytes
+                if waiting >= SYNC:
+                    self._note(stream.fileno(), file, fresh)
+                    known.update(fresh)
+                    fresh, waiting = {}, 0
+            self._note(stream.fileno(), file, fresh)
+            known.update(fresh)
+        partial.replace(target)
+        return known
+
+    def _stream(self, handle: int, one: Written, seen: Callable[[int], Any]) -> int:
+        crc, count = 0, 0
+        for block in one.blocks():
+            octets: Any = block.reshape(-1).view(torch.uint8).numpy()
+            crc = zlib.crc32(octets, crc)
+            _put(handle, octets)
+            count += len(octets)
+            seen(len(octets))
+        if count != one.bytes:
+            raise StoreError(f"{one.name!r} has {count} bytes, {one.bytes} were planned")
+        return crc
+
+    def _note(self, handle: int, file: str, fresh: Mapping[str, int]) -> None:
+        os.fsync(handle)
+        if fresh:
+            with (self.work / JOURNAL).open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps({"file": file, "tensors": fresh}) + "\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+
+    def finish(self) -> None:
+        """Give the folder its name."""
+        (self.work / JOURNAL).unlink(missing_ok=True)
+        if self.out.exists():
+            self.out.rmdir()  # it was empty
+        self.work.rename(self.out)
+        _last(self.out.parent)
+
+
+def _put(handle: int, octets: Any) -> None:
+    left = memoryview(octets)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def _last(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # a file system that can't promise that
+        pass
+    finally:
+        os.close(handle)
+
+
+def check_out(out: Path, source: Path) -> None:
+    """`out` must be new, or an empty folder, and not in the source.
+
+    Raises:
+        InputError: it is not.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists: give a new folder, or remove it")
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"out={out} lies in the checkpoint that is pruned: give a folder elsewhere")
+
+
+@contextmanager
+def folder_for(out: Path, fingerprint: str, size: int) -> Iterator[Folder]:
+    """The folder in which `out` is written; one that a killed run with the same `fingerprint` left is continued.
+
+    Args:
+        out: where it will be.
+        fingerprint: tells what is written, and of what.
+        size: bytes that it will have.
+
+    Raises:
+        InputError: another run writes there, or the disk has not enough space.
+        StoreError: it can't be written; what was written is kept for the next run.
+    """
+    work = out.with_name(out.name + PARTIAL)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir(exist_ok=True)
+        with _alone(work):
+            done = _journal(work, fingerprint)
+            there = sum(p.stat().st_size for p in work.iterdir() if p.is_file())
+            free = shutil.disk_usage(work).free
+            if size - there > free:
+                raise InputError(
+                    f"{out} needs {(size - there) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB left: nothing was written"
+                )
+            yield Folder(out, work, done)
+    except OSError as error:
+        raise StoreError(
+            f"{out} can't be written: {error}\n  what was written is in {work}: the same call continues there"
+        ) from error
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another process is writing {work}") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _journal(work: Path, fingerprint: str) -> dict[str, dict[str, int]]:
+    """What is on the disk already; all of it is removed where it is of something else."""
+    path = work / JOURNAL
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        same = json.loads(lines[0]).get("fingerprint") == fingerprint
+    except (OSError, ValueError, LookupError, AttributeError):
+        lines, same = [], False
+    done: dict[str, dict[str, int]] = {}
+    if same:
+        for line in lines[1:-1]:  # the last one may have been cut short
+            try:
+                entry = json.loads(line)
+                done.setdefault(entry["file"], {}).update(entry["tensors"])
+            except (ValueError, LookupError, TypeError):
+                break
+    else:
+        for left in work.iterdir():
+            if left.is_file():
+                left.unlink()
+    entries = [{"fingerprint": fingerprint}, *({"file": f, "tensors": t} for f, t in done.items())]
+    new = work / (JOURNAL + PARTIAL)
+    new.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    new.replace(path)
+    return done
+
+
+def total(files: Mapping[str, Iterable[Written]]) -> int:
+    """Bytes of all files."""
+    return sum(one.bytes for tensors in files.values() for one in tensors)
