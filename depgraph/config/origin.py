@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..base.switches import same_random_state, without_warnings
 from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
-from ..tracing.attributes import read_attribute
+from ..tracing.attributes import held_at, read_attribute
 from ..tracing.sizes import Expr, Size, attributes_in, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
@@ -148,14 +148,6 @@ def build(
         except Exception:  # noqa: BLE001  a class that computes with its weights while it is built
             continue
     return None, {}
-
-
-def held_at(holder: Any, key: Key) -> Any:
-    """What a model (or with path "" another object) has at (module path, attribute, *keys), or None."""
-    try:
-        return read_attribute(holder, key)
-    except (AttributeError, KeyError, IndexError, TypeError):
-        return None
 
 
 def _shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:

@@ -22,6 +22,14 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
         [replace(r, path=module(r.path)) for r in plan.repairs],
         [replace(r, path=module(r.path)) for r in plan.rewrites],
         plan.request,
+        [
+            replace(
+                r,
+                path=module(r.path),
+                entries=tuple(((module(str(at[0])), *at[1:]), entry) for at, entry in r.entries),
+            )
+            for r in plan.removals
+        ],
     )
 
 

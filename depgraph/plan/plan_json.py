@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
-from .plan import FORMAT, Cut, Indices, Plan, Repair, Rewrite
+from .plan import FORMAT, LEAVES, Cut, Indices, Plan, Removal, Repair, Rewrite
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
+MOST_RETURNED = 64  # entries of a tuple that a module returns
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -36,6 +37,15 @@ def as_data(plan: Plan) -> dict[str, Any]:
             cuts[name]["blocks"] = [number(k) for k in cut.blocks]
         if cut.numbers is not None:
             cuts[name]["numbers"] = number(cut.numbers)
+    removals = [
+        [
+            r.path,
+            r.leaves,
+            None if r.returns is None else list(r.returns),
+            [[list(at), e] for at, e in r.entries],
+        ]
+        for r in plan.removals
+    ]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -45,6 +55,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "cuts": cuts,
         "repairs": [[r.path, r.name, list(r.keys), r.value, r.old] for r in plan.repairs],
         "rewrites": [[r.path, r.function, r.number, r.old, r.value] for r in plan.rewrites],
+        **({"removals": removals} if removals else {}),
     }  # fmt: skip
 
 
@@ -93,7 +104,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         found = data.get("format") if isinstance(data, dict) else data
         problems.append(f"plan format {_short(found)} is not supported: this version reads {FORMAT}")
         return Plan()
-    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites"}
+    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites", "removals"}
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
     plan = Plan(request=field(data, "request", dict, problems))
@@ -107,6 +118,8 @@ def read(data: Any, problems: list[str]) -> Plan:
     repairs, rewrites = (field(data, name, list, problems) for name in ("repairs", "rewrites"))
     plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
     plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
+    removals = field({"removals": [], **data}, "removals", list, problems)
+    plan.removals = [r for row in removals if (r := reader.removal(row)) is not None]
     return plan
 
 
@@ -224,6 +237,34 @@ class _Reader:
             return Rewrite(*row)
         self.problems.append(f"invalid rewrite: {_short(row)}")
         return None
+
+    def removal(self, row: Any) -> Removal | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 4
+            and isinstance(row[0], str)
+            and row[0]
+            and row[1] in LEAVES
+            and (row[2] is None or _is_place_in_tuple(row[2]))
+            and isinstance(row[3], list)
+            and all(map(_is_entry, row[3]))
+        ):
+            returns = None if row[2] is None else (row[2][0], row[2][1])
+            return Removal(row[0], row[1], returns, tuple((tuple(at), entry) for at, entry in row[3]))
+        self.problems.append(f"invalid removal: {_short(row)}")
+        return None
+
+
+def _is_place_in_tuple(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 2 and all(map(is_whole, value))
+    return whole and value[1] < value[0] <= MOST_RETURNED
+
+
+def _is_entry(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not _is_steps(value[0]) or len(value[0]) < 2:
+        return False
+    path, name, *_ = value[0]
+    return isinstance(path, str) and isinstance(name, str) and not isinstance(value[1], (list, dict))
 
 
 def _is_steps(value: Any) -> bool:

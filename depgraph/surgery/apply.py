@@ -21,6 +21,7 @@ from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
 from .lineage import note
+from .remove import misfits, put_stand_ins, take_out
 from .rewrite import misfit, rewrite
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
@@ -67,6 +68,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     flag("inplace", inplace)
     plan, attributes = fitted(plan, model), attribute_tensors(model)
+    moves = plan.moves
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in attributes.items()}}
     one = on_one_memory({name: t for name, t in tensors.items() if name not in attributes})
     _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
@@ -82,7 +84,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
             for path, keys in attributes[name].places:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
-        small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+        gone = {
+            id(t): t for name, t in tensors.items() if plan.removals and moves.holds(name)
+        }  # not worth a copy
+        small = skeleton(model, {**gone, **{id(tensors[name]): tensor for name, tensor in new.items()}})
     made = named_tensors(small)[0]
     for name, first in one.items():
         made[name].data = made[first].data
@@ -90,6 +95,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         _repair(small, repair)
     for path in dict.fromkeys(r.path for r in plan.rewrites):
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
+    put_stand_ins(small, plan.removals)
+    take_out(small, plan.removals)
     recompute(small)
     _repair_standard(small)
     small = wrapped(small)
@@ -128,6 +135,7 @@ def _check(
             wrong.append(f"{name!r} has no shape yet: call the model once")
         elif tuple(tensors[name].shape) != shape:
             wrong.append(f"{name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
+    wrong += misfits(model, plan.removals)
     unknown = registered - plan.shapes.keys()
     wrong += [f"{name!r} of this model is not in the plan" for name in tensors if name in unknown]
     numbers: dict[tuple[int, Any], Any] = {}

@@ -23,7 +23,7 @@ from ..base.values import tensor_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
-from ..tracing.tensors import named_tensors
+from ..tracing.tensors import all_tensors, named_tensors
 from ..tracing.training import differs_in_training
 from .compare import apart
 from .conditions import drawn_inputs, other_sizes
@@ -103,6 +103,8 @@ class _Proof:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
         self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
+        if plan.removals:  # what is left of the smaller model's tensors in the original's names
+            self.named[id(small)] = {plan.moves.old(n): t for n, t in all_tensors(small).items()}
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
@@ -241,7 +243,8 @@ class _Proof:
     def _check_values(self) -> None:
         """The tensors of the smaller model must be what the plan keeps of the original's: not all of that shows in outputs."""
         originals = named_tensors(self.model)[0]
-        for name, held in named_tensors(self.small)[0].items():
+        moves = self.plan.moves
+        for name, held in ((moves.old(n), t) for n, t in named_tensors(self.small)[0].items()):
             cut, source = self.plan.cuts.get(name), originals.get(name)
             if source is None or held.layout is not torch.strided:
                 continue
@@ -258,7 +261,7 @@ class _Proof:
 
     def _attempt(self, arguments: Arguments, training: bool) -> bool:
         """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = [DrawnValues(self.names)] if self.unmoved else []
+        drawn = [DrawnValues(self.names)] if self.unmoved or self.plan.removals else []
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
             for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
