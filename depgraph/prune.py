@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -15,17 +15,19 @@ from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.running import Score, score_of
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
+from .depth.request import Depth, depth_of
 from .grouping.graph import GRANULARITIES, DependencyGraph
-from .grouping.naming import Name, given_names
+from .grouping.naming import Name, given_names, name_in, named
 from .grouping.propagate import propagate
 from .importance import Importance, normalisation, scores_of
 from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
-from .search import settle
+from .search import Settled, settle
 from .select import Request, Scope, nothing_text
 from .select.budgets import read_budgets
+from .shorten import recovered_values, shorten
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
@@ -130,7 +132,7 @@ def prune(
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
-    **further_budgets: float | str | None,
+    depth: bool | Depth | None = None, **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -182,6 +184,12 @@ def prune(
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        depth: also remove branches (see `branches`): True, or a `Depth` that says how many stay and what ranks them. They are
+            ranked again after each that goes. Under budgets, branches and widths meet them together: several numbers of
+            branches are tried, none among them, and the model is taken whose outputs (with `loss`, whose loss) on the
+            calibration data or else the example inputs are best. With a ratio, that share of the branches goes, too. With
+            ``Depth(keep=...)`` and neither, widths stay. With `uniform`, branches go by whole layers, so that a config can
+            express the result.
         **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
@@ -196,7 +204,7 @@ def prune(
     """
     arguments = dict(locals())
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
-    request = Request.of(arguments, further_budgets)
+    request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
         flag(name, given)
@@ -227,31 +235,45 @@ def prune(
     elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
-    if not graph.groups:
+    if not graph.groups and shorter is None:
         raise NothingToPruneError(nothing_text(graph))
     scored = None if score is None else score_of(score, model)
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
-    scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request)
-    small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
-    if request.threshold is not None and not plan.cuts:
-        lowest = min(b.scores[0] for b in request.selection(graph, scores).blocks if len(b.scores))
-        notes.append(
-            f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
+
+    widths = _Widths(importance, data, example_inputs, notes)
+    removed: list[str] = []
+    if shorter is None:
+        small, plan, proof, graph = widths.cut(graph, request, verify)
+        unshifted = small, plan
+    else:
+        widths.of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
+                             "granularity": granularity}  # fmt: skip
+        found = shorten(
+            graph, example_inputs, shorter, request, data, widths.ignored(graph), verify, widths.of_base
         )
+        small, plan, proof = found.model, found.plan, found.verification
+        unshifted = found.unshifted.model, found.unshifted.plan
+        removed = [b.name for b in found.branches]
+        notes.append(found.note)
     won = None
     if recover is not None:
         won = win_back(
-            model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
+            model, *unshifted, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
+        if small is not unshifted[0]:
+            recovered_values(small, unshifted[0], plan)
     if choices := graph.sizes.open_choices():
         lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
         notes.append(
             f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
             "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
         )
-    also = {"importance": importance, "granularity": granularity}
+    also = {
+        "importance": importance,
+        "granularity": granularity,
+        "depth": None if shorter is None else shorter.by,
+    }
     plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
     report = Report.of(
@@ -260,10 +282,46 @@ def prune(
         latency=tuple(latencies([model, small], example_inputs)) if latency else None,
         score=None if score is None or scored is None else (scored, score_of(score, small)),
         recovery=won,
+        removed=removed,
     )  # fmt: skip
     if inplace:
         small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
+
+
+@dataclass
+class _Widths:
+    """How widths are cut: `notes` are those of the last cut."""
+
+    importance: str | Importance
+    data: Calibration | None
+    example_inputs: Any
+    notes: list[str]
+    of_analyze: dict[str, Any] = field(default_factory=dict)
+
+    def cut(self, graph: DependencyGraph, request: Request, verify: bool) -> Settled:
+        """The model of `graph` with the widths that `request` asks for."""
+        self.notes.clear()
+        scores = scores_of(graph, self.importance, calibration=self.data)
+        targets = read_budgets(graph, self.example_inputs, request)
+        found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
+        if request.threshold is not None and not found.plan.cuts:
+            lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
+            self.notes.append(
+                f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
+            )
+        return found
+
+    def of_base(self, base: nn.Module, request: Request, verify: bool) -> Settled:
+        """The same of a model with stand-ins for branches that went."""
+        graph = analyze(base, self.example_inputs, **self.of_analyze)
+        if not graph.groups:
+            raise NothingToPruneError(nothing_text(graph))
+        return self.cut(graph, request, verify)
+
+    def ignored(self, graph: DependencyGraph) -> set[str]:
+        """Names of the tensors that stay."""
+        return {n for name in self.of_analyze["ignore"] for n in named(graph, name)[0]}
 
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:

@@ -94,7 +94,7 @@ def _tried(
             check_program(graph, masks, small, example_inputs)
         if verify:
             small, plan, proof = _proved(graph, masks, small, plan, example_inputs)
-            proof = _by_group(graph, masks, proof)
+            proof = by_group(graph, masks, proof)
     except VerificationError as error:
         if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
             return refused
@@ -121,7 +121,7 @@ def _proved(
     return small, plan, verify_values(graph.model, small, plan, example_inputs)
 
 
-def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
+def by_group(graph: DependencyGraph, masks: Mapping[str, Any], proof: Verification) -> Verification:
     """`proof`, in which groups are unproved, not tensors: those of whose parameters none moves an output."""
     known = {n for n, _ in graph.model.named_parameters()} & graph.tensors.keys()
     owned = {g.name: {m.name for m in g.members} & known for g in graph.groups if g.name in masks}

@@ -18,7 +18,6 @@ from torch import nn
 from ..axes.axes import Axis
 from ..axes.nodes import base_name, is_convolution
 from ..axes.op_call import DimFacts
-from ..base.errors import NothingToPruneError, listed
 from ..base.inputs import Examples
 from ..grouping.propagate import propagate
 from ..plan.plan import Removal
@@ -240,7 +239,7 @@ class Residual:
                 continue
             none = name == "mul" and any(a in zero for a in given)
             none = none or (name == "add" and all(a in zero for a in given) and len(given) == 2)
-            none = none or (name in KEEPS_ZERO and n.args and n.args[0] in zero)
+            none = none or (name in KEEPS_ZERO and bool(n.args) and n.args[0] in zero)
             if none:
                 zero.add(n)
         return term in zero
@@ -252,8 +251,8 @@ class Residual:
     def _described(self) -> list[Branch]:
         work: dict[Node, int] = {}
         for node, factors in self.facts.work:
-            sizes = [f.size if isinstance(f, Axis) else f for f in factors if f is not None]
-            work[node] = work.get(node, 0) + prod(sizes)
+            own = [f.size if isinstance(f, Axis) else f for f in factors if f is not None]
+            work[node] = work.get(node, 0) + prod(own)
         sizes = {n: p.numel() for n, p in self.model.named_parameters()}
         owned = [tuple(sorted({n for p in f.modules for n in self._tensors_in(p)})) for f in self.found]
         made = []
@@ -345,18 +344,13 @@ class Residual:
             _inside(first, [path]) and not _inside(n, [path]) for n, first in self.trace.aliases.items()
         )
 
-    def check_any(self) -> None:
-        """Refuse a model without branches.
-
-        Raises:
-            NothingToPruneError: it has none.
-        """
-        if not self.branches:
-            why = list(self.refused) or ["no addition has a side that is computed from the other side"]
-            raise NothingToPruneError(
-                listed("no branch of this model can go:", why)
-                + "\n  fix: prune widths instead (leave depth away), or give example inputs that run the branches"
-            )
+    def reached(self, terms: set[Node]) -> list[Node]:
+        """The outputs that depend on an input where `terms` are zero."""
+        found: set[Node] = set()
+        for n in self.nodes:
+            if n.op == "placeholder" or any(a in found and a not in terms for a in n.all_input_nodes):
+                found.add(n)
+        return [n for n in self.trace.outputs if n in found]
 
 
 def _elsewhere(node: Node) -> bool:
@@ -368,7 +362,7 @@ def _is_sum(node: Node) -> bool:
     if node.op != "call_function" or base_name(node.target) != "add" or len(node.args) < 2:
         return False
     both = isinstance(node.args[0], Node) and isinstance(node.args[1], Node)
-    return both and node.kwargs.get("alpha", 1) == 1 and record_of(node).holds_values
+    return bool(both and node.kwargs.get("alpha", 1) == 1 and record_of(node).holds_values)
 
 
 def _never_negative(node: Node) -> bool:

@@ -95,11 +95,11 @@ def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any
             except Exception as error:  # noqa: BLE001  the user's code, without a branch
                 return f"without it the model fails ({type(error).__name__})"
             try:
-                error = apart(run_smaller(small, small, Plan(), run, Draws(), Use()), expected)
+                off = apart(run_smaller(small, small, Plan(), run, Draws(), Use()), expected)
             except Exception as problem:  # noqa: BLE001  code around a module that asks for what a stand-in lacks
                 name = "" if isinstance(problem, VerificationError) else f"{type(problem).__name__}: "
                 return f"code around it needs its module ({name}{problem})"
-        if not error <= ALIKE:
+        if not off <= ALIKE:
             return "the model without its module computes something else than with zeros in its place"
     return ""
 
@@ -119,18 +119,18 @@ def _indices(model: nn.Module, removals: Sequence[Removal]) -> list[Repair]:
         inside = f"{path}." if path else ""
         if not isinstance(container, CONTAINERS) or not any(p.startswith(inside) for p in removed):
             continue
-        for (inner, attribute), numbers in _numbered(container).items():
+        for (inner, attribute), numbers in numbered(container).items():
             left = 0
             for i in range(len(container)):
                 owner = ".".join(filter(None, (f"{inside}{i}", inner)))
-                went = f"{inside}{i}" in gone or (i in numbers and any(_is_in(owner, p) for p in removed))
+                went = f"{inside}{i}" in gone or (i in numbers and any(is_in(owner, p) for p in removed))
                 if i in numbers and not went and left != i:
                     repairs.append(Repair(owner, attribute, (), left, i))
                 left += not went
     return repairs
 
 
-def _numbered(container: nn.Module) -> dict[tuple[str, str], dict[int, int]]:
+def numbered(container: nn.Module) -> dict[tuple[str, str], dict[int, int]]:
     """(path in a child, attribute) -> the numbers there by child, where each is the child's own."""
     found: dict[tuple[str, str], dict[int, int]] = {}
     for i, child in enumerate(container.children()):
@@ -145,7 +145,8 @@ def _numbered(container: nn.Module) -> dict[tuple[str, str], dict[int, int]]:
     }
 
 
-def _is_in(path: str, other: str) -> bool:
+def is_in(path: str, other: str) -> bool:
+    """Whether module `path` is `other`, or in it."""
     return path == other or path.startswith(f"{other}.")
 
 
@@ -209,9 +210,9 @@ def _builds(
     if twin is None:
         return False
     made, own = dict(twin.named_modules()), dict(module.named_modules())
-    for p in lost:
+    for p, gone in lost.items():
         there = made.get(p.removeprefix(inside))
-        if not isinstance(there, CONTAINERS) or len(there) != sizes[p] - len(lost[p]):
+        if not isinstance(there, CONTAINERS) or len(there) != sizes[p] - len(gone):
             return False
     others = {n: len(m) for n, m in own.items() if isinstance(m, CONTAINERS) and inside + n not in lost}
     plan = Plan(removals=[Removal(f"{p}.{i}", "nothing") for p, gone in lost.items() for i in gone])
@@ -221,7 +222,7 @@ def _builds(
         name = inside + n
         if not plan.moves.holds(name):
             there = made.get(plan.moves.new(name).removeprefix(inside))
-            if there is None or len(there) != size:  # type: ignore[arg-type]
+            if there is None or len(there) != size:
                 return False
     return {inside + n: p.shape for n, p in twin.named_parameters()} == shapes
 

@@ -119,7 +119,7 @@ def read(data: Any, problems: list[str]) -> Plan:
     plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
     plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
     removals = field({"removals": [], **data}, "removals", list, problems)
-    plan.removals = [r for row in removals if (r := reader.removal(row)) is not None]
+    plan.removals = [one for row in removals if (one := reader.removal(row)) is not None]
     return plan
 
 

@@ -24,7 +24,6 @@ from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..surgery.lineage import plans_of
-
 from ..tracing.attributes import held_at, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document
