@@ -11,6 +11,7 @@ one by one (docs/guides/inside-another-tool.md):
 | choose | `choose`, `register_budget` | `Masks`, `Scope`, `Budget`, `BudgetKind`, `CostModel` |
 | plan, apply | `build_plan`, `apply` | `Plan`, `Cut`, `Repair`, `Rewrite` |
 | verify | `verify` | `Verification` |
+| depth | `branches` | `Branch`, `Depth`, `Removal` |
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
@@ -42,8 +43,9 @@ it in this list (`make check` holds that).
 * `importance`: the criteria, one score per unit.
 * `recover`: sets the kept weights anew from calibration data.
 * `verify`: compares the smaller model with the masked original.
+* `depth`: finds the branches that can go, and ranks them.
 * `select`: chooses the units that stay.
-* `search`: plan, apply, verify, freeze what was wrong, plan again.
+* `search`, `shorten`: plan, apply, verify, freeze what was wrong, plan again; depth beside widths.
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
 * `simplify`: other ways than fewer units, such as fused norms and zeros.
@@ -76,6 +78,8 @@ from .base.version import __version__ as __version__
 from .costs.cost import CostModel, count_macs, parameter_count
 from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
+from .depth import Branch, branches
+from .depth.request import Depth
 from .exploring import pictures
 from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
@@ -86,7 +90,7 @@ from .grouping.graph import DependencyGraph, Frozen, Group, Member
 from .grouping.propagate import propagate
 from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .plan.optimizer import apply_to_optimizer
-from .plan.plan import Cut, Masks, Plan, Repair, Rewrite
+from .plan.plan import Cut, Masks, Plan, Removal, Repair, Rewrite
 from .prune import Constraint, PruneResult, analyze, prune
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
@@ -108,6 +112,7 @@ __all__ = [
     "L1",
     "Axis",
     "Batch",
+    "Branch",
     "Budget",
     "BudgetError",
     "BudgetKind",
@@ -117,6 +122,7 @@ __all__ = [
     "Cut",
     "DependencyGraph",
     "DepgraphError",
+    "Depth",
     "DimFacts",
     "Examples",
     "Frozen",
@@ -140,6 +146,7 @@ __all__ = [
     "Reason",
     "Reconstruction",
     "Recovery",
+    "Removal",
     "Repair",
     "Report",
     "Rewrite",
@@ -162,6 +169,7 @@ __all__ = [
     "analyze",
     "apply",
     "apply_to_optimizer",
+    "branches",
     "build_plan",
     "checkpoint",
     "choose",

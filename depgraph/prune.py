@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -16,8 +16,9 @@ from .base.running import Score, score_of
 from .base.weights import Weights
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
+from .depth.request import Depth, depth_of
 from .grouping.graph import GRANULARITIES, DependencyGraph
-from .grouping.naming import Name, given_names
+from .grouping.naming import Name, given_names, name_in, named
 from .grouping.propagate import propagate
 from .importance import Importance, normalisation, scores_of
 from .plan.plan import Plan
@@ -27,6 +28,7 @@ from .report import Report
 from .search import Settled, settle
 from .select import Request, Scope, nothing_text
 from .select.budgets import read_budgets
+from .shorten import recovered_values, shorten
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
@@ -145,7 +147,7 @@ def prune(
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
-    **further_budgets: float | str | None,
+    depth: bool | Depth | None = None, **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -197,6 +199,12 @@ def prune(
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        depth: also remove branches (see `branches`): True, or a `Depth` that says how many stay and what ranks them. They are
+            ranked again after each that goes. Under budgets, branches and widths meet them together: several numbers of
+            branches are tried, none among them, and the model is taken whose outputs (with `loss`, whose loss) on the
+            calibration data or else the example inputs are best. With a ratio, that share of the branches goes, too. With
+            ``Depth(keep=...)`` and neither, widths stay. With `uniform`, branches go by whole layers, so that a config can
+            express the result.
         **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
@@ -211,7 +219,7 @@ def prune(
     """
     arguments = dict(locals())
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
-    request = Request.of(arguments, further_budgets)
+    request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
     names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
         flag(name, given)
@@ -241,15 +249,37 @@ def prune(
         raise InputError("graph was made from another model: give the model that analyze was called with")
     elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
-    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scored = None if score is None else score_of(score, model)
+    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     notes: list[str] = []
-    small, plan, proof, graph = planned(graph, example_inputs, request, importance, data, verify, notes)
+    removed: list[str] = []
+    if shorter is None:
+        small, plan, proof, graph = planned(graph, example_inputs, request, importance, data, verify, notes)
+        unshifted = small, plan
+    else:
+        _check_finite(
+            graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members}
+        )
+        of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
+                      "granularity": granularity}  # fmt: skip
+        widths = _Widths(importance, data, example_inputs, notes, of_analyze)
+        found = shorten(
+            graph, example_inputs, shorter, request, data, widths.ignored(graph), verify, widths.of_base
+        )
+        small, plan, proof = found.model, found.plan, found.verification
+        unshifted = found.unshifted.model, found.unshifted.plan
+        removed = [b.name for b in found.branches]
+        notes.append(found.note)
+        _note_choices(graph, notes)
+        also = {"importance": importance, "granularity": granularity, "depth": shorter.by}
+        plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     won = None
     if recover is not None:
         won = win_back(
-            model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress
+            model, *unshifted, graph, data, recover, example_inputs=example_inputs, progress=progress
         )
+        if small is not unshifted[0]:
+            recovered_values(small, unshifted[0], plan)
     before = plans_of(model)
     report = Report.of(
         graph, plan, small, proof, example_inputs,
@@ -257,6 +287,7 @@ def prune(
         latency=tuple(latencies([model, small], example_inputs)) if latency else None,
         score=None if score is None or scored is None else (scored, score_of(score, small)),
         recovery=won,
+        removed=removed,
     )  # fmt: skip
     if inplace:
         small = _taken_over(model, small, plan, won is not None)
@@ -285,25 +316,55 @@ def planned(
         VerificationError: the result would not equal the masked original.
     """
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
-    if not graph.groups:
-        raise NothingToPruneError(nothing_text(graph))
-    scores = scores_of(graph, importance, calibration=data)
-    targets = read_budgets(graph, example_inputs, request)
-    found = settle(graph, example_inputs, scores, request, targets, verify, notes)
-    if request.threshold is not None and not found.plan.cuts:
-        lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
-        notes.append(
-            f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
-        )
-    if choices := found.graph.sizes.open_choices():
+    found = _Widths(importance, data, example_inputs, notes).cut(graph, request, verify)
+    _note_choices(found.graph, notes)
+    also = {"importance": importance, "granularity": found.graph.granularity}
+    found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    return found
+
+
+def _note_choices(graph: DependencyGraph, notes: list[str]) -> None:
+    """Name the branches of forward that no example takes."""
+    if choices := graph.sizes.open_choices():
         lines = ", ".join(dict.fromkeys(line for line, _ in choices[:5]))
         notes.append(
             f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
             "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
         )
-    also = {"importance": importance, "granularity": found.graph.granularity}
-    found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
-    return found
+
+
+@dataclass
+class _Widths:
+    """How widths are cut: `notes` are those of the last cut."""
+
+    importance: str | Importance
+    data: Calibration | None
+    example_inputs: Any
+    notes: list[str]
+    of_analyze: dict[str, Any] = field(default_factory=dict)
+
+    def cut(self, graph: DependencyGraph, request: Request, verify: bool | Weights) -> Settled:
+        """The model of `graph` with the widths that `request` asks for."""
+        if not graph.groups:
+            raise NothingToPruneError(nothing_text(graph))
+        self.notes.clear()
+        scores = scores_of(graph, self.importance, calibration=self.data)
+        targets = read_budgets(graph, self.example_inputs, request)
+        found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
+        if request.threshold is not None and not found.plan.cuts:
+            lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
+            self.notes.append(
+                f"no score is below threshold={request.threshold:g}, so nothing was removed: the lowest is {lowest:.3g}"
+            )
+        return found
+
+    def of_base(self, base: nn.Module, request: Request, verify: bool) -> Settled:
+        """The same of a model with stand-ins for branches that went."""
+        return self.cut(analyze(base, self.example_inputs, **self.of_analyze), request, verify)
+
+    def ignored(self, graph: DependencyGraph) -> set[str]:
+        """Names of the tensors that stay."""
+        return {n for name in self.of_analyze["ignore"] for n in named(graph, name)[0]}
 
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:

@@ -101,6 +101,7 @@ class Report:
         latency: seconds before and after, where it was measured.
         score: before and after, where a function for it was given.
         recovery: what was recovered from calibration data, where requested; ``print`` it for each layer.
+        removed: names of the branches that went, where depth was asked for.
     """
 
     plan: Plan
@@ -124,6 +125,7 @@ class Report:
     latency: tuple[float, float] | None = None
     score: tuple[float, float] | None = None
     recovery: Recovery | None = None
+    removed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -138,7 +140,7 @@ class Report:
             small: the smaller model.
             verification: what was proved.
             example_inputs: those that the forward pass is counted on.
-            **measured: notes, latency, score and recovery, as above.
+            **measured: notes, latency, score, recovery and removed, as above.
         """
         models = graph.model, small
         names = {n for n, _ in graph.model.named_parameters()}
@@ -211,6 +213,7 @@ class Report:
             "followed": self.followed,
             "unknown_ops": self.unknown_ops,
             "rewritten": self.rewritten,
+            "removed": list(self.removed),
             "verification": {
                 "status": self.verification.status,
                 "max_error": self.verification.max_error,

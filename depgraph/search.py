@@ -95,7 +95,7 @@ def _tried(
             check_program(graph, masks, small, example_inputs)
         if verify:
             small, plan, proof = _proved(graph, masks, small, plan, example_inputs, verify)
-            proof = _by_group(graph, masks, proof)
+            proof = by_group(graph, masks, proof)
     except VerificationError as error:
         if refused := _wrong(graph, masks, request.blocks(graph, scores, masks), example_inputs, verify):
             return refused
@@ -131,7 +131,7 @@ def _compared(
     return verify_values(graph.model, small, plan, example_inputs, **elsewhere)
 
 
-def _by_group(graph: DependencyGraph, masks: Masks, proof: Verification) -> Verification:
+def by_group(graph: DependencyGraph, masks: Mapping[str, Any], proof: Verification) -> Verification:
     """`proof`, in which groups are unproved, not tensors: those of whose parameters each has kept entries that move no output."""
     known = {n for n, _ in graph.model.named_parameters()} & graph.tensors.keys()
     owned = {g.name: {m.name for m in g.members} & known for g in graph.groups if g.name in masks}

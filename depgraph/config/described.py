@@ -19,7 +19,7 @@ from torch import nn
 
 from ..tracing.attributes import put, read_attribute
 from ..tracing.sizes import Expr, attributes_in
-from .origin import Key, Origins, build, built_from, evaluate, outermost
+from .origin import Key, Origins, build, built_from, evaluate, outermost, stand_ins
 
 Place = tuple[
     Any, ...
@@ -60,6 +60,8 @@ def described(model: nn.Module, found: Origins) -> Described:
         base = _numbers(_built(module, path, {}), path)
         if base is None:
             continue
+        gone = tuple(f"{inside}{p}." for p in stand_ins(module))
+        base = {p: n for p, n in base.items() if not f"{p[1]}.".startswith(gone)} if gone else base
         values = {f: int(read_attribute(model, f[1:])) for f in sorted(fields, key=str)}
         probes = {f: _numbers(_built(module, path, {f: 2 * v}), path) for f, v in values.items() if v > 0}
         out.fields |= values

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from ..base.switches import same_random_state, without_warnings
 from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
-from ..tracing.attributes import read_attribute
+from ..surgery.remove import StandIn
+from ..tracing.attributes import held_at, read_attribute
 from ..tracing.sizes import Expr, Size, attributes_in, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
@@ -54,7 +55,7 @@ def origins(model: nn.Module) -> Origins:
     for path, module in outermost(model):
         arguments = _arguments(module, path)
         twin, shapes = (None, {}) if arguments is None else build(type(module), arguments)
-        if twin is None or _shapes_of(module) != _shapes_of(twin):
+        if twin is None or _shapes_of(module) != _left(_shapes_of(twin), module):
             continue
         for inner, part in twin.named_modules():
             place = ".".join(filter(None, (path, inner)))
@@ -150,16 +151,19 @@ def build(
     return None, {}
 
 
-def held_at(holder: Any, key: Key) -> Any:
-    """What a model (or with path "" another object) has at (module path, attribute, *keys), or None."""
-    try:
-        return read_attribute(holder, key)
-    except (AttributeError, KeyError, IndexError, TypeError):
-        return None
-
-
 def _shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
     return {} if module is None else {n: p.shape for n, p in module.named_parameters()}
+
+
+def stand_ins(module: nn.Module) -> list[str]:
+    """Paths of the modules in `module` that stand in the place of removed ones."""
+    return [path for path, m in module.named_modules() if isinstance(m, StandIn)]
+
+
+def _left(shapes: dict[str, torch.Size], module: nn.Module) -> dict[str, torch.Size]:
+    """Those of `shapes` that are not of a module for which `module` has a stand-in."""
+    gone = tuple(f"{path}." for path in stand_ins(module))
+    return {n: s for n, s in shapes.items() if not n.startswith(gone)} if gone else shapes
 
 
 def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
+from .names import renamed
 from .plan import Cut, Indices, Plan, Repair, Rewrite
 
 
 def composed(first: Plan, second: Plan) -> Plan:
     """The plan that does what `first` and then `second` do (see `Plan.then`)."""
+    if first.removals:  # the second one in the names from before those went
+        moves = first.moves
+        second = renamed(second, moves.old, moves.old)
     problems = _differences(first, second)
     if problems:
         raise PlanError(listed("these plans can't be composed: apply them one after the other", problems))
@@ -23,6 +27,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
     plan.repairs = _repairs(first.repairs, second.repairs)
     plan.rewrites = _rewrites(first.rewrites, second.rewrites)
+    plan.removals = [*first.removals, *second.removals]
     return plan
 
 
@@ -37,6 +42,8 @@ def _differences(first: Plan, second: Plan) -> list[str]:
     """Where the second plan is for another model than the first one makes."""
     problems = []
     for name in {**first.shapes, **second.shapes}:
+        if first.removals and name in first.shapes and first.new_name(name) is None:
+            continue
         if name not in second.shapes and name not in first.cuts:
             problems.append(f"{name!r} is in the first plan only")
         elif name not in first.shapes and name not in second.cuts:
@@ -47,7 +54,8 @@ def _differences(first: Plan, second: Plan) -> list[str]:
                 problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
     if first.fusions or second.fusions:
         problems.append("one of them fuses norms, whose values then are in other tensors")
-    if first.aliases != second.aliases:
+    ties = {n: t for n, t in first.aliases.items() if first.new_name(n) is not None}
+    if ties != second.aliases:
         problems.append("the second plan ties other tensors")
     return problems
 

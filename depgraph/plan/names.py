@@ -23,6 +23,14 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
         [replace(r, path=module(r.path)) for r in plan.rewrites],
         [replace(f, layer=module(f.layer), norm=module(f.norm)) for f in plan.fusions],
         plan.request,
+        [
+            replace(
+                r,
+                path=module(r.path),
+                entries=tuple(((module(str(at[0])), *at[1:]), entry) for at, entry in r.entries),
+            )
+            for r in plan.removals
+        ],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,73 @@ class Fusion:
     bias: bool
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Module `path` goes.
+
+    Attributes:
+        path: the module, by the name it has before anything goes.
+        leaves: what stands in its place: ``"zeros"`` (a module that yields zeros in the shape of what it is given),
+            ``"input"`` (one that returns what it is given), or ``"nothing"``: it is a child of a Sequential or ModuleList,
+            and the children behind it move up.
+        returns: of a module that returns a tuple, its length and the place in it of the one tensor that is used; None of
+            one that returns a tensor.
+        entries: of a child of a container, the lists that have one entry for each child and lose this one's: (module path,
+            attribute, keys into it), and the entry.
+    """
+
+    path: str
+    leaves: str
+    returns: tuple[int, int] | None = None
+    entries: tuple[tuple[tuple[int | str, ...], Any], ...] = ()
+
+
+LEAVES = ("zeros", "input", "nothing")
+
+
+class Moves:
+    """Where modules and tensors go when children of containers are removed and the rest move up."""
+
+    def __init__(self, removals: Iterable[Removal]) -> None:
+        """Only those that leave nothing move others."""
+        self.removed = {r.path for r in removals}
+        self.gone: dict[str, list[int]] = {}
+        for r in removals:
+            parent, _, child = r.path.rpartition(".")
+            if r.leaves == "nothing" and child.isdigit():
+                self.gone.setdefault(parent, []).append(int(child))
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor or module is in one that is removed."""
+        steps = name.split(".")
+        return any(".".join(steps[:i]) in self.removed for i in range(1, len(steps) + 1))
+
+    def new(self, name: str) -> str:
+        """The new name of what stays."""
+        return self._each(name, lambda child, gone: child - sum(i < child for i in gone))[1]
+
+    def old(self, name: str) -> str:
+        """The name from which `new` makes `name`."""
+
+        def before(child: int, gone: list[int]) -> int:
+            for i in sorted(gone):
+                child += i <= child
+            return child
+
+        return self._each(name, before, back=True)[1]
+
+    def _each(self, name: str, number: Any, back: bool = False) -> tuple[str, str]:
+        """`name` with other numbers behind the containers in `gone`: by the original names, whichever way it goes."""
+        original: list[str] = []
+        made: list[str] = []
+        for step in name.split(".") if name else ():
+            gone = self.gone.get(".".join(original))
+            other = str(number(int(step), gone)) if gone and step.isdigit() else step
+            original.append(other if back else step)
+            made.append(other)
+        return ".".join(original), ".".join(made)
+
+
 @dataclass(eq=False, repr=False)
 class Plan:
     """What to remove from a model. Plain data: no weights, no device; it replays on any model of the same shapes.
@@ -154,6 +222,7 @@ class Plan:
         repairs: attributes to set.
         rewrites: literals to rewrite.
         fusions: norms that go into the layers before them. A plan with some has no cuts.
+        removals: modules that go. Everything else in a plan has the names from before they went.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
@@ -165,9 +234,28 @@ class Plan:
     rewrites: list[Rewrite] = field(default_factory=list)
     fusions: list[Fusion] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
+    removals: list[Removal] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors)"
+        gone = f", removes {len(self.removals)} modules" if self.removals else ""
+        return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors{gone})"
+
+    @property
+    def moves(self) -> Moves:
+        """Which names go, and what becomes of the others."""
+        return Moves(self.removals)
+
+    def new_name(self, name: str) -> str | None:
+        """The name that parameter, buffer or module `name` has afterwards; None where it goes with a removed module.
+
+        ``pruned.state_dict()[plan.new_name(name)]`` holds the entries of ``original.state_dict()[name]`` that ``mask(name)``
+        keeps.
+
+        Args:
+            name: as the original has it.
+        """
+        moves = self.moves
+        return None if moves.holds(name) else moves.new(name)
 
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.
@@ -185,6 +273,8 @@ class Plan:
 
     def drops(self, name: str) -> bool:
         """Whether tensor `name` goes as a whole, with the module that has it."""
+        if self.removals and self.moves.holds(name):
+            return True
         return name.rpartition(".")[0] in {f.norm for f in self.fusions}
 
     def added(self) -> dict[str, tuple[int, ...]]:
@@ -196,8 +286,10 @@ class Plan:
         return found
 
     def new_shape(self, name: str) -> tuple[int, ...]:
-        """The shape that parameter or buffer `name` has afterwards."""
+        """The shape that parameter or buffer `name` has afterwards: all zeros where it goes with a removed module."""
         first = self.aliases.get(name, name)
+        if self.removals and self.moves.holds(first):
+            return (0,) * max(1, len(self.shapes[first]))
         cut = self.cuts.get(first)
         return self.shapes[first] if cut is None else cut.new_shape
 

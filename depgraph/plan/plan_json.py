@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
-from .plan import FORMAT, Cut, Fusion, Indices, Plan, Repair, Rewrite
+from .plan import FORMAT, LEAVES, Cut, Fusion, Indices, Plan, Removal, Repair, Rewrite
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
+MOST_RETURNED = 64  # entries of a tuple that a module returns
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def as_data(plan: Plan) -> dict[str, Any]:
     ] = {}  # written where there are some: other plans stay as earlier versions read them
     if plan.fusions:
         further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
+    if plan.removals:
+        further["removals"] = [
+            [r.path, r.leaves, r.returns and list(r.returns), [[list(at), e] for at, e in r.entries]]
+            for r in plan.removals
+        ]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -99,7 +105,18 @@ def read(data: Any, problems: list[str]) -> Plan:
         found = data.get("format") if isinstance(data, dict) else data
         problems.append(f"plan format {_short(found)} is not supported: this version reads {FORMAT}")
         return Plan()
-    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites", "fusions"}
+    known = {
+        "format",
+        "request",
+        "shapes",
+        "aliases",
+        "sets",
+        "cuts",
+        "repairs",
+        "rewrites",
+        "fusions",
+        "removals",
+    }
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
     plan = Plan(request=field(data, "request", dict, problems))
@@ -116,6 +133,8 @@ def read(data: Any, problems: list[str]) -> Plan:
     if "fusions" in data:
         rows = field(data, "fusions", list, problems)
         plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]
+    removals = field({"removals": [], **data}, "removals", list, problems)
+    plan.removals = [one for row in removals if (one := reader.removal(row)) is not None]
     return plan
 
 
@@ -246,6 +265,34 @@ class _Reader:
             return Fusion(*row)
         self.problems.append(f"invalid fusion: {_short(row)}")
         return None
+
+    def removal(self, row: Any) -> Removal | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 4
+            and isinstance(row[0], str)
+            and row[0]
+            and row[1] in LEAVES
+            and (row[2] is None or _is_place_in_tuple(row[2]))
+            and isinstance(row[3], list)
+            and all(map(_is_entry, row[3]))
+        ):
+            returns = None if row[2] is None else (row[2][0], row[2][1])
+            return Removal(row[0], row[1], returns, tuple((tuple(at), entry) for at, entry in row[3]))
+        self.problems.append(f"invalid removal: {_short(row)}")
+        return None
+
+
+def _is_place_in_tuple(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 2 and all(map(is_whole, value))
+    return whole and value[1] < value[0] <= MOST_RETURNED
+
+
+def _is_entry(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not _is_steps(value[0]) or len(value[0]) < 2:
+        return False
+    path, name, *_ = value[0]
+    return isinstance(path, str) and isinstance(name, str) and not isinstance(value[1], (list, dict))
 
 
 def _is_steps(value: Any) -> bool:

@@ -19,13 +19,13 @@ from torch import nn
 from ..base.checks import a_path, function, several, whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
-from ..config.origin import built_from, held_at
+from ..config.origin import built_from
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..simplify.result import Simplified
 from ..surgery.lineage import plans_of
-from ..tracing.attributes import put
+from ..tracing.attributes import held_at, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document
 from .folders import replacing

@@ -23,6 +23,7 @@ from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, s
 from ..tracing.wrappers import check_changeable, wrapped
 from . import fold
 from .lineage import note
+from .remove import misfits, put_stand_ins, take_out
 from .rewrite import misfit, rewrite
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
@@ -69,6 +70,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     flag("inplace", inplace)
     plan, attributes = fitted(plan, model), attribute_tensors(model)
+    moves = plan.moves
     tensors = {**named_tensors(model)[0], **{name: h.tensor for name, h in attributes.items()}}
     one = on_one_memory({name: t for name, t in tensors.items() if name not in attributes})
     _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
@@ -84,7 +86,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
             for path, keys in attributes[name].places:
                 put(vars(model.get_submodule(path)), list(keys), new[name])
     else:
-        small = skeleton(model, {id(tensors[name]): tensor for name, tensor in new.items()})
+        gone = {
+            id(t): t for name, t in tensors.items() if plan.removals and moves.holds(name)
+        }  # not worth a copy
+        small = skeleton(model, {**gone, **{id(tensors[name]): tensor for name, tensor in new.items()}})
     made = named_tensors(small)[0]
     for name, first in one.items():
         made[name].data = made[first].data
@@ -94,6 +99,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     for fusion in plan.fusions:
         fold.fold(small, fusion)
+    put_stand_ins(small, plan.removals)
+    take_out(small, plan.removals)
     recompute(small)
     _repair_standard(small)
     small = wrapped(small)
@@ -132,6 +139,7 @@ def _check(
             wrong.append(f"{name!r} has no shape yet: call the model once")
         elif tuple(tensors[name].shape) != shape:
             wrong.append(f"{name!r} has shape {tuple(tensors[name].shape)}, the plan is for {shape}")
+    wrong += misfits(model, plan.removals)
     unknown = registered - plan.shapes.keys()
     wrong += [f"{name!r} of this model is not in the plan" for name in tensors if name in unknown]
     numbers: dict[tuple[int, Any], Any] = {}

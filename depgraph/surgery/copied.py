@@ -27,7 +27,8 @@ def what_copies_need(model: nn.Module, repairs: Iterable[Repair]) -> list[Repair
     found: list[Repair] = []
     for path, known in by_path.items():
         module = model.get_submodule(path)
-        if not is_usual(type(module)):
+        kind: type = type(module)
+        if not is_usual(kind):
             found += _of_module(module, known)
     return found
 

@@ -20,6 +20,14 @@ def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
     return value
 
 
+def held_at(holder: Any, key: tuple[Any, ...]) -> Any:
+    """What a model (or with path "" another object) has at (module path, attribute, *keys), or None."""
+    try:
+        return read_attribute(holder, key)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return None
+
+
 def put(holder: Any, steps: list[Any], value: Any) -> Any:
     """`holder` with the entry at `steps` set to `value`: changed in place, or a new one for a tuple."""
     if not steps:

@@ -25,6 +25,7 @@ def watch_modules(model: nn.Module, recorder: Recorder) -> AbstractContextManage
             out = run()
             if isinstance(module, ParametrizationList) and id(out) in recorder.node_of:
                 recorder.parametrized.append((path, recorder.node_of[id(out)]))
+            recorder.called(path, out)
             return out
         finally:
             recorder.stack.pop()

@@ -102,6 +102,21 @@ def write_record(node: Node, tensors: Sequence[torch.Tensor], **known: Any) -> N
     return made
 
 
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module.
+
+    Attributes:
+        node: of the tensor that it returned; None where it returned no tensor, or several.
+        returns: of a tuple, its length and the place of that tensor in it; None where a tensor was returned.
+        training: whether that was in a run in train mode.
+    """
+
+    node: Node | None
+    returns: tuple[int, int] | None
+    training: bool
+
+
 FAKE_CALL = 0.5e-3  # seconds that a call on fake tensors takes, about
 
 _TORCH_ROOT = os.path.dirname(torch.__file__) + os.sep
@@ -199,6 +214,7 @@ class Recorder:
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
         self.parametrized: list[tuple[str, Node]] = []
+        self.calls: dict[str, list[ModuleCall]] = {}
         self.escapes: list[tuple[Node, str, str, str]] = []
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
@@ -314,6 +330,18 @@ class Recorder:
         self.losses = [loss for loss in self.losses if own(loss[0])]
         self.size_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.size_uses]
         self.scalar_uses = [u if own(u.expr) else replace(u, expr=u.value) for u in self.scalar_uses]
+
+    def called(self, path: str, out: Any) -> None:
+        """Module `path` was called and returned `out`."""
+        if self.paused:
+            return
+        several = isinstance(out, (tuple, list))
+        places = [i for i, t in enumerate(out if several else (out,)) if isinstance(t, torch.Tensor)]
+        whole = isinstance(out, torch.Tensor) or (type(out) is tuple and len(places) > 0)
+        tensor = (out[places[0]] if several else out) if whole else None
+        node = None if tensor is None else self.node_of.get(id(inside(tensor)))
+        returns = (len(out), places[0]) if several and whole else None
+        self.calls.setdefault(path, []).append(ModuleCall(node, returns, self.training))
 
     def compared(self, name: str, left: sizes.Expr, right: sizes.Expr, outcome: bool, frame: Any) -> bool:
         """A test of two numbers came out so in `frame`; returns what the code shall see (as a `sizes.Listener`)."""

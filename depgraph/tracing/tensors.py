@@ -135,7 +135,10 @@ def skeleton(model: nn.Module, replace: Mapping[int, Any]) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
     made = copied(model, memo, frozenset(own))
     modes = {path: module.training for path, module in model.named_modules()}
-    for path, module in made.named_modules():  # one that is copied in a way of its own may have come in train mode
+    for (
+        path,
+        module,
+    ) in made.named_modules():  # one that is copied in a way of its own may have come in train mode
         module.training = modes.get(path, module.training)
     return made
 

@@ -29,7 +29,7 @@ from .literals import track_literals
 from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules
 from .record import AtenMode, PythonMode
-from .recorder import Choice, Comparison, Loss, Node, Recorder, record_of, write_record
+from .recorder import Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, fakes_of, is_elsewhere, named_tensors, skeleton
 from .training import differs_in_training
@@ -60,6 +60,7 @@ class Trace:
         losses: sizes that became plain numbers there.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
+        calls: path of a module -> what each call of it returned.
         escapes: what can't be followed any further: why, in which module, where.
         fake: whether it ran on fake tensors.
         tracked: whether the attributes of modules were.
@@ -84,6 +85,7 @@ class Trace:
     losses: list[Loss]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
+    calls: dict[str, list[ModuleCall]]
     escapes: list[tuple[Node, str, str, str]]
     fake: bool
     tracked: bool
@@ -347,6 +349,7 @@ def _written_down(
         losses=recorder.losses,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
+        calls=recorder.calls,
         escapes=recorder.escapes,
         fake=modes[0],
         tracked=modes[1],

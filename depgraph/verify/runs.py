@@ -215,6 +215,7 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
         record.give(held, mask)
     lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
     twin = skeleton(model, {**replaced, **lazy}).train(run.training)
+    silence(twin, plan)
     seed_all()
     try:
         with (
@@ -230,6 +231,25 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
     finally:
         record.kept.restore()
     return out, record
+
+
+def silence(model: nn.Module, plan: Plan) -> None:
+    """Let each module of `model` that `plan` replaces by zeros yield zeros, whatever it computes, in place.
+
+    What else the plan removes stays: where anything but a silenced branch used it, the smaller model lacks it.
+    """
+
+    def hook(returns: tuple[int, int] | None) -> Any:
+        def zeroed(module: nn.Module, args: Any, out: Any) -> Any:
+            if returns is None:
+                return out.new_zeros(out.shape)
+            return tuple(t.new_zeros(t.shape) if i == returns[1] else t for i, t in enumerate(out))
+
+        return zeroed
+
+    for removal in plan.removals:
+        if removal.leaves == "zeros":
+            model.get_submodule(removal.path).register_forward_hook(hook(removal.returns))
 
 
 def run_smaller(

@@ -24,7 +24,7 @@ from ..base.weights import Weights
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
-from ..tracing.tensors import named_tensors
+from ..tracing.tensors import all_tensors, named_tensors
 from ..tracing.training import differs_in_training
 from .compare import apart
 from .conditions import drawn_inputs, other_sizes
@@ -120,6 +120,8 @@ class _Proof:
         self.sources = sources
         self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
+        if plan.removals:  # what is left of the smaller model's tensors in the original's names
+            self.named[id(small)] = {plan.moves.old(n): t for n, t in all_tensors(small).items()}
         tensors = self._run(((), {})).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.tensors = tensors
@@ -267,7 +269,8 @@ class _Proof:
     def _check_values(self) -> None:
         """The tensors of the smaller model must be what the plan keeps of the original's: not all of that shows in outputs."""
         originals = named_tensors(self.model)[0]
-        for name, held in named_tensors(self.small)[0].items():
+        moves = self.plan.moves
+        for name, held in ((moves.old(n), t) for n, t in named_tensors(self.small)[0].items()):
             cut, source = self.plan.cuts.get(name), originals.get(name)
             if source is None or held.layout is not torch.strided:
                 continue
@@ -284,7 +287,9 @@ class _Proof:
 
     def _attempt(self, arguments: Arguments, training: bool, turn: int = 0) -> bool:
         """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved else []
+        drawn = (
+            [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved or self.plan.removals else []
+        )
         own = self.sources["values"]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):

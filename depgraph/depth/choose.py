@@ -1,0 +1,192 @@
+"""Which branches go: the cheapest first, ranked again after each, or the cheapest run of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..base.errors import InputError, NothingToPruneError, listed
+from ..config.origin import built_from, outermost
+from ..data.calibration import Calibration
+from ..surgery.remove import CONTAINERS
+from .branches import Branch, Residual
+from .rank import Ranking, Unit
+from .removing import is_in, numbered, usable
+from .request import Depth
+
+
+class Candidates:
+    """The branches of a model that may go, and the order in which they do.
+
+    Attributes:
+        residual: the model, and where its branches are.
+        branches: those that may go.
+        total: how many branches the model has in all.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, depth: Depth, calibration: Calibration | None, *,
+        ignored: set[str], whole: bool,
+    ) -> None:  # fmt: skip
+        """Find them.
+
+        Args:
+            model: it is not touched.
+            example_inputs: as for `prune`.
+            depth: what ranks them.
+            calibration: what they are ranked on; None: the example inputs.
+            ignored: tensors that stay.
+            whole: only children of containers go, as a whole: what a config can express.
+
+        Raises:
+            InputError: `depth.keep` is above what there is; its criterion needs data that is missing.
+            NothingToPruneError: there is no branch, or none that may go.
+        """
+        if depth.by in ("taylor", "loss") and calibration is None:
+            raise InputError(
+                f"Depth(by={depth.by!r}) looks at a loss on data: give calibration= (batches of inputs and targets) and loss=, "
+                "or rank by 'influence' or 'magnitude'"
+            )
+        self.residual, self.depth = Residual(model, example_inputs), depth
+        found = usable(self.residual, self.residual.branches, example_inputs)
+        self.total = len(found)
+        if not found:
+            why = list(self.residual.refused) or [
+                "no addition has a side that is computed from the other side"
+            ]
+            raise NothingToPruneError(
+                listed("no branch of this model can go:", why)
+                + "\n  fix: prune widths instead (leave depth away), or give example inputs that run the branches"
+            )
+        if depth.keep is not None and depth.keep > self.total:
+            raise InputError(
+                f"Depth(keep={depth.keep}) is more than the {self.total} branches that this model has: depgraph.branches lists them"
+            )
+        self.units = self._units([b for b in found if not ignored & set(b.weights)], whole)
+        self.branches = [b for u in self.units for b in u]
+        if not self.units:
+            raise NothingToPruneError(
+                f"none of the {self.total} branches may go: "
+                + (
+                    "no child of a Sequential or ModuleList goes as a whole"
+                    if whole
+                    else "ignore holds all of them"
+                )
+            )
+        examples = getattr(example_inputs, "examples", (example_inputs,))
+        self.ranking = Ranking(
+            model, depth.by, calibration or Calibration(list(examples), example_inputs, progress=False)
+        )
+        self._order: list[Unit] = []
+
+    def first(self, count: int) -> list[Branch]:
+        """At least `count` branches that go first, in the order of execution; [] for 0.
+
+        Raises:
+            InputError: not so many can go.
+        """
+        if count <= 0:
+            return []
+        chosen = self._neighbours(count) if self.depth.contiguous else self._one_by_one(count)
+        return [b for b in self.residual.branches if b in chosen]
+
+    def _one_by_one(self, count: int) -> list[Branch]:
+        chosen: list[Branch] = []
+        for unit in self._order:
+            if len(self.gone(chosen)) >= count:
+                return chosen
+            chosen += unit
+        while len(gone := self.gone(chosen)) < count:
+            left = [u for u in self.units if not set(u) <= set(gone)]
+            left = [u for u in left if not self.cuts_off([*chosen, *u])]
+            if not left:
+                raise self._too_few(gone)
+            scores = self.ranking.scores(chosen, left)
+            unit = left[min(range(len(left)), key=scores.__getitem__)]
+            self._order.append(unit)
+            chosen += unit
+        return chosen
+
+    def _neighbours(self, count: int) -> list[Branch]:
+        runs: list[Unit] = []
+        for i in range(len(self.units)):
+            run: list[Branch] = []
+            for unit in self.units[i:]:
+                run += unit
+                if len(self.gone(run)) >= count:
+                    runs.append(tuple(run))
+                    break
+        runs = [r for r in runs if not self.cuts_off(r)]
+        if not runs:
+            raise self._too_few(self.branches)
+        scores = self.ranking.scores((), runs)
+        return list(runs[min(range(len(runs)), key=scores.__getitem__)])
+
+    def gone(self, chosen: Sequence[Branch]) -> list[Branch]:
+        """`chosen` and the branches inside of them."""
+        inner = [f for f, b in zip(self.residual.found, self.residual.branches, strict=True) if b in chosen]
+        return [
+            b for b in self.residual.branches
+            if b in chosen or any(self.residual.term_of[b.name] in f.inner for f in inner)
+        ]  # fmt: skip
+
+    def cuts_off(self, chosen: Sequence[Branch]) -> bool:
+        """Whether some output no longer depends on any input where the branches `chosen` are zero."""
+        terms = {self.residual.term_of[b.name] for b in chosen}
+        return len(self.residual.reached(terms)) < len(self.residual.reached(set()))
+
+    def _too_few(self, gone: Sequence[Branch]) -> InputError:
+        return InputError(
+            f"only {len(gone)} of the {self.total} branches can go: what is left are ignored ones, and those without which an "
+            f"output would not depend on the input\n  fix: Depth(keep={self.total - len(gone)}), or more"
+        )
+
+    def _units(self, free: list[Branch], whole: bool) -> list[Unit]:
+        """What goes together: a branch, or a child of a container with all of its branches."""
+        children: dict[str, list[Branch]] = {}
+        for b in self.residual.branches:
+            children.setdefault(self._child(b.output), []).append(b)
+        units: dict[Unit, None] = {}
+        for b in free:
+            path = self._child(b.output)
+            together = tuple(children[path])
+            if not whole and not self._kept_by_number(b):
+                units[b,] = None
+            elif (
+                path
+                and set(together) <= set(free)
+                and [r.path for r in self.residual.children(together)] == [path]
+            ):
+                units[together] = None
+        return list(units)
+
+    def _child(self, path: str) -> str:
+        """The innermost child of a container that module `path` is in; "" where there is none."""
+        steps = path.split(".")
+        for i in range(len(steps), 0, -1):
+            if isinstance(self.residual.modules.get(".".join(steps[: i - 1])), CONTAINERS):
+                return ".".join(steps[:i])
+        return ""
+
+    def _kept_by_number(self, branch: Branch) -> bool:
+        """Whether something else is kept by the number of the branch's child, in a list whose entries differ.
+
+        What a layer keeps under its number (a cache) then depends on which layer it is, so the rest can't move up alone.
+        """
+        path = self._child(branch.output)
+        container = self.residual.modules.get(path.rpartition(".")[0]) if path else None
+        if not isinstance(container, CONTAINERS):
+            return False
+        owners = {".".join(filter(None, (path, inner))) for inner, _ in numbered(container) if inner}
+        if not any(is_in(owner, r.path) for owner in owners for r in branch.removals):
+            return False
+        held = [
+            v
+            for _, m in outermost(self.residual.model)
+            for one in built_from(m).values()
+            for v in vars(one).values()
+        ]
+        lists = [v for v in held if isinstance(v, (list, tuple)) and len(v) == len(container)]
+        return any(len({repr(e) for e in v}) > 1 for v in lists)

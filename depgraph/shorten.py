@@ -1,0 +1,278 @@
+"""Depth beside widths: branches go first, ranked again after each; then widths meet what is left to meet.
+
+Under budgets, how many branches go is tried, none among the numbers: for each, widths are cut as far as the budgets still need,
+and the model whose outputs are nearest to the original's is taken. Neither kind is worth more by itself, and scores of branches
+and of units do not compare, but two models of one size do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .base.errors import BudgetError, InputError, VerificationError
+from .base.running import WriteGuardMode, in_mode
+from .base.switches import eagerly, same_random_state
+from .base.values import tensor_leaves
+from .data.calibration import Calibration
+from .depth.branches import Branch
+from .depth.choose import Candidates
+from .depth.removing import without
+from .depth.request import Depth
+from .grouping.graph import DependencyGraph
+from .plan.plan import Plan
+from .search import Settled, by_group
+from .select import Request
+from .select.scope import DEFAULT_RATIO
+from .surgery.apply import apply
+from .tracing.caches import nothing_kept
+from .tracing.tensors import named_tensors
+from .verify.verify import Verification
+from .verify.verify import verify as verify_values
+
+TRIED = 7  # numbers of branches at first, none among them
+Cut = Callable[[nn.Module, Request, bool], Settled]  # widths of a model by a request, verified or not
+
+
+class Shortened(NamedTuple):
+    """The smaller model, its plan, what was proved; and the same with stand-ins for what was removed, in the original's names."""
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification
+    unshifted: Settled
+    branches: list[Branch]
+    note: str
+
+
+@dataclass
+class _Shortening:
+    """One search: `cut` makes widths, `candidates` says which branches go."""
+
+    graph: DependencyGraph
+    example_inputs: Any
+    request: Request
+    cut: Cut
+    candidates: Candidates
+    data: Calibration
+    limits: dict[str, float] = field(default_factory=dict)
+
+    def base(self, count: int) -> nn.Module:
+        """The model with stand-ins for `count` branches."""
+        chosen = self.candidates.first(count)
+        return apply(self.graph.model, replace(self.plan(chosen), repairs=[])) if chosen else self.graph.model
+
+    def plan(self, chosen: list[Branch], compact: bool = False) -> Plan:
+        """The plan that removes the `chosen` branches alone."""
+        return without(self.candidates.residual, chosen, self.example_inputs, compact=compact)
+
+    def exceeded(self, base: nn.Module) -> dict[str, Any]:
+        """The budgets that `base` does not meet yet, as amounts."""
+        kinds = {kind.name: kind for kind, _ in self.request.amounts}
+        over = {
+            n: limit
+            for n, limit in self.limits.items()
+            if kinds[n].measure(base, self.example_inputs) > limit
+        }
+        return {n: kinds[n].spell(limit) for n, limit in over.items()}
+
+    def at(self, count: int, verify: bool) -> Settled:
+        """The model with `count` branches fewer, and widths by the rest of the request.
+
+        Raises:
+            BudgetError: widths can't meet what is left.
+        """
+        base = self.base(count)
+        rest = self.exceeded(base) if self.limits else {}
+        if (self.limits and not rest and self.request.pruning_ratio is None) or not _asks_widths(
+            self.request
+        ):
+            return Settled(base, Plan(), Verification("skipped", detail=""), self.graph)
+        return self.cut(base, replace(self.request, budgets=rest), verify)
+
+    def distance(self, small: nn.Module) -> float:
+        """How far `small` is from the original on the data: by the loss where there is one, otherwise by their outputs."""
+        model, total, count = self.graph.model, 0.0, 0
+        shared = [*model.parameters(), *small.parameters()]
+        with (
+            same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), nothing_kept(small), in_mode(model, False),
+            in_mode(small, False), WriteGuardMode(shared),
+        ):  # fmt: skip
+            for batch in self.data.batches("comparing depths"):
+                count += 1
+                out = batch.copy().run(small)
+                if self.data.loss is not None:
+                    total += float(self.data.loss_of(out, batch))
+                    continue
+                pairs = zip(tensor_leaves(out), tensor_leaves(batch.copy().run(model)), strict=True)
+                errors = [_error(a.double(), b.double()) for a, b in pairs if b.is_floating_point()]
+                total += sum(errors) / max(1, len(errors))
+        return total / max(1, count)
+
+    def best(self) -> int:
+        """How many branches go, where budgets decide: of those that were tried the number with the nearest outputs.
+
+        Raises:
+            BudgetError: no number meets them.
+        """
+        most = self._most()
+        seen: dict[int, float] = {}
+        failed: list[BudgetError] = []
+
+        def attempt(count: int) -> None:
+            if count not in seen:
+                try:
+                    seen[count] = self.distance(self.at(count, False).model)
+                except BudgetError as error:
+                    seen[count] = float("inf")
+                    failed.append(error)
+
+        for i in range(TRIED):
+            attempt(round(most * i / (TRIED - 1)))
+        found = min(seen, key=lambda n: (seen[n], n))
+        for near in (found - 1, found + 1):
+            if 0 <= near <= most:
+                attempt(near)
+        found = min(seen, key=lambda n: (seen[n], n))
+        if seen[found] == float("inf"):
+            raise min(failed, key=lambda e: e.over)
+        return found
+
+    def _most(self) -> int:
+        """The least number of branches without which the budgets hold, or the largest that can go."""
+        low, high = 0, len(self.candidates.branches)
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                enough = not self.exceeded(self.base(middle))
+            except InputError:  # so many can't go
+                high = middle - 1 if middle else 0
+                continue
+            low, high = (low, middle) if enough else (middle + 1, high)
+        while low:
+            try:
+                self.candidates.first(low)
+            except InputError:
+                low -= 1
+            else:
+                break
+        return low
+
+
+def shorten(
+    graph: DependencyGraph, example_inputs: Any, depth: Depth, request: Request, data: Calibration | None,
+    ignored: set[str], verify: bool, cut: Cut,
+) -> Shortened:  # fmt: skip
+    """Remove branches and cut widths of the model of `graph`.
+
+    Args:
+        graph: of the original.
+        example_inputs: what it was traced with.
+        depth: which branches go.
+        request: what else was asked for.
+        data: what branches are ranked on, and results compared on; None: the example inputs.
+        ignored: names of tensors that stay.
+        verify: compare the result with the original whose branches are zero and whose other removed entries are masked.
+        cut: makes widths.
+
+    Raises:
+        InputError: it is not said how many branches go; as for `Candidates`.
+        NothingToPruneError, BudgetError, VerificationError: as for `prune`.
+    """
+    ratio = request.pruning_ratio
+    undecided = not request.budgets and (
+        _scoped(request) or isinstance(ratio, Mapping) or request.threshold is not None
+    )
+    if depth.keep is None and undecided:
+        raise InputError(
+            "depth has no number: give Depth(keep=...), a budget such as max_params, or a pruning_ratio"
+        )
+    candidates = Candidates(graph.model, example_inputs, depth, data, ignored=ignored, whole=request.uniform)
+    if depth.keep is None and not request.budgets and ratio is None:
+        request = replace(request, pruning_ratio=DEFAULT_RATIO)
+    examples = getattr(example_inputs, "examples", (example_inputs,))
+    search = _Shortening(
+        graph,
+        example_inputs,
+        request,
+        cut,
+        candidates,
+        data or Calibration(list(examples), example_inputs, progress=False),
+    )
+    search.limits = {
+        kind.name: kind.amount(given, float(kind.measure(graph.model, example_inputs)))
+        for kind, given in request.amounts
+    }
+    if depth.keep is not None:
+        count = candidates.total - depth.keep
+    elif request.budgets:
+        count = search.best()
+    else:
+        count = int(float(request.pruning_ratio) * candidates.total)  # type: ignore[arg-type]
+    found = search.at(count, verify)
+    gone = candidates.gone(candidates.first(count))
+    for plan in _plans(search, candidates.first(count), found):
+        small = apply(graph.model, plan)
+        proof = Verification("skipped", detail="verify=False")
+        try:
+            if verify:
+                proof = verify_values(graph.model, small, plan, example_inputs)
+        except VerificationError as error:
+            problem = error
+            continue
+        every = {g.name: g.units for g in found.graph.groups}
+        text = (
+            f"{len(gone)} of {candidates.total} branches removed"
+            if gone
+            else "no branch was removed: widths alone are closer"
+        )
+        names = ": " + ", ".join(b.name for b in gone[:6]) + (" ..." if len(gone) > 6 else "") if gone else ""
+        unshifted = found._replace(
+            plan=next(iter(_plans(search, candidates.first(count), found, compact=False)))
+        )
+        return Shortened(small, plan, by_group(found.graph, every, proof), unshifted, gone, text + names)
+    raise VerificationError(f"{problem}\n  nothing was changed or returned") from problem
+
+
+def _plans(search: _Shortening, chosen: list[Branch], found: Settled, compact: bool = True) -> Iterator[Plan]:
+    """The plan of both, first with children that go, then with stand-ins alone."""
+    for way in (True, False) if compact else (False,):
+        short, repairs = search.plan(chosen, way), {}
+        for r in (*found.plan.repairs, *short.repairs):
+            repairs[r.path, r.name, r.keys] = r
+        shapes = {**short.shapes, **{n: c.shape for n, c in found.plan.cuts.items()}}
+        yield replace(
+            found.plan, cuts=found.plan.cuts, shapes=shapes, aliases=short.aliases, repairs=[*repairs.values()],
+            removals=short.removals,
+        )  # fmt: skip
+
+
+def _scoped(request: Request) -> bool:
+    scope = request.scope
+    return isinstance(scope, (list, tuple)) and any(s.ratio is not None for s in scope)
+
+
+def _asks_widths(request: Request) -> bool:
+    """Whether the request says anything of widths, beside depth."""
+    return (
+        bool(request.budgets)
+        or request.pruning_ratio is not None
+        or request.threshold is not None
+        or _scoped(request)
+    )
+
+
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
+
+
+def recovered_values(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """`model` takes the values of `small`, which has stand-ins where `plan` removes modules."""
+    given, moves = named_tensors(small)[0], plan.moves
+    with torch.no_grad():
+        for name, tensor in named_tensors(model)[0].items():
+            tensor.data.copy_(given[moves.old(name)])
