@@ -15,6 +15,7 @@ one by one (docs/guides/inside-another-tool.md):
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
 | save | `save`, `load`, `load_plans` | |
+| one model, many widths | `Elastic` | `Cascade` |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
@@ -45,6 +46,7 @@ it in this list (`make check` holds that).
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
+* `elastic`: one set of weights, and a sub-model of every size on it.
 * `store`: saves a smaller model to a folder, and loads it.
 * `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
 * `cli`: the command line.
@@ -70,6 +72,7 @@ from .base.version import __version__ as __version__
 from .costs.cost import CostModel, count_macs, parameter_count
 from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
+from .elastic import Cascade, Elastic
 from .exploring import pictures
 from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
@@ -104,12 +107,14 @@ __all__ = [
     "BudgetError",
     "BudgetKind",
     "Calibration",
+    "Cascade",
     "Constraint",
     "CostModel",
     "Cut",
     "DependencyGraph",
     "DepgraphError",
     "DimFacts",
+    "Elastic",
     "Examples",
     "Frozen",
     "GradualPruner",

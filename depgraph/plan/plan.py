@@ -1,9 +1,10 @@
-"""Scores, budget and constraints -> Plan: plain data, for each tensor the indices that stay."""
+"""Scores, budget and constraints -> Plan: plain data, for each tensor the indices that stay, and their order."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ class Cut:
 
     Attributes:
         shape: its original shape.
-        keep: for each dim the kept indices (int64, ascending), or None where all stay.
+        keep: for each dim the kept indices (int64; ascending, or in the order in which they then stand), or None where
+            all stay as they are.
         blocks: None, or for each of the equal blocks of dim 0 the kept indices of dim 1 (grouped convolutions).
         numbers: None, or the kept indices of the axis that the tensor's values number: a buffer of indices is
             renumbered as well as sliced.
@@ -88,6 +90,21 @@ class Cut:
         if self.numbers is not None:
             out = torch.searchsorted(_on(self.numbers, tensor), out.contiguous()).to(tensor.dtype)
         return out
+
+    @cached_property
+    def leads(self) -> bool:
+        """Whether what stays of each dim are its first indices, as they stand: then it is a view of the whole."""
+        if self.blocks is not None or self.numbers is not None:
+            return False
+        return all(k is None or np.array_equal(k, np.arange(len(k))) for k in self.keep)
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What `slice` gives, but a view of `tensor` where that is possible."""
+        if not self.leads:
+            return self.slice(tensor)
+        for d, kept in enumerate(self.keep):
+            tensor = tensor if kept is None else tensor.narrow(d, 0, len(kept))
+        return tensor
 
 
 def _on(indices: Indices, tensor: torch.Tensor) -> torch.Tensor:
