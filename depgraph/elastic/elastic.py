@@ -30,6 +30,7 @@ from ..recover.task import Task
 from ..select import nothing_text
 from ..select.budget_kinds import budget_kind
 from ..surgery.apply import apply
+from ..surgery.lineage import plans_of
 from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name
 from ..training.train import check_mix, logits_of, soft_loss
@@ -72,7 +73,10 @@ class Elastic(nn.Module):
     Attributes:
         model: the whole: of the class of the model that was given, with its units in order. Train these parameters.
         sizes: the sizes that were asked for, falling from 1.
+        example_inputs: what it was made with; None in one that was loaded: give it, and what is measured can be.
+        plans: size -> the plan from `model` to it; also of sizes between, once they were asked for.
         order: the plan that made `model` of the model that was given.
+        before: the plans that had made that one, where it was itself a result.
         proofs: size -> the comparison of that size with the masked original.
         notes: what had to stay whole, and why.
     """
@@ -130,12 +134,37 @@ class Elastic(nn.Module):
         graph = analyze(ordered, example_inputs, **stated)
         self._nested: Nested | None = Nested(graph, example_inputs, scores, cost, options)
         self._nested.find(wanted)
-        self._begin(ordered, wanted, self._nested.plans, example_inputs)
+        self.before, self.example_inputs = plans_of(model), example_inputs
         self.proofs: dict[float, Verification] = self._nested.proofs
         self.notes = self._nested.notes
+        self._begin(ordered, wanted, self._nested.plans)
 
-    def _begin(self, model: nn.Module, sizes: Sequence[float], plans: dict[float, Plan], inputs: Any) -> None:
-        self.model, self.sizes, self._plans, self._inputs = model, tuple(sizes), plans, inputs
+    @classmethod
+    def restored(
+        cls, model: nn.Module, made_by: Sequence[Plan], plans: Mapping[float, Plan],
+        own: Mapping[float, Mapping[str, Tensor]],
+    ) -> Elastic:  # fmt: skip
+        """What was saved: nothing is traced, so that there are no sizes but these; `depgraph.load` calls it.
+
+        Args:
+            model: the whole.
+            made_by: the plans that made it of its original; the last one is its order.
+            plans: smaller size -> its plan from `model`.
+            own: smaller size -> buffers in which it differs.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        *before, made.order = made_by
+        made.before, made.example_inputs, made._nested = tuple(before), None, None
+        made.proofs, made.notes = {}, []
+        made._begin(
+            model, sorted({1.0, *plans}, reverse=True), {1.0: Plan(shapes=made.order.shapes), **plans}
+        )
+        made.set_extra_state({repr(size): buffers for size, buffers in own.items()})
+        return made
+
+    def _begin(self, model: nn.Module, sizes: Sequence[float], plans: dict[float, Plan]) -> None:
+        self.model, self.sizes, self.plans = model, tuple(sizes), plans
         self._parts: dict[float, tuple[nn.Module, Link]] = {}
         self._size, self._steps = 1.0, 0
         self._tables: dict[Any, dict[float, float]] = {}
@@ -143,6 +172,12 @@ class Elastic(nn.Module):
             self.at(size)
 
     # ---------------------------------------------------------------------------------------------- sub-models
+
+    @property
+    def _inputs(self) -> Any:
+        if self.example_inputs is None:
+            raise InputError("a loaded model has no example inputs: set example_inputs")
+        return self.example_inputs
 
     @property
     def size(self) -> float:
@@ -155,7 +190,7 @@ class Elastic(nn.Module):
         Raises:
             InputError: there is no such size.
         """
-        return self.order.then(self._plans[self._known(size)])
+        return self.order.then(self.plans[self._known(size)])
 
     def at(self, size: float) -> nn.Module:
         """That size on the shared weights: a module of the model's class whose parameters are views.
@@ -173,7 +208,7 @@ class Elastic(nn.Module):
         if size == 1:
             return self.model
         if size not in self._parts:
-            self._parts[size] = linked(self.model, self._plans[size])
+            self._parts[size] = linked(self.model, self.plans[size])
         part, link = self._parts[size]
         link.refresh(history=False)
         link.take_modes()
@@ -189,7 +224,7 @@ class Elastic(nn.Module):
             InputError: as for `at`.
         """
         part = self.at(size)
-        small = apply(self.model, self._plans[self._known(size)])
+        small = apply(self.model, self.plans[self._known(size)])
         values = dict(part.named_buffers())
         with torch.no_grad():
             for name, buffer in small.named_buffers():
@@ -214,7 +249,7 @@ class Elastic(nn.Module):
 
     def _known(self, size: Any) -> float:
         """`size`, planned where it is between two others."""
-        if is_number(size) and float(size) in self._plans:
+        if is_number(size) and float(size) in self.plans:
             return float(size)
         if not is_number(size) or not self.sizes[-1] < size < 1:
             raise InputError(
@@ -223,7 +258,7 @@ class Elastic(nn.Module):
             )
         if self._nested is None:
             raise InputError(
-                f"a loaded model has no size {size:g}: it has {suggestions('', map(str, self._plans))}"
+                f"a loaded model has no size {size:g}: it has {suggestions('', map(str, self.plans))}"
             )
         self._nested.add(float(size))
         return float(size)
@@ -282,7 +317,7 @@ class Elastic(nn.Module):
             InputError: no data, or bad data.
         """
         batches = list(Calibration(calibration, self._inputs).batches("reading calibration data"))
-        for size in self._plans:
+        for size in self.plans:
             if size != 1:
                 estimate(Task(self.model, Changes(self.at(size)), batches))
 
@@ -296,9 +331,25 @@ class Elastic(nn.Module):
         made.set_extra_state(self.get_extra_state())
         return made
 
+    def own_buffers(self, size: float) -> dict[str, Tensor]:
+        """The buffers in which a size differs from what its plan keeps of `model`: its statistics.
+
+        Args:
+            size: as for `at`.
+        """
+        whole, part, found = named_tensors(self.model)[0], self.at(size), {}
+        cuts = self.plans[self._known(size)].cuts
+        for name, buffer in part.named_buffers():
+            kept = whole.get(name)
+            if kept is not None and name in cuts:
+                kept = cuts[name].slice(kept)
+            if kept is None or kept.shape != buffer.shape or not torch.equal(kept, buffer):
+                found[name] = buffer
+        return found
+
     def get_extra_state(self) -> dict[str, dict[str, Tensor]]:
         """The buffers of the smaller sizes, for ``state_dict``."""
-        parts = {size: self.at(size) for size in self._plans if size != 1}
+        parts = {size: self.at(size) for size in self.plans if size != 1}
         return {
             repr(s): {n: b.detach().clone() for n, b in part.named_buffers()} for s, part in parts.items()
         }
@@ -307,9 +358,10 @@ class Elastic(nn.Module):
         """What `get_extra_state` gave, of an `Elastic` with the same sizes."""
         with torch.no_grad():
             for size, buffers in state.items():
-                if float(size) in self._plans:
-                    for name, buffer in self.at(float(size)).named_buffers():
-                        buffer.copy_(buffers[name])
+                if float(size) in self.plans:
+                    there = dict(self.at(float(size)).named_buffers())
+                    for name in buffers.keys() & there.keys():
+                        there[name].copy_(buffers[name])
 
     # ----------------------------------------------------------------------------------------------- measuring
 
@@ -411,16 +463,3 @@ def _with_target(inputs: Any, loss_fn: Any) -> tuple[Any, Loss]:
         given, target = inputs
         return given, lambda output, _: loss_fn(output, target)
     return inputs, lambda output, _: loss_fn(output)
-
-
-def buffers_of(elastic: Elastic, size: float) -> dict[str, Tensor]:
-    """Buffers of a size that are not the first entries of the whole's, by name: statistics."""
-    whole, plan = named_tensors(elastic.model)[0], elastic._plans[size]
-    found = {}
-    for name, buffer in elastic.at(size).named_buffers():
-        base = whole.get(name)
-        cut = plan.cuts.get(name)
-        kept = base if base is None or cut is None else cut.slice(base)
-        if kept is None or kept.shape != buffer.shape or not torch.equal(kept, buffer):
-            found[name] = buffer
-    return found

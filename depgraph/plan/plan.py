@@ -87,9 +87,13 @@ class Cut:
             kept_d = self.keep[d]
             if kept_d is not None:
                 out = out.index_select(d, _on(kept_d, tensor))
-        if self.numbers is not None:
-            out = torch.searchsorted(_on(self.numbers, tensor), out.contiguous()).to(tensor.dtype)
-        return out
+        return self.renumbered(out)
+
+    def renumbered(self, kept: torch.Tensor) -> torch.Tensor:
+        """`kept`, the entries that stay, with their values counted among the kept indices of what they number."""
+        if self.numbers is None:
+            return kept
+        return torch.searchsorted(_on(self.numbers, kept), kept.contiguous()).to(kept.dtype)
 
     @cached_property
     def leads(self) -> bool:
