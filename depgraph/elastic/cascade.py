@@ -90,39 +90,6 @@ class Cascade:
         self.elastic, self.sizes, self.threshold = elastic, tuple(sizes), threshold
         self.measured: Measured | None = None
 
-    @classmethod
-    def of(
-        cls, elastic: Elastic, threshold: Any, calibration: Iterable[Any] | None, drop: float, confidence: float
-    ) -> Cascade:  # fmt: skip
-        """See `Elastic.cascade`."""
-        fraction("drop", drop, zero=True)
-        fraction("confidence", confidence)
-        auto = isinstance(threshold, str) and threshold == "auto"
-        if not auto and not (is_number(threshold) and 0 <= threshold <= 1):
-            raise InputError(f"threshold must be 'auto' or from 0 to 1, not {shown(threshold)}")
-        if auto and calibration is None:
-            raise InputError(
-                "threshold='auto' is found on data: give calibration=[...], batches of (inputs, classes)"
-            )
-        rising = elastic.sizes[::-1]
-        args, kwargs = each_example(elastic._inputs)[0]
-        with torch.no_grad(), in_mode(elastic.model, False):
-            class_scores(elastic.model(*args, **kwargs))
-        made = cls(elastic, rising, 1.0 if auto else float(threshold))
-        if calibration is None:
-            return made
-        batches = list(Calibration(calibration, elastic._inputs).batches("reading calibration data"))
-        if len(batches) < 2:
-            raise InputError(
-                "calibration has one batch: give at least two, of which the last half is held out"
-            )
-        if auto:
-            sure, right = _answers(elastic, rising, batches[: len(batches) // 2])
-            costs = elastic.latencies()
-            made.sizes, made.threshold = _cheapest(rising, [costs[s] for s in rising], sure, right, drop)
-        made.measured = made._measure(batches[len(batches) // 2 :], confidence)
-        return made
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these inputs, row by row from the size that answered."""
         return self.routed(*args, **kwargs)[0]
@@ -131,7 +98,9 @@ class Cascade:
     def routed(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """What the model returns, and [rows] the size that answered each row.
 
-        A tensor among the inputs whose first dim is the number of rows is one input a row.
+        Args:
+            *args: of the model. A tensor whose first dim is the number of rows is one input a row.
+            **kwargs: likewise.
 
         Raises:
             InputError: the model returns no row of class scores for each input.
@@ -145,7 +114,10 @@ class Cascade:
                 output = part(*inputs[0], **inputs[1])
             scores = class_scores(output)
             if left is None:
-                result, answered = output, torch.full((len(scores),), size, device=scores.device)
+                result, answered = (
+                    output,
+                    torch.full((len(scores),), size, dtype=torch.float64, device=scores.device),
+                )
                 left = torch.arange(len(scores), device=scores.device)
             else:
                 result = (
@@ -157,30 +129,61 @@ class Cascade:
                 break
         return result, answered
 
-    def _measure(self, batches: Sequence[Batch], confidence: float) -> Measured:
-        whole = self.elastic.at(1)
-        times: list[list[float]] = [[], []]
-        sizes, harm, gain = [], 0, 0
-        with torch.no_grad(), in_mode(whole, False):
-            for batch in batches:
-                for run, found in ((self, times[0]), (whole, times[1])):
-                    start = time.perf_counter()
-                    batch.run(run)
-                    found.append(time.perf_counter() - start)
-                output, answered = self.routed(*batch.args, **batch.kwargs)
-                wanted = class_scores(whole(*batch.args, **batch.kwargs)).argmax(-1)
-                truth = wanted if batch.target is None else classes_of(batch.target, len(wanted))
-                mine, theirs = class_scores(output).argmax(-1) == truth, wanted == truth
-                harm, gain = harm + int((theirs & ~mine).sum()), gain + int((mine & ~theirs).sum())
-                sizes.append(answered.cpu())
-        chosen = torch.cat(sizes)
-        n, doubt = len(chosen), (1 - confidence) / 2
-        shares = {
-            s: float((chosen == torch.tensor(s, dtype=chosen.dtype)).float().mean()) for s in self.sizes
-        }
-        mine_s, whole_s = (float(np.sum(found)) / n for found in times)
-        bound = upper(harm, n, doubt) - (1 - upper(n - gain, n, doubt))
-        return Measured(n, shares, mine_s, whole_s, (harm - gain) / n, bound, confidence)
+
+def fitted(
+    elastic: Elastic, threshold: Any, calibration: Iterable[Any] | None, drop: float, confidence: float
+) -> Cascade:  # fmt: skip
+    """The cascade that `Elastic.cascade` describes."""
+    fraction("drop", drop, zero=True)
+    fraction("confidence", confidence)
+    auto = isinstance(threshold, str) and threshold == "auto"
+    if not auto and not (is_number(threshold) and 0 <= threshold <= 1):
+        raise InputError(f"threshold must be 'auto' or from 0 to 1, not {shown(threshold)}")
+    if auto and calibration is None:
+        raise InputError(
+            "threshold='auto' is found on data: give calibration=[...], batches of (inputs, classes)"
+        )
+    rising = elastic.sizes[::-1]
+    args, kwargs = each_example(elastic._inputs)[0]
+    with torch.no_grad(), in_mode(elastic.model, False):
+        class_scores(elastic.model(*args, **kwargs))
+    made = Cascade(elastic, rising, 1.0 if auto else float(threshold))
+    if calibration is None:
+        return made
+    batches = list(Calibration(calibration, elastic._inputs).batches("reading calibration data"))
+    if len(batches) < 2:
+        raise InputError("calibration has one batch: give at least two, of which the last half is held out")
+    if auto:
+        sure, right = _answers(elastic, rising, batches[: len(batches) // 2])
+        costs = elastic.latencies()
+        made.sizes, made.threshold = _cheapest(rising, [costs[s] for s in rising], sure, right, drop)
+    made.measured = measured(made, batches[len(batches) // 2 :], confidence)
+    return made
+
+
+def measured(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> Measured:
+    """What `cascade` does on `batches`, beside the whole model."""
+    whole = cascade.elastic.at(1)
+    times: list[list[float]] = [[], []]
+    sizes, harm, gain = [], 0, 0
+    with torch.no_grad(), in_mode(whole, False):
+        for batch in batches:
+            for run, found in ((cascade, times[0]), (whole, times[1])):
+                start = time.perf_counter()
+                batch.run(run)
+                found.append(time.perf_counter() - start)
+            output, answered = cascade.routed(*batch.args, **batch.kwargs)
+            wanted = class_scores(whole(*batch.args, **batch.kwargs)).argmax(-1)
+            truth = wanted if batch.target is None else classes_of(batch.target, len(wanted))
+            mine, theirs = class_scores(output).argmax(-1) == truth, wanted == truth
+            harm, gain = harm + int((theirs & ~mine).sum()), gain + int((mine & ~theirs).sum())
+            sizes.append(answered.cpu())
+    chosen = torch.cat(sizes)
+    n, doubt = len(chosen), (1 - confidence) / 2
+    shares = {s: float((chosen == s).float().mean()) for s in cascade.sizes}
+    mine_s, whole_s = (float(np.sum(found)) / n for found in times)
+    bound = upper(harm, n, doubt) - (1 - upper(n - gain, n, doubt))
+    return Measured(n, shares, mine_s, whole_s, (harm - gain) / n, bound, confidence)
 
 
 def class_scores(output: Any) -> Tensor:

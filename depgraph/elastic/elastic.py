@@ -35,7 +35,7 @@ from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name
 from ..training.train import check_mix, logits_of, soft_loss
 from ..verify.verify import Verification
-from .cascade import Cascade
+from .cascade import Cascade, fitted
 from .nested import Nested, checked_options, checked_sizes, falling, in_order
 from .parts import Link, linked
 
@@ -244,7 +244,12 @@ class Elastic(nn.Module):
         self._size = self._known(size)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the size that the module is switched to returns."""
+        """What the size that the module is switched to returns.
+
+        Args:
+            *args: of the model.
+            **kwargs: likewise.
+        """
         return self.at(self._size)(*args, **kwargs)
 
     def _known(self, size: Any) -> float:
@@ -419,7 +424,7 @@ class Elastic(nn.Module):
         Raises:
             InputError: no calibration data; the model's output is no row of class scores for each input.
         """
-        return Cascade.of(self, threshold, calibration, drop, confidence)
+        return fitted(self, threshold, calibration, drop, confidence)
 
     @cached_property
     def report(self) -> Sweep:

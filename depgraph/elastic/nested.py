@@ -46,7 +46,9 @@ def checked_options(cost: Any, options: Mapping[str, Any]) -> None:
         if name in OWN or name in BUDGETS:
             raise InputError(f"Elastic takes no {name}: sizes say how much stays")
         if name not in OPTIONS:
-            raise InputError(f"unknown argument {name!r}: the options are {', '.join(OPTIONS.keys() - OWN)}")
+            raise InputError(
+                f"unknown argument {name!r}: the options are {', '.join(n for n in OPTIONS if n not in OWN)}"
+            )
     Request.of(options)
 
 
