@@ -20,6 +20,7 @@ from ..plan.plan import Indices, Plan
 from ..search import settle
 from ..select import BUDGETS, OPTIONS, Request, nothing_text
 from ..select.budgets import read_budgets
+from ..select.nested import StaysWhole
 from ..surgery.apply import apply
 from ..verify.verify import Verification, verify
 
@@ -138,7 +139,11 @@ class Nested:
             again, self.proofs = False, {}
             self.plans = {1.0: build_plan(self.graph, {})}
             for size in sizes[1:]:
-                before, self.graph = self.graph, self.add(size)
+                before = self.graph
+                try:
+                    self.graph = self.add(size)
+                except StaysWhole as error:
+                    self.graph = error.graph
                 if again := self.graph is not before:
                     break
 

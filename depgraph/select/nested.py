@@ -14,6 +14,14 @@ from ..plan.plan import Plan
 Bools = npt.NDArray[np.bool_]
 
 
+class StaysWhole(InputError):
+    """What a larger plan cuts must stay whole in `graph`."""
+
+    def __init__(self, text: str, graph: DependencyGraph) -> None:
+        super().__init__(text)
+        self.graph = graph
+
+
 def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools]:
     """Axis -> [units] which of its units `plan` takes, for those that lose some.
 
@@ -29,6 +37,10 @@ def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools
     ]
     if wrong:
         raise InputError(listed("within is a plan for another model", wrong))
+    held = [g for g in graph.named.values() if g.axis not in graph.by_axis and _removed(g, plan).any()]
+    if held:
+        why = "; ".join(f"{g.name!r} {graph.reason(g.axis)}" for g in held[:3])
+        raise StaysWhole(f"within cuts what must stay whole: {why}", graph)
     found = {g.axis: gone for g in graph.groups if (gone := _removed(g, plan)).any()}
     again = build_plan(graph, {graph.by_axis[axis].name: ~gone for axis, gone in found.items()})
     names = [n for n in plan.cuts.keys() | again.cuts.keys() if not plan.mask(n).equal(again.mask(n))]
