@@ -18,6 +18,7 @@ one by one (docs/guides/inside-another-tool.md):
 | other ways | `fuse` | `Simplified`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | larger than memory | `checkpoint.prune` | |
+| one model, many widths | `Elastic` | `Cascade` |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
@@ -50,6 +51,7 @@ it in this list (`make check` holds that).
 * `training`: training before, between and after prunings.
 * `simplify`: other ways than fewer units, such as fused norms and zeros.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
+* `elastic`: one set of weights, and a sub-model of every size on it.
 * `store`: saves a smaller model to a folder, and loads it.
 * `integrations`: inside other libraries' training runs, and their folders.
 * `checkpoint`: prunes files without holding their model.
@@ -80,6 +82,7 @@ from .costs.latency import measure_latency
 from .data.calibration import Batch, Calibration
 from .depth import Branch, branches
 from .depth.request import Depth
+from .elastic import Cascade, Elastic
 from .exploring import pictures
 from .exploring.html import write_html
 from .exploring.sensitivity import Sensitivity, sensitivity
@@ -117,6 +120,7 @@ __all__ = [
     "BudgetError",
     "BudgetKind",
     "Calibration",
+    "Cascade",
     "Constraint",
     "CostModel",
     "Cut",
@@ -124,6 +128,7 @@ __all__ = [
     "DepgraphError",
     "Depth",
     "DimFacts",
+    "Elastic",
     "Examples",
     "Frozen",
     "GradualPruner",

@@ -146,8 +146,8 @@ def prune(
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
-    depth: bool | Depth | None = None, **further_budgets: float | str | None,
+    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
+    threshold: float | None = None, depth: bool | Depth | None = None, **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -196,6 +196,8 @@ def prune(
         latency: measure seconds per forward pass before and after, for the report.
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
+        within: the plan of a larger model that was made of `model`: what that removes goes here, too, so that what the smaller
+            one keeps the larger one keeps.
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.

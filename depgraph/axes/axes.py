@@ -429,6 +429,20 @@ def kept(axis: Axis | None, masks: AtomMasks, size: int = 1) -> npt.NDArray[np.b
     return out
 
 
+def ordered(axis: Axis, orders: Mapping[Axis, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """The indices of `axis` in the order in which they stand once the units of each atom stand as `orders` says."""
+    axis = axis.find()
+    if axis.kind == ATOM:
+        return orders.get(axis, np.arange(axis.size, dtype=np.int64))
+    if axis.kind == CONCAT:
+        starts = np.cumsum([0, *(p.find().size for p in axis.parts)])
+        return np.concatenate([ordered(p, orders) + s for p, s in zip(axis.parts, starts, strict=False)])
+    out = ordered(axis.parts[0], orders)
+    for part in axis.parts[1:]:
+        out = (out[:, None] * part.find().size + ordered(part, orders)[None, :]).reshape(-1)
+    return out
+
+
 def positions(axis: Axis, atom: Axis) -> npt.NDArray[np.int64]:
     """Where the units of `atom` stand on `axis`: [units, k] int64, or [units, 0] where it does not occur."""
     axis = axis.find()

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.errors import VerificationError
+from ..base.errors import InputError, VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
+from ..elastic import Elastic
 from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
@@ -94,9 +95,9 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "granularity": options.granularity,
         "calibration": called(options.calibration, "--calibration") if options.calibration else None,
         "loss": function(options.loss, "--loss") if options.loss else None,
-        "recover": options.recover,
+        "recover": getattr(options, "recover", None),
         "latency": options.latency,
-        "verify": not options.no_verify,
+        "verify": not getattr(options, "no_verify", False),
     }
 
 
@@ -127,6 +128,29 @@ def prune(options: argparse.Namespace) -> int:
     _say(
         options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), *lines
     )
+    return DONE
+
+
+def elastic(options: argparse.Namespace) -> int:
+    """One set of weights, several sizes."""
+    if options.plot:
+        pictures.check_available()
+        if not options.score:
+            raise InputError("--plot draws scores: give --score package.module:function, too")
+    model, asked = model_of(options.model), _request(options)
+    own = {k: v for k, v in asked.items() if k not in ("recover", "latency", "verify")}
+    made = Elastic(model, inputs_of(options.input, model), sizes=options.sizes, cost=options.cost, **own)
+    score = function(options.score, "--score") if options.score else None
+    found = made.measured(score, latency=options.latency)
+    lines = [f"{size:g}: {proof.status}, {proof.detail}" for size, proof in made.proofs.items()] + made.notes
+    if options.plot:
+        found.plot(options.plot)
+        lines.append(f"picture: {options.plot}")
+    if options.out:
+        save(made, options.out)
+        lines.append(f"saved in {options.out}")
+    verified = {f"{size:g}": proof.status for size, proof in made.proofs.items()}
+    _say(options, found.to_dict() | {"verified": verified, "out": options.out}, str(found), *lines)
     return DONE
 
 

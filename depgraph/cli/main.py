@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..base.errors import DepgraphError
+from ..elastic.nested import COSTS
 from ..grouping.graph import GRANULARITIES
 from ..importance import CRITERIA
 from ..select import BUDGETS, OPTIONS
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
-    for command in (_inspect, _prune, _fuse, _sweep, _verify, _show, _compare, _completion):
+    for command in (_inspect, _prune, _fuse, _elastic, _sweep, _verify, _show, _compare, _completion):
         command(add)
     return top
 
@@ -103,6 +104,25 @@ def _fuse(add: Add) -> None:
 
 def _out(to: Any) -> None:
     to.add_argument("-o", "--out", metavar="FOLDER", help="where to save the new model and its plan")
+
+
+def _elastic(add: Add) -> None:
+    made = _command(
+        add, "elastic", commands.elastic, "one set of weights with several sizes: a row for each, and a folder",
+        "depgraph elastic mypackage.models:make_net --input 1x3x224x224 --sizes 1,0.5,0.25 --out elastic",
+        model=MODEL,
+    )  # fmt: skip
+    made.add_argument(
+        "--sizes", type=numbers, default=(1, 0.5, 0.25), metavar="S,S,...",
+        help="shares of the cost, falling from 1 (default: 1,0.5,0.25)",
+    )  # fmt: skip
+    made.add_argument(
+        "--cost", choices=list(COSTS), default="macs", help="what sizes are shares of (default: %(default)s)"
+    )
+    _how(made, leave=("pruning_ratio", "threshold", "within"), recover=False)
+    made.add_argument("--score", metavar="FUNCTION", help="package.module:function from a model to a number")
+    made.add_argument("--plot", metavar="FILE", help="picture to write: score against cost (with --score)")
+    made.add_argument("-o", "--out", metavar="FOLDER", help="where to save all sizes")
 
 
 def _sweep(add: Add) -> None:
@@ -210,14 +230,16 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _how(to: argparse.ArgumentParser) -> None:
+def _how(
+    to: argparse.ArgumentParser, leave: Sequence[str] = ("pruning_ratio",), recover: bool = True
+) -> None:
     what = to.add_argument_group("what")
     _ignore(what)
     what.add_argument(
         "--importance", default="l1", metavar="NAME",
         help=f"criterion (default: %(default)s): {', '.join(CRITERIA)}",
     )  # fmt: skip
-    _add_options(what, leave=("pruning_ratio",))
+    _add_options(what, leave=leave)
     what.add_argument(
         "--granularity",
         choices=GRANULARITIES,
@@ -227,12 +249,13 @@ def _how(to: argparse.ArgumentParser) -> None:
         "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
     )
     what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
-    what.add_argument(
-        "--recover", metavar="HOW",
-        help="recover accuracy from calibration data: auto, reconstruction, compensation or statistics",
-    )  # fmt: skip
     what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
-    what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
+    if recover:
+        what.add_argument(
+            "--recover", metavar="HOW",
+            help="recover accuracy from calibration data: auto, reconstruction, compensation or statistics",
+        )  # fmt: skip
+        what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
 
 
 def number(text: str) -> float | int | str:

@@ -71,11 +71,13 @@ class Sweep:
     Attributes:
         dense: the model as it was given.
         rows: the pruned models, in the order in which they were asked for.
+        title: of the table.
     """
 
     dense: Row
     rows: list[Row]
     _run: _Run | None = field(default=None, repr=False, compare=False)
+    title: str = "sweep"
 
     def prune(self, row: Row) -> PruneResult:
         """The model of a row with its plan and report: the one that was scored. No argument is repeated.
@@ -135,9 +137,10 @@ class Sweep:
         return pictures.trade_off(self, path)
 
     def __str__(self) -> str:
-        timed = self.dense.latency is not None
+        timed, scored = self.dense.latency is not None, self.dense.score is not None
         times = ("ms", "speed-up") if timed else ()
-        cells = table("sweep", "asked", "parameters", "left", "MACs", "left", *times, "score", "change")
+        scores = ("score", "change") if scored else ()
+        cells = table(self.title, "asked", "parameters", "left", "MACs", "left", *times, *scores)
         for row in (self.dense, *self.rows):
             cells.add_row(row.name, *self._cells(row, timed))
         return printed(cells, *(f"{row.name}: {row.error}" for row in self.rows if row.error))
@@ -150,6 +153,8 @@ class Sweep:
         if timed:
             seconds, speedup = row.latency, row.speedup
             cells += ["-", "-"] if not seconds or not speedup else [f"{seconds * 1e3:.2f}", f"{speedup:.2f}x"]
+        if self.dense.score is None:
+            return cells
         if row.score is None:
             return [*cells, "failed", ""]
         return [*cells, f"{row.score:.4g}", f"{row.score - (self.dense.score or 0.0):+.3g}"]

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..axes import polynomials
 from ..base.checks import flag, of_kind
 from ..config.origin import field_repairs
 from ..plan.plan import Masks, Plan, Repair, Rewrite
 from ..surgery.copied import what_copies_need
-from .given import checked_masks
+from .given import checked_masks, checked_orders
 from .graph import DependencyGraph
 
 
-def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_reads: bool = False) -> Plan:
+def build_plan(
+    graph: DependencyGraph, masks: Masks, *, order: Mapping[str, Any] | None = None,
+    assume_unused_config_reads: bool = False,
+) -> Plan:  # fmt: skip
     """The plan that keeps the units in `masks`.
 
     Args:
         graph: the dependency graph.
         masks: what `choose` returned, or what you made yourself: group name -> [units] bool (an array, a tensor or a list),
             True where a unit stays. Groups without one lose nothing.
+        order: group name -> [units] the order in which its units then stand, as the indices that they have now; groups
+            without one keep theirs. Such a plan must be verified: an op may look at the order of units.
         assume_unused_config_reads: also repair numbers of the config that forward reads without a visible use; such a plan must be verified.
 
     Raises:
-        InputError: unknown names, something else than masks, or masks that leave nothing of a dim or break a constraint.
+        InputError: unknown names, something else than masks or orders, masks that leave nothing of a dim or break a
+            constraint, or an order of units that must stand as they do.
     """
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     flag("assume_unused_config_reads", assume_unused_config_reads)
-    kept = checked_masks(graph, masks)
+    kept, orders = checked_masks(graph, masks), checked_orders(graph, {} if order is None else order)
     plan = Plan(
         shapes={
             n: tuple(t.shape) for n, t in graph.tensors.items() if n not in graph.trace.attribute_tensors
@@ -33,7 +42,7 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_rea
         aliases=dict(graph.trace.aliases),
     )
     for name in graph.trace.tensors:
-        cut = graph.cut(name, kept)
+        cut = graph.cut(name, kept, orders)
         if cut is not None:
             plan.shapes[name], plan.cuts[name] = cut.shape, cut
     counts, values = graph.sizes.counts(kept), {}

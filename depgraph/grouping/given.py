@@ -92,6 +92,24 @@ def checked_masks(graph: DependencyGraph, given: Any) -> AtomMasks:
     return found
 
 
+def checked_orders(graph: DependencyGraph, given: Any) -> dict[Axis, Indices]:
+    """The orders of the units of groups, by their axes.
+
+    Raises:
+        InputError: unknown names, no permutation of the units, or units that must stand as they do.
+    """
+    found: dict[Axis, Indices] = {}
+    for group, order in _groups(graph, given, "order"):
+        text = f"the order of {group.name!r} must be the numbers from 0 to {group.units - 1}, each once, not {{}}"
+        places = _array(order, text.format(type(order).__name__))
+        if places.dtype.kind not in "iu" or not np.array_equal(np.sort(places), np.arange(group.units)):
+            raise InputError(text.format(f"{list(places.shape)} {places.dtype}"))
+        if group.axis not in graph.by_axis or group.axis in graph.in_order:
+            raise InputError(f"the units of {group.name!r} must stand as they do")
+        found[group.axis] = places.astype(np.int64)
+    return found
+
+
 def checked_counts(graph: DependencyGraph, given: Any) -> dict[Axis, int]:
     """How many units each group keeps, by its axis; all of one that `given` does not name.
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -359,8 +360,13 @@ class DependencyGraph:
         cut = self.cut(first_name(self, name), checked_masks(self, masks))
         return None if cut is None else cut.mask()
 
-    def cut(self, name: str, masks: AtomMasks) -> Cut | None:
-        """What stays of tensor `name` (its first name) under checked `masks`; None where all does."""
+    def cut(
+        self, name: str, masks: AtomMasks, orders: Mapping[Axis, Indices] = MappingProxyType({})
+    ) -> Cut | None:
+        """What stays of tensor `name` (its first name) under checked `masks`, its units in the `orders` of their axes.
+
+        None where all stays as it is.
+        """
         per_dim: list[Indices | None] = []
         blocks: list[Indices] | None = None
         for axis in self._dims.get(name, ()):
@@ -372,12 +378,23 @@ class DependencyGraph:
                 per_dim.append(None)
                 continue
             mask = axes.kept(axis, masks)
-            per_dim.append(None if mask.all() else np.flatnonzero(mask))
+            if any(atom in orders for atom in axes.atoms(axis)):
+                order = axes.ordered(axis, orders)
+                per_dim.append(order[mask[order]])
+            else:
+                per_dim.append(None if mask.all() else np.flatnonzero(mask))
         if blocks is None and all(k is None for k in per_dim):
             return None
         numbered = self.state.renumbered.get(name)
         numbers = None if numbered is None else np.flatnonzero(axes.kept(numbered, masks))
         return Cut(tuple(self.tensors[name].shape), tuple(per_dim), blocks, numbers)
+
+    @cached_property
+    def in_order(self) -> set[Axis]:
+        """The atoms whose units must stand as they do: those of blocks of a convolution, and those that buffers number."""
+        held = [a for dims in self._dims.values() if any(map(is_ragged, dims)) for a in dims]
+        held += self.state.renumbered.values()
+        return {atom for a in held if a is not None for atom in axes.atoms(a)}
 
     def to_networkx(self) -> nx.MultiGraph:
         """A graph whose nodes are tensor dims (``"conv.weight:0"``) and groups, an edge where a group holds a dim."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..base.checks import a_path
+from ..base.checks import a_path, of_kind
 from ..base.errors import InputError, StoreError
+from ..base.running import in_mode
+from ..elastic import Elastic
 from ..prune import PruneResult
 from ..store import load, save
 from ..surgery.apply import INTERNALS
@@ -95,6 +98,47 @@ def load_pretrained(model_class: Any, folder: str | os.PathLike[str]) -> nn.Modu
         return model_class.from_config(known, trust_remote_code=False)
 
     return load(build, folder)
+
+
+def generate(
+    elastic: Elastic, inputs: torch.Tensor | Mapping[str, Any], *, size: float | None = None, **options: Any
+) -> torch.Tensor:
+    """The tokens that the whole model generates greedily, of which a small size proposes the next few each time.
+
+    The whole checks all that was proposed in one pass and keeps what it would have said itself, so the tokens are those of
+    its own greedy generation. Whether that is faster depends on how often the small size is right: measure it.
+
+    Source: Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding", ICML 2023, as
+    ``generate(assistant_model=...)`` of transformers does it.
+
+    Args:
+        elastic: of a model that generates.
+        inputs: token ids [1, length], or what a tokenizer returns.
+        size: of the assistant; by default the smallest.
+        **options: those of ``generate``, such as ``max_new_tokens``.
+
+    Returns:
+        token ids [1, longer].
+
+    Raises:
+        InputError: the model does not generate, or not from these inputs; sampling, which would give other tokens.
+    """
+    of_kind("elastic", elastic, Elastic, "a depgraph.Elastic")
+    model: Any = elastic.model
+    if not hasattr(model, "generate"):
+        raise InputError(f"{type(model).__name__} does not generate")
+    if options.get("do_sample"):
+        raise InputError("do_sample=True would give other tokens: an assistant is for greedy generation")
+    assistant = elastic.at(elastic.sizes[-1] if size is None else size)
+    given = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    try:
+        with torch.no_grad(), in_mode(assistant, False), in_mode(model, False):
+            made: torch.Tensor = model.generate(
+                **given, **options, do_sample=False, assistant_model=assistant
+            )
+            return made
+    except ValueError as error:
+        raise InputError(f"the model could not generate from these inputs: {error}") from error
 
 
 def _without_loaders(value: Any) -> Any:

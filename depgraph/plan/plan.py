@@ -1,10 +1,11 @@
-"""Scores, budget and constraints -> Plan: plain data, for each tensor the indices that stay."""
+"""Scores, budget and constraints -> Plan: plain data, for each tensor the indices that stay, and their order."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class Cut:
 
     Attributes:
         shape: its original shape.
-        keep: for each dim the kept indices (int64, ascending), or None where all stay.
+        keep: for each dim the kept indices (int64; ascending, or in the order in which they then stand), or None where
+            all stay as they are.
         blocks: None, or for each of the equal blocks of dim 0 the kept indices of dim 1 (grouped convolutions).
         numbers: None, or the kept indices of the axis that the tensor's values number: a buffer of indices is
             renumbered as well as sliced.
@@ -86,9 +88,28 @@ class Cut:
             kept_d = self.keep[d]
             if kept_d is not None:
                 out = out.index_select(d, _on(kept_d, tensor))
-        if self.numbers is not None:
-            out = torch.searchsorted(_on(self.numbers, tensor), out.contiguous()).to(tensor.dtype)
-        return out
+        return self.renumbered(out)
+
+    def renumbered(self, kept: torch.Tensor) -> torch.Tensor:
+        """`kept`, the entries that stay, with their values counted among the kept indices of what they number."""
+        if self.numbers is None:
+            return kept
+        return torch.searchsorted(_on(self.numbers, kept), kept.contiguous()).to(kept.dtype)
+
+    @cached_property
+    def leads(self) -> bool:
+        """Whether what stays of each dim are its first indices, as they stand: then it is a view of the whole."""
+        if self.blocks is not None or self.numbers is not None:
+            return False
+        return all(k is None or np.array_equal(k, np.arange(len(k))) for k in self.keep)
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What `slice` gives, but a view of `tensor` where that is possible."""
+        if not self.leads:
+            return self.slice(tensor)
+        for d, kept in enumerate(self.keep):
+            tensor = tensor if kept is None else tensor.narrow(d, 0, len(kept))
+        return tensor
 
 
 def _on(indices: Indices, tensor: torch.Tensor) -> torch.Tensor:

@@ -192,16 +192,18 @@ class _Reader:
                 kept = np.asarray(row)
             except (ValueError, TypeError):
                 kept = np.empty(0)
-            if kept.dtype != np.int64 or kept.ndim != 1 or kept[0] < 0 or (np.diff(kept) <= 0).any():
-                self.problems.append(f"set {i} is not an ascending list of indices: {_short(row)}")
+            if kept.dtype != np.int64 or kept.ndim != 1 or kept.min() < 0 or len(np.unique(kept)) < len(kept):
+                self.problems.append(f"set {i} is not a list of indices, each once: {_short(row)}")
                 kept = np.full(1, LARGEST)
             found.append(kept)
         return found
 
     def cut(self, name: str, row: Any, shape: tuple[int, ...] | None, sets: list[Indices]) -> Cut | None:
-        def pick(given: Any, size: int) -> Indices:
-            if not is_whole(given) or given >= len(sets) or sets[given][-1] >= size:
+        def pick(given: Any, size: int, ascending: bool = True) -> Indices:
+            if not is_whole(given) or given >= len(sets) or sets[given].max() >= size:
                 raise ValueError(f"{_short(given)} is not a set of indices below {size}")
+            if ascending and (np.diff(sets[given]) < 0).any():
+                raise ValueError(f"set {given} is not ascending")
             return sets[given]
 
         try:
@@ -212,8 +214,9 @@ class _Reader:
             keep = row.get("keep")
             if not isinstance(keep, list) or len(keep) != len(shape):
                 raise ValueError(f"{_short(keep)} kept of {len(shape)} dims")
-            kept = tuple(None if k is None else pick(k, n) for k, n in zip(keep, shape, strict=True))
+            pairs = zip(keep, shape, strict=True)
             blocks = row.get("blocks")
+            kept = tuple(None if k is None else pick(k, n, blocks is not None) for k, n in pairs)
             if blocks is not None:
                 if len(shape) < 2 or kept[1] is not None or not isinstance(blocks, list) or not blocks:
                     raise ValueError(f"blocks {_short(blocks)}")

@@ -1,7 +1,7 @@
 """Scores, scopes, budgets and constraints -> which units of which groups go.
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
-(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `normalise.py` (scores made comparable), `scope.py` (who
+(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `nested.py` (what a larger plan takes), `normalise.py` (scores made comparable), `scope.py` (who
 competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (the request), `selection.py` (all of it in a row).
 """
 
@@ -31,7 +31,8 @@ def choose(
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
-    uniform: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    uniform: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
+    threshold: float | None = None,
     **further_budgets: float | str | None,
 ) -> Masks:  # fmt: skip
     """Which units of which groups stay.
@@ -55,6 +56,8 @@ def choose(
         uniform: equal widths in repeated blocks, and in all sizes that come from one field of the model's config.
         already_pruned: the plan that made the model of its original: ratios, caps and floors then count from that one's
             sizes.
+        within: the plan of a larger model: what that removes goes here, too, so that what the smaller one keeps the larger
+            one keeps.
         threshold: instead of a ratio: the units whose normalised score is below this go.
         **further_budgets: those of `register_budget`.
 

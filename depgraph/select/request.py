@@ -16,6 +16,8 @@ from .already_pruned import already_pruned_units
 from .blocks import Block
 from .budget import Budget, nothing_text
 from .budget_kinds import BUDGETS, BudgetKind, budget_kind
+from .factors import choose_groups
+from .nested import removed_units
 from .normalise import NORMALISATIONS
 from .repeated import ties
 from .scope import MOST, SCOPES, Scope, check_scope
@@ -66,6 +68,8 @@ class Request:
         bool,
     )
     already_pruned: Plan | None = option(None, "the plan that made the model of its original")
+    within: Plan | None = option(None, "the plan of a larger model: what that removes goes here, too")
+    around: Plan | None = None  # the plan of a smaller model: what that keeps stays here, too
     budgets: Mapping[str, Any] = field(
         default_factory=dict
     )  # by the names in `BUDGETS`: amounts, or a `Budget` each
@@ -107,6 +111,8 @@ class Request:
             raise InputError(
                 "per_cost divides scores, which normalise='standard' makes negative: use another one"
             )
+        if self.within is not None:
+            of_kind("within", self.within, Plan, "the depgraph.Plan of a larger model")
         if self.already_pruned is not None:
             of_kind(
                 "already_pruned",
@@ -151,11 +157,13 @@ class Request:
             graph, scores, self.round_to, ratio=self.pruning_ratio, scope=self.scope, max_ratio=max_ratio,
             normalise=self.normalise, ties=ties(graph) if self.uniform else (),
             lost=already_pruned_units(graph, self.already_pruned), threshold=self.threshold, granularity=granularity,
+            within=removed_units(graph, self.within),
+            around=None if self.around is None else removed_units(graph, self.around),
         )  # fmt: skip
 
     def blocks(self, graph: DependencyGraph, scores: Mapping[str, Scores], masks: Masks) -> list[Block]:
         """The blocks that `masks` cut."""
-        for granularity in _granularities(graph):
+        for granularity in self._granularities(graph):
             blocks = self.selection(graph, scores, granularity=granularity).blocks
             if masks.keys() <= {name for b in blocks for name in b.names}:
                 break
@@ -175,13 +183,28 @@ class Request:
             raise NothingToPruneError(nothing_text(graph))
         usual = MOST if self.max_ratio is None and self._competes(bool(budgets)) else self.max_ratio
         failed: list[BudgetError] = []
-        for granularity in _granularities(graph):
+        for granularity in self._granularities(graph):
             for most in dict.fromkeys((usual, self.max_ratio)):
                 try:
                     return self.selection(graph, scores, most, granularity).choose(budgets, self.per_cost)
                 except BudgetError as error:
                     failed.append(error)
         raise min(failed, key=lambda e: e.over)
+
+    def _granularities(self, graph: DependencyGraph) -> list[str]:
+        """How products are cut: as was asked, or coarsely where budgets can be met so, and finely otherwise.
+
+        Raises:
+            InputError: neither way cuts the groups that `within` cuts.
+        """
+        ways = [graph.granularity] if graph.granularity else list(GRANULARITIES)
+        cut = removed_units(graph, self.within).keys()
+        fine = [w for w in ways if cut <= {g.axis for g in choose_groups(graph, (), w)[0]}] if cut else ways
+        if not fine:
+            raise InputError(
+                "within cuts groups that can't be cut here: make both plans with the same granularity"
+            )
+        return fine
 
     def _competes(self, budgets: bool) -> bool:
         """Whether units of several groups compete, and no share above the usual cap is asked for."""
@@ -192,11 +215,6 @@ class Request:
         asked += list(ratio.values()) if isinstance(ratio, Mapping) else [ratio]
         together = budgets or self.scope not in (None, "local") or self.threshold is not None
         return together and all(r is None or r <= MOST for r in asked)
-
-
-def _granularities(graph: DependencyGraph) -> tuple[str, ...]:
-    """How products are cut: as was asked, or coarsely where budgets can be met so, and finely otherwise."""
-    return (graph.granularity,) if graph.granularity else GRANULARITIES
 
 
 OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Request) if "text" in f.metadata}

@@ -12,7 +12,7 @@ from ..axes import polynomials
 from ..axes.axes import Axis
 from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged
-from ..base.errors import InputError
+from ..base.errors import BudgetError, InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
@@ -21,6 +21,7 @@ from .blocks import Block, Sequencer, find_blocks
 from .budget import Budget, meet
 from .factors import Tie, choose_groups
 from .floors import Floors
+from .nested import Bools
 from .normalise import normalised
 from .scope import CompetitionGroup, competition_groups, rules_of, structure
 
@@ -53,6 +54,7 @@ class Selection:
         self, graph: DependencyGraph, scores: Mapping[str, Scores], round_to: int = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
         lost: Mapping[Axis, int] = MappingProxyType({}), threshold: float | None = None, granularity: str | None = None,
+        within: Mapping[Axis, Bools] = MappingProxyType({}), around: Mapping[Axis, Bools] | None = None,
     ) -> None:  # fmt: skip
         """Order the moves of every block by `scores`.
 
@@ -68,9 +70,11 @@ class Selection:
             threshold: take the units whose normalised score is below this, instead of a ratio.
             lost: original axis -> units that an earlier plan took: ratios, caps and floors count them, too.
             granularity: which factor of a product is cut, "coarse" or "fine"; None: as the graph says.
+            within: axis -> [units] what a larger plan takes: it goes here, too.
+            around: axis -> [units] what a smaller plan takes: nothing else goes here.
         """
         self.graph, self.round_to, self.ratio, self.scope = graph, round_to, ratio, scope
-        self.lost, self.threshold = lost, threshold
+        self.lost, self.threshold, self.within, self.around = lost, threshold, within, around
         groups, relations, locked = choose_groups(graph, ties, granularity)
         self.locked = {graph.by_axis[a].name: why for a, why in locked.items()}
         self._names = {g.axis: g.name for g in groups}
@@ -81,7 +85,11 @@ class Selection:
             key = (g.axis.original_axis, structure(graph, g) if fragment else ())
             alike.setdefault(key, []).append(g.name)
         ranked = normalised(scores, list(alike.values()), normalise)
-        self.order = {g.axis: np.argsort(scores[g.name], kind="stable") for g in groups}
+        levels = {g.axis: self._levels(g.axis) for g in groups}
+        self.order = {g.axis: np.lexsort((scores[g.name], levels[g.axis])) for g in groups}
+        if within:  # what goes anyway costs less than anything else
+            low = min(float(s.min()) for s in ranked.values()) - 1
+            ranked.update({g.name: np.where(levels[g.axis] < 0, low, ranked[g.name]) for g in groups})
         found = find_blocks(groups, relations)
         self.blocks = [b for b, _ in found]
         floors = Floors(graph, self._names)
@@ -102,7 +110,40 @@ class Selection:
         both = dict(self.rules.caps)
         both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
         self._sequencer.order(block, both)
+        if self.around is not None:
+            none = np.zeros(1, dtype=bool)
+            most = min(
+                int(np.searchsorted(gone, self.around.get(a, none).sum(), side="right")) - 1
+                for a, gone in block.gone.items()
+            )
+            block.scores, block.taken = block.scores[:most], block.taken[:most]
+            block.gone = {a: gone[: most + 1] for a, gone in block.gone.items()}
         block.allowed = self._allowed(block)
+
+    def _levels(self, axis: Axis) -> Integers:
+        """[units] -1 for what goes in any case, 1 for what stays in any case, 0 for the others."""
+        levels = np.zeros(axis.size, dtype=np.int64)
+        if self.around is not None:
+            levels[~self.around.get(axis, np.zeros(axis.size, dtype=bool))] = 1
+        levels[self.within.get(axis, np.zeros(0, dtype=np.int64))] = -1
+        return levels
+
+    def _least(self) -> Integers:
+        """[blocks] the steps after which all that `within` takes is gone.
+
+        Raises:
+            BudgetError: a block can't lose so much, as is asked for otherwise.
+        """
+        steps = np.zeros(len(self.blocks), dtype=np.int64)
+        for i, block in enumerate(self.blocks):
+            wanted = {a: self.within[a].sum() for a in block.gone if a in self.within}
+            first = max((int(np.searchsorted(block.gone[a], n)) for a, n in wanted.items()), default=0)
+            steps[i] = block.at_least(first)
+            if steps[i] < first:
+                raise BudgetError(
+                    f"within takes more of {', '.join(block.names[:3])} than a ratio, a floor or a cap leaves to be taken"
+                )
+        return steps
 
     def _dim_sums(self) -> dict[Axis, dict[object, Rounding]]:
         """axis -> what dims that the axis is part of must be multiples of, each under a key."""
@@ -194,7 +235,7 @@ class Selection:
         """
         if self.threshold is not None:
             below = [b.at_most(int(np.searchsorted(b.scores, self.threshold))) for b in self.blocks]
-            return self.masks(np.array(below, dtype=np.int64))
+            return self.masks(np.maximum(np.array(below, dtype=np.int64), self._least()))
         steps = np.zeros(len(self.blocks), dtype=np.int64)
         competitions = competition_groups(
             self.graph, self.blocks, self.scope, self.ratio, self.rules, bool(budgets)
@@ -203,6 +244,7 @@ class Selection:
             if competition.ratio is not None:
                 self._cut(competition, competition.ratio, steps)
         self._index()
+        steps = np.maximum(steps, self._least())
         if budgets:
             steps = meet(self, [f for f in competitions if f.ratio is None], steps, budgets, per_cost)
         return self.masks(steps)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..base.checks import is_number
 from ..base.errors import PlanError, StoreError, listed
 from ..plan.plan import Plan
 from ..plan.plan_json import are_sizes, as_data, field, is_whole, parse, read
@@ -18,7 +19,24 @@ FILE_NAME = "plan.json"
 FORMAT = 1
 MOST_BYTES = 1 << 28  # of plan.json
 FIELDS = {"format", "provenance", "plans", "tensors", "ties", "views", "held", "frozen", "training",
-          "extra_state", "config"}  # fmt: skip
+          "extra_state", "config", "sizes"}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Size:
+    """A size of a model that has several.
+
+    Attributes:
+        size: which share of the whole it is.
+        plan: from the whole, which the folder has, to it.
+        crc32: name -> the checksum of what the size has of that tensor.
+        own: name of a buffer that differs from the whole's -> the name that it has in `Document.tensors`.
+    """
+
+    size: float
+    plan: Plan
+    crc32: dict[str, int]
+    own: dict[str, str]
 
 
 @dataclasses.dataclass
@@ -37,6 +55,7 @@ class Document:
         training: module paths that are in train mode where the model is in eval mode, or the other way round; the
             model itself is "".
         extra_state: module path -> what its `get_extra_state` returns.
+        sizes: the smaller sizes, where the model has several.
     """
 
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -51,6 +70,23 @@ class Document:
     frozen: list[str] = dataclasses.field(default_factory=list)
     training: list[str] = dataclasses.field(default_factory=list)
     extra_state: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sizes: list[Size] = dataclasses.field(default_factory=list)
+
+    def whole(self) -> Document:
+        """The same without what sizes have of their own."""
+        own = {stored for size in self.sizes for stored in size.own.values()}
+        return dataclasses.replace(self, tensors={n: e for n, e in self.tensors.items() if n not in own})
+
+    def at(self, size: float) -> Document:
+        """What a folder of that size alone would say; its tensors are parts of those in the files."""
+        found = next(s for s in self.sizes if s.size == size)
+        tensors = {
+            name: dataclasses.replace(self.tensors[found.own[name]], name=found.own[name])
+            if name in found.own
+            else entry.part(found.plan.cuts.get(name), found.crc32[name])
+            for name, entry in self.whole().tensors.items()
+        }
+        return dataclasses.replace(self, tensors=tensors, plans=[*self.plans, found.plan])
 
     def files(self) -> list[str]:
         """The weight files, each once."""
@@ -62,6 +98,9 @@ class Document:
         data["plans"] = [as_data(plan) for plan in self.plans]
         data["tensors"] = {name: _row(entry) for name, entry in self.tensors.items()}
         data["held"] = data.pop("attribute_tensors")
+        data["sizes"] = [vars(size) | {"plan": as_data(size.plan)} for size in self.sizes]
+        if not self.sizes:
+            del data["sizes"]
         rest = json.dumps(data, allow_nan=False)[1:]
         return f"{_first_line(rest)}\n{rest}\n"
 
@@ -124,6 +163,17 @@ def _document(data: Any, problems: list[str]) -> Document:
             problems.append(f"{FILE_NAME}: {name!r:.60} has an invalid description, {row!r:.80}")
         else:
             document.tensors[name] = entry
+    for row in field(data, "sizes", list, problems) if "sizes" in data else ():
+        size = _size(row, document, problems)
+        document.sizes += [] if size is None else [size]
+        if size is None:
+            problems.append(f"{FILE_NAME} has an invalid size, {row!r:.80}")
+    whole = document.whole().tensors
+    problems += [
+        f"{FILE_NAME}: size {size.size:g} is not one of its tensors"
+        for size in document.sizes
+        if not _fits(size, document, whole)
+    ]
     for name, places in field(data, "held", dict, problems).items():
         if name in document.tensors and _are_places(places):
             document.attribute_tensors[name] = [(path, tuple(keys)) for path, keys in places]
@@ -136,6 +186,34 @@ def _document(data: Any, problems: list[str]) -> Document:
             if first not in document.tensors or name in document.tensors
         ]
     return document
+
+
+def _size(row: Any, document: Document, problems: list[str]) -> Size | None:
+    if not isinstance(row, dict) or row.keys() != {"size", "plan", "crc32", "own"}:
+        return None
+    size, sums, own = row["size"], row["crc32"], row["own"]
+    if not (is_number(size) and 0 < size < 1 and isinstance(sums, dict) and isinstance(own, dict)):
+        return None
+    stored = [v for v in own.values() if isinstance(v, str) and v in document.tensors]
+    if len(stored) < len(own) or not all(map(is_whole, sums.values())):
+        return None
+    return Size(float(size), read(row["plan"], problems), sums, own)
+
+
+def _fits(size: Size, document: Document, whole: dict[str, Entry]) -> bool:
+    """Whether each tensor of `whole` is known in that size."""
+    cuts = [(whole[n], cut) for n, cut in size.plan.cuts.items() if n in whole]
+    own = [
+        (size.plan.new_shape(n), document.tensors[stored])
+        for n, stored in size.own.items()
+        if n in size.plan.shapes
+    ]
+    return (
+        all(entry.shape == cut.shape for entry, cut in cuts)
+        and all(shape == entry.shape for shape, entry in own)
+        and len(own) == len(size.own)
+        and whole.keys() <= size.crc32.keys() | size.own.keys()
+    )
 
 
 def _are_places(value: Any) -> bool:

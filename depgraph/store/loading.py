@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..base.checks import a_path
-from ..base.errors import DepgraphError, StoreError, listed
+from ..base.checks import a_path, is_number, shown
+from ..base.errors import DepgraphError, InputError, StoreError, listed
 from ..base.values import is_plain_object
+from ..elastic import Elastic
 from ..plan.plan import Plan
 from ..surgery.apply import INTERNALS, apply, assign, recompute
 from ..tracing.attributes import holders, put
@@ -28,7 +29,16 @@ from .weights import Entry, read
 Tensor = torch.Tensor
 
 
-def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:
+class _OtherModel(StoreError, InputError):
+    """The folder is of another model than the factory builds: which of the two is wrong only the caller knows."""
+
+
+def load(
+    factory: Callable[..., nn.Module] | str,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    size: float | None = None,
+) -> nn.Module:
     """The model that `save` wrote into `folder`.
 
     The original is built by `factory` on the meta device, where that gives the same model; what was removed is removed
@@ -38,16 +48,27 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
         factory: builds the original, with any weights. A function without arguments; one with a single argument is given
             the config that was saved beside the model, as a dict. ``"package.module:function"`` is imported.
         folder: what `save` wrote.
+        size: of a folder with an `Elastic`: this size alone, of which alone bytes are read. By default all of it.
 
     Returns:
-        The model: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it.
+        The model, or the `Elastic`: its class, modes, ties and dtypes as they were, on the CPU or where the factory puts it.
 
     Raises:
         StoreError: all that is wrong: the folder is damaged or not what `save` wrote, or the factory builds another model.
         InputError: `factory` is not a function, or `folder` no path.
     """
+    if folder is None:
+        raise InputError(
+            "a folder holds weights and plans, no code: give what builds the original, too, as in load(make_model, folder)"
+        )
     make, path = resolved(factory), a_path("folder", folder)
     document = open_folder(path)
+    sizes = [1.0, *(s.size for s in document.sizes)] if document.sizes else []
+    if size is not None and not (is_number(size) and size in sizes):
+        there = f"the sizes {', '.join(f'{s:g}' for s in sizes)}" if sizes else "one size: leave size away"
+        raise InputError(f"{path} has no size {shown(size)}, but {there}")
+    everything = document
+    document = document.whole() if size in (None, 1) else document.at(float(size or 1))
     if takes_config(make):
         if document.config is None:
             raise StoreError(f"the factory takes a config, and none was saved in {path}")
@@ -71,7 +92,19 @@ def load(factory: Callable[..., nn.Module] | str, folder: str | os.PathLike[str]
             listed(f"{path} can't be loaded: the factory's model has no values for", loader.left)
             + "\n  fix: build these outside torch.device('meta')"
         )
-    return small
+    return small if size is not None or not document.sizes else _elastic(small, path, everything)
+
+
+def _elastic(whole: nn.Module, folder: Path, document: Document) -> Elastic:
+    """The model of all sizes, whose largest is `whole`."""
+    problems: list[str] = []
+    names = [stored for size in document.sizes for stored in size.own.values()]
+    values = read(folder, {n: document.tensors[n] for n in names}, problems)
+    if problems:
+        raise StoreError(listed(f"{folder} can't be loaded:", problems))
+    plans = {size.size: size.plan for size in document.sizes}
+    own = {size.size: {n: values[stored] for n, stored in size.own.items()} for size in document.sizes}
+    return Elastic.restored(whole, document.plans, plans, own)
 
 
 def load_plans(folder: str | os.PathLike[str]) -> list[Plan]:
@@ -107,12 +140,12 @@ class _Loader:
             for plan in self.document.plans:
                 model, ours = apply(model, plan, inplace=ours), True
         except DepgraphError as error:
-            raise StoreError(f"{title}\n{error}") from error
+            raise _OtherModel(f"{title}\n{error}") from error
         problems = self.differences(*_named(model)) + self.misplaced(model)
         missing = {*self.document.training, *self.document.extra_state} - _paths(model).keys()
         problems += [f"module {path!r:.60} is not in the model" for path in missing]
         if problems:
-            raise StoreError(listed(title, problems))
+            raise _OtherModel(listed(title, problems))
         return model
 
     def filled(self, model: nn.Module) -> nn.Module | None:

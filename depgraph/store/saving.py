@@ -20,6 +20,7 @@ from ..base.checks import a_path, function, several, whole_number
 from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
 from ..config.origin import built_from
+from ..elastic import Elastic
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..prune import PruneResult
@@ -27,16 +28,16 @@ from ..simplify.result import Simplified
 from ..surgery.lineage import plans_of
 from ..tracing.attributes import held_at, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
-from .document import FILE_NAME, Document
+from .document import FILE_NAME, Document, Size
 from .folders import replacing
-from .weights import MODEL, NAMES, OTHER, write
+from .weights import MODEL, NAMES, OTHER, checksum, write
 
 Tensor = torch.Tensor
 SHARD_BYTES = 5_000_000_000
 
 
 def save(
-    model_or_result: nn.Module | PruneResult | Simplified,
+    model_or_result: nn.Module | PruneResult | Simplified | Elastic,
     folder: str | os.PathLike[str],
     *,
     plans: Sequence[Plan] | Plan | None = None,
@@ -46,10 +47,11 @@ def save(
     """Write a smaller model into a folder: ``plan.json`` and safetensors, no pickle.
 
     ``model.safetensors`` has what the ``state_dict`` has, each tied tensor once; ``other.safetensors`` buffers and tables
-    that it leaves out. A folder that was saved before is replaced as a whole at the end.
+    that it leaves out. A folder that was saved before is replaced as a whole at the end. Of an `Elastic` the whole model is
+    written, once, and beside it the plan of each size and the buffers in which it differs.
 
     Args:
-        model_or_result: what `prune`, `apply` or `load` returned; trained further, cast or moved as you like.
+        model_or_result: what `prune`, `apply` or `load` returned, or an `Elastic`; trained further, cast or moved as you like.
         folder: where to write; made if it is missing. Files of others in a saved folder are kept.
         plans: what made the model of the original, in order, where it is a copy that depgraph has not seen.
         max_shard_bytes: weights that are larger are written into several files with an index.
@@ -68,6 +70,8 @@ def save(
     whole_number("max_shard_bytes", max_shard_bytes, 1)
     path = a_path("folder", folder)
     document, persistent, others = described(model, made_by)
+    if isinstance(model_or_result, Elastic):
+        others |= _sizes(model_or_result, document, {**persistent, **others})
     try:
         with replacing(path, FILE_NAME) as new:
             document.tensors = write(persistent, new, MODEL, max_shard_bytes)
@@ -81,6 +85,10 @@ def save(
 
 
 def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[nn.Module, tuple[Plan, ...]]:
+    if isinstance(given, Elastic):
+        if plans is not None:
+            raise InputError("an Elastic knows its plans: leave plans away")
+        return given.model, (*given.before, given.order)
     model = given.model if isinstance(given, (PruneResult, Simplified)) else given
     if not isinstance(model, nn.Module):
         raise InputError(f"save takes a model or what prune returned, not {type(model).__name__}")
@@ -95,6 +103,20 @@ def _model_and_plans(given: Any, plans: Sequence[Plan] | Plan | None) -> tuple[n
         "the plans of this model are not known: it was not returned by prune, apply or load, or is a copy\n"
         "  fix: save the PruneResult, or pass plans=[result.plan]"
     )
+
+
+def _sizes(elastic: Elastic, document: Document, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Note the sizes of `elastic`, and return what they have of their own, by the names that the folder has for it."""
+    stored: dict[str, Tensor] = {}
+    for size, plan in elastic.plans.items():
+        if size == 1:
+            continue
+        buffers = elastic.own_buffers(size)
+        own = {name: f"sizes.{size!r}.{name}" for name in buffers if name in tensors}
+        stored |= {own[name]: buffers[name] for name in own}
+        sums = {n: checksum(t, plan.cuts.get(n)) for n, t in tensors.items() if n not in own}
+        document.sizes.append(Size(size, plan, sums, own))
+    return stored
 
 
 def described(

@@ -8,14 +8,16 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..plan.plan import Cut
 from .folders import checked
 
 Tensor = torch.Tensor
@@ -42,6 +44,8 @@ class Entry:
         file: the file that has it.
         crc32: the checksum of its bytes.
         stride: None, or the stride of a tensor that is dense in another order of its dims (channels last).
+        cut: what of the tensor that the file has belongs to it; None: all.
+        name: the name that the file has for it, where that is another than its own.
     """
 
     dtype: torch.dtype
@@ -49,6 +53,21 @@ class Entry:
     file: str
     crc32: int
     stride: tuple[int, ...] | None = None
+    cut: Cut | None = None
+    name: str | None = None
+
+    def part(self, cut: Cut | None, crc32: int) -> Entry:
+        """What `cut` leaves of this tensor, with the checksum of that."""
+        return replace(self, shape=self.shape if cut is None else cut.new_shape, crc32=crc32, cut=cut)
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Where its bytes lie in those of the tensor that the file has: (first, behind the last), rising."""
+        size = self.dtype.itemsize
+        if self.cut is None:
+            return [(0, math.prod(self.shape) * size)]
+        mask = self.cut.mask().flatten().to(torch.int8).numpy()
+        edges = np.flatnonzero(np.diff(mask, prepend=0, append=0)) * size
+        return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
     @property
     def written_shape(self) -> tuple[int, ...]:
@@ -133,8 +152,12 @@ def read(folder: Path, entries: Mapping[str, Entry], problems: list[str]) -> dic
                 problems.append(f"{name!r} in {file} was changed after it was written: checksum mismatch")
                 continue
             whole = torch.view_as_complex(tensor) if entry.dtype.is_complex else tensor
-            if entry.stride is not None:
-                whole = torch.empty_strided(entry.shape, entry.stride, dtype=entry.dtype).copy_(whole)
+            if entry.cut is not None:
+                whole = entry.cut.renumbered(whole)
+            if entry.stride is not None:  # dims in the order in which they lie in memory
+                order = sorted(range(whole.dim()), key=lambda d: -entry.stride[d])  # type: ignore[index]
+                back = np.argsort(order).tolist()
+                whole = whole.permute(order).contiguous().permute(back)
             tensors[name] = whole
     return tensors
 
@@ -145,21 +168,37 @@ def _in_file(
     """The tensors of one file, in the order in which they lie there, without a gap, behind the header."""
     try:
         path = checked(folder, file)
-        with safe_open(path, framework="numpy") as held:
-            names = held.offset_keys()
+        with safe_open(path, framework="numpy"):  # what its header says is true
+            pass
         with path.open("rb", buffering=0) as stream:
-            stream.seek(8 + int.from_bytes(stream.read(8), "little"))
-            for name in names:
+            text = bytearray(int.from_bytes(stream.read(8), "little"))
+            _fill(stream, memoryview(text), "header")
+            header = json.loads(text)
+            places = {n: header[e.name or n]["data_offsets"][0] + 8 + len(text) for n, e in entries.items()}
+            for name in sorted(places, key=places.__getitem__):
                 entry = entries[name]
                 tensor = torch.empty(entry.written_shape, dtype=DTYPES[entry.written_dtype])
                 left = memoryview(_octets(tensor))
-                while left and (count := stream.readinto(left)):
-                    left = left[count:]
-                if left:
-                    raise ValueError(f"it ends within {name!r}")
+                for first, last in entry.runs():
+                    stream.seek(places[name] + first)
+                    _fill(stream, left[: last - first], name)
+                    left = left[last - first :]
                 yield name, tensor
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError, KeyError) as error:
         problems.append(f"{file}: {error}")
+
+
+def _fill(stream: Any, view: memoryview, name: str) -> None:
+    """Read as many bytes as `view` has room for."""
+    while view and (count := stream.readinto(view)):
+        view = view[count:]
+    if view:
+        raise ValueError(f"it ends within {name!r}")
+
+
+def checksum(tensor: Tensor, cut: Cut | None) -> int:
+    """The checksum of the bytes that `cut` leaves of `tensor`."""
+    return _crc32(_plain(tensor if cut is None else replace(cut, numbers=None).slice(tensor.detach())))
 
 
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

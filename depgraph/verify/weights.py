@@ -202,15 +202,14 @@ class Weight:
         height, width = self.source.shape
         step = max(1, BLOCK // max(width, 1))
         room = torch.empty(min(step, height), width, dtype=self.dtype, device=self.device)
-        first = 0
-        for begin in range(0, height, step):
-            end = min(begin + step, height)
-            rows = self.values.rows(self.name, begin, end)
-            if kept is not None:
-                rows = rows[kept[(kept >= begin) & (kept < end)] - begin]
-            last = first + len(rows)
+        count = height if kept is None else len(kept)
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            if kept is None:
+                rows = self.values.rows(self.name, first, last)
+            else:
+                rows = self.values.at(self.name, kept[first:last])
             yield first, last, rows if rows.dtype == self.dtype else room[: len(rows)].copy_(rows)
-            first = last
 
     def times(self, x: Tensor) -> Tensor:
         """x [..., in] times the transposed weight [out, in], one of those `by_rows`."""

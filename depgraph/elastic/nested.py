@@ -1,0 +1,166 @@
+"""The order of the units, and a plan for each size in that of the next larger one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..axes.axes import Reason
+from ..base.checks import is_number, several, shown
+from ..base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
+from ..grouping.build import build_plan
+from ..grouping.graph import GRANULARITIES, DependencyGraph
+from ..importance import Scores
+from ..plan.plan import Indices, Plan
+from ..search import settle
+from ..select import BUDGETS, OPTIONS, Request, nothing_text
+from ..select.budgets import read_budgets
+from ..select.nested import StaysWhole
+from ..surgery.apply import apply
+from ..verify.verify import Verification, verify
+
+COSTS = {"macs": "max_macs", "params": "max_params", "latency": "max_latency"}
+OWN = ("pruning_ratio", "threshold", "already_pruned", "within")  # what sizes say
+
+
+def checked_sizes(sizes: Any) -> list[float]:
+    """`sizes` as floats that fall from 1, which may be left out."""
+    given = several("sizes", sizes, (int, float), "shares of the whole model")
+    fine = all(is_number(s) and 0 < s <= 1 for s in given)
+    if not given or not fine or any(a <= b for a, b in pairwise(given)):
+        raise InputError(
+            f"sizes must be shares of the whole model that fall from 1, such as [1, 0.5, 0.25], not {shown(sizes)}"
+        )
+    return [1.0, *(float(s) for s in given if s < 1)]
+
+
+def checked_options(cost: Any, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown cost, and options that say how much goes, or nothing at all."""
+    if not isinstance(cost, str) or cost not in COSTS:
+        raise InputError(f"cost must be one of {', '.join(COSTS)}, not {shown(cost)}")
+    for name in options:
+        if name in OWN or name in BUDGETS:
+            raise InputError(f"Elastic takes no {name}: sizes say how much stays")
+        if name not in OPTIONS:
+            raise InputError(
+                f"unknown argument {name!r}: the options are {', '.join(n for n in OPTIONS if n not in OWN)}"
+            )
+    Request.of(options)
+
+
+def in_order(
+    model: nn.Module, graph: DependencyGraph, scores: Mapping[str, Scores], example_inputs: Any
+) -> dict[str, Indices]:
+    """Group name -> the order in which its units stand by falling score, where the model computes the same so.
+
+    An op that looks at the order of units (a running sum, say) shows in the proof: such groups stay as they are.
+    """
+    orders: dict[str, Indices] = {}
+    for group in graph.groups:
+        order = np.argsort(-scores[group.name], kind="stable")
+        if group.axis not in graph.in_order and not np.array_equal(order, np.arange(group.units)):
+            orders[group.name] = order
+
+    def fine(names: Sequence[str]) -> bool:
+        plan = build_plan(graph, {}, order={n: orders[n] for n in names})
+        try:
+            return verify(model, apply(model, plan), plan, example_inputs).status == "equal"
+        except VerificationError:
+            return False
+
+    def proved(names: Sequence[str]) -> list[str]:
+        if not names or fine(names):
+            return list(names)
+        if len(names) == 1:
+            return []
+        half = len(names) // 2
+        found = [*proved(names[:half]), *proved(names[half:])]
+        return found if len(found) < len(names) and fine(found) else []
+
+    return {n: orders[n] for n in proved(list(orders))}
+
+
+def falling(scores: Scores) -> Scores:
+    """`scores` that never rise, without two that are the same: of those the first is the highest."""
+    found = scores.astype(np.float64)
+    for i in range(1, len(found)):
+        if found[i] >= found[i - 1]:
+            found[i] = np.nextafter(found[i - 1], -np.inf)
+    return found
+
+
+@dataclass
+class Nested:
+    """Plans that nest.
+
+    Attributes:
+        graph: of the model whose units are in order, without what had to stay whole.
+        example_inputs: what it was traced with.
+        scores: group name -> [units].
+        cost: what sizes are shares of, a key of `COSTS`.
+        options: those of `choose`.
+        plans: size -> its plan; that of 1 cuts nothing.
+        proofs: size -> what was proved of it.
+        notes: what had to stay whole, and why.
+    """
+
+    graph: DependencyGraph
+    example_inputs: Any
+    scores: Mapping[str, Scores]
+    cost: str
+    options: Mapping[str, Any]
+    plans: dict[float, Plan] = field(default_factory=dict)
+    proofs: dict[float, Verification] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def find(self, sizes: Sequence[float]) -> None:
+        """Plan all `sizes`, the largest first; where one fails with coarse units, all are planned with fine ones."""
+        if not self.graph.groups:
+            raise NothingToPruneError(nothing_text(self.graph))
+        ways = [self.graph.granularity] if self.graph.granularity else [None, GRANULARITIES[-1]]
+        for way in ways:
+            self.graph = self.graph.without([], Reason(""))
+            self.graph.granularity = way
+            try:
+                return self._find(sizes)
+            except InputError:
+                if way == ways[-1]:
+                    raise
+        return None
+
+    def _find(self, sizes: Sequence[float]) -> None:
+        again = True
+        while again:  # what does not verify stays whole in all sizes
+            again, self.proofs = False, {}
+            self.plans = {1.0: build_plan(self.graph, {})}
+            for size in sizes[1:]:
+                before = self.graph
+                try:
+                    self.graph = self.add(size)
+                except StaysWhole as error:
+                    self.graph = error.graph
+                if again := self.graph is not before:
+                    break
+
+    def add(self, size: float) -> DependencyGraph:
+        """Plan one size between its neighbours; the graph without what had to stay whole for it."""
+        larger = min((s for s in self.plans if s > size), default=None)
+        smaller = max((s for s in self.plans if s < size), default=None)
+        arguments = {**self.options, COSTS[self.cost]: size, "within": self.plans.get(larger or 1.0)}
+        request = replace(Request.of(arguments), around=self.plans.get(smaller or 0.0))
+        graph, inputs = self.graph, self.example_inputs
+        try:
+            targets = read_budgets(graph, inputs, request)
+            found = settle(graph, inputs, self.scores, request, targets, True, self.notes)
+        except BudgetError as error:
+            raise InputError(
+                f"size {size:g} can't be reached between its neighbours: {error}\n  fix: other sizes, or less that "
+                "stays whole"
+            ) from error
+        self.plans[size], self.proofs[size] = found.plan, found.verification
+        return found.graph

@@ -1,0 +1,108 @@
+"""A sub-model whose weights are views of the whole's: nothing is copied, and gradients land on the whole's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..plan.plan import Cut, Plan
+from ..surgery.apply import apply
+from ..tracing.tensors import named_tensors
+
+Holder = tuple[Any, Any]  # a table or list of a module, and a key of it
+
+
+class Link:
+    """Keeps the parameters of a smaller model views of those of the whole, from call to call.
+
+    Where gradients are wanted they are views with a history, made anew for each call. Otherwise they are parameters on
+    the whole's memory; where what stays does not come first in each dim, that is not possible, and they are copied for each call.
+    Buffers are the smaller model's own: statistics differ from size to size.
+    """
+
+    def __init__(self, whole: nn.Module, part: nn.Module, plan: Plan) -> None:
+        """`part` is what `plan` makes of `whole`."""
+        mine, theirs = named_tensors(part)[0], named_tensors(whole)[0]
+        places, sources = _places(part, mine), _places(whole, theirs)
+        rows = [
+            (places[n], sources[n][0], plan.cuts.get(n), isinstance(theirs[n], nn.Parameter)) for n in mine
+        ]
+        self.rows = [(mine, base, cut) for mine, base, cut, parameter in rows if parameter]
+        self.buffers = [(mine, base) for mine, base, _, parameter in rows if not parameter]
+        both = zip(part.modules(), whole.modules(), strict=True)
+        self.modes = [(vars(one), vars(other)) for one, other in both]
+        self.refresh(history=False)
+
+    def refresh(self, history: bool) -> None:
+        """Look whether the views are still what they should be; make them anew where they are not."""
+        with torch.inference_mode(False), torch.set_grad_enabled(history):
+            for mine, (table, key), cut in self.rows:
+                base, held = table[key], mine[0][0][mine[0][1]]
+                if cut is None or not (base.requires_grad or not history):
+                    view = base if cut is None else _parameter(cut, base)
+                elif history:
+                    view = cut.part(base)
+                elif held.is_leaf and cut.leads and _on_memory_of(held, base):
+                    continue
+                else:
+                    view = _parameter(cut, base)
+                _put(mine, held, view)
+            for mine, (table, key) in self.buffers:
+                base, held = table[key], mine[0][0][mine[0][1]]
+                _put(mine, held, held.to(base.device, base.dtype))
+
+    def take_modes(self) -> None:
+        """Each module is in the mode of the whole's."""
+        for mine, theirs in self.modes:
+            if mine["training"] != theirs["training"]:
+                mine["training"] = theirs["training"]
+
+
+_links: WeakKeyDictionary[nn.Module, Link] = (
+    WeakKeyDictionary()
+)  # a copy of a part has none: it is a plain module
+
+
+def linked(whole: nn.Module, plan: Plan) -> tuple[nn.Module, Link]:
+    """What `plan` makes of `whole`, on its weights."""
+    part = apply(whole, plan)
+    link = _links[part] = Link(whole, part, plan)
+    part.register_forward_pre_hook(_before, prepend=True)
+    return part, link
+
+
+def _before(module: nn.Module, args: Any) -> None:
+    link = _links.get(module)
+    if link is not None:
+        link.refresh(torch.is_grad_enabled())
+
+
+def _parameter(cut: Cut, base: Tensor) -> nn.Parameter:
+    return nn.Parameter(cut.part(base.detach()), requires_grad=base.requires_grad)
+
+
+def _on_memory_of(view: Tensor, base: Tensor) -> bool:
+    return view.data_ptr() == base.data_ptr() and view.dtype == base.dtype and view.device == base.device
+
+
+def _put(places: list[Holder], held: Tensor, new: Tensor) -> None:
+    if new is not held:
+        for where, key in places:
+            where[key] = new
+
+
+def _places(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, list[Holder]]:
+    """Name of a tensor -> everywhere in the modules' tables, attributes and lists where it is."""
+    names = {id(t): n for n, t in tensors.items()}
+    found: dict[str, list[Holder]] = {}
+    for module in model.modules():
+        tables: list[Any] = [module._parameters, module._buffers, vars(module)]
+        rows = [(table, *pair) for table in tables for pair in table.items()]
+        rows += [(v, *pair) for v in vars(module).values() if isinstance(v, list) for pair in enumerate(v)]
+        for holder, key, value in rows:
+            if isinstance(value, Tensor) and id(value) in names:
+                found.setdefault(names[id(value)], []).append((holder, key))
+    return found

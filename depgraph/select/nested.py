@@ -1,0 +1,64 @@
+"""Plans that nest: what a smaller model keeps, a larger one keeps, too."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..axes.axes import Axis
+from ..base.errors import InputError, listed
+from ..grouping.build import build_plan
+from ..grouping.graph import DependencyGraph, Group
+from ..plan.plan import Plan
+
+Bools = npt.NDArray[np.bool_]
+
+
+class StaysWhole(InputError):
+    """What a larger plan cuts must stay whole in `graph`."""
+
+    def __init__(self, text: str, graph: DependencyGraph) -> None:
+        super().__init__(text)
+        self.graph = graph
+
+
+def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools]:
+    """Axis -> [units] which of its units `plan` takes, for those that lose some.
+
+    Raises:
+        InputError: it is no plan for the model of `graph`, or not one that takes whole units of its groups.
+    """
+    if plan is None:
+        return {}
+    wrong = [
+        f"{n!r} has shape {tuple(t.shape)}, the plan is for {plan.shapes[n]}"
+        for n, t in graph.tensors.items()
+        if n in plan.shapes and plan.shapes[n] != tuple(t.shape)
+    ]
+    if wrong:
+        raise InputError(listed("within is a plan for another model", wrong))
+    held = [g for g in graph.named.values() if g.axis not in graph.by_axis and _removed(g, plan).any()]
+    if held:
+        why = "; ".join(f"{g.name!r} {graph.reason(g.axis)}" for g in held[:3])
+        raise StaysWhole(f"within cuts what must stay whole: {why}", graph)
+    found = {g.axis: gone for g in graph.groups if (gone := _removed(g, plan)).any()}
+    again = build_plan(graph, {graph.by_axis[axis].name: ~gone for axis, gone in found.items()})
+    names = [n for n in plan.cuts.keys() | again.cuts.keys() if not plan.mask(n).equal(again.mask(n))]
+    if names:
+        raise InputError(
+            f"within removes from {', '.join(map(repr, sorted(names)[:4]))} what is no set of units of this graph: give a "
+            "plan that was made for it"
+        )
+    return found
+
+
+def _removed(group: Group, plan: Plan) -> Bools:
+    """[units] whether nothing of a unit stays in the first dim that the group has."""
+    m = group.first
+    cut = plan.cuts.get(m.name)
+    kept = None if cut is None else cut.keep[m.dim]
+    if cut is not None and cut.blocks is not None and m.rows is not None:
+        kept = cut.blocks[m.rows[0] * len(cut.blocks) // cut.shape[0]]
+    if kept is None:
+        return np.zeros(group.units, dtype=bool)
+    return np.asarray(~np.isin(m.indices, kept).any(axis=1))
