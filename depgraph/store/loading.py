@@ -57,7 +57,7 @@ def load(
         StoreError: all that is wrong: the folder is damaged or not what `save` wrote, or the factory builds another model.
         InputError: `factory` is not a function, or `folder` no path.
     """
-    if folder is None:
+    if folder is None and isinstance(factory, (str, os.PathLike)) and os.path.isdir(factory):
         raise InputError(
             "a folder holds weights and plans, no code: give what builds the original, too, as in load(make_model, folder)"
         )

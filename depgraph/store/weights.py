@@ -154,7 +154,9 @@ def read(folder: Path, entries: Mapping[str, Entry], problems: list[str]) -> dic
             whole = torch.view_as_complex(tensor) if entry.dtype.is_complex else tensor
             if entry.cut is not None:
                 whole = entry.cut.renumbered(whole)
-            if entry.stride is not None:  # dims in the order in which they lie in memory
+            if entry.stride is not None and entry.cut is None:
+                whole = torch.empty_strided(entry.shape, entry.stride, dtype=entry.dtype).copy_(whole)
+            elif entry.stride is not None:  # a part of it: dims in the order in which they lie in memory
                 order = sorted(range(whole.dim()), key=lambda d: -entry.stride[d])  # type: ignore[index]
                 back = np.argsort(order).tolist()
                 whole = whole.permute(order).contiguous().permute(back)
