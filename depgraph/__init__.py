@@ -14,7 +14,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| other ways | `fuse` | `Simplified`, `Summary` |
+| other ways | `fuse`, `mask`, `mask_gradually`, `import_masks`, `export_masks` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
@@ -89,7 +89,10 @@ from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
 from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .simplify.fusion import fuse
+from .simplify.gradual import GradualMask, mask_gradually
+from .simplify.masking import mask
 from .simplify.result import Simplified, Summary
+from .simplify.torch_masks import export_masks, import_masks
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace
@@ -116,6 +119,7 @@ __all__ = [
     "DimFacts",
     "Examples",
     "Frozen",
+    "GradualMask",
     "GradualPruner",
     "GradualResult",
     "Group",
@@ -163,10 +167,14 @@ __all__ = [
     "count_macs",
     "distill",
     "equation",
+    "export_masks",
     "finetune",
     "fuse",
+    "import_masks",
     "load",
     "load_plans",
+    "mask",
+    "mask_gradually",
     "measure_latency",
     "op_rule",
     "parameter_count",

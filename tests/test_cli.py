@@ -129,6 +129,18 @@ def test_ratio_ignore_and_inputs_of_the_model(capsys: pytest.CaptureFixture[str]
     assert "no axis of this model can shrink" in capsys.readouterr().err
 
 
+def test_mask(capsys, own):
+    import mine
+
+    words = ["mask", "mine:net", "-i", "2x5", "--sparsity", "0.5", "--importance", "wanda", "-o", "masked"]
+    assert data(capsys, *words)["zeros"] == 88
+    loaded = depgraph.load(mine.net, "masked")
+    assert sum(int((p == 0).sum()) for n, p in loaded.named_parameters() if p.dim() > 1) == 88
+    assert data(capsys, "show", "masked")["provenance"]
+    assert main(["mask", "mine:net", "--pattern", "2:4"]) == 1
+    assert "does not divide" in capsys.readouterr().err
+
+
 def test_fuse(capsys, own):
     report = data(capsys, "fuse", "mine:normed", "-i", "2x5", "-o", "fused")
     assert report["layers"] == [{"layer": "0", "norm": "1", "bias": "as before"}]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.errors import VerificationError
+from ..base.errors import InputError, VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
@@ -27,7 +27,9 @@ from ..prune import prune as prune_model
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
 from ..simplify.fusion import fuse as fuse_norms
+from ..simplify.masking import mask as mask_weights
 from ..simplify.result import Simplified
+from ..simplify.weight_scores import DATA as NEED_DATA
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
 from ..verify.verify import verify as verify_values
@@ -92,8 +94,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "importance": options.importance,
         "ignore": options.ignore,
         "granularity": options.granularity,
-        "calibration": called(options.calibration, "--calibration") if options.calibration else None,
-        "loss": function(options.loss, "--loss") if options.loss else None,
+        **_data(options),
         "recover": options.recover,
         "latency": options.latency,
         "verify": not options.no_verify,
@@ -134,6 +135,30 @@ def fuse(options: argparse.Namespace) -> int:
     """Batch norms into the layers before them."""
     model = model_of(options.model)
     return _simplified(options, fuse_norms(model.eval(), inputs_of(options.input, model)))
+
+
+def mask(options: argparse.Namespace) -> int:
+    """Zeros among single weights."""
+    model = model_of(options.model)
+    inputs = inputs_of(options.input, model) if options.input or options.importance in NEED_DATA else None
+    pattern = None
+    if options.pattern:
+        parts = options.pattern.split(":")
+        if len(parts) != 2 or not all(p.isdigit() for p in parts):
+            raise InputError(f"--pattern must be two numbers, such as 2:4, not {options.pattern!r}")
+        pattern = int(parts[0]), int(parts[1])
+    result = mask_weights(
+        model, inputs, sparsity=options.sparsity, scope=options.scope, importance=options.importance,
+        pattern=pattern, ignore=options.ignore, **_data(options),
+    )  # fmt: skip
+    return _simplified(options, result)
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "calibration": called(options.calibration, "--calibration") if options.calibration else None,
+        "loss": function(options.loss, "--loss") if options.loss else None,
+    }
 
 
 def _simplified(options: argparse.Namespace, result: Simplified) -> int:

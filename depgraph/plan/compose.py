@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..base.errors import PlanError, listed
+from .bits import Bits
 from .plan import Cut, Indices, Plan, Repair, Rewrite
 
 
@@ -21,9 +23,21 @@ def composed(first: Plan, second: Plan) -> Plan:
     for name, cut in second.cuts.items():
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
+    plan.entries = _entries(first, second)
     plan.repairs = _repairs(first.repairs, second.repairs)
     plan.rewrites = _rewrites(first.rewrites, second.rewrites)
     return plan
+
+
+def _entries(first: Plan, second: Plan) -> dict[str, Bits]:
+    """Which entries stay by both plans, in the original's shape."""
+    found = dict(first.entries)
+    for name, bits in second.entries.items():
+        mask = first.mask(name)
+        cut = first.cuts.get(name)
+        mask[torch.ones_like(mask) if cut is None else cut.mask()] = bits.mask().flatten()
+        found[name] = Bits.of(mask & first.entries[name].mask() if name in first.entries else mask)
+    return found
 
 
 def _steps(plan: Plan) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..base.errors import PlanError
+from .bits import Bits
 
 Indices = npt.NDArray[np.int64]
 Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
@@ -153,6 +154,8 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
+        entries: tensor name -> which single entries stay; the others are zero, and stay in the tensor. They count in the
+            original's shape, as `cuts` do.
         fusions: norms that go into the layers before them. A plan with some has no cuts.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
@@ -163,6 +166,7 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    entries: dict[str, Bits] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
 
@@ -170,7 +174,7 @@ class Plan:
         return f"Plan(cuts {len(self.cuts)} of {len(self.shapes)} tensors)"
 
     def mask(self, name: str) -> torch.Tensor:
-        """Bool tensor of the original shape of parameter or buffer `name`, True where kept.
+        """Bool tensor of the original shape of parameter or buffer `name`, True where kept: neither cut off nor made zero.
 
         Raises:
             PlanError: the model has no such tensor.
@@ -180,8 +184,9 @@ class Plan:
             raise PlanError(f"the plan has no parameter or buffer {name!r}")
         if self.drops(first):
             return torch.zeros(self.shapes[first], dtype=torch.bool)
-        cut = self.cuts.get(first)
-        return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+        cut, bits = self.cuts.get(first), self.entries.get(first)
+        mask = torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+        return mask if bits is None else mask & bits.mask()
 
     def drops(self, name: str) -> bool:
         """Whether tensor `name` goes as a whole, with the module that has it."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
+from .bits import Bits
 from .plan import FORMAT, Cut, Fusion, Indices, Plan, Repair, Rewrite
 
 LARGEST = 2**63 - 1
@@ -39,6 +40,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
     further: dict[
         str, Any
     ] = {}  # written where there are some: other plans stay as earlier versions read them
+    if plan.entries:
+        further["entries"] = {name: bits.to_text() for name, bits in plan.entries.items()}
     if plan.fusions:
         further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
     return {
@@ -99,7 +102,18 @@ def read(data: Any, problems: list[str]) -> Plan:
         found = data.get("format") if isinstance(data, dict) else data
         problems.append(f"plan format {_short(found)} is not supported: this version reads {FORMAT}")
         return Plan()
-    known = {"format", "request", "shapes", "aliases", "sets", "cuts", "repairs", "rewrites", "fusions"}
+    known = {
+        "format",
+        "request",
+        "shapes",
+        "aliases",
+        "sets",
+        "cuts",
+        "repairs",
+        "rewrites",
+        "entries",
+        "fusions",
+    }
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
     plan = Plan(request=field(data, "request", dict, problems))
@@ -113,6 +127,12 @@ def read(data: Any, problems: list[str]) -> Plan:
     repairs, rewrites = (field(data, name, list, problems) for name in ("repairs", "rewrites"))
     plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
     plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
+    if "entries" in data:
+        for name, text in field(data, "entries", dict, problems).items():
+            try:
+                plan.entries[name] = Bits.from_text(plan.shapes[name], text)
+            except (KeyError, ValueError) as error:
+                problems.append(f"{_short(name)} has invalid entries: {error}")
     if "fusions" in data:
         rows = field(data, "fusions", list, problems)
         plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]

@@ -17,6 +17,7 @@ from ..plan.plan import Fusion, Plan
 from ..surgery.apply import apply
 from ..surgery.fold import LAYERS
 from ..surgery.lineage import plans_of
+from ..surgery.zeros import KeepZeros
 from ..tracing.recorder import Node, record_of
 from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
@@ -218,4 +219,5 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in HOOKS) or parametrize.is_parametrized(module)
+    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+    return any(not isinstance(hook, KeepZeros) for hook in hooks) or parametrize.is_parametrized(module)

@@ -23,6 +23,7 @@ from ..tracing.wrappers import check_changeable, wrapped
 from . import fold
 from .lineage import note
 from .rewrite import misfit, rewrite
+from .zeros import entries_of, keep_zeros, merged, zeroed
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
 TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -73,9 +74,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
     if inplace:  # what fails must fail before anything changes
         check_changeable(model)
-        _check_reached(model, {id(tensors[name]) for name in plan.cuts})
+        _check_reached(model, {id(tensors[name]) for name in {**plan.cuts, **plan.entries}})
         apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
-    new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
+    new = {name: _new(tensors[name], plan, name) for name in {**plan.cuts, **plan.entries}}
+    entries = merged(entries_of(model), plan)
     if inplace:
         small = model
         assign(model, tensors, new)
@@ -95,6 +97,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         fold.fold(small, fusion)
     recompute(small)
     _repair_standard(small)
+    if entries:
+        keep_zeros(small, entries)
     small = wrapped(small)
     note(model, small, plan)
     return small
@@ -209,8 +213,9 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
-def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
-    data = cut.slice(tensor.detach())
+def _new(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
+    cut, kept = plan.cuts.get(name), zeroed(tensor.detach(), plan.entries.get(name))
+    data = kept if cut is None else cut.slice(kept)
     if not data.is_meta:
         if data.data_ptr() == tensor.data_ptr() and data.numel():
             data = data.clone()

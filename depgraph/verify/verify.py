@@ -9,7 +9,7 @@ the tensors themselves are compared with what the plan keeps. Small models are c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..base.switches import same_random_state
 from ..base.values import tensor_leaves
 from ..plan.names import fitted
 from ..plan.plan import Plan
+from ..surgery.apply import apply
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import named_tensors
 from ..tracing.training import differs_in_training
@@ -92,8 +93,12 @@ def verify(
     number("tolerance", tolerance, 0)
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
+    plan = fitted(plan, model)
+    if plan.entries:  # zeros change no size: the original is the model that has them
+        model = apply(model, Plan(shapes=plan.shapes, aliases=plan.aliases, entries=plan.entries))
+        plan = replace(plan, entries={})
     with same_random_state(), nothing_kept(model):
-        return _Proof(model, small, fitted(plan, model), tolerance).of(example_inputs)
+        return _Proof(model, small, plan, tolerance).of(example_inputs)
 
 
 class _Proof:
