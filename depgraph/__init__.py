@@ -14,7 +14,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| other ways | `fuse`, `mask`, `mask_gradually`, `import_masks`, `export_masks` | `Simplified`, `GradualMask`, `Summary` |
+| other ways | `fuse`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
@@ -46,6 +46,7 @@ it in this list (`make check` holds that).
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
 * `simplify`: other ways than fewer units, such as fused norms and zeros.
+* `graphs`: fewer edges in the graphs that a model runs on.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `store`: saves a smaller model to a folder, and loads it.
 * `integrations`, `distributed`: inside other libraries' training runs, and over several processes.
@@ -54,6 +55,7 @@ it in this list (`make check` holds that).
 
 from __future__ import annotations
 
+from . import graphs
 from .axes.axes import Axis, Reason
 from .axes.op_call import DimFacts
 from .base.errors import (  # fmt: skip
@@ -170,6 +172,7 @@ __all__ = [
     "export_masks",
     "finetune",
     "fuse",
+    "graphs",
     "import_masks",
     "load",
     "load_plans",
