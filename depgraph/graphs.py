@@ -594,7 +594,9 @@ def _chosen(kept: Kept, together: Any, scores: Any, share: Any, total: int) -> K
     here = {k: np.flatnonzero(v) for k, v in kept.items()}
     numbers = np.concatenate([together[k][here[k]] for k in kept])
     flat = np.concatenate([scores[k] for k in kept])
-    size = int(numbers.max(initial=-1)) + 1
+    size = 1 + max(
+        int(together[k].max(initial=-1)) for k in kept
+    )  # sets that are gone already keep their numbers
     real = numbers >= 0
     sizes = np.bincount(numbers[real], minlength=size)
     sums = np.bincount(numbers[real], weights=flat[real], minlength=size)

@@ -168,6 +168,10 @@ def test_in_steps(model: Convolution) -> None:
     result = prune_edges(model, club(), keep=Ramp(0.25, steps=3, ramp="linear"), by=by)
     assert calls == [156, 118, 78]
     assert result.report.edges == (156, 40)  # 39 is odd
+    kept = prune_edges(
+        model, club(), keep=Ramp(0.1, steps=4), by=lambda d: -torch.arange(d.edge_index.shape[1])
+    ).plan.mask()
+    assert kept.nonzero().flatten().tolist() == [*range(8), *range(78, 86)]  # the last ones go first
 
 
 def test_outputs_are_those_on_the_subgraph(model: Convolution) -> None:
