@@ -14,7 +14,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| other ways | `fuse`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
+| other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
@@ -92,6 +92,7 @@ from .rules import OpCall, Rule, equation, op_rule
 from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .simplify.fusion import fuse
 from .simplify.gradual import GradualMask, mask_gradually
+from .simplify.low_rank import factorise
 from .simplify.masking import mask
 from .simplify.result import Simplified, Summary
 from .simplify.torch_masks import export_masks, import_masks
@@ -170,6 +171,7 @@ __all__ = [
     "distill",
     "equation",
     "export_masks",
+    "factorise",
     "finetune",
     "fuse",
     "graphs",

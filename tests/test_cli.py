@@ -42,6 +42,11 @@ def other():
     return Net()
 
 
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 2))
+
+
 def normed():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 22), nn.BatchNorm1d(22), nn.Linear(22, 3))
@@ -139,6 +144,15 @@ def test_mask(capsys, own):
     assert data(capsys, "show", "masked")["provenance"]
     assert main(["mask", "mine:net", "--pattern", "2:4"]) == 1
     assert "does not divide" in capsys.readouterr().err
+
+
+def test_factorise(capsys, own):
+    import mine
+
+    report = data(capsys, "factorise", "mine:wide", "-i", "2x5", "--max-params", "0.6", "-o", "factors")
+    assert report["params"]["after"] <= 0.6 * report["params"]["before"]
+    loaded = depgraph.load(mine.wide, "factors")
+    assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
 
 
 def test_fuse(capsys, own):

@@ -27,6 +27,7 @@ from ..prune import prune as prune_model
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
 from ..simplify.fusion import fuse as fuse_norms
+from ..simplify.low_rank import factorise as as_factors
 from ..simplify.masking import mask as mask_weights
 from ..simplify.result import Simplified
 from ..simplify.weight_scores import DATA as NEED_DATA
@@ -152,6 +153,16 @@ def mask(options: argparse.Namespace) -> int:
         pattern=pattern, ignore=options.ignore, **_data(options),
     )  # fmt: skip
     return _simplified(options, result)
+
+
+def factorise(options: argparse.Namespace) -> int:
+    """Two layers of one."""
+    model = model_of(options.model)
+    batches = called(options.calibration, "--calibration") if options.calibration else None
+    inputs = inputs_of(options.input, model)
+    return _simplified(
+        options, as_factors(model, inputs, batches, ignore=options.ignore, **_budgets(options))
+    )
 
 
 def _data(options: argparse.Namespace) -> dict[str, Any]:

@@ -47,7 +47,18 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
-    for command in (_inspect, _prune, _fuse, _mask, _sweep, _verify, _show, _compare, _completion):
+    for command in (
+        _inspect,
+        _prune,
+        _fuse,
+        _mask,
+        _factorise,
+        _sweep,
+        _verify,
+        _show,
+        _compare,
+        _completion,
+    ):
         command(add)
     return top
 
@@ -122,6 +133,20 @@ def _mask(add: Add) -> None:
     )
     made.add_argument("--pattern", metavar="N:M", help="2:4, or blocks such as 32:32")
     _data(made)
+    _out(made)
+
+
+def _factorise(add: Add) -> None:
+    made = _command(
+        add, "factorise", commands.factorise, "make two smaller layers of one, by its singular values",
+        "depgraph factorise mypackage.models:make_net --input 1x3x224x224 --max-params 0.7 --out factors",
+        model=MODEL,
+    )  # fmt: skip
+    _ignore(made)
+    _add_budgets(made.add_argument_group("how much", "without any: full ranks, the same values"), number)
+    made.add_argument(
+        "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
+    )
     _out(made)
 
 

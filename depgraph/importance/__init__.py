@@ -13,7 +13,7 @@ from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
-from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
+from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale, Spectrum
 from .second_order import Correlation, Obs, Redundancy, SecondMoments
 
 # The names that `importance=` takes.
@@ -24,6 +24,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "fpgm": GeometricMedian,
     "bn_scale": Scale,
     "consumer_norm": ConsumerNorm,
+    "spectrum": Spectrum,
     "random": Random,
     "taylor": Taylor,
     "taylor_entries": TaylorEntries,
@@ -117,6 +118,7 @@ __all__ = [
     "Scale",
     "Scores",
     "SecondMoments",
+    "Spectrum",
     "Taylor",
     "TaylorEntries",
     "TaylorSamples",

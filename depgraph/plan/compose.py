@@ -59,8 +59,10 @@ def _differences(first: Plan, second: Plan) -> list[str]:
             made, wanted = first.new_shape(name), second.shapes[name]
             if made != wanted:
                 problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
-    if first.fusions or second.fusions:
-        problems.append("one of them fuses norms, whose values then are in other tensors")
+    if first.fusions or second.fusions or first.factors or second.factors:
+        problems.append(
+            "one of them fuses norms or makes two layers of one, whose values then are in other tensors"
+        )
     if first.aliases != second.aliases:
         problems.append("the second plan ties other tensors")
     return problems

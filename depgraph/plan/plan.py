@@ -144,6 +144,19 @@ class Fusion:
     bias: bool
 
 
+@dataclass(frozen=True)
+class Factor:
+    """A linear or convolution layer becomes two, ``<layer>.0`` and ``<layer>.1``, of that rank.
+
+    Attributes:
+        layer: its path.
+        rank: how many numbers go from the first to the second.
+    """
+
+    layer: str
+    rank: int
+
+
 @dataclass(eq=False, repr=False)
 class Plan:
     """What to remove from a model. Plain data: no weights, no device; it replays on any model of the same shapes.
@@ -156,7 +169,8 @@ class Plan:
         rewrites: literals to rewrite.
         entries: tensor name -> which single entries stay; the others are zero, and stay in the tensor. They count in the
             original's shape, as `cuts` do.
-        fusions: norms that go into the layers before them. A plan with some has no cuts.
+        fusions: norms that go into the layers before them. A plan with some, or with `factors`, has no cuts.
+        factors: layers that become two. On another model than the one it was made for, the two are the closest to its weights.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
@@ -168,6 +182,7 @@ class Plan:
     rewrites: list[Rewrite] = field(default_factory=list)
     entries: dict[str, Bits] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -190,7 +205,7 @@ class Plan:
 
     def drops(self, name: str) -> bool:
         """Whether tensor `name` goes as a whole, with the module that has it."""
-        return name.rpartition(".")[0] in {f.norm for f in self.fusions}
+        return name.rpartition(".")[0] in {*(f.norm for f in self.fusions), *(f.layer for f in self.factors)}
 
     def added(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the parameters that the original does not have."""
@@ -198,6 +213,12 @@ class Plan:
         for fusion in self.fusions:
             if fusion.bias:
                 found[f"{fusion.layer}.bias"] = self.shapes[f"{fusion.norm}.running_mean"]
+        for factor in self.factors:
+            out, inputs, *kernel = self.shapes[f"{factor.layer}.weight"]
+            found[f"{factor.layer}.0.weight"] = (factor.rank, inputs, *kernel)
+            found[f"{factor.layer}.1.weight"] = (out, factor.rank, *[1] * len(kernel))
+            if f"{factor.layer}.bias" in self.shapes:
+                found[f"{factor.layer}.1.bias"] = (out,)
         return found
 
     def new_shape(self, name: str) -> tuple[int, ...]:

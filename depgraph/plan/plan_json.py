@@ -10,7 +10,7 @@ import numpy as np
 
 from ..base.errors import PlanError, listed
 from .bits import Bits
-from .plan import FORMAT, Cut, Fusion, Indices, Plan, Repair, Rewrite
+from .plan import FORMAT, Cut, Factor, Fusion, Indices, Plan, Repair, Rewrite
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
@@ -44,6 +44,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         further["entries"] = {name: bits.to_text() for name, bits in plan.entries.items()}
     if plan.fusions:
         further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
+    if plan.factors:
+        further["factors"] = [[f.layer, f.rank] for f in plan.factors]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -113,6 +115,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         "rewrites",
         "entries",
         "fusions",
+        "factors",
     }
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
@@ -136,6 +139,9 @@ def read(data: Any, problems: list[str]) -> Plan:
     if "fusions" in data:
         rows = field(data, "fusions", list, problems)
         plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]
+    if "factors" in data:
+        rows = field(data, "factors", list, problems)
+        plan.factors = [two for row in rows if (two := reader.factor(row, plan.shapes)) is not None]
     return plan
 
 
@@ -265,6 +271,18 @@ class _Reader:
         ):
             return Fusion(*row)
         self.problems.append(f"invalid fusion: {_short(row)}")
+        return None
+
+    def factor(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Factor | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 2
+            and isinstance(row[0], str)
+            and is_whole(row[1], 1)
+            and len(shapes.get(f"{row[0]}.weight", ())) > 1
+        ):
+            return Factor(*row)
+        self.problems.append(f"invalid factor: {_short(row)}")
         return None
 
 

@@ -74,7 +74,7 @@ def mask(
         TraceError: the model rejects the inputs.
     """
     check_values(model)
-    names = [_name_in(model, given) for given in given_names("ignore", ignore)]
+    names = check_names(model, [name_in(model, given) for given in given_names("ignore", ignore)])
     share = _checked(sparsity, scope, importance, pattern, threshold)
     before = entries_of(model)
     weights, notes = _weights(model, names)
@@ -177,7 +177,7 @@ def takes(importance: Any) -> int:
     return 2
 
 
-def _name_in(model: nn.Module, given: Name) -> str:
+def name_in(model: nn.Module, given: Name) -> str:
     """What the model calls a module or parameter."""
     if isinstance(given, str):
         return given
@@ -187,13 +187,18 @@ def _name_in(model: nn.Module, given: Name) -> str:
     raise InputError(f"ignore: this {type(given).__name__} is not in the model")
 
 
-def _weights(model: nn.Module, ignore: list[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The parameters whose entries can go, and remarks."""
+def check_names(model: nn.Module, ignore: list[str]) -> list[str]:
+    """`ignore`, where each name or glob in it names something of the model."""
     names = {n for n, _ in model.named_parameters()}
     modules = {path for path, _ in model.named_modules() if path}
     unknown = [g for g in ignore if not any(fnmatch(n, g) for n in (*names, *modules))]
     if unknown:
         raise InputError(f"ignore: {', '.join(map(repr, unknown))} is no module or parameter of the model")
+    return ignore
+
+
+def _weights(model: nn.Module, ignore: list[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The parameters whose entries can go, and remarks."""
     tables = {
         id(p)
         for m in model.modules()

@@ -20,7 +20,7 @@ from ..tracing.attributes import holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
-from . import fold
+from . import factors, fold
 from .lineage import note
 from .rewrite import misfit, rewrite
 from .zeros import entries_of, keep_zeros, merged, zeroed
@@ -95,6 +95,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     for fusion in plan.fusions:
         fold.fold(small, fusion)
+    for factor in plan.factors:
+        factors.replace(small, factor)
     recompute(small)
     _repair_standard(small)
     if entries:
@@ -159,6 +161,7 @@ def _check(
         if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
     wrong += [problem for fusion in plan.fusions if (problem := fold.misfit(model, fusion))]
+    wrong += [problem for factor in plan.factors if (problem := factors.misfit(model, factor))]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
 
