@@ -12,7 +12,7 @@ from ..grouping.given import unit_scores
 from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
-from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
+from .gradient import Fisher, GradientSize, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
 from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale, Spectrum
 from .second_order import Correlation, Obs, Redundancy, SecondMoments
 
@@ -26,6 +26,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "consumer_norm": ConsumerNorm,
     "spectrum": Spectrum,
     "random": Random,
+    "gradient": GradientSize,
     "taylor": Taylor,
     "taylor_entries": TaylorEntries,
     "taylor_squared": TaylorSquared,
@@ -106,6 +107,7 @@ __all__ = [
     "Fisher",
     "Flap",
     "GeometricMedian",
+    "GradientSize",
     "Hessian",
     "Importance",
     "InputStatistic",
