@@ -141,7 +141,10 @@ def test_mask(capsys, own):
     assert data(capsys, *words)["zeros"] == 88
     loaded = depgraph.load(mine.net, "masked")
     assert sum(int((p == 0).sum()) for n, p in loaded.named_parameters() if p.dim() > 1) == 88
-    assert data(capsys, "show", "masked")["provenance"]
+    assert data(capsys, "show", "masked")["masked weights"] == 2
+    assert data(capsys, "verify", "masked", "--model", "mine:net", "-i", "2x5")["status"] == "equal"
+    assert main(["verify", "masked", "--model", "mine:other", "-i", "2x5"]) == 3
+    capsys.readouterr()
     assert main(["mask", "mine:net", "--pattern", "2:4"]) == 1
     assert "does not divide" in capsys.readouterr().err
 
@@ -152,6 +155,7 @@ def test_factorise(capsys, own):
     report = data(capsys, "factorise", "mine:wide", "-i", "2x5", "--max-params", "0.6", "-o", "factors")
     assert report["params"]["after"] <= 0.6 * report["params"]["before"]
     loaded = depgraph.load(mine.wide, "factors")
+    assert data(capsys, "verify", "factors", "--model", "mine:wide", "-i", "2x5")["status"] == "shapes"
     assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
 
 
@@ -162,6 +166,12 @@ def test_fuse(capsys, own):
 
     x = torch.randn(2, 5)
     torch.testing.assert_close(depgraph.load(mine.normed, "fused")(x), mine.normed().eval()(x))
+    assert data(capsys, "show", "fused")["fused norms"] == 1
+    assert data(capsys, "verify", "fused", "--model", "mine:normed", "-i", "2x5")["status"] == "equal"
+    small = depgraph.prune(depgraph.load(mine.normed, "fused"), x)
+    depgraph.save(small, "both")
+    assert data(capsys, "show", "both")["plans"] == 2
+    assert data(capsys, "verify", "both", "--model", "mine:normed", "-i", "2x5")["status"] == "equal"
 
 
 def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own: Path) -> None:

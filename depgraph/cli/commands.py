@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ..costs.latency import latencies
 from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
+from ..plan.compose import joined
 from ..plan.plan import Plan
 from ..prune import analyze
 from ..prune import prune as prune_model
@@ -33,6 +33,7 @@ from ..simplify.result import Simplified
 from ..simplify.weight_scores import DATA as NEED_DATA
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
+from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
 from .sources import called, function, inputs_of, model_of, pretrained
 
@@ -202,7 +203,9 @@ def verify(options: argparse.Namespace) -> int:
     """The saved model against the masked original."""
     model = model_of(options.model)
     small = load(lambda: model_of(options.model), options.folder)
-    plan = reduce(Plan.then, load_plans(options.folder))
+    *earlier, plan = joined(load_plans(options.folder)) or [Plan()]
+    for done in earlier:
+        model = apply(model, done)
     try:
         proof = verify_values(model, small, plan, inputs_of(options.input, model))
     except VerificationError as error:
@@ -218,7 +221,7 @@ def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
     """A sentence about weights that the saved model does not have from this original, or ""."""
     now, saved = model.state_dict(), small.state_dict()
     names = [
-        n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point()
+        n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point() and n not in plan.entries
         and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
     ]  # fmt: skip
     if not names:
@@ -233,7 +236,7 @@ def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
 def show(options: argparse.Namespace) -> int:
     """What a folder says of itself; no weight is read."""
     document = open_folder(Path(options.folder))
-    plan = reduce(Plan.then, document.plans)
+    plan, *later = joined(document.plans) or [Plan()]
     before, after = (
         sum(prod(s) for s in plan.shapes.values()),
         sum(prod(e.shape) for e in document.tensors.values()),
@@ -242,12 +245,25 @@ def show(options: argparse.Namespace) -> int:
         "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
         "rewritten literals": len(plan.rewrites),
-        "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
+        "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for p in (plan, *later) for n, c in p.cuts.items()],
+        "masked weights": sum(len(p.entries) for p in (plan, *later)),
+        "fused norms": sum(len(p.fusions) for p in (plan, *later)),
+        "layers as two factors": sum(len(p.factors) for p in (plan, *later)),
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
     facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
     facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
-    facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
+    facts += [
+        f"{k}: {data[k]}"
+        for k in (
+            "plans",
+            "repaired attributes",
+            "rewritten literals",
+            "masked weights",
+            "fused norms",
+            "layers as two factors",
+        )
+    ]
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 

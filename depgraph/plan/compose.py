@@ -40,6 +40,17 @@ def _entries(first: Plan, second: Plan) -> dict[str, Bits]:
     return found
 
 
+def joined(plans: list[Plan]) -> list[Plan]:
+    """The plans, in order, with those that can be composed as one."""
+    found: list[Plan] = []
+    for plan in plans:
+        if found and not _differences(found[-1], plan):
+            found[-1] = composed(found[-1], plan)
+        else:
+            found.append(plan)
+    return found
+
+
 def _steps(plan: Plan) -> list[dict[str, Any]]:
     """What was asked for, step by step."""
     earlier = plan.request.get("earlier")

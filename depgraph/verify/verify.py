@@ -94,9 +94,15 @@ def verify(
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     plan = fitted(plan, model)
-    if plan.entries:  # zeros change no size: the original is the model that has them
-        model = apply(model, Plan(shapes=plan.shapes, aliases=plan.aliases, entries=plan.entries))
-        plan = replace(plan, entries={})
+    if plan.factors:
+        return Verification(
+            "shapes", detail="layers became two factors, whose product need not be the layer's weight"
+        )
+    if (
+        plan.entries or plan.fusions
+    ):  # no size changes: the original is the model that has the zeros, or the fused layers
+        model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[]))
+        plan = replace(plan, entries={}, fusions=[])
     with same_random_state(), nothing_kept(model):
         return _Proof(model, small, plan, tolerance).of(example_inputs)
 
