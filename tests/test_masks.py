@@ -304,6 +304,21 @@ def test_zeros_stay_zero_under_autocast_and_a_scaler() -> None:
     assert_zeros(result)
 
 
+def test_zeros_stay_zero_in_distributed_data_parallel() -> None:
+    result = depgraph.mask(net(), sparsity=0.5)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for model in (
+            result.model,
+            depgraph.mask(nn.parallel.DistributedDataParallel(net()), sparsity=0.5).model.module,
+        ):
+            wrapped = nn.parallel.DistributedDataParallel(model)
+            train(wrapped, torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9))
+            assert_zeros(result, model)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_zeros_stay_zero_in_tied_weights_and_lists() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 Scores = Iterable[tuple[str, torch.Tensor]]
-Keys = npt.NDArray[Any]
 DIGIT = 16  # bits of a key that one pass counts
+HALF, LOW = 1 << DIGIT - 1, (1 << DIGIT) - 1
 
 
 def lowest(
@@ -32,17 +29,16 @@ def lowest(
     """
     threshold, equal = _threshold(scores, count, kind)
     for name, given in scores():
-        keys = _keys(given, kind)
         if threshold is None:
             yield name, torch.zeros(given.shape, dtype=torch.bool)
             continue
-        limit = keys.dtype.type(threshold)
-        gone = keys < limit
+        keys = _keys(given, kind)
+        gone = keys < threshold
         if equal:
-            same = np.flatnonzero(keys == limit)[:equal]
+            same = (keys == threshold).nonzero().view(-1)[:equal]
             gone[same] = True
             equal -= len(same)
-        yield name, torch.from_numpy(gone).view(given.shape)
+        yield name, gone.view(given.shape)
 
 
 def _threshold(scores: Callable[[], Scores], count: int, kind: torch.dtype) -> tuple[int | None, int]:
@@ -50,24 +46,30 @@ def _threshold(scores: Callable[[], Scores], count: int, kind: torch.dtype) -> t
     if count <= 0:
         return None, 0
     prefix, left = 0, count
-    bits = torch.finfo(kind).bits
-    for shift in range(bits - DIGIT, -1, -DIGIT):
-        totals = np.zeros(1 << DIGIT, dtype=np.int64)
+    first = torch.finfo(kind).bits - DIGIT
+    for shift in range(first, -1, -DIGIT):
+        totals = torch.zeros(1 << DIGIT, dtype=torch.int64)
         for _, given in scores():
             keys = _keys(given, kind)
-            if shift + DIGIT < bits:
-                keys = keys[keys >> (shift + DIGIT) == prefix]
-            digits = (keys >> shift) & (2**DIGIT - 1)
-            totals += np.bincount(digits.astype(np.int64), minlength=1 << DIGIT)
-        digit = int(np.searchsorted(np.cumsum(totals), left))
-        left -= int(totals[:digit].sum())
-        prefix = prefix << DIGIT | digit
+            if shift < first:
+                keys = keys[(keys >> (shift + DIGIT)) == prefix]
+                digits = (keys >> shift) & LOW
+            else:
+                digits = (keys >> shift) + HALF  # of signed numbers
+            totals += torch.bincount(digits, minlength=1 << DIGIT)
+        before = totals.cumsum(0)
+        digit = int(torch.searchsorted(before, left))
+        left -= int(before[digit] - totals[digit])
+        prefix = prefix << DIGIT | digit if shift < first else digit - HALF
     return prefix, left
 
 
-def _keys(scores: torch.Tensor, dtype: torch.dtype) -> Keys:
-    """Unsigned numbers in the order of the scores, flat: the bits of floats, those of negative ones inverted."""
-    given = scores.detach().to("cpu", dtype).contiguous().view(-1).numpy()
-    kind, sign = (np.uint32, 1 << 31) if given.dtype == np.float32 else (np.uint64, 1 << 63)
-    keys: Keys = (given + 0.0).view(kind)  # + 0.0: there is one zero
-    return np.where(keys & kind(sign), ~keys, keys | kind(sign))
+def _keys(scores: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Whole numbers in the order of the scores, flat: the bits of floats, those of negative ones below the sign inverted."""
+    given = scores.detach().to("cpu", kind).contiguous().view(-1)
+    whole = torch.int32 if kind is torch.float32 else torch.int64
+    keys = given.view(whole)
+    if not len(keys) or int(keys.amin()) >= 0:
+        return keys
+    keys = (given + 0.0).view(whole)  # there is one zero
+    return keys ^ ((keys >> (torch.finfo(kind).bits - 1)) & torch.iinfo(whole).max)
