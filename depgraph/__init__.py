@@ -15,7 +15,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| other ways | `fuse` | `Simplified`, `Summary` |
+| other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | larger than memory | `checkpoint.prune` | |
 | one model, many widths | `Elastic` | `Cascade` |
@@ -50,6 +50,7 @@ it in this list (`make check` holds that).
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
 * `simplify`: other ways than fewer units, such as fused norms and zeros.
+* `graphs`: fewer edges in the graphs that a model runs on.
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `elastic`: one set of weights, and a sub-model of every size on it.
 * `store`: saves a smaller model to a folder, and loads it.
@@ -61,7 +62,7 @@ it in this list (`make check` holds that).
 
 from __future__ import annotations
 
-from . import checkpoint
+from . import checkpoint, graphs
 from .axes.axes import Axis, Reason
 from .axes.op_call import DimFacts
 from .base.errors import (  # fmt: skip
@@ -100,7 +101,11 @@ from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
 from .select import Budget, BudgetKind, Scope, choose, register_budget
 from .simplify.fusion import fuse
+from .simplify.gradual import GradualMask, mask_gradually
+from .simplify.low_rank import factorise
+from .simplify.masking import mask
 from .simplify.result import Simplified, Summary
+from .simplify.torch_masks import export_masks, import_masks
 from .store import load, load_plans, save
 from .surgery.apply import apply
 from .tracing.trace import Trace, trace
@@ -131,6 +136,7 @@ __all__ = [
     "Elastic",
     "Examples",
     "Frozen",
+    "GradualMask",
     "GradualPruner",
     "GradualResult",
     "Group",
@@ -181,10 +187,16 @@ __all__ = [
     "count_macs",
     "distill",
     "equation",
+    "export_masks",
+    "factorise",
     "finetune",
     "fuse",
+    "graphs",
+    "import_masks",
     "load",
     "load_plans",
+    "mask",
+    "mask_gradually",
     "measure_latency",
     "op_rule",
     "parameter_count",

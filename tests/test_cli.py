@@ -42,6 +42,11 @@ def other():
     return Net()
 
 
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 2))
+
+
 def normed():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 22), nn.BatchNorm1d(22), nn.Linear(22, 3))
@@ -129,6 +134,31 @@ def test_ratio_ignore_and_inputs_of_the_model(capsys: pytest.CaptureFixture[str]
     assert "no axis of this model can shrink" in capsys.readouterr().err
 
 
+def test_mask(capsys, own):
+    import mine
+
+    words = ["mask", "mine:net", "-i", "2x5", "--sparsity", "0.5", "--importance", "wanda", "-o", "masked"]
+    assert data(capsys, *words)["zeros"] == 88
+    loaded = depgraph.load(mine.net, "masked")
+    assert sum(int((p == 0).sum()) for n, p in loaded.named_parameters() if p.dim() > 1) == 88
+    assert data(capsys, "show", "masked")["masked weights"] == 2
+    assert data(capsys, "verify", "masked", "--model", "mine:net", "-i", "2x5")["status"] == "equal"
+    assert main(["verify", "masked", "--model", "mine:other", "-i", "2x5"]) == 3
+    capsys.readouterr()
+    assert main(["mask", "mine:net", "--pattern", "2:4"]) == 1
+    assert "does not divide" in capsys.readouterr().err
+
+
+def test_factorise(capsys, own):
+    import mine
+
+    report = data(capsys, "factorise", "mine:wide", "-i", "2x5", "--max-params", "0.6", "-o", "factors")
+    assert report["params"]["after"] <= 0.6 * report["params"]["before"]
+    loaded = depgraph.load(mine.wide, "factors")
+    assert data(capsys, "verify", "factors", "--model", "mine:wide", "-i", "2x5")["status"] == "shapes"
+    assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
+
+
 def test_fuse(capsys, own):
     report = data(capsys, "fuse", "mine:normed", "-i", "2x5", "-o", "fused")
     assert report["layers"] == [{"layer": "0", "norm": "1", "bias": "as before"}]
@@ -136,6 +166,12 @@ def test_fuse(capsys, own):
 
     x = torch.randn(2, 5)
     torch.testing.assert_close(depgraph.load(mine.normed, "fused")(x), mine.normed().eval()(x))
+    assert data(capsys, "show", "fused")["fused norms"] == 1
+    assert data(capsys, "verify", "fused", "--model", "mine:normed", "-i", "2x5")["status"] == "equal"
+    small = depgraph.prune(depgraph.load(mine.normed, "fused"), x)
+    depgraph.save(small, "both")
+    assert data(capsys, "show", "both")["plans"] == 2
+    assert data(capsys, "verify", "both", "--model", "mine:normed", "-i", "2x5")["status"] == "equal"
 
 
 def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own: Path) -> None:

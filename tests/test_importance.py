@@ -453,6 +453,7 @@ def test_first_order_criteria(case: Case) -> None:
     whole = mean_of(by_batch)
     close(p.scores("taylor"), [abs(s) for s in joint(p, whole)])
     close(p.scores("taylor_entries"), apart(p, whole, 1))
+    close(p.scores("gradient"), [sum(abs(g) for g in flat(gs)) for gs in p.slices(whole)])
     close(p.scores("taylor_squared"), mean([[s * s for s in joint(p, g)] for g in by_batch]))
     close(p.scores("taylor_samples"), mean([[s * s for s in joint(p, g)] for g in by_sample]))
     close(p.scores("fisher"), [s / 2 for s in mean([apart(p, g, 2) for g in by_sample])])

@@ -68,6 +68,7 @@ FORMULAS: dict[str, Callable[[float, float], float]] = {
     "cubic": lambda t, s: s + (0 - s) * (1 - t) ** 3,
     "exponential": lambda t, s: 1 - math.exp(t * math.log(1 - s)),
     "cosine": lambda t, s: s * math.sin(math.pi * t / 2) ** 2,
+    "sinusoidal": lambda t, s: s * math.cos(math.pi * (1 - t) / 2),
     "one_shot": lambda t, s: s,
 }
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,20 @@ from ..elastic import Elastic
 from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
+from ..plan.compose import joined
 from ..plan.plan import Plan
 from ..prune import analyze
 from ..prune import prune as prune_model
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
 from ..simplify.fusion import fuse as fuse_norms
+from ..simplify.low_rank import factorise as as_factors
+from ..simplify.masking import mask as mask_weights
 from ..simplify.result import Simplified
+from ..simplify.weight_scores import DATA as NEED_DATA
 from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
+from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
 from .sources import called, function, inputs_of, model_of, pretrained
 
@@ -93,8 +97,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "importance": options.importance,
         "ignore": options.ignore,
         "granularity": options.granularity,
-        "calibration": called(options.calibration, "--calibration") if options.calibration else None,
-        "loss": function(options.loss, "--loss") if options.loss else None,
+        **_data(options),
         "recover": getattr(options, "recover", None),
         "latency": options.latency,
         "verify": not getattr(options, "no_verify", False),
@@ -160,6 +163,40 @@ def fuse(options: argparse.Namespace) -> int:
     return _simplified(options, fuse_norms(model.eval(), inputs_of(options.input, model)))
 
 
+def mask(options: argparse.Namespace) -> int:
+    """Zeros among single weights."""
+    model = model_of(options.model)
+    inputs = inputs_of(options.input, model) if options.input or options.importance in NEED_DATA else None
+    pattern = None
+    if options.pattern:
+        parts = options.pattern.split(":")
+        if len(parts) != 2 or not all(p.isdigit() for p in parts):
+            raise InputError(f"--pattern must be two numbers, such as 2:4, not {options.pattern!r}")
+        pattern = int(parts[0]), int(parts[1])
+    result = mask_weights(
+        model, inputs, sparsity=options.sparsity, scope=options.scope, importance=options.importance,
+        pattern=pattern, ignore=options.ignore, **_data(options),
+    )  # fmt: skip
+    return _simplified(options, result)
+
+
+def factorise(options: argparse.Namespace) -> int:
+    """Two layers of one."""
+    model = model_of(options.model)
+    batches = called(options.calibration, "--calibration") if options.calibration else None
+    inputs = inputs_of(options.input, model)
+    return _simplified(
+        options, as_factors(model, inputs, batches, ignore=options.ignore, **_budgets(options))
+    )
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "calibration": called(options.calibration, "--calibration") if options.calibration else None,
+        "loss": function(options.loss, "--loss") if options.loss else None,
+    }
+
+
 def _simplified(options: argparse.Namespace, result: Simplified) -> int:
     """Save a result where a folder is given, and show its report."""
     if options.out:
@@ -190,7 +227,9 @@ def verify(options: argparse.Namespace) -> int:
     """The saved model against the masked original."""
     model = model_of(options.model)
     small = load(lambda: model_of(options.model), options.folder)
-    plan = reduce(Plan.then, load_plans(options.folder))
+    *earlier, plan = joined(load_plans(options.folder)) or [Plan()]
+    for done in earlier:
+        model = apply(model, done)
     try:
         proof = verify_values(model, small, plan, inputs_of(options.input, model))
     except VerificationError as error:
@@ -206,7 +245,7 @@ def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
     """A sentence about weights that the saved model does not have from this original, or ""."""
     now, saved = model.state_dict(), small.state_dict()
     names = [
-        n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point()
+        n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point() and n not in plan.entries
         and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
     ]  # fmt: skip
     if not names:
@@ -221,7 +260,7 @@ def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
 def show(options: argparse.Namespace) -> int:
     """What a folder says of itself; no weight is read."""
     document = open_folder(Path(options.folder))
-    plan = reduce(Plan.then, document.plans)
+    plan, *later = joined(document.plans) or [Plan()]
     before, after = (
         sum(prod(s) for s in plan.shapes.values()),
         sum(prod(e.shape) for e in document.tensors.values()),
@@ -230,12 +269,25 @@ def show(options: argparse.Namespace) -> int:
         "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
         "rewritten literals": len(plan.rewrites),
-        "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
+        "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for p in (plan, *later) for n, c in p.cuts.items()],
+        "masked weights": sum(len(p.entries) for p in (plan, *later)),
+        "fused norms": sum(len(p.fusions) for p in (plan, *later)),
+        "layers as two factors": sum(len(p.factors) for p in (plan, *later)),
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
     facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
     facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
-    facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
+    facts += [
+        f"{k}: {data[k]}"
+        for k in (
+            "plans",
+            "repaired attributes",
+            "rewritten literals",
+            "masked weights",
+            "fused norms",
+            "layers as two factors",
+        )
+    ]
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 

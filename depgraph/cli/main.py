@@ -16,6 +16,8 @@ from ..elastic.nested import COSTS
 from ..grouping.graph import GRANULARITIES
 from ..importance import CRITERIA
 from ..select import BUDGETS, OPTIONS
+from ..simplify.masking import CRITERIA as CRITERIA_OF_WEIGHTS
+from ..simplify.masking import SCOPES
 from . import commands
 
 DONE, REFUSED, USAGE, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -46,7 +48,19 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
-    for command in (_inspect, _prune, _fuse, _elastic, _sweep, _verify, _show, _compare, _completion):
+    for command in (
+        _inspect,
+        _prune,
+        _fuse,
+        _mask,
+        _factorise,
+        _elastic,
+        _sweep,
+        _verify,
+        _show,
+        _compare,
+        _completion,
+    ):
         command(add)
     return top
 
@@ -100,6 +114,47 @@ def _fuse(add: Add) -> None:
         model=MODEL,
     )  # fmt: skip
     _out(made)
+
+
+def _mask(add: Add) -> None:
+    made = _command(
+        add, "mask", commands.mask, "set single weights to zero",
+        "depgraph mask mypackage.models:make_net --input 1x3x224x224 --sparsity 0.8 --out masked",
+        model=MODEL,
+    )  # fmt: skip
+    _ignore(made)
+    made.add_argument(
+        "--sparsity", type=float, default=0.8, metavar="R", help="share of zeros (default: %(default)s)"
+    )
+    made.add_argument("--scope", choices=SCOPES, default="global", help="whether all weights compete")
+    made.add_argument(
+        "--importance",
+        choices=CRITERIA_OF_WEIGHTS,
+        default="magnitude",
+        help="criterion (default: %(default)s)",
+    )
+    made.add_argument("--pattern", metavar="N:M", help="2:4, or blocks such as 32:32")
+    _data(made)
+    _out(made)
+
+
+def _factorise(add: Add) -> None:
+    made = _command(
+        add, "factorise", commands.factorise, "make two smaller layers of one, by its singular values",
+        "depgraph factorise mypackage.models:make_net --input 1x3x224x224 --max-params 0.7 --out factors",
+        model=MODEL,
+    )  # fmt: skip
+    _ignore(made)
+    _add_budgets(made.add_argument_group("how much", "without any: full ranks, the same values"), number)
+    made.add_argument(
+        "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
+    )
+    _out(made)
+
+
+def _data(to: Any) -> None:
+    to.add_argument("--calibration", metavar="FUNCTION", help="package.module:function that returns batches")
+    to.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
 
 
 def _out(to: Any) -> None:
@@ -245,10 +300,7 @@ def _how(
         choices=GRANULARITIES,
         help="coarse: whole heads; fine: widths in them (by default coarse)",
     )
-    what.add_argument(
-        "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
-    )
-    what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
+    _data(what)
     what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
     if recover:
         what.add_argument(

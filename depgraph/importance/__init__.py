@@ -12,9 +12,9 @@ from ..grouping.given import unit_scores
 from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
 from .criterion import Importance, Prepared, Scores
-from .gradient import Fisher, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
+from .gradient import Fisher, GradientSize, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
 from .kfac import KfacObs
-from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale
+from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale, Spectrum
 from .second_order import Correlation, Obs, Redundancy, SecondMoments
 
 # The names that `importance=` takes.
@@ -25,7 +25,9 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "fpgm": GeometricMedian,
     "bn_scale": Scale,
     "consumer_norm": ConsumerNorm,
+    "spectrum": Spectrum,
     "random": Random,
+    "gradient": GradientSize,
     "taylor": Taylor,
     "taylor_entries": TaylorEntries,
     "taylor_squared": TaylorSquared,
@@ -107,6 +109,7 @@ __all__ = [
     "Fisher",
     "Flap",
     "GeometricMedian",
+    "GradientSize",
     "Hessian",
     "Importance",
     "InputStatistic",
@@ -120,6 +123,7 @@ __all__ = [
     "Scale",
     "Scores",
     "SecondMoments",
+    "Spectrum",
     "Taylor",
     "TaylorEntries",
     "TaylorSamples",

@@ -77,6 +77,7 @@ class Taylor:
                 f"power must be 1 or 2 and per one of {', '.join(PER)}, not {power!r} and {per!r}"
             )
         self.entries, self.power, self.per = entries, power, per
+        self.entry = PRODUCTS[power if entries else 0]
         self.roles = checked_roles(roles)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
@@ -86,7 +87,6 @@ class Taylor:
         self.totals: dict[str, Scores] = {g.name: np.zeros(g.units) for g in graph.groups}
         own = {n: values_of(graph, n) for n in self.sums.names}
         mean: Gradients = {}
-        entry = PRODUCTS[self.power if self.entries else 0]
         self.pieces = 0
 
         def visit(_: Aliases, found: Gradients) -> None:
@@ -97,14 +97,14 @@ class Taylor:
             if self.per != "all" and not self.entries:
                 self.sums.clear()
             for name, gradient in found.items():
-                self.sums.add(name, entry, own[name], gradient)
+                self.sums.add(name, self.entry, own[name], gradient)
             if self.per != "all" and not self.entries:
                 for group in graph.groups:
                     self.totals[group.name] += np.abs(self._sum(group)) ** self.power
 
         differentiate(graph, data, self.sums.names, visit, samples=self.per == "sample")
         for name, total in mean.items():
-            self.sums.add(name, entry, own[name], total.div_(self.pieces))
+            self.sums.add(name, self.entry, own[name], total.div_(self.pieces))
         if mean:
             self.pieces = 1
 
@@ -131,6 +131,19 @@ class TaylorEntries(Taylor):
     def __init__(self, roles: Sequence[str] = ()) -> None:
         """Arguments as for `Taylor`."""
         super().__init__(True, 1, "all", roles)
+
+
+class GradientSize(Taylor):
+    """sum |g| over all weights of the unit, g the gradient of the mean loss.
+
+    Whatever the weights are: what moves the loss fastest stays. Holds one copy of the gradients. Source: Lee et al., "SNIP",
+    ICLR 2019, without the weights.
+    """
+
+    def __init__(self, roles: Sequence[str] = ()) -> None:
+        """Arguments as for `Taylor`."""
+        super().__init__(True, 1, "all", roles)
+        self.entry = lambda out, weight, gradient: out.copy_(gradient).abs_()
 
 
 class TaylorSquared(Taylor):

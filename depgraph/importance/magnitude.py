@@ -117,6 +117,25 @@ class ConsumerNorm(L2):
         super().__init__(reduce, ("consumes",))
 
 
+class Spectrum(L2):
+    """sum w^2 over the input weights of the layers that consume the unit (all weights, where none does).
+
+    Of the rank between the two factors that `depgraph.factorise` makes of a layer, these are the squared singular values: what
+    the layer's result is off without the unit. Source: Eckart and Young, "The approximation of one matrix by another of lower
+    rank", 1936; whitened by the inputs: Wang et al., "SVD-LLM", 2024.
+    """
+
+    normalise = "sum"
+
+    def __init__(self, reduce: str = "sum") -> None:
+        """Arguments as for `Magnitude`."""
+        super().__init__(reduce, ("consumes",))
+
+    def __call__(self, group: Group) -> Scores:
+        """[units] float64."""
+        return np.asarray(super().__call__(group) ** 2)
+
+
 class Scale:
     """sum |gamma| over the scales of the unit: those of its batch norms, other norms and layer scales.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..base.errors import PlanError, listed
+from .bits import Bits
 from .names import renamed
 from .plan import Cut, Indices, Plan, Repair, Rewrite
 
@@ -25,10 +27,33 @@ def composed(first: Plan, second: Plan) -> Plan:
     for name, cut in second.cuts.items():
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
+    plan.entries = _entries(first, second)
     plan.repairs = _repairs(first.repairs, second.repairs)
     plan.rewrites = _rewrites(first.rewrites, second.rewrites)
     plan.removals = [*first.removals, *second.removals]
     return plan
+
+
+def _entries(first: Plan, second: Plan) -> dict[str, Bits]:
+    """Which entries stay by both plans, in the original's shape."""
+    found = dict(first.entries)
+    for name, bits in second.entries.items():
+        mask = first.mask(name)
+        cut = first.cuts.get(name)
+        mask[torch.ones_like(mask) if cut is None else cut.mask()] = bits.mask().flatten()
+        found[name] = Bits.of(mask & first.entries[name].mask() if name in first.entries else mask)
+    return found
+
+
+def joined(plans: list[Plan]) -> list[Plan]:
+    """The plans, in order, with those that can be composed as one."""
+    found: list[Plan] = []
+    for plan in plans:
+        if found and not _differences(found[-1], plan):
+            found[-1] = composed(found[-1], plan)
+        else:
+            found.append(plan)
+    return found
 
 
 def _steps(plan: Plan) -> list[dict[str, Any]]:
@@ -52,8 +77,10 @@ def _differences(first: Plan, second: Plan) -> list[str]:
             made, wanted = first.new_shape(name), second.shapes[name]
             if made != wanted:
                 problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
-    if first.fusions or second.fusions:
-        problems.append("one of them fuses norms, whose values then are in other tensors")
+    if first.fusions or second.fusions or first.factors or second.factors:
+        problems.append(
+            "one of them fuses norms or makes two layers of one, whose values then are in other tensors"
+        )
     ties = {n: t for n, t in first.aliases.items() if first.new_name(n) is not None}
     if ties != second.aliases:
         problems.append("the second plan ties other tensors")

@@ -21,7 +21,9 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
         {tensor(name): tensor(first) for name, first in plan.aliases.items()},
         [replace(r, path=module(r.path)) for r in plan.repairs],
         [replace(r, path=module(r.path)) for r in plan.rewrites],
+        {tensor(name): bits for name, bits in plan.entries.items()},
         [replace(f, layer=module(f.layer), norm=module(f.norm)) for f in plan.fusions],
+        [replace(f, layer=module(f.layer)) for f in plan.factors],
         plan.request,
         [
             replace(

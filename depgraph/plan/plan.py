@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..base.errors import PlanError
+from .bits import Bits
 
 Indices = npt.NDArray[np.int64]
 Masks = dict[str, npt.NDArray[np.bool_]]  # group name -> [units], True where one stays
@@ -166,6 +167,19 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Factor:
+    """A linear or convolution layer becomes two, ``<layer>.0`` and ``<layer>.1``, of that rank.
+
+    Attributes:
+        layer: its path.
+        rank: how many numbers go from the first to the second.
+    """
+
+    layer: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class Removal:
     """Module `path` goes.
 
@@ -242,7 +256,10 @@ class Plan:
         aliases: further name of a tied tensor -> the name it has in `cuts`.
         repairs: attributes to set.
         rewrites: literals to rewrite.
-        fusions: norms that go into the layers before them. A plan with some has no cuts.
+        entries: tensor name -> which single entries stay; the others are zero, and stay in the tensor. They count in the
+            original's shape, as `cuts` do.
+        fusions: norms that go into the layers before them. A plan with some, or with `factors`, has no cuts.
+        factors: layers that become two. On another model than the one it was made for, the two are the closest to its weights.
         removals: modules that go. Everything else in a plan has the names from before they went.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
@@ -253,7 +270,9 @@ class Plan:
     aliases: dict[str, str] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    entries: dict[str, Bits] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
     removals: list[Removal] = field(default_factory=list)
 
@@ -279,7 +298,7 @@ class Plan:
         return None if moves.holds(name) else moves.new(name)
 
     def mask(self, name: str) -> torch.Tensor:
-        """Bool tensor of the original shape of parameter or buffer `name`, True where kept.
+        """Bool tensor of the original shape of parameter or buffer `name`, True where kept: neither cut off nor made zero.
 
         Raises:
             PlanError: the model has no such tensor.
@@ -289,14 +308,15 @@ class Plan:
             raise PlanError(f"the plan has no parameter or buffer {name!r}")
         if self.drops(first):
             return torch.zeros(self.shapes[first], dtype=torch.bool)
-        cut = self.cuts.get(first)
-        return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+        cut, bits = self.cuts.get(first), self.entries.get(first)
+        mask = torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+        return mask if bits is None else mask & bits.mask()
 
     def drops(self, name: str) -> bool:
         """Whether tensor `name` goes as a whole, with the module that has it."""
         if self.removals and self.moves.holds(name):
             return True
-        return name.rpartition(".")[0] in {f.norm for f in self.fusions}
+        return name.rpartition(".")[0] in {*(f.norm for f in self.fusions), *(f.layer for f in self.factors)}
 
     def added(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the parameters that the original does not have."""
@@ -304,6 +324,12 @@ class Plan:
         for fusion in self.fusions:
             if fusion.bias:
                 found[f"{fusion.layer}.bias"] = self.shapes[f"{fusion.norm}.running_mean"]
+        for factor in self.factors:
+            out, inputs, *kernel = self.shapes[f"{factor.layer}.weight"]
+            found[f"{factor.layer}.0.weight"] = (factor.rank, inputs, *kernel)
+            found[f"{factor.layer}.1.weight"] = (out, factor.rank, *[1] * len(kernel))
+            if f"{factor.layer}.bias" in self.shapes:
+                found[f"{factor.layer}.1.bias"] = (out,)
         return found
 
     def new_shape(self, name: str) -> tuple[int, ...]:

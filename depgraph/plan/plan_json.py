@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import PlanError, listed
-from .plan import FORMAT, LEAVES, Cut, Fusion, Indices, Plan, Removal, Repair, Rewrite
+from .bits import Bits
+from .plan import FORMAT, LEAVES, Cut, Factor, Fusion, Indices, Plan, Removal, Repair, Rewrite
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
@@ -40,6 +41,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
     further: dict[
         str, Any
     ] = {}  # written where there are some: other plans stay as earlier versions read them
+    if plan.entries:
+        further["entries"] = {name: bits.to_text() for name, bits in plan.entries.items()}
     if plan.fusions:
         further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
     if plan.removals:
@@ -47,6 +50,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
             [r.path, r.leaves, r.returns and list(r.returns), [[list(at), e] for at, e in r.entries]]
             for r in plan.removals
         ]
+    if plan.factors:
+        further["factors"] = [[f.layer, f.rank] for f in plan.factors]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -114,7 +119,9 @@ def read(data: Any, problems: list[str]) -> Plan:
         "cuts",
         "repairs",
         "rewrites",
+        "entries",
         "fusions",
+        "factors",
         "removals",
     }
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
@@ -130,11 +137,20 @@ def read(data: Any, problems: list[str]) -> Plan:
     repairs, rewrites = (field(data, name, list, problems) for name in ("repairs", "rewrites"))
     plan.repairs = [r for row in repairs if (r := reader.repair(row)) is not None]
     plan.rewrites = [w for row in rewrites if (w := reader.rewrite(row)) is not None]
+    if "entries" in data:
+        for name, text in field(data, "entries", dict, problems).items():
+            try:
+                plan.entries[name] = Bits.from_text(plan.shapes[name], text)
+            except (KeyError, ValueError) as error:
+                problems.append(f"{_short(name)} has invalid entries: {error}")
     if "fusions" in data:
         rows = field(data, "fusions", list, problems)
         plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]
     removals = field({"removals": [], **data}, "removals", list, problems)
     plan.removals = [one for row in removals if (one := reader.removal(row)) is not None]
+    if "factors" in data:
+        rows = field(data, "factors", list, problems)
+        plan.factors = [two for row in rows if (two := reader.factor(row, plan.shapes)) is not None]
     return plan
 
 
@@ -267,6 +283,18 @@ class _Reader:
         ):
             return Fusion(*row)
         self.problems.append(f"invalid fusion: {_short(row)}")
+        return None
+
+    def factor(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Factor | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 2
+            and isinstance(row[0], str)
+            and is_whole(row[1], 1)
+            and len(shapes.get(f"{row[0]}.weight", ())) > 1
+        ):
+            return Factor(*row)
+        self.problems.append(f"invalid factor: {_short(row)}")
         return None
 
     def removal(self, row: Any) -> Removal | None:

@@ -17,6 +17,7 @@ from ..plan.plan import Fusion, Plan
 from ..surgery.apply import apply
 from ..surgery.fold import LAYERS
 from ..surgery.lineage import plans_of
+from ..surgery.zeros import KeepZeros
 from ..tracing.recorder import Node, record_of
 from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
@@ -80,7 +81,7 @@ def fuse(model: nn.Module, x: Any) -> Simplified:
     try:
         made, proof = checked(found)
     except VerificationError:  # code of a module that does not do with its tensors what torch's does
-        stock = [f for f in found if _is_torchs(model.get_submodule(f.layer))]
+        stock = [f for f in found if is_torchs(model.get_submodule(f.layer))]
         own = [
             _Stays(f.norm, f"{f.layer!r} has a forward of its own, and the result would differ")
             for f in found
@@ -157,9 +158,9 @@ class _Reader:
             raise _Refused("no run on the example inputs called it")
         if norm.running_mean is None or norm.running_var is None:
             raise _Refused("it has no running statistics: it normalises by those of each batch")
-        if not _is_torchs(norm):
+        if not is_torchs(norm):
             raise _Refused(f"the forward of {type(norm).__name__} is its own and may do more than normalise")
-        if _hooked(norm):
+        if hooked(norm):
             raise _Refused("it has hooks, or tensors that are computed")
         if len(nodes) > 1:
             raise _Refused(f"it is shared: called {len(nodes)} times")
@@ -170,7 +171,7 @@ class _Reader:
         source: Any = node.args[0]
         if source.op != "call_function" or source.target not in PRODUCTS:
             made_in = self.model.get_submodule(record_of(source).module)
-            if isinstance(made_in, LAYERS) and _hooked(made_in):
+            if isinstance(made_in, LAYERS) and hooked(made_in):
                 raise _Refused(f"hooks of {record_of(source).module!r} change what it reads")
             raise _Refused("what it reads is not the result of a convolution or linear layer itself")
         layer = record_of(source).module
@@ -199,7 +200,7 @@ class _Reader:
             raise _Refused(
                 f"{layer!r} is no convolution or linear layer of torch, but {type(module).__name__}"
             )
-        if _hooked(module):
+        if hooked(module):
             raise _Refused(f"{layer!r} has hooks, or tensors that are computed")
         if module.bias is not None and f"{layer}.bias" in self.tied:
             raise _Refused(f"'{layer}.bias' is tied")
@@ -212,10 +213,12 @@ class _Refused(Exception):
     """Why a norm stays."""
 
 
-def _is_torchs(module: nn.Module) -> bool:
+def is_torchs(module: nn.Module) -> bool:
     """Whether the forward of `module` is written in torch."""
     return type(module).forward.__module__.startswith("torch.")
 
 
-def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in HOOKS) or parametrize.is_parametrized(module)
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, other than those that keep zeros, or tensors that are computed."""
+    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+    return any(not isinstance(hook, KeepZeros) for hook in hooks) or parametrize.is_parametrized(module)

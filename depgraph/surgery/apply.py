@@ -21,10 +21,11 @@ from ..tracing.attributes import holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
-from . import fold
+from . import factors, fold
 from .lineage import note
 from .remove import misfits, put_stand_ins, take_out
 from .rewrite import misfit, rewrite
+from .zeros import entries_of, keep_zeros, merged, zeroed
 
 # Sizes that modules of torch repeat without using them in forward: attribute -> (tensor, dim).
 TABLE: dict[type[nn.Module], dict[str, tuple[str, int]]] = {
@@ -76,9 +77,10 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     _check(model, plan, tensors, tensors.keys() - attributes.keys(), one)
     if inplace:  # what fails must fail before anything changes
         check_changeable(model)
-        _check_reached(model, {id(tensors[name]) for name in plan.cuts})
+        _check_reached(model, {id(tensors[name]) for name in {**plan.cuts, **plan.entries}})
         apply(skeleton(model, {id(t): _without_values(t) for t in tensors.values()}), plan)
-    new = {name: _sliced(tensors[name], cut) for name, cut in plan.cuts.items()}
+    new = {name: _new(tensors[name], plan, name) for name in {**plan.cuts, **plan.entries}}
+    entries = merged(entries_of(model), plan)
     if inplace:
         small = model
         assign(model, tensors, new)
@@ -99,10 +101,14 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     for fusion in plan.fusions:
         fold.fold(small, fusion)
+    for factor in plan.factors:
+        factors.replace(small, factor)
     put_stand_ins(small, plan.removals)
     take_out(small, plan.removals)
     recompute(small)
     _repair_standard(small)
+    if entries:
+        keep_zeros(small, {moves.new(name): bits for name, bits in entries.items() if not moves.holds(name)})
     small = wrapped(small)
     note(model, small, plan)
     return small
@@ -164,6 +170,7 @@ def _check(
         if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
     wrong += [problem for fusion in plan.fusions if (problem := fold.misfit(model, fusion))]
+    wrong += [problem for factor in plan.factors if (problem := factors.misfit(model, factor))]
     if wrong:
         raise PlanError(listed("this plan does not fit this model:", wrong))
 
@@ -218,8 +225,9 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
-def _sliced(tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
-    data = cut.slice(tensor.detach())
+def _new(tensor: torch.Tensor, plan: Plan, name: str) -> torch.Tensor:
+    cut, kept = plan.cuts.get(name), zeroed(tensor.detach(), plan.entries.get(name))
+    data = kept if cut is None else cut.slice(kept)
     if not data.is_meta:
         if data.data_ptr() == tensor.data_ptr() and data.numel():
             data = data.clone()

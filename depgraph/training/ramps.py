@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import cos, isfinite, pi
+from math import cos, isfinite, pi, sin
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,8 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
     "exponential": lambda t, share: 1 - (1 - share) ** t,
     # Slow at both ends.
     "cosine": lambda t, share: share * (1 - cos(pi * t)) / 2,
+    # A quarter of a sine: much at first, level at the end.
+    "sinusoidal": lambda t, share: share * sin(pi * t / 2),
     # All of it in the first step.
     "one_shot": lambda t, share: share if t > 0 else 0.0,
 }

@@ -11,6 +11,7 @@ from ..base.checks import a_module, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted, names_in
 from ..plan.plan import Plan
+from ..surgery.zeros import entries_of, keep_zeros, merged, zeroed
 from ..tracing.tensors import named_tensors, skeleton
 from ..tracing.wrappers import wrapped
 
@@ -41,6 +42,7 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
     renamed = {name_of(n): t for n, t in early_ones.items() if isinstance(t, torch.Tensor)}
     found = {plan.aliases.get(n, n): t for n, t in renamed.items()}
     required = {n for n, t in tensors.items() if isinstance(t, nn.Parameter)}
+    entries = {**merged({}, plan), **entries_of(model)}
     problems, new = [], {}
     for name, now in tensors.items():
         early = found.get(name)
@@ -55,8 +57,12 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
             problems.append(f"{name!r} has shape {tuple(now.shape)}, the plan makes {plan.new_shape(name)}")
         else:
             kept = early.detach() if cut is None else cut.slice(early.detach())
+            kept = zeroed(kept, entries.get(name))
             value = kept.to(now.device, now.dtype, copy=True)
             new[id(now)] = nn.Parameter(value, now.requires_grad) if name in required else value
     if problems:
         raise PlanError(listed("these weights can't be rewound to", problems))
-    return wrapped(skeleton(model, new))
+    made = skeleton(model, new)
+    if entries:
+        keep_zeros(made, entries)
+    return wrapped(made)

@@ -114,7 +114,7 @@ class GradualPruner:
             InputError: bad arguments.
             BudgetError: the aim can't be reached. Like all that `prune` raises, before anything is trained.
         """
-        self._drop = _checked_drop(steps, score, max_drop, backtracks, options)
+        self._drop = checked_drop(steps, score, max_drop, backtracks, options)
         self._original = model = as_module(model)
         self.example_inputs, self.steps, self.score = example_inputs, steps, score
         self._removed = ramp_of(ramp)
@@ -360,7 +360,7 @@ def _sizes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: cut.new_shape for name, cut in plan.cuts.items()}
 
 
-def _checked_drop(
+def checked_drop(
     steps: Any, score: Any, max_drop: Any, backtracks: Any, options: dict[str, Any]
 ) -> tuple[float, float] | None:
     """`max_drop` for the beginning and the end, where it and the other arguments can be taken."""

@@ -9,7 +9,7 @@ the tensors themselves are compared with what the plan keeps. Small models are c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ..base.values import tensor_leaves
 from ..base.weights import Weights
 from ..plan.names import fitted
 from ..plan.plan import Plan
+from ..surgery.apply import apply
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors
 from ..tracing.training import differs_in_training
@@ -100,9 +101,19 @@ def verify(
     number("tolerance", tolerance, 0)
     if weights is None and any(t.is_meta for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
+    plan = fitted(plan, model)
+    if plan.factors:
+        return Verification(
+            "shapes", detail="layers became two factors, whose product need not be the layer's weight"
+        )
+    if (
+        plan.entries or plan.fusions
+    ):  # no size changes: the original is the model that has the zeros, or the fused layers
+        model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[]))
+        plan = replace(plan, entries={}, fusions=[])
     with same_random_state(), nothing_kept(model):
         sources = {"values": weights, "smaller": smaller}
-        return _Proof(model, small, fitted(plan, model), tolerance, sources).of(example_inputs)
+        return _Proof(model, small, plan, tolerance, sources).of(example_inputs)
 
 
 class _Proof:
