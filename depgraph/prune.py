@@ -18,13 +18,13 @@ from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.naming import Name, given_names
 from .grouping.propagate import propagate
-from .importance import Importance, normalisation, scores_of
+from .importance import AUTO, Importance, by_cost, is_auto, normalisation, ruled, scores_of
 from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
 from .search import settle
-from .select import Request, Scope, nothing_text
+from .select import BUDGETS, Request, Scope, nothing_text
 from .select.budgets import read_budgets
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
@@ -124,8 +124,8 @@ def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_latency: float | str | None = None, max_memory: float | str | None = None,
-    importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str | None = None, per_cost: bool = False, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
+    importance: str | Importance = AUTO, scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
+    normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
@@ -147,8 +147,9 @@ def prune(
         max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `costs/latency.py`).
         max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
             `costs/memory.py`).
-        importance: a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a
-            function from a `Group` to one score per unit; the lowest go first.
+        importance: "auto" (see docs/best.md: `KfacObs` with `calibration`, magnitude without), a name in
+            `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a function from a
+            `Group` to one score per unit; the lowest go first.
         scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as
             budgets do by default), "isomorphic" (groups of like structure), or a list of `Scope`, each with a ratio,
             floors and caps of its own (see `select/scope.py`).
@@ -156,7 +157,8 @@ def prune(
             that is asked for or budgets need it.
         normalise: how scores are made comparable between groups: "mean", "none", "sum", "max" or "standard" (see
             `select/normalise.py`). By default what the criterion says of itself, or "mean".
-        per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
+        per_cost: budgets take the units with the least score per saved cost first, instead of the least score. By default
+            what the criterion says of itself, or not.
         ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
@@ -169,7 +171,8 @@ def prune(
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: what recovers accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
-            ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`).
+            ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`); ``"none"``: nothing.
+            By default ``"auto"`` where `importance` is "auto" and there is calibration data, else nothing.
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
@@ -195,7 +198,12 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
     arguments = dict(locals())
+    asked, recover = importance, recovery_of(recover, importance, calibration)
+    importance = ruled(importance, calibration is not None, compete({**arguments, **further_budgets}))
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
+    arguments["per_cost"] = (
+        per_cost if per_cost is not None else by_cost(importance) and normalise != "standard"
+    )
     request = Request.of(arguments, further_budgets)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
@@ -226,13 +234,13 @@ def prune(
         raise InputError("graph was made from another model: give the model that analyze was called with")
     elif names or strict or stated or granularity:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
-    _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
+    _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))
     scored = None if score is None else score_of(score, model)
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
-    scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
+    scores = scores_of(graph, importance, calibration=data, notes=notes)
     targets = read_budgets(graph, example_inputs, request)
     small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
     if request.threshold is not None and not plan.cuts:
@@ -251,7 +259,7 @@ def prune(
             f"forward went one of two ways for the example at {lines}{' ...' if len(choices) > 5 else ''}: the other way was "
             "followed without knowing inputs that take it; pass depgraph.Examples with such inputs to have it proved"
         )
-    also = {"importance": importance, "granularity": granularity}
+    also = {"importance": asked, "granularity": granularity}
     plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
     report = Report.of(
@@ -264,6 +272,20 @@ def prune(
     if inplace:
         small = _taken_over(model, small, plan, won is not None)
     return PruneResult(small, plan, report, before)
+
+
+def compete(arguments: Mapping[str, Any]) -> bool:
+    """Whether units of several groups compete, by the `arguments` of `prune`: under a budget, or a scope that says so."""
+    scope = arguments.get("scope")
+    wide = isinstance(scope, str) and scope in ("global", "isomorphic")
+    return wide or any(arguments.get(name) is not None for name in BUDGETS)
+
+
+def recovery_of(recover: Any, importance: Any, calibration: Any) -> Any:
+    """What `recover` asks for, where nothing is said or "none" is; None for nothing."""
+    if recover is None:
+        return AUTO if is_auto(importance) and calibration is not None else None
+    return None if isinstance(recover, str) and recover == "none" else recover
 
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:

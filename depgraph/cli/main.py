@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..base.errors import DepgraphError
 from ..grouping.graph import GRANULARITIES
-from ..importance import CRITERIA
+from ..importance import AUTO, CRITERIA
 from ..select import BUDGETS, OPTIONS
 from . import commands
 
@@ -201,8 +201,8 @@ def _how(to: argparse.ArgumentParser) -> None:
     what = to.add_argument_group("what")
     _ignore(what)
     what.add_argument(
-        "--importance", default="l1", metavar="NAME",
-        help=f"criterion (default: %(default)s): {', '.join(CRITERIA)}",
+        "--importance", default=AUTO, metavar="NAME",
+        help=f"criterion (default: %(default)s): {', '.join((AUTO, *CRITERIA))}",
     )  # fmt: skip
     _add_options(what, leave=("pruning_ratio",))
     what.add_argument(
@@ -216,7 +216,7 @@ def _how(to: argparse.ArgumentParser) -> None:
     what.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
     what.add_argument(
         "--recover", metavar="HOW",
-        help="recover accuracy from calibration data: auto, reconstruction, compensation or statistics",
+        help="recover accuracy from calibration data: auto, reconstruction, compensation, statistics or none",
     )  # fmt: skip
     what.add_argument("--latency", action="store_true", help="measure seconds per forward pass")
     what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
