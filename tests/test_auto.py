@@ -97,7 +97,7 @@ def test_with_inputs_alone_the_report_says_what_stood_for_the_loss(net: nn.Modul
     assert found.report.recovery is not None
     few = kept(net, inputs[0], max_params=0.5, calibration=[inputs[0][:6]])
     assert any(
-        "fewer calibration samples than inputs" in note and "0.01 of their mean" in note
+        "of more inputs than there are calibration samples" in note and "0.01 of their mean" in note
         for note in few.report.notes
     )
 

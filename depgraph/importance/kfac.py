@@ -60,23 +60,15 @@ class KfacObs(Obs):
         Raises:
             InputError: there is no data, no floating-point output and no loss, or a gradient is NaN, infinite or missing.
         """
-        self.notes: list[str] = []
-        self.counts: list[tuple[int, int]] = []  # (samples, columns) of each matrix
         try:
             super().prepare(graph, calibration)
         except NoGradientError:
             if not self.notes:  # there is a loss: it is to blame
                 raise
             self._without_gradients(graph, calibration)
-        samples = min((n for n, _ in self.counts), default=1)
+        samples = min((n for n, _ in self.counts), default=1) if self.scores else 1
         for scores in self.scores.values():
             scores /= samples
-        few = sum(n < width for n, width in self.counts)
-        if few:
-            self.notes.append(
-                f"{few} layer{'s' * (few > 1)} had fewer calibration samples than inputs: their second moments are of full rank "
-                f"only by the damping, {self.damping:g} of their mean"
-            )
         average = [s.mean() for s in self.scores.values() if s.any()]
         self.scale = float(np.mean(average)) if average else None
 
@@ -84,10 +76,12 @@ class KfacObs(Obs):
         """Errors as they are, each group's mean 1: of a model that computes under ``no_grad`` no more can be known."""
         plain = Obs(self.damping, False, self.otherwise, self.widest, self.memory)
         plain.prepare(graph, calibration)
+        self.counts = plain.counts
         self.scores = {n: s / (float(s.mean()) or 1.0) for n, s in plain.scores.items()}
         self.notes = [
+            *plain.notes,
             "importance: no gradient comes back from the model's outputs, as where forward runs under torch.no_grad(): units "
-            "are scored by 'obs'"
+            "are scored by 'obs'",
         ]
 
     def observed(
@@ -107,14 +101,10 @@ class KfacObs(Obs):
                 )
             return signed(output, self.seed + batches)
 
-        found = observed(
+        return observed(
             graph, table, data,
             windows=True, centred=False, widest=self.widest, memory=self.memory, objective=objective,
         )  # fmt: skip
-        for moments in found:
-            if moments.count:
-                self.counts.append((sum(moments.count.values()), moments.width))
-            yield moments
 
     def weight(self, moments: Moments, use: Use, stack: int, block: int) -> Tensor | None:
         """[m, m]: the sum of W'gg'W."""
