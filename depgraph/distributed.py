@@ -23,9 +23,9 @@ from .base.checks import number
 from .base.errors import DepgraphError, InputError
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
-from .importance import Importance, normalisation, scores_of
+from .importance import AUTO, Importance, by_cost, normalisation, ruled, scores_of
 from .plan.plan import Plan
-from .prune import PruneResult, analyze
+from .prune import PruneResult, analyze, compete, recovery_of
 from .prune import prune as prune_alone
 from .report import Report
 from .surgery.apply import apply
@@ -55,7 +55,7 @@ class DistributedResult:
 
 
 def prune(
-    model: nn.Module, example_inputs: Any, *, importance: str | Importance = "l1", calibration: Any = None, loss: Any = None,
+    model: nn.Module, example_inputs: Any, *, importance: str | Importance = AUTO, calibration: Any = None, loss: Any = None,
     ignore: Any = (), strict: bool = False, constraints: Any = (), timeout: float = 1800.0, **options: Any,
 ) -> DistributedResult:  # fmt: skip
     """`depgraph.prune`, called by all processes together, each with its replica of the model.
@@ -95,8 +95,10 @@ def prune(
         data = _together(
             lambda: None if calibration is None else Calibration(calibration, example_inputs, loss), group
         )
-        own = _together(lambda: _scores(graph, importance, data), group)
-        averaged = _Averaged(graph, _mean(own, group), importance)
+        criterion = ruled(importance, calibration is not None, compete(options))
+        own = _together(lambda: _scores(graph, criterion, data), group)
+        averaged = _Averaged(graph, _mean(own, group), criterion)
+        options["recover"] = recovery_of(options.get("recover"), importance, calibration)
 
         def decide() -> PruneResult:
             found = prune_alone(
@@ -138,7 +140,7 @@ class _Averaged:
     def __init__(self, graph: DependencyGraph, scores: torch.Tensor, criterion: Any) -> None:
         parts = scores.split([g.units for g in graph.groups]) if graph.groups else ()
         self.scores = {g.name: part for g, part in zip(graph.groups, parts, strict=True)}
-        self.normalise = normalisation(criterion)
+        self.normalise, self.per_cost = normalisation(criterion), by_cost(criterion)
 
     def __call__(self, group: Group) -> torch.Tensor:
         return self.scores[group.name]

@@ -20,13 +20,13 @@ from .depth.request import Depth, depth_of
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.naming import Name, given_names, name_in, named
 from .grouping.propagate import propagate
-from .importance import Importance, normalisation, scores_of
+from .importance import AUTO, Importance, by_cost, is_auto, normalisation, ruled, scores_of
 from .plan.plan import Plan
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .report import Report
 from .search import Settled, settle
-from .select import Request, Scope, nothing_text
+from .select import BUDGETS, Request, Scope, nothing_text
 from .select.budgets import read_budgets
 from .shorten import recovered_values, shorten
 from .surgery.apply import apply
@@ -141,8 +141,8 @@ def prune(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_latency: float | str | None = None, max_memory: float | str | None = None,
-    importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str | None = None, per_cost: bool = False, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
+    importance: str | Importance = AUTO, scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
+    normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
@@ -164,8 +164,9 @@ def prune(
         max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `costs/latency.py`).
         max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
             `costs/memory.py`).
-        importance: a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a
-            function from a `Group` to one score per unit; the lowest go first.
+        importance: "auto" (see docs/best.md: `KfacObs` with `calibration`, magnitude without), a name in
+            `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a function from a
+            `Group` to one score per unit; the lowest go first.
         scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as
             budgets do by default), "isomorphic" (groups of like structure), or a list of `Scope`, each with a ratio,
             floors and caps of its own (see `select/scope.py`).
@@ -173,7 +174,8 @@ def prune(
             that is asked for or budgets need it.
         normalise: how scores are made comparable between groups: "mean", "none", "sum", "max" or "standard" (see
             `select/normalise.py`). By default what the criterion says of itself, or "mean".
-        per_cost: budgets take the units with the least score per saved cost first, instead of the least score.
+        per_cost: budgets take the units with the least score per saved cost first, instead of the least score. By default
+            what the criterion says of itself, or not.
         ignore: what to leave alone: modules and parameters, as module paths, parameter names, globs of them, or themselves.
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
@@ -186,7 +188,8 @@ def prune(
             and a target (see `Calibration`).
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: what recovers accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
-            ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`).
+            ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`); ``"none"``: nothing.
+            By default ``"auto"`` where `importance` is "auto" and there is calibration data, else nothing.
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced
@@ -220,7 +223,12 @@ def prune(
         VerificationError: the result would not equal the masked original. Nothing was changed.
     """
     arguments = dict(locals())
+    asked, recover = importance, recovery_of(recover, importance, calibration)
+    importance = ruled(importance, calibration is not None, compete({**arguments, **further_budgets}))
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
+    arguments["per_cost"] = (
+        per_cost if per_cost is not None else by_cost(importance) and normalise != "standard"
+    )
     request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
     names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
@@ -256,12 +264,12 @@ def prune(
     notes: list[str] = []
     removed: list[str] = []
     if shorter is None:
-        small, plan, proof, graph = planned(graph, example_inputs, request, importance, data, verify, notes)
+        small, plan, proof, graph = planned(
+            graph, example_inputs, request, importance, data, verify, notes, asked
+        )
         unshifted = small, plan
     else:
-        _check_finite(
-            graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members}
-        )
+        _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
         widths = _Widths(importance, data, example_inputs, notes, of_analyze)
@@ -273,7 +281,7 @@ def prune(
         removed = [b.name for b in found.branches]
         notes.append(found.note)
         _note_choices(graph, notes)
-        also = {"importance": importance, "granularity": granularity, "depth": shorter.by}
+        also = {"importance": asked, "granularity": granularity, "depth": shorter.by}
         plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     won = None
     if recover is not None:
@@ -298,7 +306,7 @@ def prune(
 
 def planned(
     graph: DependencyGraph, example_inputs: Any, request: Request, importance: str | Importance,
-    data: Calibration | None, verify: bool | Weights, notes: list[str],
+    data: Calibration | None, verify: bool | Weights, notes: list[str], asked: str | Importance | None = None,
 ) -> Settled:  # fmt: skip
     """Score, choose, plan, apply and verify, for `prune` and its likes, whose model may have its values elsewhere.
 
@@ -310,6 +318,7 @@ def planned(
         data: for criteria that look at data.
         verify: whether to compare with the masked original; or the source of the weights on which that is done.
         notes: sentences for the report are added.
+        asked: what `importance` was chosen by, where that is another.
 
     Raises:
         InputError: NaN or infinite weights, or a bad argument.
@@ -317,10 +326,11 @@ def planned(
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original.
     """
-    _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
+    asked = importance if asked is None else asked
+    _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
     found = _Widths(importance, data, example_inputs, notes).cut(graph, request, verify)
     _note_choices(found.graph, notes)
-    also = {"importance": importance, "granularity": found.graph.granularity}
+    also = {"importance": asked, "granularity": found.graph.granularity}
     found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     return found
 
@@ -350,7 +360,7 @@ class _Widths:
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
         self.notes.clear()
-        scores = scores_of(graph, self.importance, calibration=self.data)
+        scores = scores_of(graph, self.importance, calibration=self.data, notes=self.notes)
         targets = read_budgets(graph, self.example_inputs, request)
         found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
         if request.threshold is not None and not found.plan.cuts:
@@ -367,6 +377,20 @@ class _Widths:
     def ignored(self, graph: DependencyGraph) -> set[str]:
         """Names of the tensors that stay."""
         return {n for name in self.of_analyze["ignore"] for n in named(graph, name)[0]}
+
+
+def compete(arguments: Mapping[str, Any]) -> bool:
+    """Whether units of several groups compete, by the `arguments` of `prune`: under a budget, or a scope that says so."""
+    scope = arguments.get("scope")
+    wide = isinstance(scope, str) and scope in ("global", "isomorphic")
+    return wide or any(arguments.get(name) is not None for name in BUDGETS)
+
+
+def recovery_of(recover: Any, importance: Any, calibration: Any) -> Any:
+    """What `recover` asks for, where nothing is said or "none" is; None for nothing."""
+    if recover is None:
+        return AUTO if is_auto(importance) and calibration is not None else None
+    return None if isinstance(recover, str) and recover == "none" else recover
 
 
 def _taken_over(model: nn.Module, small: nn.Module, plan: Plan, recovered: bool) -> nn.Module:

@@ -276,6 +276,47 @@ def test_groups_that_no_weight_reads_come_to_the_same_scale() -> None:
     np.testing.assert_allclose(unread / unread.mean(), plain / plain.mean())
 
 
+def test_a_model_that_runs_without_gradients_is_scored_by_errors_alone() -> None:
+    class Quiet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(3, 7), nn.Linear(7, 5), nn.Linear(5, 2)
+
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.three(torch.tanh(self.two(torch.tanh(self.one(x)))))
+
+    torch.manual_seed(0)
+    net, data = Quiet().double(), batches((3,), 2)
+    inputs = [x for x, _ in data]
+    for units in (7, 5):
+        found, plain = (scores(net, inputs, units, name, None) for name in ("kfac_obs", "obs"))
+        np.testing.assert_allclose(found / found.sum(), plain / plain.sum())
+    result = depgraph.prune(net, inputs[0], max_params=0.6, calibration=inputs, progress=False)
+    assert any("no gradient comes back" in note for note in result.report.notes)
+    with pytest.raises(InputError, match="does not depend on any weight"):
+        scores(net, data, 7, "kfac_obs", F.cross_entropy)
+
+
+def test_a_group_that_no_gradient_reaches_is_not_the_first_to_go() -> None:
+    class Leaves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three, self.four = (
+                nn.Linear(*n) for n in ((3, 7), (7, 2), (3, 5), (5, 2))
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                aside = self.two(torch.tanh(self.one(x)))
+            return aside + self.four(torch.tanh(self.three(x)))
+
+    torch.manual_seed(0)
+    net, data = Leaves().double(), batches((3,), 2)
+    aside, read = (scores(net, data, units, "kfac_obs", F.cross_entropy) for units in (7, 5))
+    assert aside.mean() == pytest.approx(read.mean())
+
+
 class Silent(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -31,12 +31,14 @@ class Method:
         name: of the criterion and what goes with it.
         options: keyword arguments of ``depgraph.prune``, or of Torch-Pruning's pruner.
         data: whether it looks at calibration data.
+        labels: whether it gets targets and a loss with them.
     """
 
     tool: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     data: bool = False
+    labels: bool = True
 
     def __str__(self) -> str:
         return f"{self.tool}: {self.name}"
@@ -53,6 +55,33 @@ class Pruned:
 RANDOM = Method("depgraph", "random", {"importance": "random"})
 MAGNITUDE = Method("depgraph", "l1", {"importance": "l1"})
 _RECOVERED: dict[str, Any] = {"recover": "auto"}
+_DEFAULT: dict[str, Any] = {"importance": "auto"}
+DEFAULTS = [
+    Method("depgraph", "default", _DEFAULT | _RECOVERED, data=True),
+    Method("depgraph", "default, without labels", _DEFAULT | _RECOVERED, data=True, labels=False),
+    Method("depgraph", "default, without data", _DEFAULT),
+]
+"""What `depgraph.prune` does by itself with what it is given: the options only say so."""
+PEERS = [
+    Method(
+        "depgraph",
+        "FLAP's scores, compensation",
+        {"importance": "flap", "recover": "compensation"},
+        data=True,
+    ),
+    Method("depgraph", "Wanda's scores", {"importance": "wanda"}, data=True),
+    Method("depgraph", "element-wise Taylor", {"importance": "taylor_entries"}, data=True),
+    Method(
+        "depgraph", "element-wise Taylor, recover", {"importance": "taylor_entries"} | _RECOVERED, data=True
+    ),
+    Method(
+        "depgraph",
+        "Taylor squared, per cost, recover",
+        {"importance": "taylor_squared", "per_cost": True} | _RECOVERED,
+        data=True,
+    ),
+]
+"""Criteria of others, on the same units and budget as depgraph's own."""
 RECIPES = [
     Method(
         "depgraph", "OBS, global, recover", {"importance": "obs", "scope": "global"} | _RECOVERED, data=True
@@ -78,8 +107,9 @@ WIDTHS = Method(
 
 
 def recipes(case: Case) -> list[Method]:
-    """`RECIPES`; where there may be heads, also the one that cuts widths inside them."""
-    return RECIPES if case.image else [*RECIPES, WIDTHS]
+    """The default calls, `RECIPES` and `PEERS`; where there may be heads, also the one that cuts widths inside them."""
+    own = [*DEFAULTS, *RECIPES, *PEERS]
+    return own if case.image else [*own, WIDTHS]
 
 
 def rivals(case: Case) -> list[Method]:
@@ -118,8 +148,10 @@ def prune(method: Method, case: Case, seed: int) -> Pruned:
 
 def _depgraph(method: Method, case: Case, model: nn.Module, batches: list[Any]) -> nn.Module:
     options = {**case.budget.arguments(model), **method.options}
-    if method.data:
+    if method.data and method.labels:
         options |= {"calibration": batches, "loss": case.loss}
+    elif method.data:
+        options["calibration"] = [inputs for inputs, _ in batches]
     return depgraph.prune(model, case.example(), progress=False, **options).model
 
 

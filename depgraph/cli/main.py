@@ -14,7 +14,7 @@ from rich.console import Console
 from ..base.errors import DepgraphError
 from ..elastic.nested import COSTS
 from ..grouping.graph import GRANULARITIES
-from ..importance import CRITERIA
+from ..importance import AUTO, CRITERIA
 from ..select import BUDGETS, OPTIONS
 from ..simplify.masking import CRITERIA as CRITERIA_OF_WEIGHTS
 from ..simplify.masking import SCOPES
@@ -291,8 +291,8 @@ def _how(
     what = to.add_argument_group("what")
     _ignore(what)
     what.add_argument(
-        "--importance", default="l1", metavar="NAME",
-        help=f"criterion (default: %(default)s): {', '.join(CRITERIA)}",
+        "--importance", default=AUTO, metavar="NAME",
+        help=f"criterion (default: %(default)s): {', '.join((AUTO, *CRITERIA))}",
     )  # fmt: skip
     _add_options(what, leave=leave)
     what.add_argument(
@@ -305,7 +305,7 @@ def _how(
     if recover:
         what.add_argument(
             "--recover", metavar="HOW",
-            help="recover accuracy from calibration data: auto, reconstruction, compensation or statistics",
+            help="recover accuracy from calibration data: auto, reconstruction, compensation, statistics or none",
         )  # fmt: skip
         what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
 

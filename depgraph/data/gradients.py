@@ -25,6 +25,10 @@ UNRELATED = (
 )
 
 
+class NoGradientError(InputError):
+    """No gradient arrives at any consumer."""
+
+
 @dataclass(eq=False)
 class Reached:
     """A call to whose result, or of a recurrent layer to whose input, the gradient is wanted.
@@ -133,13 +137,13 @@ class GradientWatch(Watch):
     def _gradients(self, value: Tensor) -> list[Tensor | None]:
         edges = [r.edge for r in self.reached if r.edge is not None]
         if not value.requires_grad or not edges:
-            raise InputError(UNRELATED)
+            raise NoGradientError(UNRELATED)
         try:
             found = list(torch.autograd.grad(value, edges, allow_unused=True))
         except RuntimeError as error:
             raise InputError(no_derivative(error)) from error
         if all(g is None for g in found):
-            raise InputError(UNRELATED)
+            raise NoGradientError(UNRELATED)
         gradients = iter(found)
         return [None if r.edge is None else next(gradients) for r in self.reached]
 

@@ -21,7 +21,7 @@ from ..base.tables import printed, table
 from ..data.calibration import Calibration, Loss
 from ..grouping.build import build_plan, flipped
 from ..grouping.graph import DependencyGraph
-from ..importance import Importance, normalisation, scores_of
+from ..importance import AUTO, Importance, normalisation, ruled, scores_of
 from ..plan.plan import Masks
 from ..prune import Constraint, analyze, as_module
 from ..select import Request, Selection, choose, nothing_text
@@ -111,7 +111,7 @@ def sensitivity(
     ratios: Sequence[float] = RATIOS,
     *,
     groups: Sequence[str] | None = None,
-    importance: str | Importance = "l1",
+    importance: str | Importance = AUTO,
     ignore: Sequence[str] = (),
     constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None,
@@ -181,6 +181,7 @@ def sensitivity(
         known["dense", 0] = score_of(score, model)
         records.add({"group": "dense", "ratio": 0, "score": known["dense", 0], "error": None})
 
+    importance = ruled(importance, calibration is not None)
     units = scores_of(graph, importance, calibration=data)
     how: dict[str, Any] = {"round_to": round_to, "normalise": normalisation(importance)}
     blocks = _blocks(Selection(graph, units, **how), groups)

@@ -20,8 +20,8 @@ from ..costs import cost
 from ..costs.latency import latencies
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group
-from ..importance import Importance, Scores, normalisation, scores_of
-from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, prune
+from ..importance import AUTO, Importance, Scores, by_cost, normalisation, ruled, scores_of
+from ..prune import OF_ANALYZE, PruneResult, analyze, as_module, compete, prune, recovery_of
 from ..select import BUDGETS, Request
 from ..select.budget_kinds import budget_kind
 from ..surgery.apply import apply
@@ -165,12 +165,13 @@ class ScoredOnce:
 
     Attributes:
         normalise: how the scores of different groups compare, as the criterion says.
+        per_cost: whether budgets go by score per saved cost, likewise.
     """
 
     def __init__(self, importance: str | Importance) -> None:
         """`importance`: as for `prune`."""
         self.importance = importance
-        self.normalise = normalisation(importance)
+        self.normalise, self.per_cost = normalisation(importance), by_cost(importance)
         self.graph: DependencyGraph | None = None
         self.scores: dict[str, Scores] = {}
 
@@ -246,6 +247,7 @@ class _Run:
     latency: bool
     arguments: dict[str, Any]
     made: dict[Key, PruneResult] = field(default_factory=dict)
+    scored: dict[str, ScoredOnce] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> DependencyGraph:
@@ -255,13 +257,23 @@ class _Run:
 
     @cached_property
     def rest(self) -> dict[str, Any]:
-        """The arguments of `prune`, but for those of `analyze`; importances are computed once."""
+        """The arguments of `prune`, but for those of `analyze` and the importance."""
         rest = {k: v for k, v in self.arguments.items() if k not in OF_ANALYZE}
-        return {**rest, "importance": ScoredOnce(rest.get("importance", "l1")), "progress": False}
+        asked, calibration = rest.pop("importance", AUTO), rest.get("calibration")
+        recover = recovery_of(rest.get("recover"), asked, calibration)
+        return {**rest, "recover": recover, "progress": False}
+
+    def importance(self, asked: dict[str, Any]) -> ScoredOnce:
+        """The criterion of a row with these arguments; each is computed once."""
+        calibrated = self.rest.get("calibration") is not None
+        criterion = ruled(self.arguments.get("importance", AUTO), calibrated, compete(asked))
+        key = criterion if isinstance(criterion, str) else ""
+        return self.scored.setdefault(key, ScoredOnce(criterion))
 
     def pruned(self, argument: str, value: float | str) -> PruneResult:
         """What `prune` makes for one row; all but the model is remembered."""
         asked = {**self.rest, argument: value}
+        asked["importance"] = self.importance(asked)
         result = prune(self.model, self.example_inputs, graph=self.graph, **asked)
         self.made[argument, value] = replace(result, model=nn.Module())
         return result

@@ -11,6 +11,7 @@ from ..data.calibration import Calibration
 from ..grouping.given import unit_scores
 from ..grouping.graph import DependencyGraph, Group
 from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic, Wanda
+from .auto import AUTO, is_auto, ruled
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, GradientSize, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
 from .kfac import KfacObs
@@ -49,10 +50,12 @@ def criterion_of(
     importance: str | Importance, graph: DependencyGraph, calibration: Calibration | None = None
 ) -> Importance:
     """The criterion that `importance` names or is, ready to score the groups of `graph`, or an `InputError`."""
+    importance = ruled(importance, calibration is not None)
     if isinstance(importance, str):
         if importance.lower() not in CRITERIA:
             raise InputError(
-                f"importance must be a function from a group to scores, or one of {', '.join(CRITERIA)}, not {importance!r}"
+                f"importance must be a function from a group to scores, or one of {', '.join((AUTO, *CRITERIA))}, "
+                f"not {importance!r}"
             )
         importance = CRITERIA[importance.lower()]()
     criterion: Any = importance() if isinstance(importance, type) else importance
@@ -72,19 +75,27 @@ def normalisation(importance: str | Importance) -> str:
     return str(getattr(named, "normalise", "mean"))
 
 
+def by_cost(importance: str | Importance) -> bool:
+    """Whether budgets best take the least score per saved cost first: what the criterion says, or not."""
+    named = CRITERIA.get(importance.lower()) if isinstance(importance, str) else importance
+    return bool(getattr(named, "per_cost", False))
+
+
 def scores_of(
     graph: DependencyGraph,
-    importance: str | Importance = "l1",
+    importance: str | Importance = AUTO,
     groups: Iterable[Group] | None = None,
     calibration: Calibration | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, Scores]:
     """One score per unit for every group.
 
     Args:
         graph: the dependency graph.
-        importance: a name in `CRITERIA`, a criterion, or a function from a `Group` to scores ([units], array or tensor).
+        importance: "auto", a name in `CRITERIA`, a criterion, or a function from a `Group` to scores ([units], array or tensor).
         groups: the groups to score, by default all.
         calibration: the data that some criteria need.
+        notes: what the criterion has to say of its scores is added here.
 
     Returns:
         group name -> [units] float64.
@@ -95,10 +106,14 @@ def scores_of(
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     wanted = graph.groups if groups is None else several("groups", groups, Group, "groups of the graph")
     score = criterion_of(importance, graph, calibration)
-    return {g.name: unit_scores(score(g), g) for g in wanted}
+    found = {g.name: unit_scores(score(g), g) for g in wanted}
+    if notes is not None:
+        notes += getattr(score, "notes", [])
+    return found
 
 
 __all__ = [
+    "AUTO",
     "CRITERIA",
     "L1",
     "L2",
@@ -129,7 +144,10 @@ __all__ = [
     "TaylorSamples",
     "TaylorSquared",
     "Wanda",
+    "by_cost",
     "criterion_of",
+    "is_auto",
     "normalisation",
+    "ruled",
     "scores_of",
 ]

@@ -11,6 +11,7 @@ import torch
 from ..base.errors import InputError
 from ..base.values import output_leaves
 from ..data.calibration import Batch, Calibration
+from ..data.gradients import NoGradientError
 from ..grouping.graph import DependencyGraph, Group
 from .criterion import Importance, Scores
 from .moments import Moments, Use, observed
@@ -47,7 +48,8 @@ class KfacObs(Obs):
     ) -> None:
         """Arguments as for `SecondMoments`; `seed` of the random signs.
 
-        Groups that `otherwise` scores are brought to the scale of the others: their average unit is made that of all others.
+        Groups that `otherwise` scores, and those that no gradient reaches, are brought to the scale of the others: their
+        average unit is made that of all others.
         """
         super().__init__(damping, False, otherwise, widest, memory)
         self.seed = seed
@@ -58,20 +60,29 @@ class KfacObs(Obs):
         Raises:
             InputError: there is no data, no floating-point output and no loss, or a gradient is NaN, infinite or missing.
         """
-        self.notes: list[str] = []
-        self.counts: list[tuple[int, int]] = []  # (samples, columns) of each matrix
-        super().prepare(graph, calibration)
-        samples = min((n for n, _ in self.counts), default=1)
+        try:
+            super().prepare(graph, calibration)
+        except NoGradientError:
+            if not self.notes:  # there is a loss: it is to blame
+                raise
+            self._without_gradients(graph, calibration)
+        samples = min((n for n, _ in self.counts), default=1) if self.scores else 1
         for scores in self.scores.values():
             scores /= samples
-        few = sum(n < width for n, width in self.counts)
-        if few:
-            self.notes.append(
-                f"{few} layer{'s' * (few > 1)} had fewer calibration samples than inputs: their second moments are of full rank "
-                f"only by the damping, {self.damping:g} of their mean"
-            )
-        average = [s.mean() for s in self.scores.values()]
+        average = [s.mean() for s in self.scores.values() if s.any()]
         self.scale = float(np.mean(average)) if average else None
+
+    def _without_gradients(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
+        """Errors as they are, each group's mean 1: of a model that computes under ``no_grad`` no more can be known."""
+        plain = Obs(self.damping, False, self.otherwise, self.widest, self.memory)
+        plain.prepare(graph, calibration)
+        self.counts = plain.counts
+        self.scores = {n: s / (float(s.mean()) or 1.0) for n, s in plain.scores.items()}
+        self.notes = [
+            *plain.notes,
+            "importance: no gradient comes back from the model's outputs, as where forward runs under torch.no_grad(): units "
+            "are scored by 'obs'",
+        ]
 
     def observed(
         self, graph: DependencyGraph, table: dict[str, list[Reader]], data: Calibration
@@ -90,14 +101,10 @@ class KfacObs(Obs):
                 )
             return signed(output, self.seed + batches)
 
-        found = observed(
+        return observed(
             graph, table, data,
             windows=True, centred=False, widest=self.widest, memory=self.memory, objective=objective,
         )  # fmt: skip
-        for moments in found:
-            if moments.count:
-                self.counts.append((sum(moments.count.values()), moments.width))
-            yield moments
 
     def weight(self, moments: Moments, use: Use, stack: int, block: int) -> Tensor | None:
         """[m, m]: the sum of W'gg'W."""
@@ -116,7 +123,7 @@ class KfacObs(Obs):
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""
         scores = self.scores.get(group.name)
-        if scores is not None:
+        if scores is not None and scores.any():  # else no gradient came, as where a number leaves the graph
             return scores
         other = np.asarray(self.otherwise(group), dtype=np.float64)
         size = float(np.abs(other).mean())

@@ -69,7 +69,10 @@ class SecondMoments:
             self.otherwise.prepare(graph, calibration)
         self.scores: dict[str, Scores] = {}
         self.seen: dict[str, set[Any]] = {}
+        self.notes: list[str] = []
+        self.counts: list[tuple[int, int]] = []  # (samples, columns) of each matrix
         for moments in self.observed(graph, table, data):
+            self.counts += [(n, moments.width) for n in moments.count.values()]
             for stack, block, matrix in moments.means():
                 solved = self.solved(matrix)
                 for use in moments.uses:
@@ -80,6 +83,12 @@ class SecondMoments:
                     for units, entries in moments.entries(use, block):
                         scores[units] += self._in_pieces(solved, weight, entries) * self.share(moments, stack)
                     self.seen.setdefault(use.group, set()).add(use.consumer)
+        few = sum(n < width for n, width in self.counts)
+        if few and self.damping:
+            self.notes.append(
+                f"importance: {few} of {len(self.counts)} matrices of second moments are of more inputs than there are calibration "
+                f"samples: they are of full rank only by the damping, {self.damping:g} of their mean"
+            )
 
     def observed(
         self, graph: DependencyGraph, table: dict[str, list[Reader]], data: Calibration

@@ -206,9 +206,11 @@ def choose(fit: Sums, held_out: Sums, affine: bool, damping: float | None) -> St
     whole = fit.plus(held_out)
     change = Change(torch.zeros_like(fit.xr.mT), torch.zeros_like(least), float(best[best > 0].median()))
     for strength in best[best > 0].unique().tolist():
-        rows = best == strength
-        weight, constant = whole.solve(strength, affine)
-        change.weight[rows], change.constant[rows] = weight[rows], constant[rows]
+        rows = best == strength  # [stacks, rows]
+        some = rows.any(0).nonzero()[:, 0]
+        weight, constant = whole.rows(some).solve(strength, affine)
+        here = rows[:, some]
+        change.weight[rows], change.constant[rows] = weight[here], constant[here]
     return Step(change, float(before.sum()), float(least.sum()))
 
 
@@ -220,9 +222,9 @@ def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
     for member in members:
         every = slice(None)
         given = member.small.layout.outputs(member.small.args, member.result(), every, every)
-        wanted = _wanted(pair, member, every, every)
         count += given.shape[1]
         if member.held_out or not several:
+            wanted = _wanted(pair, member, every, every)
             missing += _square(wanted - given)
             whole += _square(wanted)
     return missing, whole, count
@@ -240,8 +242,10 @@ def _wanted(pair: Pair, member: Member, stacks: slice, samples: Samples) -> Tens
     if isinstance(layout, Runs):
         found = layout.outputs(call.args, member.wanted(), stacks, samples)
         return taken(found, pair.rows[stacks][: found.shape[0]])
-    found = layout.outputs(call.args, member.wanted(), slice(None), samples)
-    return taken(found[pair.stacks[stacks].to(found.device)], pair.rows[stacks])
+    found, own = layout.outputs(call.args, member.wanted(), slice(None), samples), pair.stacks[stacks]
+    if len(found) > 1:
+        found = found[own.to(found.device)]
+    return taken(found, pair.rows[stacks])
 
 
 class Grams:

@@ -71,6 +71,10 @@ class Sums:
         """The sums of both."""
         return Sums(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
 
+    def rows(self, some: Tensor) -> Sums:
+        """The sums for some rows of what is to be explained, of every stack."""
+        return Sums(self.xx, self.xr[:, :, some], self.x, self.r[:, some], self.rr[:, some], self.count)
+
     def finite(self) -> bool:
         """Whether no sum is NaN or infinite."""
         return all(bool(torch.isfinite(t).all()) for t in self._all())
