@@ -219,6 +219,21 @@ def prune(
         original.checkpoint.close()
 
 
+def shell(folder: str | os.PathLike[str], factory: Callable[[], nn.Module] | str | None = None) -> nn.Module:
+    """The model of a checkpoint without memory for its parameters, which are on the meta device; buffers have their values.
+
+    Args:
+        folder: as for `prune`.
+        factory: likewise.
+
+    Raises:
+        InputError: as for `prune`.
+    """
+    original = Original.of(a_path("folder", folder), factory)
+    original.checkpoint.close()
+    return original.model
+
+
 def byte_amount(name: str, given: Any) -> int:
     """A number of bytes: a positive int, or a text with a unit."""
     match = (
@@ -492,7 +507,7 @@ def _check_further(original: Original, plan: Plan) -> None:
             owner = owner.rpartition(".")[0]
         inside = f"{owner}." if owner else ""
         if any(path == owner or path.startswith(inside) for path in touched):
-            bad.append(f"{name!r}, as something in {owner or 'the model'!r} is cut")
+            bad.append(f"{name!r}, as something in {repr(owner) if owner else 'the model'} is cut")
     if bad:
         raise InputError(
             listed("the files have tensors that the model lacks, which may depend on what is cut:", bad)
