@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -503,53 +504,46 @@ def test_what_was_left_of_another_request_is_not_continued(tmp_path: Path) -> No
     same(depgraph.load(Tied, tmp_path / "out"), depgraph.prune(made(Tied), WORDS, verify=False).model)
 
 
-PROGRAM = """
-import sys
-sys.path[:0] = [{root!r}, {here!r}]
-import depgraph, test_checkpoint as t
-from depgraph.checkpoint import writing
-import time
-writing.SYNC, writing.BLOCK = 1, 64
-put = writing._put
-def slow(handle, octets):
-    time.sleep(0.002)
-    put(handle, octets)
-writing._put = slow
-print("begin", flush=True)
-depgraph.checkpoint.prune({source!r}, t.IMAGES, out={out!r}, factory=t.Convolutional, verify=False)
-"""
-
-
-def _run(source: Path, out: Path) -> subprocess.Popen[str]:
-    text = PROGRAM.format(root=str(HERE.parent), here=str(HERE), source=str(source), out=str(out))
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
-def test_a_run_that_is_killed_continues(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_run_that_is_killed_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = stored(made(Convolutional), tmp_path / "source", shards=3)
     before = contents(source)
-    depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "whole", factory=Convolutional, verify=False)
-    kills = 0
-    for attempt in range(40):
-        process = _run(source, tmp_path / "out")
-        assert process.stdout is not None
-        process.stdout.readline()
-        work = tmp_path / "out.partial"
-        deadline = time.monotonic() + 60
-        while not work.exists() and process.poll() is None and time.monotonic() < deadline:
+    how: dict[str, Any] = {"factory": Convolutional, "verify": False}
+    depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "whole", **how)
+    real = writing._put
+
+    def slow(handle: int, octets: Any) -> None:
+        for i in range(0, len(octets), 64):
+            time.sleep(0.0005)
+            real(handle, memoryview(octets)[i : i + 64])
+
+    monkeypatch.setattr(writing, "_put", slow)
+    monkeypatch.setattr(writing, "SYNC", 1)
+    dice, work, kills = random.Random(0), tmp_path / "out.partial", 0
+    while not (tmp_path / "out").exists():
+        child = os.fork()
+        if not child:
+            try:
+                depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
+            finally:
+                os._exit(0)
+        journal = work / "journal.jsonl"
+        size = journal.stat().st_size if journal.exists() else 0
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            grown = journal.stat().st_size if journal.exists() else 0
+            if grown > size or dice.random() < 0.02:
+                time.sleep(0.02 * dice.random())
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                kills += 1
+                break
             time.sleep(0.001)
-        time.sleep(0.004 * (attempt % 9))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-        process.stdout.close()
-        if (tmp_path / "out").exists():
-            break
-    assert kills >= 1
-    if not (tmp_path / "out").exists():
-        depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", factory=Convolutional, verify=False)
+        if kills == 30:
+            monkeypatch.undo()
+            depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
+    assert kills > 2
     _equal_folders(tmp_path / "out", tmp_path / "whole")
     assert contents(source) == before
 
