@@ -263,7 +263,7 @@ class Original:
         checkpoint: the files.
         model: without memory for its parameters.
         laid: how its tensors lie in the files.
-        further: stored tensors that the model does not have.
+        further: stored tensors that the model does not have, and what they would be called in it.
         passed: further ones, which its class passes over when it loads: they are not copied.
         make: builds the model again.
         files: the integration that knows such folders; None with a factory.
@@ -272,7 +272,7 @@ class Original:
     checkpoint: Checkpoint
     model: nn.Module
     laid: dict[str, Laid]
-    further: list[str]
+    further: dict[str, str]
     passed: list[str]
     make: Callable[[], nn.Module]
     files: Any = None
@@ -489,7 +489,7 @@ def _layout(original: Original, weights: FromFiles, plan: Plan, small: nn.Module
                 wrong = [f"the names and layout on disk can't express what is left of {error}"]
     if original.further:
         raise InputError(
-            f"the files have tensors that the model lacks ({', '.join(original.further[:5])}), and what is written can't keep them\n"
+            f"the files have tensors that the model lacks ({', '.join(list(original.further)[:5])}), and what is written can't keep them\n"
             "  fix: give a factory whose model has them, or take them out of the checkpoint"
         )
     return Layout(*_as_model(original, weights, plan, small), wrong, False, notes)
@@ -501,8 +501,8 @@ def _check_further(original: Original, plan: Plan) -> None:
     touched = {n.rpartition(".")[0] for n in plan.cuts} | {r.path for r in plan.repairs}
     touched |= {r.path for r in plan.rewrites}
     bad = []
-    for name in original.further:
-        owner = name.rpartition(".")[0]
+    for name, called in original.further.items():
+        owner = called.rpartition(".")[0]
         while owner and owner not in paths:
             owner = owner.rpartition(".")[0]
         inside = f"{owner}." if owner else ""

@@ -49,8 +49,8 @@ def maker(folder: Path) -> Callable[[], nn.Module]:
     return lambda: kind._from_config(copy.deepcopy(config))
 
 
-def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str], list[str]]:
-    """The model's tensors as they lie in the files; stored tensors that it lacks; those of them that its class passes over.
+def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str, str], list[str]]:
+    """The model's tensors as they lie in the files; what else is stored, with a name as in the model; what its class passes over.
 
     Raises:
         InputError: a conversion that does more than move entries, by name.
@@ -67,13 +67,14 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str]
     state = dict.fromkeys(model.state_dict(), True)
     prefix = model.base_model_prefix
     ways: dict[str, Any] = {}
-    further: list[str] = []
+    further: dict[str, str] = {}
     for name, one in sorted(checkpoint.stored.items(), key=lambda pair: loading.dot_natural_key(pair[0])):
         new, pattern = loading.rename_source_key(name, renamings, converters, prefix, state)
         if new not in state and name in state:
             new, pattern = loading.rename_source_key(name, [], [], prefix, state)
         if new not in state:
-            further.append(name)
+            inside = f"{prefix}."
+            further[name] = new.removeprefix(inside) if not hasattr(model, prefix) else new
             continue
         if pattern is not None:
             way = ways.setdefault(new, copy.deepcopy(by_pattern[pattern]))
@@ -101,7 +102,7 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str]
         )
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     passed = [name for name in further if any(p.search(name) for p in ignored)]
-    return found, [name for name in further if name not in passed], passed
+    return found, {n: new for n, new in further.items() if n not in passed}, passed
 
 
 def describe(small: Any, folder: Path, shell: Callable[[Callable[[], Any]], nn.Module]) -> list[str]:
