@@ -109,7 +109,11 @@ def one(way: str, source: Path, out: Path) -> dict[str, Any]:
     """Seconds and the peak of memory of one way, in this process."""
     torch.set_num_threads(1)
     inputs = {"input_ids": torch.arange(8)[None], "use_cache": False}
-    how: dict[str, Any] = {"max_params": 0.7, "uniform": True, "ignore": ["*embed*", "lm_head", "*self_attn*"]}
+    how: dict[str, Any] = {
+        "max_params": 0.7,
+        "uniform": True,
+        "ignore": ["*embed*", "lm_head", "*self_attn*"],
+    }
     begin, found = time.perf_counter(), {}
     if way == "copy":
         found["copy"] = copy(source, out)

@@ -296,6 +296,7 @@ class Original:
             make = files.maker(folder)
             model = shell_of(make, f"{folder / 'config.json'}")
             laid, further, passed = files.laid(model, checkpoint)
+            files.give_computed(model, laid)
             found = cls(checkpoint, model, laid, further, passed, make, files)
         check_laid(found.model, found.laid, checkpoint)
         weights = found.weights()
@@ -322,6 +323,8 @@ def _analyzed(
                 f"{needed / 1e9:.2f} GB)"
             ) from error
     model = shell_of(original.make)
+    if original.files is not None:
+        original.files.give_computed(model, original.laid)
     tensors = named_tensors(model)[0]
     values = {
         n: nn.Parameter(weights.whole(n).to(t.dtype, copy=True), t.requires_grad)

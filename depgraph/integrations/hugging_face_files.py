@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.errors import InputError, StoreError, listed
+from ..base.switches import same_random_state
 from ..store.files import Checkpoint
 from ..store.layout import Laid, NotMoved
 from ..tracing.tensors import named_tensors
@@ -55,8 +58,6 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str,
     Raises:
         InputError: a conversion that does more than move entries, by name.
     """
-    import re  # noqa: PLC0415
-
     from transformers import core_model_loading as loading  # noqa: PLC0415  only who uses it needs it
     from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
 
@@ -105,6 +106,28 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str,
     return found, {n: new for n, new in further.items() if n not in passed}, passed
 
 
+def give_computed(model: Any, stored: Collection[str]) -> None:
+    """Parameters that no file has, as their class says, get the values that it computes for them: tables of positions."""
+    patterns = [
+        re.compile(p)
+        for table in ("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing")
+        for p in getattr(model, table, None) or ()
+    ]
+    for name, parameter in named_tensors(model)[0].items():
+        if name in stored or not parameter.is_meta or not any(p.search(name) for p in patterns):
+            continue
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        made = nn.Parameter(torch.full(parameter.shape, float("nan")), parameter.requires_grad)
+        module._parameters[last] = made
+        try:
+            with torch.no_grad(), same_random_state():
+                model._init_weights(module)
+        finally:
+            if not bool(torch.isfinite(module._parameters[last]).all()):
+                module._parameters[last] = parameter
+
+
 def describe(small: Any, folder: Path, shell: Callable[[Callable[[], Any]], nn.Module]) -> list[str]:
     """Write the config of the smaller model into a folder; what a model that is built from it would get wrong.
 
@@ -113,7 +136,9 @@ def describe(small: Any, folder: Path, shell: Callable[[Callable[[], Any]], nn.M
     wrong: list[str] = []
     try:
         copy.deepcopy(small.config).save_pretrained(folder)
-        wrong += differences(shell(maker(folder)), small)
+        again = shell(maker(folder))
+        give_computed(again, [n for n, t in named_tensors(small)[0].items() if t.is_meta])
+        wrong += differences(again, small)
     except Exception as error:  # noqa: BLE001  whatever it raises: it does not load
         wrong.append(f"it does not load: {' '.join(str(error).split())[:200]}")
     if wrong:
