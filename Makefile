@@ -58,6 +58,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
 	$(PY) -m benchmarks.store $(SMALL)
+	$(PY) -m benchmarks.checkpoint $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)

@@ -17,7 +17,7 @@ one by one (docs/guides/inside-another-tool.md):
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
 | other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
-| larger than memory | `checkpoint.prune` | |
+| larger than memory | `checkpoint` | all of these, from file to file |
 | one model, many widths | `Elastic` | `Cascade` |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 

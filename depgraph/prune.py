@@ -224,11 +224,7 @@ def prune(
     """
     arguments = dict(locals())
     asked, recover = importance, recovery_of(recover, importance, calibration)
-    importance = ruled(importance, calibration is not None, compete({**arguments, **further_budgets}))
-    arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
-    arguments["per_cost"] = (
-        per_cost if per_cost is not None else by_cost(importance) and normalise != "standard"
-    )
+    importance = by_rule(arguments, further_budgets, calibration is not None)
     request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
     names, stated = given_names("ignore", ignore), stated_constraints(constraints)
     for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
@@ -377,6 +373,18 @@ class _Widths:
     def ignored(self, graph: DependencyGraph) -> set[str]:
         """Names of the tensors that stay."""
         return {n for name in self.of_analyze["ignore"] for n in named(graph, name)[0]}
+
+
+def by_rule(
+    arguments: dict[str, Any], further_budgets: Mapping[str, Any], calibrated: bool
+) -> str | Importance:
+    """The criterion for the `arguments` of `prune`, in which `normalise` and `per_cost` become what it says where they are None."""
+    importance = ruled(arguments["importance"], calibrated, compete({**arguments, **further_budgets}))
+    if arguments["per_cost"] is None:
+        arguments["per_cost"] = by_cost(importance) and arguments["normalise"] != "standard"
+    if arguments["normalise"] is None:
+        arguments["normalise"] = normalisation(importance)
+    return importance
 
 
 def compete(arguments: Mapping[str, Any]) -> bool:

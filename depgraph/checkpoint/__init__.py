@@ -6,6 +6,6 @@ writing.py   files written as a stream, in a folder that gets its name at the en
 pruning.py   the one call
 """
 
-from .pruning import CheckpointResult, Forecast, prune
+from .pruning import CheckpointResult, Forecast, prune, shell
 
-__all__ = ["CheckpointResult", "Forecast", "prune"]
+__all__ = ["CheckpointResult", "Forecast", "prune", "shell"]

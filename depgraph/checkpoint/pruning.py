@@ -28,10 +28,10 @@ from ..base.version import __version__
 from ..base.weights import Weights
 from ..grouping.graph import DependencyGraph
 from ..grouping.naming import Name, given_names
-from ..importance import Importance, normalisation
+from ..importance import Importance
 from ..integrations import PRETRAINED_FILES
 from ..plan.plan import Cut, Plan
-from ..prune import Constraint, analyzed, planned, stated_constraints
+from ..prune import Constraint, analyzed, by_rule, planned, stated_constraints
 from ..report import Report
 from ..search import Settled
 from ..select import Request, Scope
@@ -121,8 +121,8 @@ def prune(
     factory: Callable[[], nn.Module] | str | None = None, memory: int | str = "6GB", verify: str | bool = "values",
     pruning_ratio: float | Mapping[str, float] | None = None, max_params: float | str | None = None,
     max_macs: float | str | None = None, max_bytes: float | str | None = None, max_memory: float | str | None = None,
-    max_latency: float | str | None = None, importance: str | Importance = "l1", scope: str | Sequence[Scope] | None = None,
-    max_ratio: float | None = None, normalise: str | None = None, per_cost: bool = False, ignore: Name | Sequence[Name] = (),
+    max_latency: float | str | None = None, importance: str | Importance = "auto", scope: str | Sequence[Scope] | None = None,
+    max_ratio: float | None = None, normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (),
     round_to: int = 1, uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None, progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
     threshold: float | None = None, dry_run: bool = False, **further_budgets: float | str | None,
@@ -181,7 +181,7 @@ def prune(
         StoreError: a file can't be read or written; what was written is kept, and the same call continues.
     """
     arguments = dict(locals())
-    arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
+    asked, importance = importance, by_rule(arguments, further_budgets, False)
     if max_latency is not None:
         raise InputError("max_latency needs a model that runs on this machine: use max_macs or max_params")
     request = Request.of(arguments, further_budgets)
@@ -210,13 +210,28 @@ def prune(
         with bytes_bar("reading weights", original.checkpoint.bytes, progress) as weights.seen:
             try:
                 found = planned(
-                    graph, example_inputs, request, importance, None, proof if verify else False, notes
+                    graph, example_inputs, request, importance, None, proof if verify else False, notes, asked
                 )
             finally:
                 weights.memory.save()
         return _written(original, weights, found, example_inputs, target, verify, notes, progress)
     finally:
         original.checkpoint.close()
+
+
+def shell(folder: str | os.PathLike[str], factory: Callable[[], nn.Module] | str | None = None) -> nn.Module:
+    """The model of a checkpoint without memory for its parameters, which are on the meta device; buffers have their values.
+
+    Args:
+        folder: as for `prune`.
+        factory: likewise.
+
+    Raises:
+        InputError: as for `prune`.
+    """
+    original = Original.of(a_path("folder", folder), factory)
+    original.checkpoint.close()
+    return original.model
 
 
 def byte_amount(name: str, given: Any) -> int:
@@ -248,7 +263,7 @@ class Original:
         checkpoint: the files.
         model: without memory for its parameters.
         laid: how its tensors lie in the files.
-        further: stored tensors that the model does not have.
+        further: stored tensors that the model does not have, and what they would be called in it.
         passed: further ones, which its class passes over when it loads: they are not copied.
         make: builds the model again.
         files: the integration that knows such folders; None with a factory.
@@ -257,7 +272,7 @@ class Original:
     checkpoint: Checkpoint
     model: nn.Module
     laid: dict[str, Laid]
-    further: list[str]
+    further: dict[str, str]
     passed: list[str]
     make: Callable[[], nn.Module]
     files: Any = None
@@ -281,6 +296,7 @@ class Original:
             make = files.maker(folder)
             model = shell_of(make, f"{folder / 'config.json'}")
             laid, further, passed = files.laid(model, checkpoint)
+            files.give_computed(model, laid)
             found = cls(checkpoint, model, laid, further, passed, make, files)
         check_laid(found.model, found.laid, checkpoint)
         weights = found.weights()
@@ -307,6 +323,8 @@ def _analyzed(
                 f"{needed / 1e9:.2f} GB)"
             ) from error
     model = shell_of(original.make)
+    if original.files is not None:
+        original.files.give_computed(model, original.laid)
     tensors = named_tensors(model)[0]
     values = {
         n: nn.Parameter(weights.whole(n).to(t.dtype, copy=True), t.requires_grad)
@@ -474,7 +492,7 @@ def _layout(original: Original, weights: FromFiles, plan: Plan, small: nn.Module
                 wrong = [f"the names and layout on disk can't express what is left of {error}"]
     if original.further:
         raise InputError(
-            f"the files have tensors that the model lacks ({', '.join(original.further[:5])}), and what is written can't keep them\n"
+            f"the files have tensors that the model lacks ({', '.join(list(original.further)[:5])}), and what is written can't keep them\n"
             "  fix: give a factory whose model has them, or take them out of the checkpoint"
         )
     return Layout(*_as_model(original, weights, plan, small), wrong, False, notes)
@@ -486,13 +504,13 @@ def _check_further(original: Original, plan: Plan) -> None:
     touched = {n.rpartition(".")[0] for n in plan.cuts} | {r.path for r in plan.repairs}
     touched |= {r.path for r in plan.rewrites}
     bad = []
-    for name in original.further:
-        owner = name.rpartition(".")[0]
+    for name, called in original.further.items():
+        owner = called.rpartition(".")[0]
         while owner and owner not in paths:
             owner = owner.rpartition(".")[0]
         inside = f"{owner}." if owner else ""
         if any(path == owner or path.startswith(inside) for path in touched):
-            bad.append(f"{name!r}, as something in {owner or 'the model'!r} is cut")
+            bad.append(f"{name!r}, as something in {repr(owner) if owner else 'the model'} is cut")
     if bad:
         raise InputError(
             listed("the files have tensors that the model lacks, which may depend on what is cut:", bad)

@@ -74,7 +74,7 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
 
 
-def laid_by_name(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str]]:
+def laid_by_name(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str, str]]:
     """The model's tensors as they lie in a checkpoint that has the names of its ``state_dict``; what else is in there."""
     ties = named_tensors(model)[1]
     laid: dict[str, Laid] = {}
@@ -82,7 +82,7 @@ def laid_by_name(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, La
     for name, one in checkpoint.stored.items():
         if name in known:
             laid.setdefault(ties.get(name, name), Laid.stored(name, one.shape, one.dtype))
-    return laid, [name for name in checkpoint.stored if name not in known]
+    return laid, {name: name for name in checkpoint.stored if name not in known}
 
 
 def check_laid(model: nn.Module, laid: Mapping[str, Laid], checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import checkpoint
 from ..base.errors import InputError, VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
@@ -110,6 +111,10 @@ def _budgets(options: argparse.Namespace) -> dict[str, Any]:
 
 def prune(options: argparse.Namespace) -> int:
     """Make a model smaller; save it where a folder is given."""
+    if options.checkpoint is not None:
+        return _prune_checkpoint(options)
+    if options.model is None or options.dry_run:
+        raise InputError("give a model, or --checkpoint FOLDER (and --dry-run with that alone)")
     model = model_of(options.model)
     result = prune_model(
         model,
@@ -132,6 +137,44 @@ def prune(options: argparse.Namespace) -> int:
         options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), *lines
     )
     return DONE
+
+
+def _prune_checkpoint(options: argparse.Namespace) -> int:
+    """From file to file."""
+    if options.out is None and not options.dry_run:
+        raise InputError("give --out FOLDER, where the smaller checkpoint is written")
+    request = _request(options)
+    refused = [f"--{n}" for n in ("calibration", "loss", "recover", "latency") if request.pop(n)]
+    refused += [f"--{n}" for n in ("html", "pretrained") if getattr(options, n)]
+    if refused:
+        raise InputError(f"--checkpoint does not take {', '.join(refused)}: it looks at weights alone")
+    factory = None if options.model is None else function(options.model, "the model")
+    request["verify"] = options.proof if request["verify"] else False
+    shell = None if options.input else checkpoint.shell(options.checkpoint, factory)
+    found = checkpoint.prune(
+        options.checkpoint, inputs_of(options.input, shell), out=options.out or f"{options.checkpoint}-smaller",
+        factory=factory, memory=amount(options.memory), pruning_ratio=options.ratio, dry_run=options.dry_run,
+        **_budgets(options), **request,
+    )  # fmt: skip
+    if isinstance(found, checkpoint.Forecast):
+        _say(options, found.to_dict(), str(found))
+        return DONE
+    data = {
+        **found.report.to_dict(),
+        "out": str(found.folder),
+        "not_stock": found.differences,
+        "load": found.load,
+    }
+    lines = [f"saved in {found.folder}; {found.load} loads it"]
+    if found.differences:
+        lines.append(f"stock from_pretrained would not load it: {'; '.join(found.differences[:3])}")
+    _say(options, data, str(found.report), *lines)
+    return DONE
+
+
+def amount(text: str) -> int | str:
+    """``6GB``, or a number of bytes."""
+    return int(text) if text.isdigit() else text
 
 
 def elastic(options: argparse.Namespace) -> int:

@@ -90,8 +90,13 @@ def _prune(add: Add) -> None:
         add, "prune", commands.prune, "make a model smaller and save it",
         "depgraph prune mypackage.models:make_net --input 1x3x224x224 --max-macs 0.5 --out smaller",
         "depgraph prune ./folder --input 'input_ids=1x16:int64<30000' --uniform --max-params 0.8 --pretrained --out smaller",
-        model=MODEL,
+        "depgraph prune --checkpoint ./folder --input 'input_ids=1x16:int64<30000' --max-params 0.7 --memory 6GB --out smaller",
     )  # fmt: skip
+    made.add_argument(
+        "model",
+        nargs="?",
+        help=MODEL + "; with --checkpoint what builds the model, where the folder does not say it",
+    )
     budget = made.add_argument_group("how much", "without any: half of each prunable dim")
     budget.add_argument(
         "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
@@ -105,6 +110,25 @@ def _prune(add: Add) -> None:
         help="save for from_pretrained (with --uniform, where a config can express the result)",
     )
     made.add_argument("--html", metavar="FILE", help="also write a page to explore in a browser")
+    files = made.add_argument_group("larger than memory")
+    files.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="a folder of safetensors files, which is pruned from file to file",
+    )
+    files.add_argument(
+        "--memory",
+        default="6GB",
+        metavar="N",
+        help="bytes that may be resident at most (default: %(default)s)",
+    )
+    files.add_argument(
+        "--proof", choices=("values", "structure"), default="values",
+        help="compare on the values in the files, too, or on drawn ones alone (default: %(default)s)",
+    )  # fmt: skip
+    files.add_argument(
+        "--dry-run", action="store_true", help="say sizes, time and memory; read no values, write nothing"
+    )
 
 
 def _fuse(add: Add) -> None:

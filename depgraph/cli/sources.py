@@ -71,7 +71,7 @@ def pretrained() -> Any:
     return importlib.import_module(PRETRAINED)
 
 
-def inputs_of(texts: list[str] | None, model: nn.Module) -> Any:
+def inputs_of(texts: list[str] | None, model: nn.Module | None) -> Any:
     """Example inputs from their descriptions, or from the model itself where there are none.
 
     Each of `texts` is ``1x3x224x224``, ``name=1x16:int64<1000`` (a keyword argument of whole numbers below 1000; below 2

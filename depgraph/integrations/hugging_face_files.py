@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.errors import InputError, StoreError, listed
+from ..base.switches import same_random_state
 from ..store.files import Checkpoint
 from ..store.layout import Laid, NotMoved
 from ..tracing.tensors import named_tensors
@@ -49,14 +52,12 @@ def maker(folder: Path) -> Callable[[], nn.Module]:
     return lambda: kind._from_config(copy.deepcopy(config))
 
 
-def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str], list[str]]:
-    """The model's tensors as they lie in the files; stored tensors that it lacks; those of them that its class passes over.
+def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str, str], list[str]]:
+    """The model's tensors as they lie in the files; what else is stored, with a name as in the model; what its class passes over.
 
     Raises:
         InputError: a conversion that does more than move entries, by name.
     """
-    import re  # noqa: PLC0415
-
     from transformers import core_model_loading as loading  # noqa: PLC0415  only who uses it needs it
     from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
 
@@ -67,13 +68,14 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str]
     state = dict.fromkeys(model.state_dict(), True)
     prefix = model.base_model_prefix
     ways: dict[str, Any] = {}
-    further: list[str] = []
+    further: dict[str, str] = {}
     for name, one in sorted(checkpoint.stored.items(), key=lambda pair: loading.dot_natural_key(pair[0])):
         new, pattern = loading.rename_source_key(name, renamings, converters, prefix, state)
         if new not in state and name in state:
             new, pattern = loading.rename_source_key(name, [], [], prefix, state)
         if new not in state:
-            further.append(name)
+            inside = f"{prefix}."
+            further[name] = new.removeprefix(inside) if not hasattr(model, prefix) else new
             continue
         if pattern is not None:
             way = ways.setdefault(new, copy.deepcopy(by_pattern[pattern]))
@@ -101,7 +103,29 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], list[str]
         )
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     passed = [name for name in further if any(p.search(name) for p in ignored)]
-    return found, [name for name in further if name not in passed], passed
+    return found, {n: new for n, new in further.items() if n not in passed}, passed
+
+
+def give_computed(model: Any, stored: Collection[str]) -> None:
+    """Parameters that no file has, as their class says, get the values that it computes for them: tables of positions."""
+    patterns = [
+        re.compile(p)
+        for table in ("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing")
+        for p in getattr(model, table, None) or ()
+    ]
+    for name, parameter in named_tensors(model)[0].items():
+        if name in stored or not parameter.is_meta or not any(p.search(name) for p in patterns):
+            continue
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        made = nn.Parameter(torch.full(parameter.shape, float("nan")), parameter.requires_grad)
+        module._parameters[last] = made
+        try:
+            with torch.no_grad(), same_random_state():
+                model._init_weights(module)
+        finally:
+            if not bool(torch.isfinite(module._parameters[last]).all()):
+                module._parameters[last] = parameter
 
 
 def describe(small: Any, folder: Path, shell: Callable[[Callable[[], Any]], nn.Module]) -> list[str]:
@@ -112,7 +136,9 @@ def describe(small: Any, folder: Path, shell: Callable[[Callable[[], Any]], nn.M
     wrong: list[str] = []
     try:
         copy.deepcopy(small.config).save_pretrained(folder)
-        wrong += differences(shell(maker(folder)), small)
+        again = shell(maker(folder))
+        give_computed(again, [n for n, t in named_tensors(small)[0].items() if t.is_meta])
+        wrong += differences(again, small)
     except Exception as error:  # noqa: BLE001  whatever it raises: it does not load
         wrong.append(f"it does not load: {' '.join(str(error).split())[:200]}")
     if wrong:

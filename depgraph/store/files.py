@@ -208,11 +208,13 @@ def _files_of(folder: Path) -> tuple[list[str], tuple[str, dict[str, Any]] | Non
             return [], None, [f"{indices[0]} is damaged: {type(error).__name__}: {error}"]
         if not plain:
             return [], None, [f"{indices[0]} names files that are not in the folder"]
-        return files, (indices[0], index), []
-    shards = [m for n in files if (m := SHARD.fullmatch(n))]
-    if len(shards) == len(files):
-        count = int(shards[0]["count"])
-        missing = set(range(1, count + 1)) - {int(m["number"]) for m in shards}
+        stem = indices[0].removesuffix(INDEX)
+        shards = [n for n in there if (m := SHARD.fullmatch(n)) and m["stem"] == stem and n not in files]
+        return files, (indices[0], index), [f"{n} is not in {indices[0]}" for n in shards]
+    numbered = [m for n in files if (m := SHARD.fullmatch(n))]
+    if len(numbered) == len(files):
+        count = int(numbered[0]["count"])
+        missing = set(range(1, count + 1)) - {int(m["number"]) for m in numbered}
         return files, None, [f"file {i} of {count} is missing" for i in sorted(missing)]
     if len(files) > 1:
         files = [n for n in files if n == PREFERRED + ".safetensors"] or files

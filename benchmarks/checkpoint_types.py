@@ -1,0 +1,88 @@
+"""Every tiny model of transformers pruned from file to file and in memory: `python -m benchmarks.checkpoint_types`.
+
+With names (`bert t5`) only these, with `--every 20` every twentieth. A type is right where plan and all tensors are the same as
+in memory, after the folder was loaded as its result says; a refusal is listed with its reason, and so is what differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import depgraph
+from benchmarks.models import transformers as tiny
+from depgraph.base.errors import DepgraphError
+
+TITLES = ("right", "refused", "not savable", "different", "failed")
+
+
+def compared(row: tiny.Tiny, scratch: Path, **options: Any) -> tuple[str, str]:
+    """One of `TITLES`, and why."""
+    from depgraph.integrations import hugging_face
+
+    source, out = scratch / "source", scratch / "out"
+    inputs = tiny.inputs(row.inputs)
+    try:
+        torch.manual_seed(0)
+        tiny.build(row.type, row.model).save_pretrained(source)
+        model = hugging_face.from_folder(source)
+        wanted = depgraph.prune(model, inputs, verify=False, **options)
+    except Exception as error:
+        return "not savable", brief(error)
+    try:
+        found = depgraph.checkpoint.prune(source, inputs, out=out, verify=False, memory="20GB", **options)
+    except DepgraphError as error:
+        return "refused", brief(error)
+    except Exception as error:
+        return "failed", brief(error)
+    if found.plan.to_json() != wanted.plan.to_json():
+        return "different", "other plan"
+    kind: Any = type(model)
+    small = kind.from_pretrained(out) if not found.differences else hugging_face.load_pretrained(kind, out)
+    got, expected = small.state_dict(), wanted.model.state_dict()
+    names = [
+        n
+        for n in {**got, **expected}
+        if n not in got or n not in expected or not torch.equal(got[n], expected[n])
+    ]
+    return ("different", f"tensors {names[:3]}") if names else ("right", "")
+
+
+def brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--uniform", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows = [r for r in tiny.load() if r.model and (not arguments.types or r.type in arguments.types)]
+    counts: Counter[str] = Counter()
+    for row in rows[:: arguments.every]:
+        scratch = Path(tempfile.mkdtemp())
+        try:
+            status, why = compared(row, scratch, pruning_ratio=0.5, uniform=arguments.uniform)
+        except Exception as error:
+            status, why = "failed", brief(error)
+        finally:
+            shutil.rmtree(scratch)
+        counts[status] += 1
+        print(f"{row.type}: {status} {why}", flush=True)
+    print(", ".join(f"{counts[t]} {t}" for t in TITLES))
+    return int(bool(counts["different"] or counts["failed"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
