@@ -124,7 +124,8 @@ class Cascade:
                     output if len(left) == len(answered) else _merged(result, output, left, len(answered))
                 )
                 answered[left] = size
-            left = left[scores.softmax(-1).amax(-1) < self.threshold]
+            if size != self.sizes[-1]:
+                left = left[scores.softmax(-1).amax(-1) < self.threshold]
             if not len(left):
                 break
         return result, answered
@@ -155,7 +156,7 @@ def fitted(
         raise InputError("calibration has one batch: give at least two, of which the last half is held out")
     if auto:
         sure, right = _answers(elastic, rising, batches[: len(batches) // 2])
-        costs = elastic.latencies()
+        costs = elastic.latencies(batches[0].kwargs or batches[0].args)
         made.sizes, made.threshold = _cheapest(rising, [costs[s] for s in rising], sure, right, drop)
     made.measured = measured(made, batches[len(batches) // 2 :], confidence)
     return made
