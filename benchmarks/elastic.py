@@ -7,7 +7,7 @@
 * **Storage**: bytes of the one folder, and of separate ones. Bytes that loading a size reads, as the system counts them.
 * **Switching**: seconds from a call of `switch` until it returns, and what a call of a size costs beyond that of the plain
   module, for a ResNet.
-* **Assistant** (`--assistant`): SmolLM2 with its own half as assistant: tokens beside its own greedy ones, and seconds.
+* **Assistant** (`--assistant`, alone): SmolLM2 with its own half as assistant: tokens beside its own greedy ones, and seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import benchmarks.suites  # noqa: F401  # makes torchvision importable
 import depgraph
-from benchmarks.real import digits, fashion
+from benchmarks.real import digits, fashion, nets
 from depgraph.costs.latency import latencies
 from depgraph.data.calibration import Calibration
 from depgraph.recover.changes import Changes
@@ -84,7 +84,7 @@ def separate(dense: nn.Module, example: Tensor, size: float, data: Batches, rate
     return small
 
 
-def accuracies(case: str, seed: int, steps: int, images: int | None) -> dict[str, Any]:
+def accuracies(case: str, seed: int, steps: int, images: int | None, epochs: int | None) -> dict[str, Any]:
     """Rows of one seed."""
     if case == "digits":
         dense, training, test, rate, mirror = (
@@ -98,8 +98,18 @@ def accuracies(case: str, seed: int, steps: int, images: int | None) -> dict[str
     else:
         everything, test = fashion.load()
         training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
-        training = training if images is None else training.sample(images, 0)
-        dense, rate, mirror = fashion.trained(case), 0.02, True
+        if images is not None:
+            training, held_out, test = (
+                training.sample(images, 0),
+                held_out.sample(images // 5, 0),
+                test.part(0, images // 5),
+            )
+        if epochs is None:
+            dense = fashion.trained(case)
+        else:
+            dense = nets.build(case, seed)
+            fashion.train(dense, training, epochs, rate=0.1, seed=seed, log=case)
+        rate, mirror = 0.02, True
         example = torch.zeros(1, 1, 28, 28)
     dense = dense.eval()
     data = batches_of(training, steps, seed, mirror)
@@ -197,8 +207,8 @@ def assistant(tokens: int) -> dict[str, Any]:
     from benchmarks.real import news
     from depgraph.integrations import hugging_face
 
-    model: Any = news.smollm()
-    ids = news.windows()[0][:, :64]
+    model: Any = news.smollm().language_model
+    ids = news.windows()[0][:1, :64]
     elastic = depgraph.Elastic(
         model, {"input_ids": ids[:, :16]}, sizes=(1, 0.5), cost="params", granularity="fine"
     )
@@ -223,7 +233,10 @@ def main() -> None:
     parser.add_argument("--case", choices=["digits", "resnet20", "mobilenet"], action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--images", type=int, help="train on so many images")
+    parser.add_argument("--images", type=int, help="train on so many images, and evaluate on a fifth as many")
+    parser.add_argument(
+        "--epochs", type=int, help="of the dense net; by default that of benchmarks.quality is used"
+    )
     parser.add_argument("--no-resnet", action="store_true")
     parser.add_argument("--assistant", action="store_true")
     options = parser.parse_args()
@@ -234,10 +247,10 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = options.case or (["digits"] if options.small else ["resnet20", "mobilenet"])
     seeds, steps = (1, 150) if options.small else (options.seeds, options.steps)
-    for case in cases:
+    for case in cases if not options.assistant else ():
         for seed in range(seeds):
-            say(accuracies(case, seed, steps, options.images))
-    if not options.no_resnet:
+            say(accuracies(case, seed, steps, options.images, options.epochs))
+    if not (options.no_resnet or options.assistant):
         import torchvision
 
         make = torchvision.models.resnet18 if options.small else torchvision.models.resnet50
