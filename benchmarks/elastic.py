@@ -132,7 +132,7 @@ def cascaded(elastic: depgraph.Elastic, held_out: fashion.Images, test: fashion.
     """The cascade on the test images, with a batch of one and with batches of 100."""
     cascade = elastic.cascade(threshold="auto", calibration=held_out.batches(50), drop=0.005)
     whole = elastic.at(1)
-    row: dict[str, Any] = {"cascade sizes": cascade.sizes, "cascade bound": cascade.measured.bound}  # type: ignore[union-attr]
+    row: dict[str, Any] = {"cascade sizes": cascade.sizes, "cascade bound": cascade.report.bound}  # type: ignore[union-attr]
     answers = torch.cat([cascade(x).argmax(1) for x, _ in test.batches(100)])
     row["cascade"] = float((answers == test.labels).float().mean())
     for size, count in ((1, 300), (100, len(test))):

@@ -163,7 +163,8 @@ def test_several_sizes_on_one_set_of_weights(capsys: pytest.CaptureFixture[str],
     found = data(capsys, "elastic", "mine:net", "-i", "2x5", "--sizes", "1,0.5", "--cost", "params", "-o", "wide",
                  "--score", "mine:score", "--plot", "wide.png")  # fmt: skip
     assert [row["value"] for row in found["rows"]] == [0.5]
-    assert found["verified"] == {"0.5": "equal"}
+    assert found["verified"] == {"1": "equal", "0.5": "equal"}
+    assert data(capsys, "show", "wide")["sizes"] == [1.0, 0.5]
     assert (own / "wide.png").stat().st_size > 1000
     small = depgraph.load(mine.net, "wide", size=0.5)
     assert sum(p.numel() for p in small.parameters()) == found["rows"][0]["params"]

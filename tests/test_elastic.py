@@ -111,7 +111,7 @@ def test_plans_nest_whatever_the_scores_and_the_way_of_choosing() -> None:
         {"max_macs": 0.3, "round_to": 4},
     ):
         plan = depgraph.prune(
-            model, X, graph=graph, within=larger, importance=random_importance(2), **how
+            model, X, graph=graph, within=larger, importance=random_importance(2), verify=False, **how
         ).plan
         assert all((plan.mask(n) <= larger.mask(n)).all() for n in plan.shapes)
 
@@ -454,7 +454,7 @@ def test_each_row_of_a_cascade_is_what_the_size_that_answered_gives() -> None:
 def test_a_cascade_says_what_it_costs_and_loses() -> None:
     elastic = trained()
     cascade = elastic.cascade(threshold="auto", calibration=batches(8), drop=0.02)
-    found = cascade.measured
+    found = cascade.report
     assert found is not None
     assert found.rows == 64
     assert abs(sum(found.shares.values()) - 1) < 1e-6
@@ -462,7 +462,7 @@ def test_a_cascade_says_what_it_costs_and_loses() -> None:
     assert found.seconds > 0
     assert f"{found.bound:.2%}" in str(found)
     unlabelled = elastic.cascade(threshold="auto", calibration=[x for x, _ in batches(8)], drop=0.0)
-    assert unlabelled.measured is not None
+    assert unlabelled.report is not None
     with pytest.raises(depgraph.InputError, match="at least two"):
         elastic.cascade(calibration=batches(1))
 
@@ -655,3 +655,33 @@ def test_the_report_has_a_row_for_each_size() -> None:
     scored = elastic.measured(lambda m: m(X).sum().item(), latency=False)
     assert scored.rows[1].score == elastic.extract(0.25)(X).sum().item()
     depgraph.pictures.trade_off({"elastic": scored, "also": scored})
+
+
+@pytest.mark.slow
+def test_shares_of_latency() -> None:
+    model = fresh(
+        lambda: nn.Sequential(
+            nn.Linear(16, 700), nn.ReLU(), nn.Linear(700, 700), nn.ReLU(), nn.Linear(700, 3)
+        )
+    ).float()
+    x = torch.randn(64, 16)
+    elastic = made(model, x, sizes=[1, 0.6], cost="latency")
+    assert depgraph.count_macs(elastic.at(0.6), x) < 0.9 * depgraph.count_macs(model, x)
+    assert elastic.proofs[0.6].status == "equal"
+
+
+def test_models_without_logits_or_values_are_refused() -> None:
+    model = fresh(lambda: nn.Sequential(nn.Linear(5, 22), nn.ReLU(), nn.Linear(22, 1))).float()
+    x = torch.randn(4, 5)
+    elastic = made(model, x)
+    with pytest.raises(depgraph.InputError, match="no logits over the last dim"):
+        elastic.sandwich((x, x[:, :1]), F.mse_loss)
+    assert torch.isfinite(elastic.sandwich((x, x[:, :1]), F.mse_loss, alpha=0.0))
+    with pytest.raises(depgraph.InputError, match="meta device"):
+        depgraph.Elastic(copy.deepcopy(model).to("meta"), x)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    with pytest.raises(depgraph.InputError, match="NaN"):
+        depgraph.Elastic(model, x)
+    with pytest.raises(depgraph.TraceError):
+        made(model, torch.randn(4, 7))

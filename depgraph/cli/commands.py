@@ -207,18 +207,18 @@ def show(options: argparse.Namespace) -> int:
     plan = reduce(Plan.then, document.plans)
     before, after = (
         sum(prod(s) for s in plan.shapes.values()),
-        sum(prod(e.shape) for e in document.tensors.values()),
+        sum(prod(e.shape) for e in document.whole().tensors.values()),
     )
     data: dict[str, Any] = {
         "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
-        "rewritten literals": len(plan.rewrites),
+        "rewritten literals": len(plan.rewrites), "sizes": [1.0, *(s.size for s in document.sizes)],
         "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
     facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
     facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
-    facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
+    facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals", "sizes")]
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 

@@ -55,8 +55,8 @@ def checked_options(cost: Any, options: Mapping[str, Any]) -> None:
 
 def in_order(
     model: nn.Module, graph: DependencyGraph, scores: Mapping[str, Scores], example_inputs: Any
-) -> dict[str, Indices]:
-    """Group name -> the order in which its units stand by falling score, where the model computes the same so.
+) -> tuple[dict[str, Indices], Verification]:
+    """Group name -> the order in which its units stand by falling score, where the model computes the same so; the proof.
 
     An op that looks at the order of units (a running sum, say) shows in the proof: such groups stay as they are.
     """
@@ -66,23 +66,27 @@ def in_order(
         if group.axis not in graph.in_order and not np.array_equal(order, np.arange(group.units)):
             orders[group.name] = order
 
-    def fine(names: Sequence[str]) -> bool:
+    def proof(names: Sequence[str]) -> Verification | None:
         plan = build_plan(graph, {}, order={n: orders[n] for n in names})
         try:
-            return verify(model, apply(model, plan), plan, example_inputs).status == "equal"
+            found = verify(model, apply(model, plan), plan, example_inputs)
         except VerificationError:
-            return False
+            return None
+        return found if found.status == "equal" else None
 
-    def proved(names: Sequence[str]) -> list[str]:
-        if not names or fine(names):
-            return list(names)
-        if len(names) == 1:
-            return []
-        half = len(names) // 2
-        found = [*proved(names[:half]), *proved(names[half:])]
-        return found if len(found) < len(names) and fine(found) else []
+    def proved(names: list[str]) -> tuple[list[str], Verification]:
+        found = proof(names) if names else None
+        if found is not None:
+            return names, found
+        if len(names) > 1:
+            half = len(names) // 2
+            fine = [*proved(names[:half])[0], *proved(names[half:])[0]]
+            if len(fine) < len(names) and fine and (found := proof(fine)) is not None:
+                return fine, found
+        return [], Verification("equal", detail="every unit stands where it stood")
 
-    return {n: orders[n] for n in proved(list(orders))}
+    names, found = proved(list(orders))
+    return {n: orders[n] for n in names}, found
 
 
 def falling(scores: Scores) -> Scores:
@@ -104,6 +108,7 @@ class Nested:
         scores: group name -> [units].
         cost: what sizes are shares of, a key of `COSTS`.
         options: those of `choose`.
+        order: what was proved of the order of the units.
         plans: size -> its plan; that of 1 cuts nothing.
         proofs: size -> what was proved of it.
         notes: what had to stay whole, and why.
@@ -114,6 +119,7 @@ class Nested:
     scores: Mapping[str, Scores]
     cost: str
     options: Mapping[str, Any]
+    order: Verification
     plans: dict[float, Plan] = field(default_factory=dict)
     proofs: dict[float, Verification] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -136,7 +142,7 @@ class Nested:
     def _find(self, sizes: Sequence[float]) -> None:
         again = True
         while again:  # what does not verify stays whole in all sizes
-            again, self.proofs = False, {}
+            again, self.proofs = False, {1.0: self.order}
             self.plans = {1.0: build_plan(self.graph, {})}
             for size in sizes[1:]:
                 before = self.graph
