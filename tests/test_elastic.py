@@ -70,16 +70,7 @@ def check_sizes(elastic: depgraph.Elastic, original: nn.Module, inputs: tuple) -
         assert_equal_to_masked(original, SimpleNamespace(model=small, plan=elastic.plan(size)), inputs, 1e-9)
 
 
-SOME = (
-    "ResidualProjection",
-    "NestedCat",
-    "ShuffleGroups",
-    "RopeHalves",
-    "GroupedConvolution",
-    "LstmLayer",
-    "TiedEmbedding",
-    "LookedUpExperts",
-)
+SOME = ("NestedCat", "GroupedConvolution", "LstmLayer")
 
 
 # ------------------------------------------------------------------------------------------------ plans that nest
@@ -297,6 +288,7 @@ def test_weights_that_can_be_no_views_are_never_stale() -> None:
         assert same_outputs(elastic.at(0.6), elastic.extract(0.6), inputs)
 
 
+@pytest.mark.slow
 def test_copies_are_independent() -> None:
     elastic = made()
     elastic.at(0.5)(X)
@@ -311,6 +303,7 @@ def test_copies_are_independent() -> None:
     assert not torch.equal(other.at(0.5)(X), wanted)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_pruned_before(tmp_path: Path) -> None:
     first = depgraph.prune(net(), X, pruning_ratio=0.2)
     elastic = made(first.model)
@@ -379,6 +372,7 @@ def test_calls_run_the_size_that_is_switched_to() -> None:
         assert torch.equal(elastic(X), elastic.extract(size)(X))
 
 
+@pytest.mark.slow
 def test_switching_is_safe_between_threads() -> None:
     elastic = made().eval()
     wanted = {size: elastic.extract(size)(X) for size in elastic.sizes}
@@ -451,6 +445,7 @@ def test_each_row_of_a_cascade_is_what_the_size_that_answered_gives() -> None:
         assert (len(answered.unique()) > 1) == (threshold == middle)
 
 
+@pytest.mark.slow
 def test_a_cascade_says_what_it_costs_and_loses() -> None:
     elastic = trained()
     cascade = elastic.cascade(threshold="auto", calibration=batches(8), drop=0.02)
@@ -499,7 +494,7 @@ def test_a_saved_model_has_all_sizes_in_one_file(tmp_path: Path) -> None:
         again.at(0.4)
 
 
-@pytest.mark.parametrize("name", ["GroupedConvolution", "LstmLayer", "NestedCat", "RopeComplex"])
+@pytest.mark.parametrize("name", ["GroupedConvolution", "NestedCat"])
 def test_every_kind_of_cut_is_read_in_part(name: str, tmp_path: Path) -> None:
     entry = ZOO[name]
     inputs = entry.example()
