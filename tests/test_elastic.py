@@ -503,6 +503,15 @@ def test_every_kind_of_cut_is_read_in_part(name: str, tmp_path: Path) -> None:
     assert same_outputs(depgraph.load(entry.model, tmp_path / "f", size=0.6), elastic.extract(0.6), inputs)
 
 
+def test_a_part_lies_in_memory_as_the_whole_does(tmp_path: Path) -> None:
+    elastic = made().to(memory_format=torch.channels_last)
+    folder = depgraph.save(elastic, tmp_path / "f")
+    small = depgraph.load(net, folder, size=0.5)
+    assert small[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not small[3].weight.is_contiguous()
+    assert torch.equal(small(X), elastic.extract(0.5)(X))
+
+
 def test_a_size_reads_its_own_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elastic = made()
     depgraph.save(elastic, tmp_path / "f")
