@@ -66,26 +66,30 @@ def in_order(
         if group.axis not in graph.in_order and not np.array_equal(order, np.arange(group.units)):
             orders[group.name] = order
 
-    def proof(names: Sequence[str]) -> Verification | None:
+    unmoved = Verification("equal", detail="every unit stands where it stood")
+
+    def proof(names: list[str]) -> Verification | None:
+        """What is proved with these groups in order; None where the model computes something else so."""
+        if not names:
+            return unmoved
         plan = build_plan(graph, {}, order={n: orders[n] for n in names})
         try:
-            found = verify(model, apply(model, plan), plan, example_inputs)
+            return verify(model, apply(model, plan), plan, example_inputs)
         except VerificationError:
             return None
-        return found if found.status == "equal" else None
 
-    def proved(names: list[str]) -> tuple[list[str], Verification]:
-        found = proof(names) if names else None
-        if found is not None:
-            return names, found
-        if len(names) > 1:
-            half = len(names) // 2
-            fine = [*proved(names[:half])[0], *proved(names[half:])[0]]
-            if len(fine) < len(names) and fine and (found := proof(fine)) is not None:
-                return fine, found
-        return [], Verification("equal", detail="every unit stands where it stood")
+    def fine(names: list[str]) -> list[str]:
+        """Those of `names` that can be in order, found by halves."""
+        if proof(names) is not None:
+            return names
+        half = len(names) // 2
+        found = [*fine(names[:half]), *fine(names[half:])] if half else []
+        return found if proof(found) is not None else []
 
-    names, found = proved(list(orders))
+    names = fine(list(orders))
+    found = proof(names)
+    if found is None or found.status != "equal":  # values that can't be compared prove no order
+        return {}, unmoved
     return {n: orders[n] for n in names}, found
 
 
