@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import random_importance
-from oracle import assert_equal_to_masked
+from oracle import assert_equal_to_masked, assert_untouched, snapshot
 from small_models import fresh
 from torch import Tensor, nn
 from zoo import ZOO
@@ -221,14 +221,14 @@ def test_each_size_is_the_masked_original(name: str) -> None:
 def test_each_size_of_every_network_is_the_masked_original(name: str) -> None:
     entry = ZOO[name]
     model, inputs = entry.model(), entry.example()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
+    before = snapshot(model)
     try:
         elastic = made(model, inputs, sizes=[1, 0.8, 0.6], cost="params")
     except depgraph.InputError as error:
         if "can't be reached" not in str(error):
             raise
         return  # more than that stays whole
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert_untouched(model, before)
     check_sizes(elastic, model, inputs)
 
 
