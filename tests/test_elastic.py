@@ -263,6 +263,19 @@ def test_gradients_of_a_size_land_on_the_kept_entries_of_the_whole() -> None:
             assert not got[~cut.mask()].any()
 
 
+def test_gradients_land_where_weights_are_gathered() -> None:
+    entry = ZOO["NestedCat"]
+    inputs, elastic = entry.example(), made(entry.model(), entry.example(), sizes=[1, 0.6], cost="params")
+    small, cuts = elastic.extract(0.6), elastic.plans[0.6].cuts
+    for model in (elastic.at(0.6), small):
+        sum(t.square().sum() for t in output_leaves(model(*inputs))).backward()
+    assert not all(cut.leads for cut in cuts.values())
+    for name, parameter in small.named_parameters():
+        got, mask = elastic.model.get_parameter(name).grad, elastic.plans[0.6].mask(name)
+        torch.testing.assert_close(got[mask], parameter.grad.flatten())
+        assert not got[~mask].any()
+
+
 def test_a_size_follows_the_weights_wherever_they_go() -> None:
     elastic = made()
     with torch.no_grad():
