@@ -218,6 +218,7 @@ def test_each_size_is_the_masked_original(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, e in ZOO.items() if e.dtype == torch.float64])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_each_size_of_every_network_is_the_masked_original(name: str) -> None:
     entry = ZOO[name]
     model, inputs = entry.model(), entry.example()

@@ -240,8 +240,10 @@ class Elastic(nn.Module):
         Raises:
             InputError: as for `at`.
         """
-        self.at(size)
-        self._size = self._known(size)
+        size = self._known(size)
+        if size not in self._parts:
+            self.at(size)
+        self._size = size
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the size that the module is switched to returns.
