@@ -179,7 +179,7 @@ def tried(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> Casc
                 found.append(time.perf_counter() - start)
             output, answered = cascade.routed(*batch.args, **batch.kwargs)
             wanted = class_scores(whole(*batch.args, **batch.kwargs)).argmax(-1)
-            truth = wanted if batch.target is None else classes_of(batch.target, len(wanted))
+            truth = wanted if batch.target is None else classes_of(batch.target, wanted)
             mine, theirs = class_scores(output).argmax(-1) == truth, wanted == truth
             harm, gain = harm + int((theirs & ~mine).sum()), gain + int((mine & ~theirs).sum())
             sizes.append(answered.cpu())
@@ -202,11 +202,13 @@ def class_scores(output: Any) -> Tensor:
     return scores
 
 
-def classes_of(target: Any, rows: int) -> Tensor:
-    """Targets as classes [rows], or an `InputError`."""
-    if not isinstance(target, Tensor) or target.shape != (rows,) or target.is_floating_point():
-        raise InputError(f"a cascade's targets must be {rows} classes, whole numbers, not {shown(target)}")
-    return target
+def classes_of(target: Any, like: Tensor) -> Tensor:
+    """Targets as classes [rows], on the device of `like`, or an `InputError`."""
+    if not isinstance(target, Tensor) or target.shape != like.shape or target.is_floating_point():
+        raise InputError(
+            f"a cascade's targets must be {len(like)} classes, whole numbers, not {shown(target)}"
+        )
+    return target.to(like.device)
 
 
 def _answers(elastic: Elastic, sizes: Sequence[float], batches: Sequence[Batch]) -> tuple[Any, Bools]:
@@ -221,7 +223,7 @@ def _answers(elastic: Elastic, sizes: Sequence[float], batches: Sequence[Batch])
                     found.append(class_scores(batch.run(part)).softmax(-1).max(-1))
             truth = found[-1].indices
             if batch.target is not None:
-                truth = classes_of(batch.target, len(truth))
+                truth = classes_of(batch.target, truth)
             sure.append(torch.stack([f.values for f in found]))
             right.append(torch.stack([f.indices == truth for f in found]))
     return torch.cat(sure, 1).double().cpu().numpy(), torch.cat(right, 1).cpu().numpy()
