@@ -62,6 +62,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)
+	$(PY) -m benchmarks.elastic $(SMALL)
 	$(PY) -m pytest tests/test_integrations.py
 
 bench: SMALL :=

@@ -83,6 +83,15 @@ def ending(data: list[Any], how: signal.Signals) -> Iterator[Any]:
     yield from data
 
 
+def train_elastic(elastic: depgraph.Elastic, data: list[tuple[Tensor, Tensor]], largest: Any = None) -> None:
+    """Steps of the sandwich rule."""
+    optimizer = torch.optim.SGD(elastic.parameters(), lr=0.1)
+    for batch in data:
+        optimizer.zero_grad()
+        elastic.sandwich(batch, F.cross_entropy, largest=largest).backward()
+        optimizer.step()
+
+
 class Once:
     """An iterable over `ending`."""
 
@@ -120,6 +129,12 @@ def main(case: str, rank: int, folder: Path) -> None:
 
 def work(case: str, rank: int, folder: Path) -> None:
     timeout = TIMEOUT if case.startswith("stopped") else PATIENCE
+    if case == "elastic":
+        elastic = depgraph.Elastic(net(3), torch.zeros(2, 5))
+        whole = nn.parallel.DistributedDataParallel(elastic.model)
+        train_elastic(elastic, batches(rank, 0, STEPS), whole)
+        torch.save(elastic.model.state_dict(), folder / f"{rank}.pt")
+        return
     if case == "shapes":
         distributed.prune(nn.Linear(5, 7 + rank), torch.randn(2, 5), timeout=timeout)
     loop = Loop(nn.parallel.DistributedDataParallel(net(3 + rank)))  # it gives all the weights of process 0

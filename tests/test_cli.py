@@ -207,6 +207,21 @@ def test_sweep_writes_rows_and_a_picture(capsys: pytest.CaptureFixture[str], own
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_several_sizes_on_one_set_of_weights(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    import mine
+
+    found = data(capsys, "elastic", "mine:net", "-i", "2x5", "--sizes", "1,0.5", "--cost", "params", "-o", "wide",
+                 "--score", "mine:score", "--plot", "wide.png")  # fmt: skip
+    assert [row["value"] for row in found["rows"]] == [0.5]
+    assert found["verified"] == {"1": "equal", "0.5": "equal"}
+    assert data(capsys, "show", "wide")["sizes"] == [1.0, 0.5]
+    assert (own / "wide.png").stat().st_size > 1000
+    small = depgraph.load(mine.net, "wide", size=0.5)
+    assert sum(p.numel() for p in small.parameters()) == found["rows"][0]["params"]
+    assert main(["elastic", "mine:net", "-i", "2x5"]) == 0
+    assert "size=0.25" in capsys.readouterr().out
+
+
 def test_a_picture_that_can_not_be_drawn_is_refused_before_the_run(
     capsys: pytest.CaptureFixture[str], own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +294,8 @@ def test_a_time_as_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
         (["prune", "mine:net", "-i", "2x5", "--max-params", "0.01"], "can't be reached"),
         (["prune", "mine:net", "-i", "2x5", "--importance", "best"], "best"),
         (["show", "nowhere"], "nowhere"),
+        (["elastic", "mine:net", "-i", "2x5", "--sizes", "0.5,1"], "fall from 1"),
+        (["elastic", "mine:net", "-i", "2x5", "--plot", "a.png"], "give --score"),
         (["inspect", "mine:net", "-i", "mine:broken"], "no such file"),
         (["prune", "mine:net", "-i", "2x5", "--calibration", "mine:broken"], "no such file"),
     ],

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from distributed_worker import PATIENCE, STEPS, TIMEOUT, Loop, batches, net
+from distributed_worker import PATIENCE, STEPS, TIMEOUT, Loop, batches, net, train_elastic
 
 import depgraph
 from depgraph import distributed
@@ -180,3 +180,19 @@ def test_one_process(tmp_path: Path) -> None:
         assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "nor after an error"
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_sizes_train_in_two_processes_as_in_one(
+    start: Callable[[str], list[Any]], tmp_path: Path
+) -> None:
+    for process in start("elastic"):
+        _, text = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, text
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    pairs = zip(batches(0, 0, STEPS), batches(1, 0, STEPS), strict=True)
+    alone = depgraph.Elastic(net(3), torch.zeros(2, 5))
+    train_elastic(alone, [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in pairs])
+    for name, tensor in alone.model.state_dict().items():
+        assert torch.equal(one[name], two[name]), name
+        torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=1e-6)

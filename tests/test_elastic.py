@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import random_importance
-from oracle import assert_equal_to_masked
+from oracle import assert_equal_to_masked, assert_untouched, snapshot
 from small_models import fresh
 from torch import Tensor, nn
 from zoo import ZOO
@@ -65,21 +65,12 @@ def same_outputs(one: nn.Module, other: nn.Module, inputs: Any) -> bool:
 def check_sizes(elastic: depgraph.Elastic, original: nn.Module, inputs: tuple) -> None:
     """Every size: on shared weights as extracted, bit for bit, and both the masked original."""
     for size in elastic.sizes:
+        assert same_outputs(elastic.at(size), elastic.extract(size), inputs)
         small = elastic.extract(size)
-        assert same_outputs(elastic.at(size), small, inputs)
         assert_equal_to_masked(original, SimpleNamespace(model=small, plan=elastic.plan(size)), inputs, 1e-9)
 
 
-SOME = (
-    "ResidualProjection",
-    "NestedCat",
-    "ShuffleGroups",
-    "RopeHalves",
-    "GroupedConvolution",
-    "LstmLayer",
-    "TiedEmbedding",
-    "LookedUpExperts",
-)
+SOME = ("NestedCat", "GroupedConvolution", "LstmLayer")
 
 
 # ------------------------------------------------------------------------------------------------ plans that nest
@@ -111,7 +102,7 @@ def test_plans_nest_whatever_the_scores_and_the_way_of_choosing() -> None:
         {"max_macs": 0.3, "round_to": 4},
     ):
         plan = depgraph.prune(
-            model, X, graph=graph, within=larger, importance=random_importance(2), **how
+            model, X, graph=graph, within=larger, importance=random_importance(2), verify=False, **how
         ).plan
         assert all((plan.mask(n) <= larger.mask(n)).all() for n in plan.shapes)
 
@@ -227,17 +218,18 @@ def test_each_size_is_the_masked_original(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, e in ZOO.items() if e.dtype == torch.float64])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_each_size_of_every_network_is_the_masked_original(name: str) -> None:
     entry = ZOO[name]
     model, inputs = entry.model(), entry.example()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
+    before = snapshot(model)
     try:
         elastic = made(model, inputs, sizes=[1, 0.8, 0.6], cost="params")
     except depgraph.InputError as error:
         if "can't be reached" not in str(error):
             raise
         return  # more than that stays whole
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert_untouched(model, before)
     check_sizes(elastic, model, inputs)
 
 
@@ -272,6 +264,19 @@ def test_gradients_of_a_size_land_on_the_kept_entries_of_the_whole() -> None:
             assert not got[~cut.mask()].any()
 
 
+def test_gradients_land_where_weights_are_gathered() -> None:
+    entry = ZOO["NestedCat"]
+    inputs, elastic = entry.example(), made(entry.model(), entry.example(), sizes=[1, 0.6], cost="params")
+    small, cuts = elastic.extract(0.6), elastic.plans[0.6].cuts
+    for model in (elastic.at(0.6), small):
+        sum(t.square().sum() for t in output_leaves(model(*inputs))).backward()
+    assert not all(cut.leads for cut in cuts.values())
+    for name, parameter in small.named_parameters():
+        got, mask = elastic.model.get_parameter(name).grad, elastic.plans[0.6].mask(name)
+        torch.testing.assert_close(got[mask], parameter.grad.flatten())
+        assert not got[~mask].any()
+
+
 def test_a_size_follows_the_weights_wherever_they_go() -> None:
     elastic = made()
     with torch.no_grad():
@@ -297,6 +302,7 @@ def test_weights_that_can_be_no_views_are_never_stale() -> None:
         assert same_outputs(elastic.at(0.6), elastic.extract(0.6), inputs)
 
 
+@pytest.mark.slow
 def test_copies_are_independent() -> None:
     elastic = made()
     elastic.at(0.5)(X)
@@ -311,6 +317,7 @@ def test_copies_are_independent() -> None:
     assert not torch.equal(other.at(0.5)(X), wanted)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_pruned_before(tmp_path: Path) -> None:
     first = depgraph.prune(net(), X, pruning_ratio=0.2)
     elastic = made(first.model)
@@ -379,6 +386,7 @@ def test_calls_run_the_size_that_is_switched_to() -> None:
         assert torch.equal(elastic(X), elastic.extract(size)(X))
 
 
+@pytest.mark.slow
 def test_switching_is_safe_between_threads() -> None:
     elastic = made().eval()
     wanted = {size: elastic.extract(size)(X) for size in elastic.sizes}
@@ -451,10 +459,11 @@ def test_each_row_of_a_cascade_is_what_the_size_that_answered_gives() -> None:
         assert (len(answered.unique()) > 1) == (threshold == middle)
 
 
+@pytest.mark.slow
 def test_a_cascade_says_what_it_costs_and_loses() -> None:
     elastic = trained()
     cascade = elastic.cascade(threshold="auto", calibration=batches(8), drop=0.02)
-    found = cascade.measured
+    found = cascade.report
     assert found is not None
     assert found.rows == 64
     assert abs(sum(found.shares.values()) - 1) < 1e-6
@@ -462,7 +471,7 @@ def test_a_cascade_says_what_it_costs_and_loses() -> None:
     assert found.seconds > 0
     assert f"{found.bound:.2%}" in str(found)
     unlabelled = elastic.cascade(threshold="auto", calibration=[x for x, _ in batches(8)], drop=0.0)
-    assert unlabelled.measured is not None
+    assert unlabelled.report is not None
     with pytest.raises(depgraph.InputError, match="at least two"):
         elastic.cascade(calibration=batches(1))
 
@@ -499,13 +508,22 @@ def test_a_saved_model_has_all_sizes_in_one_file(tmp_path: Path) -> None:
         again.at(0.4)
 
 
-@pytest.mark.parametrize("name", ["GroupedConvolution", "LstmLayer", "NestedCat", "RopeComplex"])
+@pytest.mark.parametrize("name", ["GroupedConvolution", "NestedCat"])
 def test_every_kind_of_cut_is_read_in_part(name: str, tmp_path: Path) -> None:
     entry = ZOO[name]
     inputs = entry.example()
     elastic = made(entry.model(), inputs, sizes=[1, 0.6], cost="params")
     depgraph.save(elastic, tmp_path / "f")
     assert same_outputs(depgraph.load(entry.model, tmp_path / "f", size=0.6), elastic.extract(0.6), inputs)
+
+
+def test_a_part_lies_in_memory_as_the_whole_does(tmp_path: Path) -> None:
+    elastic = made().to(memory_format=torch.channels_last)
+    folder = depgraph.save(elastic, tmp_path / "f")
+    small = depgraph.load(net, folder, size=0.5)
+    assert small[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not small[3].weight.is_contiguous()
+    assert torch.equal(small(X), elastic.extract(0.5)(X))
 
 
 def test_a_size_reads_its_own_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -655,3 +673,33 @@ def test_the_report_has_a_row_for_each_size() -> None:
     scored = elastic.measured(lambda m: m(X).sum().item(), latency=False)
     assert scored.rows[1].score == elastic.extract(0.25)(X).sum().item()
     depgraph.pictures.trade_off({"elastic": scored, "also": scored})
+
+
+@pytest.mark.slow
+def test_shares_of_latency() -> None:
+    model = fresh(
+        lambda: nn.Sequential(
+            nn.Linear(16, 700), nn.ReLU(), nn.Linear(700, 700), nn.ReLU(), nn.Linear(700, 3)
+        )
+    ).float()
+    x = torch.randn(64, 16)
+    elastic = made(model, x, sizes=[1, 0.6], cost="latency")
+    assert depgraph.count_macs(elastic.at(0.6), x) < 0.9 * depgraph.count_macs(model, x)
+    assert elastic.proofs[0.6].status == "equal"
+
+
+def test_models_without_logits_or_values_are_refused() -> None:
+    model = fresh(lambda: nn.Sequential(nn.Linear(5, 22), nn.ReLU(), nn.Linear(22, 1))).float()
+    x = torch.randn(4, 5)
+    elastic = made(model, x)
+    with pytest.raises(depgraph.InputError, match="no logits over the last dim"):
+        elastic.sandwich((x, x[:, :1]), F.mse_loss)
+    assert torch.isfinite(elastic.sandwich((x, x[:, :1]), F.mse_loss, alpha=0.0))
+    with pytest.raises(depgraph.InputError, match="meta device"):
+        depgraph.Elastic(copy.deepcopy(model).to("meta"), x)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    with pytest.raises(depgraph.InputError, match="NaN"):
+        depgraph.Elastic(model, x)
+    with pytest.raises(depgraph.TraceError):
+        made(model, torch.randn(4, 7))

@@ -156,3 +156,25 @@ def test_a_config_of_an_unknown_kind_is_our_error(tmp_path: Path) -> None:
     depgraph.save(depgraph.prune(model, torch.randn(2, 3)), tmp_path / "saved")
     with pytest.raises(depgraph.StoreError, match="none was saved"):
         hugging_face.load_pretrained(AutoModelForCausalLM, tmp_path / "saved")
+
+
+@pytest.mark.slow
+def test_a_small_size_as_assistant_gives_the_tokens_of_the_whole() -> None:
+    model, ids = llama(), words()[:1]
+    elastic = depgraph.Elastic(model, {"input_ids": ids}, sizes=[1, 0.7], cost="params")
+    wanted = model.generate(ids, max_new_tokens=12, do_sample=False)
+    assert torch.equal(hugging_face.generate(elastic, ids, max_new_tokens=12), wanted)
+    assert torch.equal(
+        hugging_face.generate(elastic, {"input_ids": ids}, size=0.8, max_new_tokens=12), wanted
+    )
+    for call, text in (
+        (
+            lambda: hugging_face.generate(elastic, ids, do_sample=True),
+            "do_sample=True would give other tokens",
+        ),
+        (lambda: hugging_face.generate(elastic, words()), "could not generate from these inputs"),
+        (lambda: hugging_face.generate(elastic, ids, size=0.1), "there is no size 0.1"),
+        (lambda: hugging_face.generate(model, ids), "elastic must be a depgraph.Elastic"),
+    ):
+        with pytest.raises(depgraph.InputError, match=text):
+            call()

@@ -547,3 +547,69 @@ def test_what_is_missing_is_named(library: str, fix: str, monkeypatch: Any) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(depgraph.DepgraphError, match=fix):
         importlib.import_module(f"depgraph.integrations.{library}")
+
+
+def sandwich_by_hand(steps: int) -> depgraph.Elastic:
+    elastic = depgraph.Elastic(net(), torch.zeros(2, 5))
+    elastic.train()
+    optimizer = torch.optim.AdamW(elastic.parameters(), lr=0.01)
+    for batch in data(steps):
+        loss = elastic.sandwich(batch, F.cross_entropy)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return elastic
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
+def test_all_sizes_train_in_lightning() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.elastic = depgraph.Elastic(net(), torch.zeros(2, 5))
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self.elastic.sandwich(batch, F.cross_entropy)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(data(6), batch_size=None))
+    wanted = sandwich_by_hand(6)
+    x = data()[0][0]
+    for size in wanted.sizes:
+        assert torch.equal(module.elastic.eval().at(size)(x), wanted.eval().at(size)(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
+def test_all_sizes_train_in_a_trainer(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from test_hugging_face import llama
+
+    ids = torch.randint(1, 97, (8, 7), generator=torch.Generator().manual_seed(3))
+    elastic = depgraph.Elastic(llama(), {"input_ids": ids[:1]}, sizes=[1, 0.7], cost="params")
+
+    class Sandwich(transformers.Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
+            return elastic.sandwich(inputs, lambda out: out.loss, largest=model)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, report_to=[], save_strategy="no", use_cpu=True,
+    )  # fmt: skip
+    before = elastic.at(0.7)(ids).logits.detach()
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    Sandwich(elastic.model, arguments, train_dataset=rows).train()
+    elastic.eval()
+    with torch.no_grad():
+        assert torch.equal(elastic.at(0.7)(ids).logits, elastic.extract(0.7)(ids).logits)
+        assert not torch.equal(elastic.at(0.7)(ids).logits, before)

@@ -306,12 +306,12 @@ def show(options: argparse.Namespace) -> int:
     plan, *later = joined(document.plans) or [Plan()]
     before, after = (
         sum(prod(s) for s in plan.shapes.values()),
-        sum(prod(e.shape) for e in document.tensors.values()),
+        sum(prod(e.shape) for e in document.whole().tensors.values()),
     )
     data: dict[str, Any] = {
         "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
-        "rewritten literals": len(plan.rewrites),
+        "rewritten literals": len(plan.rewrites), "sizes": [1.0, *(s.size for s in document.sizes)],
         "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for p in (plan, *later) for n, c in p.cuts.items()],
         "masked weights": sum(len(p.entries) for p in (plan, *later)),
         "fused norms": sum(len(p.fusions) for p in (plan, *later)),
@@ -329,6 +329,7 @@ def show(options: argparse.Namespace) -> int:
             "masked weights",
             "fused norms",
             "layers as two factors",
+            "sizes",
         )
     ]
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)

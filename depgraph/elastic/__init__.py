@@ -6,7 +6,7 @@ elastic.py   the module that has all sizes: running, switching, training, statis
 cascade.py   the size chosen by the input
 """
 
-from .cascade import Cascade, Measured
+from .cascade import Cascade, CascadeReport
 from .elastic import Elastic, Served
 
-__all__ = ["Cascade", "Elastic", "Measured", "Served"]
+__all__ = ["Cascade", "CascadeReport", "Elastic", "Served"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ STEPS = 200  # thresholds that are tried
 
 
 @dataclass(frozen=True)
-class Measured:
+class CascadeReport:
     """What a cascade did on held-out rows; prints as a table.
 
     Attributes:
@@ -63,6 +63,10 @@ class Measured:
         """How many times faster than the whole the cascade is."""
         return self.whole_seconds / self.seconds
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self) | {"speedup": self.speedup}
+
     def __str__(self) -> str:
         cells = table("cascade", "size", "share of the inputs")
         for size, share in self.shares.items():
@@ -82,13 +86,13 @@ class Cascade:
     Attributes:
         sizes: in the order in which they are asked, the whole last.
         threshold: a row whose largest probability is below this goes on to the next.
-        measured: what it did on held-out rows; None without calibration data.
+        report: what it did on held-out rows; None without calibration data.
     """
 
     def __init__(self, elastic: Elastic, sizes: Sequence[float], threshold: float) -> None:
         """`sizes` of `elastic`, rising, with one `threshold` from 0 to 1."""
         self.elastic, self.sizes, self.threshold = elastic, tuple(sizes), threshold
-        self.measured: Measured | None = None
+        self.report: CascadeReport | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these inputs, row by row from the size that answered."""
@@ -124,7 +128,8 @@ class Cascade:
                     output if len(left) == len(answered) else _merged(result, output, left, len(answered))
                 )
                 answered[left] = size
-            left = left[scores.softmax(-1).amax(-1) < self.threshold]
+            if size != self.sizes[-1]:
+                left = left[scores.softmax(-1).amax(-1) < self.threshold]
             if not len(left):
                 break
         return result, answered
@@ -155,13 +160,13 @@ def fitted(
         raise InputError("calibration has one batch: give at least two, of which the last half is held out")
     if auto:
         sure, right = _answers(elastic, rising, batches[: len(batches) // 2])
-        costs = elastic.latencies()
+        costs = elastic.latencies(batches[0].kwargs or batches[0].args)
         made.sizes, made.threshold = _cheapest(rising, [costs[s] for s in rising], sure, right, drop)
-    made.measured = measured(made, batches[len(batches) // 2 :], confidence)
+    made.report = tried(made, batches[len(batches) // 2 :], confidence)
     return made
 
 
-def measured(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> Measured:
+def tried(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> CascadeReport:
     """What `cascade` does on `batches`, beside the whole model."""
     whole = cascade.elastic.at(1)
     times: list[list[float]] = [[], []]
@@ -174,7 +179,7 @@ def measured(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> M
                 found.append(time.perf_counter() - start)
             output, answered = cascade.routed(*batch.args, **batch.kwargs)
             wanted = class_scores(whole(*batch.args, **batch.kwargs)).argmax(-1)
-            truth = wanted if batch.target is None else classes_of(batch.target, len(wanted))
+            truth = wanted if batch.target is None else classes_of(batch.target, wanted)
             mine, theirs = class_scores(output).argmax(-1) == truth, wanted == truth
             harm, gain = harm + int((theirs & ~mine).sum()), gain + int((mine & ~theirs).sum())
             sizes.append(answered.cpu())
@@ -183,7 +188,7 @@ def measured(cascade: Cascade, batches: Sequence[Batch], confidence: float) -> M
     shares = {s: float((chosen == s).float().mean()) for s in cascade.sizes}
     mine_s, whole_s = (float(np.sum(found)) / n for found in times)
     bound = upper(harm, n, doubt) - (1 - upper(n - gain, n, doubt))
-    return Measured(n, shares, mine_s, whole_s, (harm - gain) / n, bound, confidence)
+    return CascadeReport(n, shares, mine_s, whole_s, (harm - gain) / n, bound, confidence)
 
 
 def class_scores(output: Any) -> Tensor:
@@ -197,11 +202,13 @@ def class_scores(output: Any) -> Tensor:
     return scores
 
 
-def classes_of(target: Any, rows: int) -> Tensor:
-    """Targets as classes [rows], or an `InputError`."""
-    if not isinstance(target, Tensor) or target.shape != (rows,) or target.is_floating_point():
-        raise InputError(f"a cascade's targets must be {rows} classes, whole numbers, not {shown(target)}")
-    return target
+def classes_of(target: Any, like: Tensor) -> Tensor:
+    """Targets as classes [rows], on the device of `like`, or an `InputError`."""
+    if not isinstance(target, Tensor) or target.shape != like.shape or target.is_floating_point():
+        raise InputError(
+            f"a cascade's targets must be {len(like)} classes, whole numbers, not {shown(target)}"
+        )
+    return target.to(like.device)
 
 
 def _answers(elastic: Elastic, sizes: Sequence[float], batches: Sequence[Batch]) -> tuple[Any, Bools]:
@@ -216,7 +223,7 @@ def _answers(elastic: Elastic, sizes: Sequence[float], batches: Sequence[Batch])
                     found.append(class_scores(batch.run(part)).softmax(-1).max(-1))
             truth = found[-1].indices
             if batch.target is not None:
-                truth = classes_of(batch.target, len(truth))
+                truth = classes_of(batch.target, truth)
             sure.append(torch.stack([f.values for f in found]))
             right.append(torch.stack([f.indices == truth for f in found]))
     return torch.cat(sure, 1).double().cpu().numpy(), torch.cat(right, 1).cpu().numpy()

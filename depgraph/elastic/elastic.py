@@ -77,7 +77,7 @@ class Elastic(nn.Module):
         plans: size -> the plan from `model` to it; also of sizes between, once they were asked for.
         order: the plan that made `model` of the model that was given.
         before: the plans that had made that one, where it was itself a result.
-        proofs: size -> the comparison of that size with the masked original.
+        proofs: size -> the comparison of that size with the masked original; of 1, of the whole in its new order.
         notes: what had to stay whole, and why.
     """
 
@@ -127,12 +127,12 @@ class Elastic(nn.Module):
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
         scores = scores_of(graph, importance, calibration=data)
-        moved = in_order(model, graph, scores, example_inputs)
+        moved, proof = in_order(model, graph, scores, example_inputs)
         self.order = build_plan(graph, {}, order=moved)
         ordered = apply(model, self.order)
         scores = {n: falling(s[moved[n]]) if n in moved else s for n, s in scores.items()}
         graph = analyze(ordered, example_inputs, **stated)
-        self._nested: Nested | None = Nested(graph, example_inputs, scores, cost, options)
+        self._nested: Nested | None = Nested(graph, example_inputs, scores, cost, options, proof)
         self._nested.find(wanted)
         self.before, self.example_inputs = plans_of(model), example_inputs
         self.proofs: dict[float, Verification] = self._nested.proofs
@@ -240,8 +240,10 @@ class Elastic(nn.Module):
         Raises:
             InputError: as for `at`.
         """
-        self.at(size)
-        self._size = self._known(size)
+        size = self._known(size)
+        if size not in self._parts:
+            self.at(size)
+        self._size = size
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the size that the module is switched to returns.
@@ -282,8 +284,8 @@ class Elastic(nn.Module):
             inputs: as `example_inputs`; where `loss_fn` takes two arguments, a pair of these and a target.
             loss_fn: ``loss_fn(output)`` or ``loss_fn(output, target)`` -> scalar.
             temperature: of the softmax over the last dim of the logits, as for `distill`.
-            alpha: share of the soft term in the loss of the smaller sizes, the rest is `loss_fn`. Where what the model
-                returns are no logits over the last dim, 0.
+            alpha: share of the soft term in the loss of the smaller sizes, the rest is `loss_fn`. 0 where the model does not
+                return logits [rows, classes] or [rows, positions, classes].
             largest: what runs the whole, where `model` is wrapped: a ``DistributedDataParallel`` reduces the gradients of
                 all sizes with those of the whole.
 
@@ -291,7 +293,7 @@ class Elastic(nn.Module):
             the sum of the three losses.
 
         Raises:
-            InputError: bad arguments; a loss that is not finite.
+            InputError: bad arguments; a loss that is not finite; no logits.
         """
         check_mix(alpha, temperature)
         given, hard = _with_target(inputs, loss_fn)
@@ -304,8 +306,13 @@ class Elastic(nn.Module):
         for size in (*chosen, *self.sizes[1:][-1:]):
             small = self.at(size)(*args, **kwargs)
             if alpha > 0:
-                aim = logits_of(output, "the whole model").detach()
-                total = total + alpha * soft_loss(logits_of(small, "a smaller size"), aim, temperature)
+                logits, aim = logits_of(small, "a smaller size"), logits_of(output, "the whole").detach()
+                if logits.dim() not in (2, 3) or logits.shape[-1] < 2:
+                    raise InputError(
+                        f"the model returns no logits over the last dim ({list(logits.shape)}), so there is nothing to "
+                        "distil\n  fix: alpha=0.0, every size then learns from loss_fn"
+                    )
+                total = total + alpha * soft_loss(logits, aim, temperature)
             if alpha < 1:
                 total = total + (1 - alpha) * loss_value(hard, small, None)
         return total
@@ -360,7 +367,7 @@ class Elastic(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """What `get_extra_state` gave, of an `Elastic` with the same sizes."""
+        """Take the buffers in `state`, which `get_extra_state` of an `Elastic` with the same sizes gave."""
         with torch.no_grad():
             for size, buffers in state.items():
                 if float(size) in self.plans:

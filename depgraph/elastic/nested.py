@@ -55,8 +55,8 @@ def checked_options(cost: Any, options: Mapping[str, Any]) -> None:
 
 def in_order(
     model: nn.Module, graph: DependencyGraph, scores: Mapping[str, Scores], example_inputs: Any
-) -> dict[str, Indices]:
-    """Group name -> the order in which its units stand by falling score, where the model computes the same so.
+) -> tuple[dict[str, Indices], Verification]:
+    """Group name -> the order in which its units stand by falling score, where the model computes the same so; the proof.
 
     An op that looks at the order of units (a running sum, say) shows in the proof: such groups stay as they are.
     """
@@ -66,23 +66,31 @@ def in_order(
         if group.axis not in graph.in_order and not np.array_equal(order, np.arange(group.units)):
             orders[group.name] = order
 
-    def fine(names: Sequence[str]) -> bool:
+    unmoved = Verification("equal", detail="every unit stands where it stood")
+
+    def proof(names: list[str]) -> Verification | None:
+        """What is proved with these groups in order; None where the model computes something else so."""
+        if not names:
+            return unmoved
         plan = build_plan(graph, {}, order={n: orders[n] for n in names})
         try:
-            return verify(model, apply(model, plan), plan, example_inputs).status == "equal"
+            return verify(model, apply(model, plan), plan, example_inputs)
         except VerificationError:
-            return False
+            return None
 
-    def proved(names: Sequence[str]) -> list[str]:
-        if not names or fine(names):
-            return list(names)
-        if len(names) == 1:
-            return []
+    def fine(names: list[str]) -> list[str]:
+        """Those of `names` that can be in order, found by halves."""
+        if proof(names) is not None:
+            return names
         half = len(names) // 2
-        found = [*proved(names[:half]), *proved(names[half:])]
-        return found if len(found) < len(names) and fine(found) else []
+        found = [*fine(names[:half]), *fine(names[half:])] if half else []
+        return found if proof(found) is not None else []
 
-    return {n: orders[n] for n in proved(list(orders))}
+    names = fine(list(orders))
+    found = proof(names)
+    if found is None or found.status != "equal":  # values that can't be compared prove no order
+        return {}, unmoved
+    return {n: orders[n] for n in names}, found
 
 
 def falling(scores: Scores) -> Scores:
@@ -104,6 +112,7 @@ class Nested:
         scores: group name -> [units].
         cost: what sizes are shares of, a key of `COSTS`.
         options: those of `choose`.
+        order: what was proved of the order of the units.
         plans: size -> its plan; that of 1 cuts nothing.
         proofs: size -> what was proved of it.
         notes: what had to stay whole, and why.
@@ -114,6 +123,7 @@ class Nested:
     scores: Mapping[str, Scores]
     cost: str
     options: Mapping[str, Any]
+    order: Verification
     plans: dict[float, Plan] = field(default_factory=dict)
     proofs: dict[float, Verification] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -136,7 +146,7 @@ class Nested:
     def _find(self, sizes: Sequence[float]) -> None:
         again = True
         while again:  # what does not verify stays whole in all sizes
-            again, self.proofs = False, {}
+            again, self.proofs = False, {1.0: self.order}
             self.plans = {1.0: build_plan(self.graph, {})}
             for size in sizes[1:]:
                 before = self.graph

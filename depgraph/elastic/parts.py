@@ -45,7 +45,7 @@ class Link:
                     view = base if cut is None else _parameter(cut, base)
                 elif history:
                     view = cut.part(base)
-                elif held.is_leaf and cut.leads and _on_memory_of(held, base):
+                elif held.is_leaf and cut.leads and _is_view(held, base):
                     continue
                 else:
                     view = _parameter(cut, base)
@@ -84,8 +84,14 @@ def _parameter(cut: Cut, base: Tensor) -> nn.Parameter:
     return nn.Parameter(cut.part(base.detach()), requires_grad=base.requires_grad)
 
 
-def _on_memory_of(view: Tensor, base: Tensor) -> bool:
-    return view.data_ptr() == base.data_ptr() and view.dtype == base.dtype and view.device == base.device
+def _is_view(held: Tensor, base: Tensor) -> bool:
+    """Whether a leaf still is what `_parameter` would make of `base` anew."""
+    same = held.data_ptr() == base.data_ptr() and held.stride() == base.stride()
+    return same and (held.dtype, held.device, held.requires_grad) == (
+        base.dtype,
+        base.device,
+        base.requires_grad,
+    )
 
 
 def _put(places: list[Holder], held: Tensor, new: Tensor) -> None:

@@ -59,7 +59,8 @@ def load(
     """
     if folder is None and isinstance(factory, (str, os.PathLike)) and os.path.isdir(factory):
         raise InputError(
-            "a folder holds weights and plans, no code: give what builds the original, too, as in load(make_model, folder)"
+            "folder must be a path, not None: it holds weights and plans, no code, so give what builds the original, too\n"
+            "  fix: load(make_model, folder)"
         )
     make, path = resolved(factory), a_path("folder", folder)
     document = open_folder(path)

@@ -58,7 +58,15 @@ class Entry:
 
     def part(self, cut: Cut | None, crc32: int) -> Entry:
         """What `cut` leaves of this tensor, with the checksum of that."""
-        return replace(self, shape=self.shape if cut is None else cut.new_shape, crc32=crc32, cut=cut)
+        if cut is None:
+            return replace(self, crc32=crc32)
+        shape, stride, step = cut.new_shape, self.stride, 1
+        if stride is not None:  # dims lie in the order in which they did
+            dense = dict.fromkeys(range(len(shape)), 1)
+            for d in sorted(dense, key=stride.__getitem__):
+                dense[d], step = step, step * shape[d]
+            stride = tuple(dense.values())
+        return replace(self, shape=shape, crc32=crc32, stride=stride, cut=cut)
 
     def runs(self) -> list[tuple[int, int]]:
         """Where its bytes lie in those of the tensor that the file has: (first, behind the last), rising."""
@@ -154,12 +162,8 @@ def read(folder: Path, entries: Mapping[str, Entry], problems: list[str]) -> dic
             whole = torch.view_as_complex(tensor) if entry.dtype.is_complex else tensor
             if entry.cut is not None:
                 whole = entry.cut.renumbered(whole)
-            if entry.stride is not None and entry.cut is None:
+            if entry.stride is not None:
                 whole = torch.empty_strided(entry.shape, entry.stride, dtype=entry.dtype).copy_(whole)
-            elif entry.stride is not None:  # a part of it: dims in the order in which they lie in memory
-                order = sorted(range(whole.dim()), key=lambda d: -entry.stride[d])  # type: ignore[index]
-                back = np.argsort(order).tolist()
-                whole = whole.permute(order).contiguous().permute(back)
             tensors[name] = whole
     return tensors
 
