@@ -163,7 +163,8 @@ def verify(options: argparse.Namespace) -> int:
 
 def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
     """A sentence about weights that the saved model does not have from this original, or ""."""
-    now, saved = model.state_dict(), small.state_dict()
+    now, moves = model.state_dict(), plan.moves
+    saved = {moves.old(n): t for n, t in small.state_dict().items()}
     names = [
         n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point()
         and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
