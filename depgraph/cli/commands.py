@@ -18,6 +18,7 @@ from ..base.errors import VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
+from ..depth.request import Depth
 from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
@@ -102,6 +103,13 @@ def _budgets(options: argparse.Namespace) -> dict[str, Any]:
     return {name: given for name in BUDGETS if (given := getattr(options, name)) is not None}
 
 
+def _depth(options: argparse.Namespace) -> Depth | None:
+    """What --depth asks for: alone as many as budgets or the ratio say, with a number so many branches stay."""
+    if options.depth is None:
+        return None
+    return Depth(None if options.depth is True else options.depth, options.depth_by)
+
+
 def prune(options: argparse.Namespace) -> int:
     """Make a model smaller; save it where a folder is given."""
     model = model_of(options.model)
@@ -109,6 +117,7 @@ def prune(options: argparse.Namespace) -> int:
         model,
         inputs_of(options.input, model),
         pruning_ratio=options.ratio,
+        depth=_depth(options),
         **_budgets(options),
         **_request(options),
     )
@@ -189,13 +198,15 @@ def show(options: argparse.Namespace) -> int:
     data: dict[str, Any] = {
         "provenance": document.provenance, "request": plan.request, "parameters and buffers": after, "before": before,
         "plans": len(document.plans), "repaired attributes": len(plan.repairs),
-        "rewritten literals": len(plan.rewrites),
+        "rewritten literals": len(plan.rewrites), "removed modules": [r.path for r in plan.removals],
         "widths": [{"name": n, "before": list(c.shape), "after": list(c.new_shape)} for n, c in plan.cuts.items()],
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
     facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
     facts.append(f"parameters and buffers: {after:,} of {before:,} ({after / max(before, 1):.1%})")
     facts += [f"{k}: {data[k]}" for k in ("plans", "repaired attributes", "rewritten literals")]
+    if data["removed modules"]:
+        facts.append(f"removed modules: {', '.join(data['removed modules'][:12])}")
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..axes.axes import Axis
-from ..axes.nodes import base_name, is_convolution
+from ..axes.nodes import base_name, is_convolution, writes
 from ..axes.op_call import DimFacts
 from ..base.inputs import Examples
 from ..grouping.propagate import propagate
@@ -48,7 +48,7 @@ class Branch:
     """A part of a model that can go: what it adds to a sum becomes zero.
 
     Attributes:
-        name: the module that holds it, or where that holds more, the module that puts it out.
+        name: the module that holds it, or where that holds more, the one of its modules with most parameters.
         weights: names of the parameters that go with it.
         parameters: entries of these.
         macs: multiply-accumulates of one forward pass in it, as the rules count them.
@@ -93,6 +93,7 @@ class Residual:
         self.nodes = [n for n in self.trace.graph.nodes if n.op != "output" and not _elsewhere(n)]
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.outputs = set(self.trace.outputs)
+        self.live = self._live()
         self.regions: dict[str, set[Node]] = {}
         for n in self.nodes:
             if n.op == "call_function":
@@ -108,8 +109,19 @@ class Residual:
     # ------------------------------------------------------------------------------------------------ finding
 
     def users(self, node: Node) -> list[Node]:
-        """The calls that read a node in the recorded run, in eval mode."""
-        return [u for u in node.users if u in self.order]
+        """The calls that read a node in the recorded run, in eval mode, and on which an output depends."""
+        return [u for u in node.users if u in self.live]
+
+    def _live(self) -> set[Node]:
+        """What outputs depend on, and what is written somewhere, on which they may depend."""
+        ahead = [n for n in self.nodes if n in self.outputs or (n.op == "call_function" and writes(n))]
+        found = set(ahead)
+        while ahead:
+            for a in ahead.pop().all_input_nodes:
+                if a in self.order and a not in found:
+                    found.add(a)
+                    ahead.append(a)
+        return found
 
     def terms(self, total: Node) -> list[Node]:
         """What a sum adds up; a sum that only this one reads is a part of it."""
@@ -262,9 +274,10 @@ class Residual:
             alone = common and not any(n.startswith(f"{common}.") for n in others)
             nodes = {n for n in f.inner if n in work}
             last = self._last_product(f.output)
+            main = max(f.modules, key=lambda p: (sum(sizes[n] for n in self._tensors_in(p)), p == f.output))
             made.append(
                 Branch(
-                    common if alone else f.output, names, sum(sizes[n] for n in names), sum(work[n] for n in nodes),
+                    common if alone else main, names, sum(sizes[n] for n in names), sum(work[n] for n in nodes),
                     tuple(f.modules.values()), f.output, 1 if last else -1,
                 )
             )  # fmt: skip
