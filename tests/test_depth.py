@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +139,11 @@ def pruned(model: nn.Module, inputs: Any, **options: Any) -> depgraph.PruneResul
     return result
 
 
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
+    return float((one(x) - other(x)).square().sum())
+
+
 # ------------------------------------------------------------------------------------------------- what is found
 
 
@@ -232,7 +238,7 @@ def test_where_something_of_a_child_is_left_zeros_stand_in_the_place_of_the_rest
 
 def test_indices_in_a_cache_are_without_gaps_and_the_config_follows() -> None:
     model = decoder("plain", "loud", "quiet", "loud")
-    result = pruned(model, TOKENS, depth=Depth(keep=4))  # kinds differ, so layers go as a whole
+    result = pruned(model, TOKENS, depth=Depth(keep=4), uniform=True)
     small = result.model
     left = [i for i in range(4) if result.plan.new_name(f"layers.{i}") is not None]
     assert small.config.depth == len(small.layers) == 2
@@ -259,6 +265,7 @@ def test_a_cache_has_no_gap_where_attention_alone_goes() -> None:
     assert len(result.model.layers) == 4
 
 
+@pytest.mark.slow
 def test_code_that_names_layers_by_number_gets_stand_ins() -> None:
     class Numbered(Decoder):
         def forward(self, x: Tensor, cache: Any = None) -> Tensor:
@@ -272,6 +279,7 @@ def test_code_that_names_layers_by_number_gets_stand_ins() -> None:
     assert len(result.model.layers) == 3
 
 
+@pytest.mark.slow
 def test_inplace_is_the_same_model() -> None:
     model = ready(ResNet())
     expected = depgraph.prune(model, IMAGE, depth=Depth(keep=1), pruning_ratio=0.4)
@@ -284,7 +292,7 @@ def test_inplace_is_the_same_model() -> None:
 
 
 @pytest.mark.parametrize("by", ["influence", "taylor", "loss", "magnitude"])
-@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("contiguous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_branch_that_does_nothing_goes_first(by: str, contiguous: bool) -> None:
     model = decoder(*["plain"] * 3)
     idle = model.layers[1].mlp
@@ -312,7 +320,7 @@ def test_a_branch_that_does_nothing_goes_first(by: str, contiguous: bool) -> Non
 
 
 def test_branches_are_ranked_again_after_each_removal() -> None:
-    """Two branches that cancel: either alone is dear, what is dearest first is free once the other is gone."""
+    """A branch doubles the stream, one halves it, one adds six tenths: once the last is gone, the second is the cheapest."""
 
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -329,14 +337,14 @@ def test_branches_are_ranked_again_after_each_removal() -> None:
 
     model = ready(Pair())
     with torch.no_grad():
-        model.parts[0].weight.copy_(torch.eye(12) * 1.0)  # doubles
-        model.parts[1].weight.copy_(torch.eye(12) * -0.5)  # halves: together nothing
-        model.parts[2].weight.mul_(0.3)
+        model.parts[0].weight.copy_(torch.eye(12) * 1.0)
+        model.parts[1].weight.copy_(torch.eye(12) * -0.5)
+        model.parts[2].weight.copy_(torch.eye(12) * 0.6)
     targets = model(TOKENS).detach()
     result = pruned(
         model, TOKENS, depth=Depth(keep=1, by="loss"), calibration=[(TOKENS, targets)], loss=F.mse_loss
     )
-    assert result.report.removed in (["parts.0", "parts.1"], ["parts.1", "parts.2"])
+    assert result.report.removed == ["parts.1", "parts.2"]
     kept = depgraph.prune(
         model,
         TOKENS,
@@ -347,6 +355,7 @@ def test_branches_are_ranked_again_after_each_removal() -> None:
     assert kept.report.removed == ["parts.0", "parts.1"]
 
 
+@pytest.mark.slow
 def test_neighbours_go_together() -> None:
     result = pruned(decoder(*["plain"] * 4), TOKENS, depth=Depth(keep=5, contiguous=True))
     order = [b.name for b in depgraph.branches(decoder(*["plain"] * 4), TOKENS)]
@@ -354,6 +363,7 @@ def test_neighbours_go_together() -> None:
     assert places == list(range(places[0], places[0] + 3))
 
 
+@pytest.mark.slow
 def test_a_budget_takes_branches_and_widths_together() -> None:
     model = decoder(*["plain"] * 3)
     with torch.no_grad():
@@ -364,7 +374,7 @@ def test_a_budget_takes_branches_and_widths_together() -> None:
     assert result.report.removed
     assert result.report.parameters[1] <= 0.4 * result.report.parameters[0]
     alone = depgraph.prune(model, TOKENS, max_params=0.4)
-    off = [float((m(TOKENS) - model(TOKENS)).square().sum()) for m in (result.model, alone.model)]
+    off = [distance(m, model, TOKENS) for m in (result.model, alone.model)]
     assert off[0] < off[1]
 
 
@@ -380,12 +390,14 @@ def test_no_depth_is_an_answer() -> None:
     assert any("no branch was removed" in note for note in result.report.notes)
 
 
+@pytest.mark.slow
 def test_a_ratio_is_the_share_of_branches_too() -> None:
     result = pruned(decoder(*["plain"] * 4), TOKENS, depth=True, pruning_ratio=0.25)
     assert len(result.report.removed) == 2
     assert result.plan.cuts
 
 
+@pytest.mark.slow
 def test_uniform_takes_whole_layers_so_that_the_config_says_it() -> None:
     model = decoder(*["plain"] * 4)
     result = pruned(model, TOKENS, depth=True, max_params=0.45, uniform=True)
@@ -395,6 +407,7 @@ def test_uniform_takes_whole_layers_so_that_the_config_says_it() -> None:
     assert torch.equal(stock(TOKENS), result.model(TOKENS))
 
 
+@pytest.mark.slow
 def test_least_squares_on_what_follows() -> None:
     model = decoder(*["plain"] * 3)
     batches = [
@@ -408,7 +421,7 @@ def test_least_squares_on_what_follows() -> None:
     before, after = result.report.recovery.output
     assert after < 0.9 * before
     held_out = torch.randn(8, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
-    off = [float((m(held_out) - model(held_out)).square().sum()) for m in (plain.model, result.model)]
+    off = [distance(m, model, held_out) for m in (plain.model, result.model)]
     assert off[1] < off[0]
 
 
@@ -450,6 +463,7 @@ def test_an_optimizer_goes_on_with_what_is_left() -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_weights_are_rewound_by_their_old_names() -> None:
     model = decoder(*["plain"] * 3)
     early = copy.deepcopy(model)
@@ -463,7 +477,7 @@ def test_weights_are_rewound_by_their_old_names() -> None:
 
 def test_distilling_pairs_hidden_states_by_their_old_names() -> None:
     model = decoder(*["plain"] * 3)
-    result = depgraph.prune(model, TOKENS, depth=Depth(keep=4, by="magnitude", contiguous=True))
+    result = depgraph.prune(model, TOKENS, depth=Depth(keep=4, by="magnitude"), uniform=True)
     last = next(f"layers.{i}" for i in (2, 1) if result.plan.new_name(f"layers.{i}"))
     depgraph.distill(result.model, model, [TOKENS], plan=result.plan, hidden=[last], steps=1, progress=False)
     gone = next(r.path for r in result.plan.removals if r.leaves == "nothing")
@@ -490,8 +504,6 @@ def test_a_plan_of_other_layers_is_refused() -> None:
     ],
 )
 def test_an_invalid_removal_in_json_is_refused(row: list[Any]) -> None:
-    import json  # noqa: PLC0415
-
     data = json.loads(depgraph.Plan().to_json()) | {"removals": [row]}
     with pytest.raises(PlanError, match="invalid removal"):
         depgraph.Plan.from_json(json.dumps(data))
@@ -554,6 +566,7 @@ def test_an_output_stays_dependent_on_the_input() -> None:
         depgraph.prune(model, TOKENS, depth=Depth(keep=0))
 
 
+@pytest.mark.slow
 def test_a_wrong_plan_is_noticed() -> None:
     """The proof covers removals: a branch of another layer is none of this plan's."""
     model = decoder("plain", "plain", "plain")
@@ -570,20 +583,30 @@ def test_a_wrong_plan_is_noticed() -> None:
 # --------------------------------------------------------------------------------------------- random networks
 
 
-@pytest.mark.parametrize("start", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 200, 5))])
+SEEDS, AT_ONCE = range(200), 5
+
+
+def problem(seed: int) -> str:
+    """What is wrong with the random network of that seed without some of its branches, or nothing."""
+    model, inputs = random_network(seed)
+    found = depgraph.branches(model, inputs)
+    if not found:
+        return ""
+    options = random_depth(seed, len(found))
+    try:
+        result = depgraph.prune(model, inputs, importance=random_importance(seed), **options)
+        check_depth(model, result, inputs, tol=1e-8)
+    except Exception as error:  # noqa: BLE001
+        return f"seed {seed}, {' -> '.join(model.kinds)}, {options}: {type(error).__name__}: {error}"
+    return ""
+
+
+def test_one_random_network() -> None:
+    assert problem(2) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", SEEDS[::AT_ONCE])
 def test_never_wrong(start: int) -> None:
-    wrong = []
-    for seed in range(start, start + 5):
-        model, inputs = random_network(seed)
-        found = depgraph.branches(model, inputs)
-        if not found:
-            continue
-        options = random_depth(seed, len(found))
-        try:
-            result = depgraph.prune(model, inputs, importance=random_importance(seed), **options)
-            check_depth(model, result, inputs, tol=1e-8)
-        except Exception as error:  # noqa: BLE001
-            wrong.append(
-                f"seed {seed}, {' -> '.join(model.kinds)}, {options}: {type(error).__name__}: {error}"
-            )
+    wrong = [text for seed in range(start, start + AT_ONCE) if (text := problem(seed))]
     assert not wrong, "\n".join(wrong)

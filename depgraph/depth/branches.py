@@ -154,7 +154,7 @@ class Residual:
         return found
 
     def _between(self, source: Node, term: Node) -> set[Node] | None:
-        """The nodes through which `term` is computed from `source`; None where it is not."""
+        """The nodes through which `term` alone is computed from `source`; None where it is not."""
         if source not in self.order or term.op != "call_function":
             return None
         least = self.order[source]
@@ -168,16 +168,18 @@ class Residual:
         for n in sorted(seen, key=lambda n: self.order[n]):
             if any(a in reached for a in n.all_input_nodes):
                 reached.add(n)
-        return reached - {source} if term in reached and len(reached) > 1 else None
+        if term not in reached:
+            return None
+        own = {term}  # what nothing else reads: a norm in front of two branches is part of neither
+        for n in sorted(reached - {source, term}, key=lambda n: -self.order[n]):
+            if n not in self.outputs and all(u in own for u in self.users(n)):
+                own.add(n)
+        return own
 
     def _by_modules(self, total: Node, term: Node, inner: set[Node]) -> _Found | str:
         """The branch as modules that go; or why it can't."""
-        if any(n in self.outputs for n in inner):
-            return "the model returns a part of the branch"
-        if any(u not in inner for n in inner if n is not term for u in self.users(n)):
-            return "a part of the branch is used elsewhere"
-        if len(self.users(term)) != 1:
-            return "the branch is used elsewhere"
+        if term in self.outputs or len(self.users(term)) != 1:
+            return "what the branch puts out is used elsewhere"
         feeding = self._feeding(inner)
         mine = inner | feeding
         inside: dict[str, None] = {}
