@@ -12,13 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import random_importance
-from depth_checks import check_depth, check_state, random_depth
+from depth_checks import check_depth, check_state, random_depth, silenced
 from oracle import assert_untouched, snapshot
 from random_networks import random_network
 from torch import Tensor, nn
 
 import depgraph
 from depgraph import Depth, InputError, NothingToPruneError, PlanError
+from depgraph.data.calibration import Calibration
+from depgraph.depth.branches import Residual
+from depgraph.depth.rank import Ranking
 
 IMAGE = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -353,6 +356,32 @@ def test_branches_are_ranked_again_after_each_removal() -> None:
         loss=F.mse_loss,
     )
     assert kept.report.removed == ["parts.0", "parts.1"]
+
+
+def test_the_loss_without_a_branch_costs_what_comes_behind_it() -> None:
+    """Modules in front of a candidate run once for a batch; the losses are those of whole runs."""
+    model = decoder(*["plain"] * 4)
+    calls = [0] * 4
+    batch = (TOKENS, torch.zeros(2, 5, dtype=torch.long))
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
+    residual = Residual(model, TOKENS)
+    units = [(b,) for b in residual.branches]
+    ranking = Ranking(residual, "loss", Calibration([batch], TOKENS, loss, progress=False))
+    for i in range(4):
+        ranking.twin.layers[i].register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    scores = ranking.scores((), units)
+    wanted = []
+    for unit in units:
+        plan = depgraph.Plan(removals=list(unit[0].removals))
+        with torch.no_grad():
+            wanted.append(float(loss(silenced(model, plan)(TOKENS), batch[1])))
+    assert scores == pytest.approx(wanted, rel=1e-12)
+    assert (
+        calls[0] < calls[3] == 8 + 2
+    )  # every candidate runs the last layer, and once each the first run and the check
 
 
 @pytest.mark.slow

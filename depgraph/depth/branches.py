@@ -88,7 +88,10 @@ class Residual:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         """Record a run of `model` on the (first of the) `example_inputs`."""
         first = example_inputs.examples[0] if isinstance(example_inputs, Examples) else example_inputs
-        self.model, self.trace = model, trace(model, first)
+        self.trace = trace(model, first)
+        if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
+            model = model.module()  # type: ignore[operator]
+        self.model = model
         self.facts: DimFacts = propagate(self.trace)
         self.nodes = [n for n in self.trace.graph.nodes if n.op != "output" and not _elsewhere(n)]
         self.order = {n: i for i, n in enumerate(self.nodes)}
@@ -307,7 +310,7 @@ class Residual:
         """The children of containers that return what they are given where the `chosen` branches are zero; the outermost ones."""
         wanted = list(chosen)
         terms = {self.term_of[b.name] for b in wanted}
-        touched = {p for b in wanted for r in b.removals for p in _prefixes(r.path)}
+        touched = {p for b in wanted for r in b.removals for p in prefixes(r.path)}
         gone: list[str] = []
         for path in sorted(touched, key=lambda p: p.count(".")):
             parent = path.rpartition(".")[0]
@@ -398,7 +401,8 @@ def _place(node: Node) -> str:
     return f"the sum in {seen.module or 'the model'} ({seen.source})"
 
 
-def _prefixes(path: str) -> list[str]:
+def prefixes(path: str) -> list[str]:
+    """`path`, and what it lies in, outermost first."""
     steps = path.split(".")
     return [".".join(steps[:i]) for i in range(1, len(steps) + 1)]
 
