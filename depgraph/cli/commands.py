@@ -18,6 +18,7 @@ from ..base.errors import InputError, VerificationError
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
+from ..depth.request import Depth
 from ..elastic import Elastic
 from ..exploring import pictures
 from ..exploring.html import write_html
@@ -109,6 +110,13 @@ def _budgets(options: argparse.Namespace) -> dict[str, Any]:
     return {name: given for name in BUDGETS if (given := getattr(options, name)) is not None}
 
 
+def _depth(options: argparse.Namespace) -> Depth | None:
+    """What --depth asks for: alone as many as budgets or the ratio say, with a number so many branches stay."""
+    if options.depth is None:
+        return None
+    return Depth(None if options.depth is True else options.depth, options.depth_by)
+
+
 def prune(options: argparse.Namespace) -> int:
     """Make a model smaller; save it where a folder is given."""
     if options.checkpoint is not None:
@@ -120,6 +128,7 @@ def prune(options: argparse.Namespace) -> int:
         model,
         inputs_of(options.input, model),
         pruning_ratio=options.ratio,
+        depth=_depth(options),
         **_budgets(options),
         **_request(options),
     )
@@ -286,7 +295,8 @@ def verify(options: argparse.Namespace) -> int:
 
 def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
     """A sentence about weights that the saved model does not have from this original, or ""."""
-    now, saved = model.state_dict(), small.state_dict()
+    now, moves = model.state_dict(), plan.moves
+    saved = {moves.old(n): t for n, t in small.state_dict().items()}
     names = [
         n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point() and n not in plan.entries
         and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
@@ -316,6 +326,7 @@ def show(options: argparse.Namespace) -> int:
         "masked weights": sum(len(p.entries) for p in (plan, *later)),
         "fused norms": sum(len(p.fusions) for p in (plan, *later)),
         "layers as two factors": sum(len(p.factors) for p in (plan, *later)),
+        "removed modules": [r.path for p in (plan, *later) for r in p.removals],
     }  # fmt: skip
     facts = [f"{k}: {v}" for k, v in document.provenance.items()]
     facts.append(f"request: {', '.join(f'{k}={v}' for k, v in plan.request.items()) or '-'}")
@@ -332,6 +343,8 @@ def show(options: argparse.Namespace) -> int:
             "sizes",
         )
     ]
+    if data["removed modules"]:
+        facts.append(f"removed modules: {', '.join(data['removed modules'][:12])}")
     _say(options, data, *_shapes(str(options.folder), data["widths"], "before", "after"), *facts)
     return DONE
 

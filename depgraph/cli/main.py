@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..base.errors import DepgraphError
+from ..depth.request import CRITERIA as DEPTHS
 from ..elastic.nested import COSTS
 from ..grouping.graph import GRANULARITIES
 from ..importance import AUTO, CRITERIA
@@ -102,6 +103,13 @@ def _prune(add: Add) -> None:
         "--ratio", type=float, metavar="R", help="share of each prunable dim to remove, such as 0.5"
     )
     _add_budgets(budget, number)
+    budget.add_argument(
+        "--depth", nargs="?", type=int, const=True, metavar="KEEP",
+        help="remove branches (attention, feed-forward parts, residual blocks), too, so that KEEP stay, or as many as budgets need",
+    )  # fmt: skip
+    budget.add_argument(
+        "--depth-by", choices=DEPTHS, default="influence", help="what ranks branches (default: %(default)s)"
+    )
     _how(made)
     made.add_argument("-o", "--out", metavar="FOLDER", help="where to save the smaller model and its plan")
     made.add_argument(

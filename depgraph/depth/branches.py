@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..axes.axes import Axis
-from ..axes.nodes import base_name, is_convolution
+from ..axes.nodes import base_name, is_convolution, writes
 from ..axes.op_call import DimFacts
 from ..base.inputs import Examples
 from ..grouping.propagate import propagate
@@ -48,7 +48,7 @@ class Branch:
     """A part of a model that can go: what it adds to a sum becomes zero.
 
     Attributes:
-        name: the module that holds it, or where that holds more, the module that puts it out.
+        name: the module that holds it, or where that holds more, the one of its modules with most parameters.
         weights: names of the parameters that go with it.
         parameters: entries of these.
         macs: multiply-accumulates of one forward pass in it, as the rules count them.
@@ -88,11 +88,15 @@ class Residual:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         """Record a run of `model` on the (first of the) `example_inputs`."""
         first = example_inputs.examples[0] if isinstance(example_inputs, Examples) else example_inputs
-        self.model, self.trace = model, trace(model, first)
+        self.trace = trace(model, first)
+        if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
+            model = model.module()  # type: ignore[operator]
+        self.model = model
         self.facts: DimFacts = propagate(self.trace)
         self.nodes = [n for n in self.trace.graph.nodes if n.op != "output" and not _elsewhere(n)]
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.outputs = set(self.trace.outputs)
+        self.live = self._live()
         self.regions: dict[str, set[Node]] = {}
         for n in self.nodes:
             if n.op == "call_function":
@@ -108,8 +112,19 @@ class Residual:
     # ------------------------------------------------------------------------------------------------ finding
 
     def users(self, node: Node) -> list[Node]:
-        """The calls that read a node in the recorded run, in eval mode."""
-        return [u for u in node.users if u in self.order]
+        """The calls that read a node in the recorded run, in eval mode, and on which an output depends."""
+        return [u for u in node.users if u in self.live]
+
+    def _live(self) -> set[Node]:
+        """What outputs depend on, and what is written somewhere, on which they may depend."""
+        ahead = [n for n in self.nodes if n in self.outputs or (n.op == "call_function" and writes(n))]
+        found = set(ahead)
+        while ahead:
+            for a in ahead.pop().all_input_nodes:
+                if a in self.order and a not in found:
+                    found.add(a)
+                    ahead.append(a)
+        return found
 
     def terms(self, total: Node) -> list[Node]:
         """What a sum adds up; a sum that only this one reads is a part of it."""
@@ -142,7 +157,7 @@ class Residual:
         return found
 
     def _between(self, source: Node, term: Node) -> set[Node] | None:
-        """The nodes through which `term` is computed from `source`; None where it is not."""
+        """The nodes through which `term` alone is computed from `source`; None where it is not."""
         if source not in self.order or term.op != "call_function":
             return None
         least = self.order[source]
@@ -156,16 +171,18 @@ class Residual:
         for n in sorted(seen, key=lambda n: self.order[n]):
             if any(a in reached for a in n.all_input_nodes):
                 reached.add(n)
-        return reached - {source} if term in reached and len(reached) > 1 else None
+        if term not in reached:
+            return None
+        own = {term}  # what nothing else reads: a norm in front of two branches is part of neither
+        for n in sorted(reached - {source, term}, key=lambda n: -self.order[n]):
+            if n not in self.outputs and all(u in own for u in self.users(n)):
+                own.add(n)
+        return own
 
     def _by_modules(self, total: Node, term: Node, inner: set[Node]) -> _Found | str:
         """The branch as modules that go; or why it can't."""
-        if any(n in self.outputs for n in inner):
-            return "the model returns a part of the branch"
-        if any(u not in inner for n in inner if n is not term for u in self.users(n)):
-            return "a part of the branch is used elsewhere"
-        if len(self.users(term)) != 1:
-            return "the branch is used elsewhere"
+        if term in self.outputs or len(self.users(term)) != 1:
+            return "what the branch puts out is used elsewhere"
         feeding = self._feeding(inner)
         mine = inner | feeding
         inside: dict[str, None] = {}
@@ -262,9 +279,10 @@ class Residual:
             alone = common and not any(n.startswith(f"{common}.") for n in others)
             nodes = {n for n in f.inner if n in work}
             last = self._last_product(f.output)
+            main = max(f.modules, key=lambda p: (sum(sizes[n] for n in self._tensors_in(p)), p == f.output))
             made.append(
                 Branch(
-                    common if alone else f.output, names, sum(sizes[n] for n in names), sum(work[n] for n in nodes),
+                    common if alone else main, names, sum(sizes[n] for n in names), sum(work[n] for n in nodes),
                     tuple(f.modules.values()), f.output, 1 if last else -1,
                 )
             )  # fmt: skip
@@ -292,7 +310,7 @@ class Residual:
         """The children of containers that return what they are given where the `chosen` branches are zero; the outermost ones."""
         wanted = list(chosen)
         terms = {self.term_of[b.name] for b in wanted}
-        touched = {p for b in wanted for r in b.removals for p in _prefixes(r.path)}
+        touched = {p for b in wanted for r in b.removals for p in prefixes(r.path)}
         gone: list[str] = []
         for path in sorted(touched, key=lambda p: p.count(".")):
             parent = path.rpartition(".")[0]
@@ -383,7 +401,8 @@ def _place(node: Node) -> str:
     return f"the sum in {seen.module or 'the model'} ({seen.source})"
 
 
-def _prefixes(path: str) -> list[str]:
+def prefixes(path: str) -> list[str]:
+    """`path`, and what it lies in, outermost first."""
     steps = path.split(".")
     return [".".join(steps[:i]) for i in range(1, len(steps) + 1)]
 

@@ -76,9 +76,8 @@ class Candidates:
                 )
             )
         examples = getattr(example_inputs, "examples", (example_inputs,))
-        self.ranking = Ranking(
-            model, depth.by, calibration or Calibration(list(examples), example_inputs, progress=False)
-        )
+        data = calibration or Calibration(list(examples), example_inputs, progress=False)
+        self.ranking = Ranking(self.residual, depth.by, data)
         self._order: list[Unit] = []
 
     def first(self, count: int) -> list[Branch]:

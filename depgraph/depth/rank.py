@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..axes.nodes import base_name
+from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuardMode, tensors_in
 from ..base.switches import eagerly, same_random_state, without_cudnn
+from ..base.values import map_tensors
 from ..data.calibration import Batch, Calibration
 from ..surgery.remove import StandIn
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, skeleton
-from .branches import Branch
+from .branches import Branch, Residual, prefixes
 
 Tensor = torch.Tensor
 Unit = tuple[Branch, ...]  # what goes together, in the order of execution
@@ -25,9 +27,10 @@ Unit = tuple[Branch, ...]  # what goes together, in the order of execution
 class Ranking:
     """Scores of branches, by runs of a copy of the model that shares its parameters."""
 
-    def __init__(self, model: nn.Module, by: str, calibration: Calibration) -> None:
+    def __init__(self, residual: Residual, by: str, calibration: Calibration) -> None:
         """`by`: one of `request.CRITERIA`."""
-        self.model, self.by, self.calibration = model, by, calibration
+        model = residual.model
+        self.model, self.by, self.calibration, self.prefix = model, by, calibration, _Prefix(residual)
         self.shared = [p.detach() for p in model.parameters()]
         stand_in = {
             id(p): nn.Parameter(t, requires_grad=False)
@@ -41,7 +44,7 @@ class Ranking:
         if self.by == "magnitude":
             return [self._magnitude(u) for u in units]
         if self.by == "loss":
-            return [self._loss([*removed, *u]) for u in units]
+            return self._losses(removed, units)
         names = {b.output: b for u in units for b in u}
         watch = (
             _Influence(names, units) if self.by == "influence" else _Taylor(names, units, self.calibration)
@@ -59,13 +62,37 @@ class Ranking:
         found = [parameters[n].detach() for n in matrices or [n for b in unit for n in b.weights]]
         return float(sum(p.abs().double().sum() for p in found) / max(1, sum(p.numel() for p in found)))
 
-    def _loss(self, removed: Sequence[Branch]) -> float:
-        total, count = 0.0, 0
+    def _losses(self, removed: Sequence[Branch], units: Sequence[Unit]) -> list[float]:
+        """The mean loss without each unit: one run for each and batch, of what comes behind it."""
+        totals, count = [0.0] * len(units), 0
         with self._without(removed):
             for batch in self._batches(False):
-                total += float(self.calibration.loss_of(batch.run(self.twin), batch))
                 count += 1
-        return total / max(1, count)
+                before = self.prefix.of(self.twin, batch)
+                for i, unit in enumerate(units):
+                    with self._without(unit):
+                        totals[i] += self._behind(before, unit, batch)
+        return [t / max(1, count) for t in totals]
+
+    def _behind(self, before: dict[str, Any], unit: Unit, batch: Batch) -> float:
+        def loss() -> float:
+            copy = batch.copy()
+            return float(self.calibration.loss_of(copy.run(self.twin), copy))
+
+        ended = self.prefix.ended(before, unit)
+        if not ended:
+            return loss()
+        try:
+            with self.prefix.replayed(self.twin, before, ended):
+                found = loss()
+        except InputError:  # code that a module in front should have run
+            self.prefix.use = False
+            return loss()
+        if not self.prefix.checked:  # what a module leaves behind beside its result is not replayed
+            exact = loss()
+            self.prefix.checked, self.prefix.use = True, abs(found - exact) <= 1e-6 * max(1.0, abs(exact))
+            return exact
+        return found
 
     def _batches(self, grad: bool) -> Iterator[Batch]:
         with ExitStack() as stack:
@@ -91,6 +118,81 @@ class Ranking:
             yield
         finally:
             for owner, child, module in reversed(before):
+                owner._modules[child] = module
+
+
+class _Replay(nn.Module):
+    """Returns what another module returned."""
+
+    def __init__(self, out: Any) -> None:
+        super().__init__()
+        self.out = [out]
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """The same again, in memory of its own."""
+        return map_tensors(self.out[0], torch.clone)
+
+
+class _Prefix:
+    """What modules return before a branch begins: the same whether it goes or not, so it is computed once.
+
+    Attributes:
+        use: whether replaying was found to be right.
+        checked: whether that was looked at.
+    """
+
+    def __init__(self, residual: Residual) -> None:
+        """Modules beside those on the way to a branch, and when each has ended."""
+        ways = {p for b in residual.branches for r in b.removals for p in prefixes(r.path)}
+        beside = {
+            ".".join(filter(None, (parent, name)))
+            for parent in {p.rpartition(".")[0] for p in ways}
+            for name in residual.modules[parent]._modules
+        }
+        once = {p for p in beside if len([c for c in residual.trace.calls.get(p, ()) if not c.training]) == 1}
+        self.ends = {
+            p: max(residual.order[n] for n in residual.regions[p]) for p in once if p in residual.regions
+        }
+        found = zip(residual.branches, residual.found, strict=True)
+        self.starts = {b.name: min(residual.order[n] for n in f.inner) for b, f in found}
+        self.use, self.checked = True, False
+
+    def of(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Run `model`; path of a module -> what it returned."""
+        seen: dict[str, Any] = {}
+
+        def hook(path: str) -> Callable[..., None]:
+            return lambda module, args, out: seen.__setitem__(path, map_tensors(out, torch.clone))
+
+        handles = []
+        try:
+            for path in self.ends if self.use else ():
+                with suppress(AttributeError):  # in a branch that has gone
+                    handles.append(model.get_submodule(path).register_forward_hook(hook(path)))
+            if handles:
+                batch.copy().run(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    def ended(self, before: dict[str, Any], unit: Unit) -> list[str]:
+        """The outermost modules that had ended when the first branch of `unit` began."""
+        start = min(self.starts[b.name] for b in unit)
+        done = {p for p in before if self.ends[p] < start} if self.use else set()
+        return [p for p in done if not any(q in done for q in prefixes(p)[:-1])]
+
+    @contextmanager
+    def replayed(self, model: nn.Module, before: dict[str, Any], ended: Sequence[str]) -> Iterator[None]:
+        """Inside, the modules `ended` of `model` return what they did."""
+        owners = [(model.get_submodule(p.rpartition(".")[0]), p.rpartition(".")[2], p) for p in ended]
+        held = [owner._modules[child] for owner, child, _ in owners]
+        try:
+            for owner, child, path in owners:
+                owner._modules[child] = _Replay(before[path])
+            yield
+        finally:
+            for (owner, child, _), module in zip(owners, held, strict=True):
                 owner._modules[child] = module
 
 

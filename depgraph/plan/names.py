@@ -36,6 +36,21 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
     )
 
 
+def in_new_names(plan: Plan) -> Plan:
+    """`plan` without its removals, in the names that tensors and modules have once these are made."""
+    moves = plan.moves
+    left = replace(
+        plan,
+        cuts={n: c for n, c in plan.cuts.items() if not moves.holds(n)},
+        shapes={n: s for n, s in plan.shapes.items() if not moves.holds(n)},
+        aliases={n: f for n, f in plan.aliases.items() if not moves.holds(n)},
+        repairs=[r for r in plan.repairs if not moves.holds(r.path)],
+        rewrites=[r for r in plan.rewrites if not moves.holds(r.path)],
+        removals=[],
+    )
+    return renamed(left, moves.new, moves.new) if plan.removals else plan
+
+
 def fitted(plan: Plan, model: nn.Module) -> Plan:
     """`plan` in the names of `model`, where it was made for the same one in other wrappers, or in none.
 

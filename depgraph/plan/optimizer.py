@@ -23,7 +23,8 @@ def apply_to_optimizer(
 ) -> torch.optim.Optimizer:
     """Let `optimizer` continue with `small` where it was with `model`.
 
-    Its parameter groups then hold the parameters of `small`, in the same order and with the same options. Of its state,
+    Its parameter groups then hold the parameters of `small`, in the same order and with the same options; those of removed
+    modules are gone. Of its state,
     every tensor of the shape of its parameter (momentum, ``exp_avg``, ``exp_avg_sq`` ...) is cut as the plan cuts the
     parameter, also one that has size 1 along some dims (factored second moments); what belongs to no entry (step counts)
     is copied. The object stays the same, so schedulers and a ``GradScaler`` that know it continue too. Gradients are not
@@ -67,11 +68,17 @@ def apply_to_optimizer(
             "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one)"
         )
 
+    moves = plan.moves
+
+    def stays(parameter: torch.Tensor) -> bool:
+        return not moves.holds(name_of.get(id(parameter), ""))
+
     def stand_in(parameter: torch.Tensor) -> torch.Tensor:
         name = name_of.get(id(parameter))
         if name is None:
             return parameter
-        found = new.get(aliases.get(name, name))
+        now = moves.new(name)
+        found = new.get(aliases.get(now, now))
         if found is None or tuple(found.shape) != plan.new_shape(name):
             raise PlanError(
                 f"{name!r} has shape {'none' if found is None else tuple(found.shape)} in the smaller model, "
@@ -79,12 +86,14 @@ def apply_to_optimizer(
             )
         return found
 
-    groups = [[stand_in(p) for p in group["params"]] for group in optimizer.param_groups]
+    groups = [[stand_in(p) for p in group["params"] if stays(p)] for group in optimizer.param_groups]
     state: defaultdict[torch.Tensor, State] = defaultdict(dict)
     for parameter, entries in optimizer.state.items():
         name = name_of.get(id(parameter))
         if name is None:
             state[parameter] = entries
+            continue
+        if not stays(parameter):
             continue
         cut = plan.cuts.get(plan.aliases.get(name, name))
         where = f"{type(optimizer).__name__}, {name}"

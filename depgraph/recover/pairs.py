@@ -96,7 +96,10 @@ def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], lis
     for consumer in consumers(small):
         others.setdefault(consumer.name, []).append(consumer)
     found: list[Pair] = []
+    moves = plan.moves
     for consumer in consumers(dense):
+        if moves.holds(consumer.name):
+            continue
         reason = consumer.reason or _shared(dense, consumer) or _scaled(consumer)
         if not reason:
             made = [p for o in others.get(consumer.name, []) if (p := _pair(consumer, o, dense, small, plan))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..axes.axes import Axis
 from ..base.errors import InputError, listed
 from ..grouping.graph import DependencyGraph, Group
+from ..plan.names import in_new_names
 from ..plan.plan import Plan
 
 
@@ -19,6 +20,7 @@ def already_pruned_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis
     """
     if plan is None:
         return {}
+    plan = in_new_names(plan)
     wrong = [
         f"{n!r} has shape {tuple(t.shape)}, the plan gives it {plan.new_shape(n)}"
         for n, t in graph.tensors.items()

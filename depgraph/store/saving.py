@@ -21,12 +21,12 @@ from ..base.errors import InputError, StoreError, listed
 from ..base.version import __version__
 from ..config.origin import built_from
 from ..elastic import Elastic
-from ..plan.names import fitted
+from ..plan.names import fitted, in_new_names
 from ..plan.plan import Plan
 from ..prune import PruneResult
 from ..simplify.result import Simplified
 from ..surgery.lineage import plans_of
-from ..tracing.attributes import held_at, put
+from ..tracing.attributes import held_at, holders, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
 from .document import FILE_NAME, Document, Size
 from .folders import replacing
@@ -172,7 +172,7 @@ def _differences(
     """Where the model is not what its last plan makes."""
     if not plans:
         return []
-    last = plans[-1]
+    last = in_new_names(plans[-1])
     left = {n: last.new_shape(n) for n in last.shapes if not last.drops(n)} | last.added()
     problems = [f"{n!r} is not in its plan" for n in named.keys() - left.keys()]
     problems += [f"{n!r} of its plan is not in it" for n in left.keys() - named.keys() - held.keys()]
@@ -235,10 +235,12 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
         return None
     (name, given), *_ = objects.items()
     held: dict[str, Any] = {name: copy.deepcopy(given)}
-    for repair in (r for plan in reversed(list(plans)) for r in reversed(plan.repairs)):
-        same = held_at(model, (repair.path, repair.name)) is given and repair.keys
-        if same and repair.old is not None and held_at(held, ("", name, *repair.keys)) is not None:
-            put(held, [name, *repair.keys], repair.old)
+    for plan in reversed(list(plans)):
+        for repair in reversed(plan.repairs):
+            same = held_at(model, (repair.path, repair.name)) is given and repair.keys
+            if same and repair.old is not None and _read(held[name], repair.keys) is not None:
+                put(held, [name, *repair.keys], repair.old)
+        _put_back(model, plan, given, held, name)
     as_dict = getattr(held[name], "to_dict", None)
     if as_dict is not None:
         said = as_dict()
@@ -248,6 +250,26 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
         return None
     found = _through_json(said)  # keys become text, as they do in any JSON of it
     return found if isinstance(found, dict) else None
+
+
+def _read(holder: Any, keys: Sequence[Any]) -> Any:
+    try:
+        for key in keys:
+            holder = holder[key] if isinstance(holder, tuple) else holders(holder, key)[0][key]
+    except (LookupError, TypeError):
+        return None
+    return holder
+
+
+def _put_back(model: nn.Module, plan: Plan, given: Any, held: dict[str, Any], name: str) -> None:
+    """Put the entries that went with removed children back into the lists of what the model was built from."""
+    lost = [(at, int(r.path.rpartition(".")[2]), entry) for r in plan.removals for at, entry in r.entries]
+    for at, child, entry in sorted(lost, key=lambda row: row[1]):
+        path, attribute, *keys = at
+        if held_at(model, (path, attribute)) is given:
+            found = _read(held[name], keys)
+            if isinstance(found, (list, tuple)):
+                put(held, [name, *keys], type(found)([*found[:child], entry, *found[child:]]))
 
 
 def _provenance(model: nn.Module) -> dict[str, Any]:

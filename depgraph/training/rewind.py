@@ -44,10 +44,12 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
     required = {n for n, t in tensors.items() if isinstance(t, nn.Parameter)}
     entries = {**merged({}, plan), **entries_of(model)}
     problems, new = [], {}
-    for name, now in tensors.items():
+    moves = plan.moves
+    for new_name, now in tensors.items():
+        name = moves.old(new_name)
         early = found.get(name)
         if early is None:
-            if name in required:
+            if new_name in required:
                 problems.append(f"{name!r} is not among the initial weights")
             continue
         shape, cut = plan.shapes.get(name), plan.cuts.get(name)
@@ -59,7 +61,7 @@ def rewind(plan: Plan, initial: nn.Module | Mapping[str, torch.Tensor], model: n
             kept = early.detach() if cut is None else cut.slice(early.detach())
             kept = zeroed(kept, entries.get(name))
             value = kept.to(now.device, now.dtype, copy=True)
-            new[id(now)] = nn.Parameter(value, now.requires_grad) if name in required else value
+            new[id(now)] = nn.Parameter(value, now.requires_grad) if new_name in required else value
     if problems:
         raise PlanError(listed("these weights can't be rewound to", problems))
     made = skeleton(model, new)

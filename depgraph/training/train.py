@@ -106,7 +106,7 @@ def distill(
         plan: from `teacher` to `model`, for `hidden`.
         temperature: T, above 0.
         alpha: share of the soft term, 0 to 1: by default 0.5 with `loss` and 1 without.
-        hidden: paths of modules that both models have and that return a tensor (or a tuple that begins with one).
+        hidden: paths of modules that both models have (by the teacher's names, with a plan that removes layers) and that return a tensor (or a tuple that begins with one).
         hidden_weight: weight of the hidden terms.
         epochs: as for `finetune`, like all that follow.
         steps: likewise.
@@ -136,8 +136,11 @@ def distill(
         )
     hidden = several("hidden", (hidden,) if isinstance(hidden, str) else hidden, str, "module paths")
     paths = [dict(m.named_modules(remove_duplicate=False)) for m in (model, teacher)]
+    own = {
+        name: name if plan is None else plan.new_name(name) for name in hidden
+    }  # what the model calls them
     for name in hidden:
-        if not all(name in there for there in paths):
+        if own[name] not in paths[0] or name not in paths[1]:
             raise InputError(f"hidden names a module that is not in both models: {name!r}")
     if loss is not None:
         function("loss", loss, "output", "target")
@@ -148,14 +151,14 @@ def distill(
         asked = Batch(*map_tensors((batch.args, batch.kwargs), lambda t: t.to(there)))
         with torch.no_grad(), in_mode(teacher, False), captured(teacher, hidden) as wanted:
             aim = logits_of(teacher(*asked.args, **asked.kwargs), "teacher")
-        with captured(model, hidden) as got:
+        with captured(model, [own[name] or "" for name in hidden]) as got:
             output = model(*batch.args, **batch.kwargs)
         logits = logits_of(output, "model")
         total = share * soft_loss(logits, aim.to(logits.device), temperature)
         if share < 1:
             total = total + (1 - share) * loss_value(loss, output, batch.target)
         for name in hidden:
-            total = total + hidden_weight * match(name, got[name], wanted[name], asked)
+            total = total + hidden_weight * match(name, got[own[name] or ""], wanted[name], asked)
         return total
 
     return _fit(

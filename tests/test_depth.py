@@ -1,0 +1,641 @@
+"""Depth: branches are found in any architecture, go alone or beside widths, and the rest computes the same without them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import random_importance
+from depth_checks import check_depth, check_state, random_depth, silenced
+from oracle import assert_untouched, snapshot
+from random_networks import random_network
+from torch import Tensor, nn
+
+import depgraph
+from depgraph import Depth, InputError, NothingToPruneError, PlanError
+from depgraph.data.calibration import Calibration
+from depgraph.depth.branches import Residual
+from depgraph.depth.rank import Ranking
+
+IMAGE = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+class Basic(nn.Module):
+    """A residual block that rectifies behind the sum."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x)).relu()
+        out = self.bn2(self.conv2(out))
+        out += x
+        return out.relu()
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(Basic(8, 5), Basic(8, 7), Basic(8, 8))
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks(F.max_pool2d(self.stem(x), 2)).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__()
+        self.layer_idx, self.heads = layer_idx, config.heads
+        self.qkv, self.out = nn.Linear(config.width, 3 * config.width), nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, cache: dict[int, Any] | None = None) -> tuple[Tensor, None]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            if self.layer_idx != len(cache) and self.layer_idx not in cache:
+                raise IndexError(f"place {self.layer_idx} of {len(cache)}")
+            before = cache.get(self.layer_idx)
+            k, v = (
+                (k, v)
+                if before is None
+                else (torch.cat([b, n], 2) for b, n in zip(before, (k, v), strict=True))
+            )
+            cache[self.layer_idx] = k, v
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)), None
+
+
+class Layer(nn.Module):
+    """Pre-norm, attention that returns a tuple, a scale of the feed-forward part by a parameter of its own."""
+
+    def __init__(self, config: Any, number: int):
+        super().__init__()
+        self.kind = config.kinds[number]
+        self.norm1, self.attention = nn.LayerNorm(config.width), Attention(config, number)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.inner), nn.GELU(), nn.Linear(config.inner, config.width)
+        )
+        self.scale = nn.Parameter(torch.full((config.width,), 0.7))
+
+    def forward(self, x: Tensor, cache: dict[int, Any] | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), cache=cache)[0] * (2.0 if self.kind == "loud" else 1.0)
+        return x + self.scale * self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Built from a config that counts its layers, and lists a kind for each."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, 5)
+
+    def forward(self, x: Tensor, cache: dict[int, Any] | None = None) -> Tensor:
+        for layer in self.layers[: self.config.depth]:
+            x = layer(x, cache)
+        return self.head(self.norm(x))
+
+
+class PostNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.fall, self.norm = nn.Linear(12, 9), nn.Linear(9, 12), nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.fall(self.rise(x).relu()))
+
+
+def decoder(*kinds: str) -> Decoder:
+    config = SimpleNamespace(width=12, inner=10, heads=3, depth=len(kinds), kinds=list(kinds))
+    return ready(Decoder(config))
+
+
+def ready(model: nn.Module) -> Any:
+    """Random weights and statistics, in float64 and eval mode."""
+    dice = torch.Generator().manual_seed(0)
+    model = model.double().eval()
+    for name, t in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if t.is_floating_point():
+            drawn = torch.randn(t.shape, generator=dice, dtype=t.dtype)
+            t.data.copy_(drawn.abs() + 0.5 if t.dim() < 2 and "bias" not in name else 0.4 * drawn)
+    return model
+
+
+def pruned(model: nn.Module, inputs: Any, **options: Any) -> depgraph.PruneResult:
+    """`depgraph.prune`, held against the oracle; the model stays as it is."""
+    before = snapshot(model)
+    result = depgraph.prune(model, inputs, **options)
+    assert_untouched(model, before)
+    assert result.report.verification.status == "equal"
+    check_depth(model, result, inputs)
+    return result
+
+
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
+    return float((one(x) - other(x)).square().sum())
+
+
+# ------------------------------------------------------------------------------------------------- what is found
+
+
+def test_the_parts_of_layers_are_found_with_their_weights() -> None:
+    found = depgraph.branches(decoder("plain", "plain"), TOKENS)
+    assert [b.name for b in found] == [
+        "layers.0.attention",
+        "layers.0.mlp",
+        "layers.1.attention",
+        "layers.1.mlp",
+    ]
+    assert "layers.0.norm1.weight" in found[0].weights
+    assert found[0].parameters == 4 * 12 * 12 + 4 * 12 + 2 * 12
+    assert found[1].macs == 2 * 5 * 2 * 12 * 10
+
+
+def test_residual_blocks_without_a_projection_are_found() -> None:
+    found = depgraph.branches(ready(ResNet()), IMAGE)
+    assert [b.name for b in found] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_a_norm_behind_the_sum_is_no_part_of_the_branch() -> None:
+    model = ready(nn.Sequential(PostNorm(), PostNorm(), nn.Linear(12, 3)))
+    found = depgraph.branches(model, TOKENS)
+    assert [b.weights for b in found] == [
+        tuple(f"{i}.{n}" for n in ("fall.bias", "fall.weight", "rise.bias", "rise.weight")) for i in range(2)
+    ]
+    result = pruned(model, TOKENS, depth=Depth(keep=1))
+    assert len(result.model) == 3  # the norm is left, so the layer stays
+
+
+def test_what_shares_weights_or_is_read_elsewhere_is_none() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.other, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = x + self.block(x)
+            x = x + self.block(x)
+            inner = self.other(x)
+            return self.last(x + inner), inner
+
+    assert depgraph.branches(ready(Twice()), TOKENS) == []
+    with pytest.raises(NothingToPruneError, match="block is called several times"):
+        depgraph.prune(ready(Twice()), TOKENS, depth=True)
+
+
+def test_parallel_parts_of_one_sum_are_branches_each() -> None:
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.a, self.b, self.last = (
+                nn.LayerNorm(12),
+                nn.Linear(12, 12),
+                nn.Linear(12, 12),
+                nn.Linear(12, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return self.last(self.a(y) + self.b(y) + x)
+
+    model = ready(Parallel())
+    assert [b.name for b in depgraph.branches(model, TOKENS)] == ["a", "b"]
+    for keep in (0, 1):
+        pruned(model, TOKENS, depth=Depth(keep=keep, by="magnitude"))
+
+
+# ------------------------------------------------------------------------------------------------- what is removed
+
+
+def test_children_of_containers_go_and_the_rest_move_up() -> None:
+    model = ready(ResNet())
+    result = pruned(model, IMAGE, depth=Depth(keep=1, by="magnitude"))
+    gone = [r.path for r in result.plan.removals if r.leaves == "nothing"]
+    assert len(result.model.blocks) == 1
+    assert len(gone) == 2
+    assert [
+        result.plan.new_name(f"blocks.{i}.conv1.weight") for i in range(3) if f"blocks.{i}" not in gone
+    ] == ["blocks.0.conv1.weight"]
+    assert type(result.model.blocks[0]) is Basic
+
+
+def test_where_something_of_a_child_is_left_zeros_stand_in_the_place_of_the_rest() -> None:
+    model = decoder("plain", "plain", "plain")
+    result = pruned(model, TOKENS, depth=Depth(keep=3, by="magnitude"), ignore=["*mlp*"])
+    assert result.report.removed == [f"layers.{i}.attention" for i in range(3)]
+    assert len(result.model.layers) == 3
+    assert sum(p.numel() for p in result.model.layers[0].attention.parameters()) == 0
+
+
+def test_indices_in_a_cache_are_without_gaps_and_the_config_follows() -> None:
+    model = decoder("plain", "loud", "quiet", "loud")
+    result = pruned(model, TOKENS, depth=Depth(keep=4), uniform=True)
+    small = result.model
+    left = [i for i in range(4) if result.plan.new_name(f"layers.{i}") is not None]
+    assert small.config.depth == len(small.layers) == 2
+    assert small.config.kinds == [["plain", "loud", "quiet", "loud"][i] for i in left]
+    assert [layer.attention.layer_idx for layer in small.layers] == [0, 1]
+    assert model.config.depth == 4
+    stock = Decoder(small.config).double()
+    stock.load_state_dict(small.state_dict())
+    assert torch.equal(stock(TOKENS), small(TOKENS))
+    cache: dict[int, Any] = {}
+    small(TOKENS, cache)
+    assert sorted(cache) == [0, 1]
+
+
+def test_a_cache_has_no_gap_where_attention_alone_goes() -> None:
+    model = decoder(*["plain"] * 4)
+    result = pruned(
+        model, TOKENS, depth=Depth(keep=6, by="magnitude"), ignore=["*mlp*", "layers.1*", "layers.3*"]
+    )
+    cache: dict[int, Any] = {}
+    result.model(TOKENS, cache)
+    assert result.report.removed == ["layers.0.attention", "layers.2.attention"]
+    assert sorted(cache) == [0, 1]
+    assert len(result.model.layers) == 4
+
+
+@pytest.mark.slow
+def test_code_that_names_layers_by_number_gets_stand_ins() -> None:
+    class Numbered(Decoder):
+        def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+            for i in range(3):
+                x = self.layers[i](x)
+            return self.head(self.norm(x))
+
+    config = SimpleNamespace(width=12, inner=10, heads=3, depth=3, kinds=["plain"] * 3)
+    model = ready(Numbered(config))
+    result = pruned(model, TOKENS, depth=Depth(keep=4, contiguous=True, by="magnitude"))
+    assert len(result.model.layers) == 3
+
+
+@pytest.mark.slow
+def test_inplace_is_the_same_model() -> None:
+    model = ready(ResNet())
+    expected = depgraph.prune(model, IMAGE, depth=Depth(keep=1), pruning_ratio=0.4)
+    result = depgraph.prune(model, IMAGE, depth=Depth(keep=1), pruning_ratio=0.4, inplace=True)
+    assert result.model is model
+    assert torch.equal(expected.model(IMAGE), model(IMAGE))
+
+
+# ------------------------------------------------------------------------------------------------ which, how many
+
+
+@pytest.mark.parametrize("by", ["influence", "taylor", "loss", "magnitude"])
+@pytest.mark.parametrize("contiguous", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_branch_that_does_nothing_goes_first(by: str, contiguous: bool) -> None:
+    model = decoder(*["plain"] * 3)
+    idle = model.layers[1].mlp
+    with torch.no_grad():
+        for p in idle.parameters():
+            p.mul_(1e-6)
+    batches = [
+        (TOKENS, torch.zeros(2, 5, dtype=torch.long)),
+        (TOKENS.flip(0), torch.ones(2, 5, dtype=torch.long)),
+    ]
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(y, model(TOKENS) if not target.any() else model(TOKENS.flip(0))).add(1e-9)
+
+    if by == "taylor":  # at the original's own outputs there is no slope
+
+        def loss(y: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
+    result = pruned(
+        model, TOKENS, depth=Depth(keep=5, by=by, contiguous=contiguous), calibration=batches, loss=loss
+    )
+    assert result.report.removed == ["layers.1.mlp"]
+    assert result.report.to_dict()["removed"] == ["layers.1.mlp"]
+
+
+def test_branches_are_ranked_again_after_each_removal() -> None:
+    """A branch doubles the stream, one halves it, one adds six tenths: once the last is gone, the second is the cheapest."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.last = (
+                nn.ModuleList(nn.Linear(12, 12, bias=False) for _ in range(3)),
+                nn.Linear(12, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = x + part(x)
+            return self.last(x)
+
+    model = ready(Pair())
+    with torch.no_grad():
+        model.parts[0].weight.copy_(torch.eye(12) * 1.0)
+        model.parts[1].weight.copy_(torch.eye(12) * -0.5)
+        model.parts[2].weight.copy_(torch.eye(12) * 0.6)
+    targets = model(TOKENS).detach()
+    result = pruned(
+        model, TOKENS, depth=Depth(keep=1, by="loss"), calibration=[(TOKENS, targets)], loss=F.mse_loss
+    )
+    assert result.report.removed == ["parts.1", "parts.2"]
+    kept = depgraph.prune(
+        model,
+        TOKENS,
+        depth=Depth(keep=1, by="loss", contiguous=True),
+        calibration=[(TOKENS, targets)],
+        loss=F.mse_loss,
+    )
+    assert kept.report.removed == ["parts.0", "parts.1"]
+
+
+def test_the_loss_without_a_branch_costs_what_comes_behind_it() -> None:
+    """Modules in front of a candidate run once for a batch; the losses are those of whole runs."""
+    model = decoder(*["plain"] * 4)
+    calls = [0] * 4
+    batch = (TOKENS, torch.zeros(2, 5, dtype=torch.long))
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
+    residual = Residual(model, TOKENS)
+    units = [(b,) for b in residual.branches]
+    ranking = Ranking(residual, "loss", Calibration([batch], TOKENS, loss, progress=False))
+    for i in range(4):
+        ranking.twin.layers[i].register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    scores = ranking.scores((), units)
+    wanted = []
+    for unit in units:
+        plan = depgraph.Plan(removals=list(unit[0].removals))
+        with torch.no_grad():
+            wanted.append(float(loss(silenced(model, plan)(TOKENS), batch[1])))
+    assert scores == pytest.approx(wanted, rel=1e-12)
+    assert (
+        calls[0] < calls[3] == 8 + 2
+    )  # every candidate runs the last layer, and once each the first run and the check
+
+
+@pytest.mark.slow
+def test_neighbours_go_together() -> None:
+    result = pruned(decoder(*["plain"] * 4), TOKENS, depth=Depth(keep=5, contiguous=True))
+    order = [b.name for b in depgraph.branches(decoder(*["plain"] * 4), TOKENS)]
+    places = [order.index(name) for name in result.report.removed]
+    assert places == list(range(places[0], places[0] + 3))
+
+
+@pytest.mark.slow
+def test_a_budget_takes_branches_and_widths_together() -> None:
+    model = decoder(*["plain"] * 3)
+    with torch.no_grad():
+        for layer in model.layers[:2]:
+            for p in [*layer.mlp.parameters(), *layer.attention.out.parameters()]:
+                p.mul_(1e-4)
+    result = pruned(model, TOKENS, depth=True, max_params=0.4)
+    assert result.report.removed
+    assert result.report.parameters[1] <= 0.4 * result.report.parameters[0]
+    alone = depgraph.prune(model, TOKENS, max_params=0.4)
+    off = [distance(m, model, TOKENS) for m in (result.model, alone.model)]
+    assert off[0] < off[1]
+
+
+def test_no_depth_is_an_answer() -> None:
+    model = ready(ResNet())
+    with torch.no_grad():  # inner channels that do nothing: widths are free
+        for block in model.blocks:
+            for part in (block.conv1.weight, block.bn1.weight, block.bn1.bias):
+                part[2:] *= 1e-9
+    result = pruned(model, IMAGE, depth=True, max_params=0.5)
+    assert result.report.removed == []
+    assert result.plan.removals == []
+    assert any("no branch was removed" in note for note in result.report.notes)
+
+
+@pytest.mark.slow
+def test_a_ratio_is_the_share_of_branches_too() -> None:
+    result = pruned(decoder(*["plain"] * 4), TOKENS, depth=True, pruning_ratio=0.25)
+    assert len(result.report.removed) == 2
+    assert result.plan.cuts
+
+
+@pytest.mark.slow
+def test_uniform_takes_whole_layers_so_that_the_config_says_it() -> None:
+    model = decoder(*["plain"] * 4)
+    result = pruned(model, TOKENS, depth=True, max_params=0.45, uniform=True)
+    assert result.report.config_mismatches == []
+    stock = Decoder(result.model.config).double()
+    stock.load_state_dict(result.model.state_dict())
+    assert torch.equal(stock(TOKENS), result.model(TOKENS))
+
+
+@pytest.mark.slow
+def test_least_squares_on_what_follows() -> None:
+    model = decoder(*["plain"] * 3)
+    batches = [
+        torch.randn(4, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        for i in range(6)
+    ]
+    options = {"depth": Depth(keep=4), "calibration": batches}
+    plain = depgraph.prune(model, TOKENS, **options)
+    result = depgraph.prune(model, TOKENS, recover="reconstruction", **options)
+    assert result.report.removed == plain.report.removed
+    before, after = result.report.recovery.output
+    assert after < 0.9 * before
+    held_out = torch.randn(8, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
+    off = [distance(m, model, held_out) for m in (plain.model, result.model)]
+    assert off[1] < off[0]
+
+
+# ------------------------------------------------------------------------------------------------- plans and names
+
+
+def test_plans_with_removals_compose_and_replay_on_a_fresh_model() -> None:
+    model = decoder(*["plain"] * 4)
+    first = depgraph.prune(model, TOKENS, depth=Depth(keep=5, by="magnitude"))
+    second = depgraph.prune(first.model, TOKENS, depth=Depth(keep=3, by="magnitude"), pruning_ratio=0.3)
+    both = depgraph.Plan.from_json(first.plan.then(second.plan).to_json())
+    at_once = depgraph.apply(model, both)
+    assert torch.equal(at_once(TOKENS), second.model(TOKENS))
+    assert depgraph.verify(model, at_once, both, TOKENS).status == "equal"
+    check_state(model, at_once, both)
+    fresh = depgraph.apply(ready(Decoder(copy.deepcopy(model.config))), both)
+    assert fresh.state_dict().keys() == at_once.state_dict().keys()
+
+
+def test_a_saved_folder_loads(tmp_path: Any) -> None:
+    model = decoder("plain", "loud", "quiet", "loud")
+    result = depgraph.prune(model, TOKENS, depth=Depth(keep=5), pruning_ratio=0.3)
+    depgraph.save(result, tmp_path / "small")
+    again = depgraph.load(lambda: Decoder(copy.deepcopy(model.config)).double(), tmp_path / "small")
+    assert torch.equal(again(TOKENS), result.model(TOKENS))
+
+
+def test_an_optimizer_goes_on_with_what_is_left() -> None:
+    model = decoder(*["plain"] * 3).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model(TOKENS).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    result = depgraph.prune(model, TOKENS, depth=Depth(keep=4, contiguous=True))
+    result.plan.apply_to_optimizer(optimizer, model, result.model)
+    left = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in left} == {id(p) for p in result.model.parameters()}
+    result.model(TOKENS).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.slow
+def test_weights_are_rewound_by_their_old_names() -> None:
+    model = decoder(*["plain"] * 3)
+    early = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in early.parameters():
+            p.add_(0.1)
+    result = depgraph.prune(model, TOKENS, depth=Depth(keep=4, contiguous=True), pruning_ratio=0.3)
+    back = depgraph.rewind(result.plan, early, result.model)
+    check_state(early, back, result.plan)
+
+
+def test_distilling_pairs_hidden_states_by_their_old_names() -> None:
+    model = decoder(*["plain"] * 3)
+    result = depgraph.prune(model, TOKENS, depth=Depth(keep=4, by="magnitude"), uniform=True)
+    last = next(f"layers.{i}" for i in (2, 1) if result.plan.new_name(f"layers.{i}"))
+    depgraph.distill(result.model, model, [TOKENS], plan=result.plan, hidden=[last], steps=1, progress=False)
+    gone = next(r.path for r in result.plan.removals if r.leaves == "nothing")
+    with pytest.raises(InputError, match="not in both models"):
+        depgraph.distill(
+            result.model, model, [TOKENS], plan=result.plan, hidden=[gone], steps=1, progress=False
+        )
+
+
+def test_a_plan_of_other_layers_is_refused() -> None:
+    result = depgraph.prune(decoder(*["plain"] * 3), TOKENS, depth=Depth(keep=4))
+    with pytest.raises(PlanError, match="is not in this model"):
+        depgraph.apply(decoder("plain", "plain"), result.plan)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["a", "ones", None, []],
+        ["", "zeros", None, []],
+        ["a", "zeros", [1, 2], []],
+        ["a", "zeros", None],
+        ["a", "nothing", None, [[["x"], 1]]],
+    ],
+)
+def test_an_invalid_removal_in_json_is_refused(row: list[Any]) -> None:
+    data = json.loads(depgraph.Plan().to_json()) | {"removals": [row]}
+    with pytest.raises(PlanError, match="invalid removal"):
+        depgraph.Plan.from_json(json.dumps(data))
+
+
+def test_plans_from_before_are_read() -> None:
+    text = '{"format": 3, "request": {}, "shapes": {"a": [2]}, "aliases": {}, "sets": [], "cuts": {}, "repairs": [], "rewrites": []}'
+    assert depgraph.Plan.from_json(text).removals == []
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+class Query(nn.Module):
+    """Without its cross-attention, the output does not depend on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 5, 12))
+        self.cross, self.mlp, self.last = nn.Bilinear(12, 12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query.expand(x.shape[0], -1, -1)
+        q = q + self.cross(q.contiguous(), x)
+        return self.last(q + self.mlp(q))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "text"),
+    [
+        (ResNet, {"depth": Depth(keep=4)}, "more than the 3 branches"),
+        (ResNet, {"depth": "deep"}, "depth must be True, False or depgraph.Depth"),
+        (ResNet, {"depth": Depth(keep=1, by="taylor")}, "give calibration="),
+        (ResNet, {"depth": Depth(keep=1, by="loss")}, "give calibration="),
+        (ResNet, {"depth": True, "threshold": 0.1}, "Depth\\(keep=...\\)"),
+        (ResNet, {"depth": Depth(keep=1), "ignore": ["blocks.*"]}, "ignore holds all of them"),
+    ],
+)
+def test_bad_input_is_refused(make: Any, options: dict[str, Any], text: str) -> None:
+    model = ready(make())
+    before = snapshot(model)
+    with pytest.raises((InputError, NothingToPruneError), match=text):
+        depgraph.prune(model, IMAGE, **options)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"keep": -1}, {"keep": 2.5}, {"keep": True}, {"by": "size"}, {"by": 3}, {"contiguous": 1}]
+)
+def test_a_depth_that_is_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Depth(**wrong)
+
+
+def test_an_output_stays_dependent_on_the_input() -> None:
+    model = ready(Query())
+    assert [b.name for b in depgraph.branches(model, TOKENS)] == ["cross", "mlp"]
+    assert pruned(model, TOKENS, depth=Depth(keep=1)).report.removed == ["mlp"]
+    with pytest.raises(InputError, match="would not depend on the input"):
+        depgraph.prune(model, TOKENS, depth=Depth(keep=0))
+
+
+@pytest.mark.slow
+def test_a_wrong_plan_is_noticed() -> None:
+    """The proof covers removals: a branch of another layer is none of this plan's."""
+    model = decoder("plain", "plain", "plain")
+    plans = [
+        depgraph.prune(
+            model, TOKENS, depth=Depth(keep=5), ignore=[f"layers.{i}*" for i in range(3) if i != n]
+        ).plan
+        for n in (0, 1)
+    ]
+    with pytest.raises(depgraph.VerificationError):
+        depgraph.verify(model, depgraph.apply(model, plans[0]), plans[1], TOKENS)
+
+
+# --------------------------------------------------------------------------------------------- random networks
+
+
+SEEDS, AT_ONCE = range(200), 5
+
+
+def problem(seed: int) -> str:
+    """What is wrong with the random network of that seed without some of its branches, or nothing."""
+    model, inputs = random_network(seed)
+    found = depgraph.branches(model, inputs)
+    if not found:
+        return ""
+    options = random_depth(seed, len(found))
+    try:
+        result = depgraph.prune(model, inputs, importance=random_importance(seed), **options)
+        check_depth(model, result, inputs, tol=1e-8)
+    except Exception as error:  # noqa: BLE001
+        return f"seed {seed}, {' -> '.join(model.kinds)}, {options}: {type(error).__name__}: {error}"
+    return ""
+
+
+def test_one_random_network() -> None:
+    assert problem(2) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", SEEDS[::AT_ONCE])
+def test_never_wrong(start: int) -> None:
+    wrong = [text for seed in range(start, start + AT_ONCE) if (text := problem(seed))]
+    assert not wrong, "\n".join(wrong)
