@@ -8,6 +8,7 @@ from ..config.origin import field_repairs
 from ..plan.plan import Masks, Plan, Repair, Rewrite
 from .given import checked_masks
 from .graph import DependencyGraph
+from .unread import unread_values
 
 
 def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_reads: bool = False) -> Plan:
@@ -55,6 +56,10 @@ def build_plan(graph: DependencyGraph, masks: Masks, *, assume_unused_config_rea
                 plan,
                 set() if assume_unused_config_reads else graph.trace.reads,
             )
+        )
+        plan.repairs.extend(
+            Repair(key[1], key[2], tuple(key[3:]), value, graph.sizes.value(key))
+            for key, value in unread_values(graph, plan, counts)[0].items()
         )
     return plan
 

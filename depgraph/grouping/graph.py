@@ -20,6 +20,7 @@ from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
+from ..config.arguments import Rebuilt
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut
 from ..tracing.trace import Node, Trace
@@ -28,6 +29,7 @@ from .members import Group, Indices, Member, Role, named_groups, places_of, role
 from .naming import NAMING, Name, given_names, name_in, named
 from .siblings import follow_siblings
 from .sizes import SizeSystem, is_constant
+from .unread import unread_sizes
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -94,6 +96,7 @@ class DependencyGraph:
         self.sizes = SizeSystem(state, model)
         for sibling in self.followed:
             self.sizes.follow(sibling.path, sibling.executed)
+        self.rebuilt: dict[Any, Rebuilt | None] = {}  # see `unread.py`
         self._finished = False
         self._frozen: dict[Axis, Reason] = {}  # since the groups are known
         self.groups = self._find_groups()
@@ -130,6 +133,11 @@ class DependencyGraph:
     def origins(self) -> Origins:
         """What the numbers in the model were computed from, where it keeps what it was built from."""
         return origins(self.model)
+
+    @cached_property
+    def unread(self) -> dict[tuple[Any, ...], list[Polynomial]]:
+        """Attributes that repeat sizes and that forward does not read: see `unread.py`."""
+        return unread_sizes(self)
 
     @property
     def constraints(self) -> list[tuple[Polynomial, Reason]]:

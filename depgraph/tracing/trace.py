@@ -61,6 +61,7 @@ class Trace:
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         escapes: what can't be followed any further: why, in which module, where.
+        returned: path of a module that returns several tensors -> these.
         fake: whether it ran on fake tensors.
         tracked: whether the attributes of modules were.
         train: whether it ran in train mode, too.
@@ -85,6 +86,7 @@ class Trace:
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     escapes: list[tuple[Node, str, str, str]]
+    returned: dict[str, list[Node]]
     fake: bool
     tracked: bool
     train: bool
@@ -342,6 +344,7 @@ def _written_down(
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         escapes=recorder.escapes,
+        returned=recorder.returned,
         fake=modes[0],
         tracked=modes[1],
         train=modes[2],
