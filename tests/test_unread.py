@@ -269,3 +269,68 @@ def test_the_class_tells_equal_sizes_apart() -> None:
     assert result.report.remarks == []
     again = depgraph.apply(model, depgraph.Plan.from_json(result.plan.to_json()))
     assert (again.square.inside, again.square.outside) == (6, 9)
+
+
+class Wrapping(nn.Module):
+    """A layer in a module that repeats its sizes under the same names, with an update of low rank beside it."""
+
+    def __init__(self, layer: nn.Linear, rank: int = 4) -> None:
+        super().__init__()
+        self.layer = layer
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+        self.rank = {"default": rank}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 2.0 * self.up(self.down(x))
+
+    def another(self) -> nn.Module:
+        return Wrapping(nn.Linear(self.in_features, self.out_features), self.rank["default"])
+
+
+class Adapted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 12)
+        self.second = Wrapping(nn.Linear(12, 12))
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+def test_ranks_of_updates_stay() -> None:
+    model, x = fresh(Adapted), torch.randn(2, 5, dtype=torch.float64)
+    for options in ({"pruning_ratio": 0.5}, {"max_params": 0.5}, {"pruning_ratio": 0.5, "scope": "global"}):
+        result = prune_and_check(model, x, **options)
+        assert result.model.second.down.out_features == 4
+        again = result.model.second.another().double()
+        again.load_state_dict(result.model.second.state_dict())
+    assert "rank of an update" in str(result.report)
+
+
+def test_ranks_that_are_named_are_cut() -> None:
+    model, x = fresh(Adapted), torch.randn(2, 5, dtype=torch.float64)
+    by_name = prune_and_check(model, x, pruning_ratio={"second.down": 0.5})
+    by_scope = prune_and_check(model, x, scope=[depgraph.Scope("second.down", ratio=0.5)], pruning_ratio=0.25)
+    assert by_name.model.second.down.out_features == by_scope.model.second.down.out_features == 2
+
+
+def test_a_wrapper_follows_its_layer() -> None:
+    model, x = fresh(Adapted), torch.randn(2, 5, dtype=torch.float64)
+    second = prune_and_check(model, x, pruning_ratio={"first": 0.5, "second.layer": 0.25}).model.second
+    assert (second.in_features, second.out_features) == (6, 9)
+
+
+class Bent(Adapted):
+    """The same weights with an activation between: a hidden layer, which shrinks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, second = self.first(x).relu(), self.second
+        return self.last((second.layer(x) + second.up(second.down(x).relu())).relu())
+
+
+def test_a_hidden_layer_is_no_rank() -> None:
+    model, x = fresh(Bent), torch.randn(2, 5, dtype=torch.float64)
+    assert prune_and_check(model, x, pruning_ratio=0.5).model.second.down.out_features == 2

@@ -27,6 +27,7 @@ from ..tracing.trace import Node, Trace
 from .given import Place, axis_at, checked_indices, checked_masks, first_name
 from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
 from .naming import NAMING, Name, given_names, name_in, named
+from .ranks import update_ranks
 from .siblings import follow_siblings
 from .sizes import SizeSystem, is_constant
 from .unread import unread_sizes
@@ -133,6 +134,11 @@ class DependencyGraph:
     def origins(self) -> Origins:
         """What the numbers in the model were computed from, where it keeps what it was built from."""
         return origins(self.model)
+
+    @cached_property
+    def update_ranks(self) -> frozenset[Axis]:
+        """The axes that are ranks of low-rank updates: see `ranks.py`."""
+        return update_ranks(self)
 
     @cached_property
     def unread(self) -> dict[tuple[Any, ...], list[Polynomial]]:

@@ -20,7 +20,7 @@ from ..base.values import is_plain_object
 from ..config.arguments import rebuilt
 from ..config.origin import shapes_of
 from ..plan.plan import Plan
-from ..surgery.apply import INTERNALS, follows_weight
+from ..surgery.apply import INTERNALS, follows_weight, repeated_size
 from ..tracing.code_reads import read_by_calls, read_elsewhere
 from ..tracing.recorder import Node, record_of
 
@@ -92,7 +92,8 @@ def unread_values(
     unclear: list[Key] = []
     for key, found in graph.unread.items():
         values = {int(polynomials.evaluate(p, counts)) for p in found}
-        value = values.pop() if len(values) == 1 else _of_class(graph, plan, key)
+        value = values.pop() if len(values) == 1 else _of_part(graph, plan, key)
+        value = _of_class(graph, plan, key) if value is None else value
         if value is None:
             kind: type = type(graph.model.get_submodule(key[1]))
             if key[2] in read_elsewhere(kind):
@@ -100,6 +101,20 @@ def unread_values(
         elif value != graph.sizes.value(key):
             changed[key] = value
     return changed, unclear
+
+
+def _of_part(graph: DependencyGraph, plan: Plan, key: Key) -> int | None:
+    """What becomes of an attribute that a part of the module has, too, under the same name: of a layer that it wraps."""
+    path, name = key[1:3]
+    outer, inside = graph.model.get_submodule(path), f"{path}." if path else ""
+    found = set()
+    for inner, part in outer.named_children() if len(key) == 3 else ():
+        repeated = repeated_size(part, name)
+        if repeated is not None and getattr(part, name) == getattr(outer, name):
+            tensor, dim = repeated
+            shape = plan.shapes.get(place := f"{inside}{inner}.{tensor}")
+            found.add(None if shape is None else plan.new_shape(place)[dim])
+    return found.pop() if len(found) == 1 else None
 
 
 def _of_class(graph: DependencyGraph, plan: Plan, key: Key) -> int | None:
