@@ -196,6 +196,16 @@ class DependencyGraph:
         view._freeze([self.group(name).axis for name in groups], reason)
         return view
 
+    def rounded(self, groups: Iterable[str], number: int) -> DependencyGraph:
+        """The graph in which as many units of each of `groups` (by name) stay as are a multiple; this one stays as it is.
+
+        Raises:
+            InputError: there is no such group.
+        """
+        view = copy.copy(self)
+        view.multiples = [*self.multiples, *((name, self.group(name).axis, number) for name in groups)]
+        return view
+
     # ------------------------------------------------------------------------------------------------- stating
 
     def finish(self, constraints: Iterable[Callable[[DependencyGraph], Any]]) -> DependencyGraph:

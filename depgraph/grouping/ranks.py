@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 WHY = "is the rank of an update beside another weight: it stays unless pruning_ratio or a Scope names it"
 LINEAR = frozenset(  # between the factors, and around the sum: nothing that bends
-    "view _unsafe_view reshape mul div _to_copy clone alias detach t transpose permute expand unsqueeze squeeze dropout "
-    "native_dropout getitem".split()
+    "view _unsafe_view reshape mul div _to_copy clone alias detach t transpose permute expand unsqueeze squeeze dropout native_dropout getitem".split()  # noqa: SIM905
 )
 
 
