@@ -12,6 +12,7 @@ from torch import nn
 
 from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
+from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
 from .costs.latency import latencies
 from .data.calibration import Calibration, Loss
@@ -59,7 +60,7 @@ OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
 
 def analyze(
     model: nn.Module, example_inputs: Any, *, ignore: Name | Sequence[Name] = (), strict: bool = False,
-    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
+    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None, outputs: Outputs | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
 
@@ -73,6 +74,8 @@ def analyze(
         granularity: what is cut where one dim is a product, such as heads x width of a head: "coarse", the factor that is in
             most weights (whole heads), or "fine", the one with most units (often the width). By default coarse, and fine
             where a budget can't be met otherwise.
+        outputs: what counts of what the model returns, the rest may get smaller with the model: a function of that, or names in it
+            (``"logits"``, ``"features.2"``), or a list of names. By default all.
 
     Returns:
         what can be removed, and why the rest can't.
@@ -88,6 +91,7 @@ def analyze(
     flag("strict", strict)
     names, stated = given_names("ignore", ignore), _stated(constraints)
     model = as_module(model)
+    example_inputs = with_outputs(example_inputs, checked_outputs(outputs))
     graph = DependencyGraph(propagate(trace(model, example_inputs), strict=strict), model, names, granularity)
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
     if graph.meets_literals or choices:  # most models have neither, and need only one run
@@ -130,6 +134,7 @@ def prune(
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    outputs: Outputs | None = None,
     **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
@@ -182,6 +187,7 @@ def prune(
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.
+        outputs: what counts of what the model returns, the rest may get smaller with the model (see `analyze`).
         **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
@@ -221,11 +227,14 @@ def prune(
             strict=strict,
             constraints=stated,
             granularity=granularity,
+            outputs=outputs,
         )
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the model that analyze was called with")
-    elif names or strict or stated or granularity:
+    elif names or strict or stated or granularity or outputs is not None:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
+    if not isinstance(example_inputs, Examples) or example_inputs.outputs is None:
+        example_inputs = with_outputs(example_inputs, graph.trace.counted)
     _check_finite(graph, set() if callable(importance) else {m.name for g in graph.groups for m in g.members})
     if not graph.groups:
         raise NothingToPruneError(nothing_text(graph))

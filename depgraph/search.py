@@ -179,7 +179,9 @@ def _refused_by_config(graph: DependencyGraph, masks: Masks, small: nn.Module) -
         field = ".".join(map(str, refusal.key[2:]))
         told = any(name in whole and n % refusal.multiple == 0 for name, _, n in graph.multiples)
         if whole and refusal.multiple < refusal.old and not told:
-            note = f"{field} stays a multiple of {refusal.multiple}: the config takes no other ({refusal.error})"
+            note = (
+                f"{field} stays a multiple of {refusal.multiple}: the config takes no other ({refusal.error})"
+            )
             found.append(Refused(whole, Reason("is a field of the config"), note, refusal.multiple))
         elif cut:
             note = f"{', '.join(list(cut)[:3])} stay whole: the config does not take another {field} ({refusal.error})"

@@ -154,8 +154,8 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
     with same_random_state(), torch.no_grad():
         start = time.perf_counter()
         try:
-            for args, kwargs in each_example(example_inputs):
-                model(*args, **kwargs)
+            for example in each_example(example_inputs):
+                example.run(model)
         except DepgraphError:
             raise
         except Exception as error:

@@ -197,7 +197,7 @@ class DependencyGraph:
         return view
 
     def rounded(self, groups: Iterable[str], number: int) -> DependencyGraph:
-        """The graph in which as many units of each of `groups` (by name) stay as are a multiple; this one stays as it is.
+        """The graph in which as many units of each of `groups` (by name) stay as are a multiple of `number`.
 
         Raises:
             InputError: there is no such group.

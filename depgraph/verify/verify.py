@@ -17,7 +17,7 @@ from torch import nn
 
 from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
-from ..base.inputs import Arguments, Examples, split_inputs
+from ..base.inputs import Arguments, Outputs, checked_outputs, each_example, with_outputs
 from ..base.switches import same_random_state
 from ..base.values import tensor_leaves
 from ..plan.names import fitted
@@ -69,8 +69,9 @@ class _NotAccepted(Exception):
 
 
 def verify(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE
-) -> Verification:
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE,
+    outputs: Outputs | None = None,
+) -> Verification:  # fmt: skip
     """Compare `small` with the masked original.
 
     Args:
@@ -79,6 +80,7 @@ def verify(
         plan: what was removed.
         example_inputs: as for `prune`; with `Examples`, all are compared.
         tolerance: largest deviation relative to the spread of an output's entries, in float64.
+        outputs: what counts of what the models return, as for `prune`.
 
     Returns:
         What was compared, and how close it is.
@@ -90,6 +92,7 @@ def verify(
     a_module("small", small)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     number("tolerance", tolerance, 0)
+    example_inputs = with_outputs(example_inputs, checked_outputs(outputs))
     if any(t.device.type == "meta" for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     with same_random_state(), nothing_kept(model):
@@ -103,7 +106,7 @@ class _Proof:
         self.model, self.small, self.plan, self.tolerance = model, small, plan, tolerance
         self.whole, self.dtype = False, torch.float64
         self.named: dict[int, dict[str, Tensor]] = {}
-        tensors = self._run(((), {})).tensors(model)
+        tensors = self._run(Arguments()).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
         parameters = {n for n, p in model.named_parameters() if is_number(p)}
@@ -120,14 +123,14 @@ class _Proof:
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
-        several = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
+        several = each_example(example_inputs)
         watched = {n for n, _ in self.unmoved}
         for example in several:
-            shapes = self._on(split_inputs(example))
+            shapes = self._on(example)
             if shapes is not None:
                 return shapes
         for example in several if self.dtype == torch.float64 else ():
-            self._elsewhere(split_inputs(example))
+            self._elsewhere(example)
         unproved = self._unproved()
         known = tuple(sorted(self.restricted)), tuple(unproved), tuple(self.unseen)
         if watched and len(unproved) == len(watched):
