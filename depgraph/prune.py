@@ -12,6 +12,7 @@ from torch import nn
 
 from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
+from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
 from .base.weights import Weights
 from .costs.latency import latencies
@@ -63,7 +64,7 @@ OTHER_WAYS = 8  # so many tests in forward are run with the other outcome, too
 
 def analyze(
     model: nn.Module, example_inputs: Any, *, ignore: Name | Sequence[Name] = (), strict: bool = False,
-    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
+    constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None, outputs: Outputs | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """Trace `model` and find what can be removed from it.
 
@@ -77,6 +78,8 @@ def analyze(
         granularity: what is cut where one dim is a product, such as heads x width of a head: "coarse", the factor that is in
             most weights (whole heads), or "fine", the one with most units (often the width). By default coarse, and fine
             where a budget can't be met otherwise.
+        outputs: what counts of what the model returns, the rest may get smaller with the model: a function of that, or names in it
+            (``"logits"``, ``"features.2"``), or a list of names. By default all.
 
     Returns:
         what can be removed, and why the rest can't.
@@ -91,6 +94,7 @@ def analyze(
         raise InputError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {shown(granularity)}")
     flag("strict", strict)
     names, stated = given_names("ignore", ignore), stated_constraints(constraints)
+    example_inputs = with_outputs(example_inputs, checked_outputs(outputs))
     return analyzed(as_module(model), example_inputs, names, strict, stated, granularity)
 
 
@@ -147,7 +151,8 @@ def prune(
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
     strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
-    threshold: float | None = None, depth: bool | Depth | None = None, **further_budgets: float | str | None,
+    threshold: float | None = None, depth: bool | Depth | None = None, outputs: Outputs | None = None,
+    **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
     """Make `model` physically smaller, and prove that it is the original with indices taken away.
 
@@ -210,6 +215,7 @@ def prune(
             calibration data or else the example inputs are best. With a ratio, that share of the branches goes, too. With
             ``Depth(keep=...)`` and neither, widths stay. With `uniform`, branches go by whole layers, so that a config can
             express the result.
+        outputs: what counts of what the model returns, the rest may get smaller with the model (see `analyze`).
         **further_budgets: those of `register_budget`, such as ``max_energy=0.5``.
 
     Returns:
@@ -250,11 +256,14 @@ def prune(
             strict=strict,
             constraints=stated,
             granularity=granularity,
+            outputs=outputs,
         )
     elif graph.model is not model:
         raise InputError("graph was made from another model: give the model that analyze was called with")
-    elif names or strict or stated or granularity:
+    elif names or strict or stated or granularity or outputs is not None:
         raise InputError(f"{', '.join(OF_ANALYZE)} have no effect on a finished graph: give them to analyze")
+    if not isinstance(example_inputs, Examples) or example_inputs.outputs is None:
+        example_inputs = with_outputs(example_inputs, graph.trace.counted)
     scored = None if score is None else score_of(score, model)
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     notes: list[str] = []

@@ -17,7 +17,8 @@ from .base.tables import printed, table
 from .config.origin import config_mismatches
 from .costs import cost
 from .grouping.graph import DependencyGraph, Frozen
-from .grouping.outline import outline
+from .grouping.outline import kept_units, outline
+from .grouping.unread import Key, unread_values
 from .plan.plan import Plan
 from .recover.result import Recovery
 from .select import Selection
@@ -163,7 +164,7 @@ class Report:
             followed={s.path: s.executed for s in graph.followed},
             unknown_ops={op: len(nodes) for op, nodes in graph.state.unknown.items()},
             config_mismatches=mismatches,
-            remarks=_remarks(graph, mismatches, names),
+            remarks=_remarks(graph, mismatches, names, _unclear(graph, plan)),
             **measured,
         )
 
@@ -313,7 +314,14 @@ def _locked(graph: DependencyGraph, plan: Plan) -> list[tuple[str, str]]:
     return list(Selection(graph, ones, ties=further).locked.items())
 
 
-def _remarks(graph: DependencyGraph, mismatches: list[str], parameters: set[str]) -> list[str]:
+def _unclear(graph: DependencyGraph, plan: Plan) -> list[Key]:
+    """The attributes that forward does not read and that repeat sizes which became different ones."""
+    return unread_values(graph, plan, {g.axis: kept_units(g, plan) for g in graph.named.values()})[1]
+
+
+def _remarks(
+    graph: DependencyGraph, mismatches: list[str], parameters: set[str], unclear: list[Key]
+) -> list[str]:
     """What became of `parameters` that no run on the example inputs used, and of the object the model was built from."""
     notes = []
     if graph.followed:
@@ -326,6 +334,12 @@ def _remarks(graph: DependencyGraph, mismatches: list[str], parameters: set[str]
         notes.append(
             f"its config cannot express the sizes of {names}{' ...' if len(mismatches) > 3 else ''}: layers built from one field "
             "now differ, so save the model with its plan"
+        )
+    if unclear:
+        names = ", ".join(".".join(map(str, key[1:])).lstrip(".") for key in unclear[:4])
+        notes.append(
+            f"{names}{' ...' if len(unclear) > 4 else ''} repeat sizes that became different ones, and stay as they are: forward "
+            "does not read them, look at them before you call a method that does"
         )
     left = [n for n in graph.trace.unreached if n in parameters]
     if left:

@@ -13,6 +13,7 @@ from .axes.axes import Reason
 from .base.errors import PlanError, VerificationError
 from .base.weights import Weights
 from .config.origin import config_mismatches
+from .config.valid import refusals
 from .grouping.build import build_plan, flipped
 from .grouping.graph import DependencyGraph
 from .grouping.replay import check_program, is_needed
@@ -21,6 +22,7 @@ from .plan.plan import Masks, Plan
 from .select import Block, Request
 from .select.budgets import Targets
 from .surgery.apply import apply
+from .tracing.sizes import attributes_in
 from .verify.verify import Verification
 from .verify.verify import verify as verify_values
 
@@ -37,11 +39,21 @@ class Settled(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Groups that can't be cut, why, and the note about them that goes into the report."""
+    """Groups that can't be cut, why, and the note about them that goes into the report.
+
+    With `multiple`, they can be cut to multiples of it.
+    """
 
     groups: list[str]
     reason: Reason
     note: str
+    multiple: int | None = None
+
+    def view(self, graph: DependencyGraph) -> DependencyGraph:
+        """`graph` without these groups, or with multiples of a number of their units."""
+        if self.multiple is not None:
+            return graph.rounded(self.groups, self.multiple)
+        return graph.without(self.groups, self.reason)
 
 
 def settle(
@@ -66,7 +78,7 @@ def settle(
         if isinstance(found, Settled):
             return found
         for refused in found:
-            graph = graph.without(refused.groups, refused.reason)
+            graph = refused.view(graph)
             notes.append(refused.note)
         if found:
             targets.restart()
@@ -144,14 +156,47 @@ def _undescribed(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list
 
     A number that no config can express (a scale, say, computed from a width) stands for the parameters of its module.
     """
+    if found := _refused_by_config(graph, masks, small):
+        return found
     names = config_mismatches(small, graph.origins)
     owners = tuple(n.rpartition(".")[0] + "." for n in names if n not in graph.tensors)
-    found = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
-    atoms = [a for n in found for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)]
+    places = [n for n in graph.trace.tensors if n in names or n.startswith(owners)]
+    atoms = [a for n in places for axis in graph.dims(n) if axis is not None for a in axes.atoms(axis)]
     cut = [g.name for a in dict.fromkeys(atoms) if (g := graph.by_axis.get(a)) and g.name in masks]
     note = f"{', '.join(names[:3])} stay whole: the config cannot express their new sizes"
     reason = Reason("has a size the config cannot express")
     return [Refused(cut, reason, note)] if cut else []
+
+
+def _refused_by_config(graph: DependencyGraph, masks: Masks, small: nn.Module) -> list[Refused]:
+    """The groups that `masks` cut behind a field that the config's own checks refuse."""
+    found = []
+    for refusal in refusals(graph.model, small):
+        dims = [
+            (name, d)
+            for name, exprs in graph.origins.shapes.items()
+            for d, expr in enumerate(exprs)
+            if refusal.key in attributes_in(expr)
+        ]
+        cut: dict[str, int] = {}
+        for name, d in dims:
+            for axis in graph.dims(name)[d : d + 1]:
+                for atom in axes.atoms(axis) if axis is not None else ():
+                    group = graph.by_axis.get(atom)
+                    if group is not None and group.name in masks:
+                        cut[group.name] = group.units
+        whole = [name for name, units in cut.items() if units == refusal.old]
+        field = ".".join(map(str, refusal.key[2:]))
+        told = any(name in whole and n % refusal.multiple == 0 for name, _, n in graph.multiples)
+        if whole and refusal.multiple < refusal.old and not told:
+            note = (
+                f"{field} stays a multiple of {refusal.multiple}: the config takes no other ({refusal.error})"
+            )
+            found.append(Refused(whole, Reason("is a field of the config"), note, refusal.multiple))
+        elif cut:
+            note = f"{', '.join(list(cut)[:3])} stay whole: the config does not take another {field} ({refusal.error})"
+            found.append(Refused(list(cut), Reason("has a size the config does not take"), note))
+    return found
 
 
 def _flipped(graph: DependencyGraph, masks: Masks) -> list[Refused]:

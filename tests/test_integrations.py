@@ -463,8 +463,9 @@ def losses_of(trainer: Any) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the trainer, about itself
 def test_transformers_trainer(tmp_path: Any) -> None:
-    """Smaller while it trains; a checkpoint on the way, taken up by fresh objects, ends alike."""
+    """Smaller while it trains; it can be saved, and a checkpoint on the way, taken up by fresh objects, ends alike."""
     pytest.importorskip("transformers")
+    from depgraph.integrations import hugging_face
     from depgraph.integrations.transformers import Pruning
 
     inputs = {"input_ids": torch.zeros(2, 7, dtype=torch.long)}
@@ -477,6 +478,9 @@ def test_transformers_trainer(tmp_path: Any) -> None:
     widths = [p.shape for p in depgraph.apply(llama(), pruning.hosted.plan).parameters()]
     assert [p.shape for p in model.parameters()] == widths
     assert whole.model is model
+    hugging_face.save_pretrained(whole.model, tmp_path / "saved")
+    loaded = hugging_face.load_pretrained(type(model), tmp_path / "saved").eval()
+    assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
     plain = trainer_of(llama(), tmp_path / "plain", 8)
     plain.train()
     assert losses_of(plain)[:2] == losses_of(whole)[:2]  # until the first pruning step
@@ -492,6 +496,42 @@ def test_transformers_trainer(tmp_path: Any) -> None:
         assert torch.equal(again.state_dict()[name], tensor), name
     with pytest.raises(depgraph.PlanError, match="without this callback"):
         Pruning(inputs, **options).resume(llama(), tmp_path / "plain/checkpoint-4")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_stock_folder_after_training(tmp_path: Any) -> None:
+    """What a trainer notes in the model is no size: the folder is as stock as before it trained."""
+    transformers = pytest.importorskip("transformers")
+    from depgraph.integrations import hugging_face
+
+    inputs = {"input_ids": torch.zeros(2, 7, dtype=torch.long)}
+    result = depgraph.prune(llama(), inputs, max_params=0.7, uniform=True)
+    trainer = trainer_of(result.model, tmp_path / "run", 3)
+    trainer.train()
+    assert hugging_face.save_pretrained(trainer.model, tmp_path / "saved") == []
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(loaded(**inputs).logits, trainer.model.eval()(**inputs).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_adapters_reload_and_merge(tmp_path: Any, options: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "up_proj"], **options)
+    model = peft.get_peft_model(llama(), config).eval()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.1)
+    inputs = {"input_ids": torch.zeros(2, 7, dtype=torch.long)}
+    small = depgraph.prune(model, inputs, max_params=0.6).model
+    assert {p.shape[0] for n, p in small.named_parameters() if "lora_A" in n} == {8}
+    wanted = small(**inputs).logits
+    small.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(small).unload(), tmp_path / "adapter").eval()
+    assert torch.equal(again(**inputs).logits, wanted)
+    assert torch.allclose(small.merge_and_unload()(**inputs).logits, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

@@ -328,3 +328,61 @@ def test_a_saved_buffer_that_no_run_reads_holds_its_field() -> None:
     again = Saved(result.model.config).double().eval()
     again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(again(x), result.model(x))
+
+
+@dataclass
+class Strict(Config):
+    """A config that checks itself, as those of libraries do."""
+
+    def __post_init__(self) -> None:
+        if self.hidden % 4:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of 4")
+
+
+@dataclass
+class Stricter(Config):
+    """One that takes a single size of one of its fields."""
+
+    def __post_init__(self) -> None:
+        if self.inner not in (34, 1):
+            raise ValueError("inner must be 34")
+
+
+class Plain(nn.Module):
+    """Sizes that come from two fields, and no heads that would hold them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.first = nn.Linear(5, config.hidden)
+        self.up, self.down = nn.Linear(config.hidden, config.inner), nn.Linear(config.inner, config.hidden)
+        self.last = nn.Linear(config.hidden, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x + self.down(self.up(x).relu()))
+
+
+@pytest.mark.parametrize("options", [{"pruning_ratio": 0.4}, {"max_params": 0.6}])
+def test_the_config_takes_what_comes_out(options: dict[str, float]) -> None:
+    """A width of 24 would become 15 or so: the config's own check says no, and the next multiple that it takes is found."""
+    torch.manual_seed(0)
+    model, x = Plain(Strict()).double(), torch.randn(3, 5, dtype=torch.float64)
+    result = depgraph.prune(model, x, uniform=True, **options)
+    config = result.model.config
+    again = Plain(Strict(config.hidden, config.heads, config.inner)).double()
+    again.load_state_dict(result.model.state_dict())
+    assert config.hidden % 4 == 0
+    assert config.hidden < 24
+    assert any("multiple of 4: the config takes no other (hidden (" in note for note in result.report.notes)
+    assert_equal_to_masked(model, result, x)
+
+
+def test_a_field_of_which_the_config_takes_one_value_stays() -> None:
+    torch.manual_seed(0)
+    model, x = Plain(Stricter()).double(), torch.randn(3, 5, dtype=torch.float64)
+    result = depgraph.prune(model, x, uniform=True, pruning_ratio=0.4)
+    assert (result.model.config.inner, result.model.config.hidden) == (34, 15)
+    assert any("the config does not take another config.inner" in note for note in result.report.notes)
+    free = depgraph.prune(model, x, pruning_ratio=0.4)  # not asked to be what a config can say
+    assert free.model.up.out_features < 34

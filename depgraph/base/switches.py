@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,8 +91,21 @@ def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[No
             replacement.leave()
 
 
+class ModuleCall(NamedTuple):
+    """One call of a module, to be made."""
+
+    function: Callable[..., Any]
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make it."""
+        return self.function(self.module, *self.args, **self.kwargs)
+
+
 def around_calls(
-    model: nn.Module, around: Callable[[str, nn.Module, Callable[[], Any]], Any]
+    model: nn.Module, around: Callable[[str, nn.Module, ModuleCall], Any]
 ) -> AbstractContextManager[None]:
     """Each call of a module in `model` is ``around(path, module, run)``, where ``run()`` makes the call itself."""
     paths = {id(m): path for path, m in model.named_modules()}
@@ -101,7 +114,7 @@ def around_calls(
         path = paths.get(id(module))
         if path is None:
             return before(module, *args, **kwargs)
-        return around(path, module, partial(before, module, *args, **kwargs))
+        return around(path, module, ModuleCall(before, module, args, kwargs))
 
     return replaced(nn.Module, "__call__", call)
 

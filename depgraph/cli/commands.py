@@ -145,7 +145,7 @@ def prune(options: argparse.Namespace) -> int:
     _say(
         options, result.report.to_dict() | {"out": options.out, "not_stock": lost}, str(result.report), *lines
     )
-    return DONE
+    return DIFFERENT if lost else DONE
 
 
 def _prune_checkpoint(options: argparse.Namespace) -> int:

@@ -35,7 +35,8 @@ INPUT = (
 FOLDER = "what `depgraph prune --out` wrote"
 STATUSES = """exit status:
   0 done; 1 refused, with the reason on standard error; 2 a wrong command line;
-  3 the smaller model does not compute what it should (verify); 130 interrupted"""
+  3 the smaller model does not compute what it should (verify), or stock from_pretrained does not load what was saved for it
+  (prune --pretrained); 130 interrupted"""
 
 
 Add = Callable[..., argparse.ArgumentParser]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -55,7 +55,7 @@ def origins(model: nn.Module) -> Origins:
     for path, module in outermost(model):
         arguments = _arguments(module, path)
         twin, shapes = (None, {}) if arguments is None else build(type(module), arguments)
-        if twin is None or _shapes_of(module) != _left(_shapes_of(twin), module):
+        if twin is None or shapes_of(module) != _left(shapes_of(twin), module):
             continue
         for inner, part in twin.named_modules():
             place = ".".join(filter(None, (path, inner)))
@@ -80,7 +80,7 @@ def outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @cache
-def _constructor(kind: type) -> tuple[inspect.Parameter, ...]:
+def constructor(kind: type) -> tuple[inspect.Parameter, ...]:
     """What `kind` is called with; nothing where Python can't tell."""
     try:
         return tuple(inspect.signature(kind).parameters.values())
@@ -92,7 +92,7 @@ def built_from(module: nn.Module) -> dict[str, Any]:
     """The objects and dicts among the constructor's arguments that `module` holds under their names; {} if one is missing."""
     held = vars(module)
     given: dict[str, Any] = {}
-    for p in _constructor(type(module)):  # type: ignore[arg-type]
+    for p in constructor(type(module)):  # type: ignore[arg-type]
         if p.name in held and is_plain_object(held[p.name]):
             given[p.name] = held[p.name]
         elif p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
@@ -151,7 +151,8 @@ def build(
     return None, {}
 
 
-def _shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
+def shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
+    """The shapes of the parameters of a module; {} of none."""
     return {} if module is None else {n: p.shape for n, p in module.named_parameters()}
 
 
@@ -188,7 +189,7 @@ def field_repairs(
             equations += [(e, n) for e, n in zip(exprs, plan.new_shape(name), strict=True)]
     given = {k: v for k, v in values.items() if k not in found.attributes}
     given |= {k: v for k in reads - values.keys() if type(v := held_at(model, k[1:])) is int}
-    known = _solved(model, list(dict.fromkeys(equations)), given)
+    known = solved(lambda f: read_attribute(model, f[1:]), list(dict.fromkeys(equations)), given)
     kept = values.keys() | reads
     repairs = {k: v for k, v in known.items() if k not in kept and v != read_attribute(model, k[1:])}
     for key, expr in found.attributes.items():
@@ -210,7 +211,7 @@ def config_mismatches(small: nn.Module, found: Origins) -> list[str]:
         if not any(name.startswith(inside) for name in found.shapes):
             continue  # the original was not made by its class alone
         twin, _ = build(type(module), {n: copy.deepcopy(v) for n, v in built_from(module).items()})
-        have, says = _shapes_of(module), _shapes_of(twin)
+        have, says = shapes_of(module), shapes_of(twin)
         wrong += [inside + n for n in {**have, **says} if have.get(n) != says.get(n)]
         wrong += [] if twin is None else [inside + n for n in _other_numbers(module, twin)]
     return wrong
@@ -230,9 +231,12 @@ def _other_numbers(module: nn.Module, twin: nn.Module) -> Iterator[str]:
                 yield ".".join(filter(None, (path, name)))
 
 
-def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key, int]) -> dict[Key, int]:
+def solved(
+    value_of: Callable[[Key], int], equations: list[tuple[Expr, int]], known: dict[Key, int]
+) -> dict[Key, int]:
     """Field -> value, for the fields that `equations` (expression, its value) determine without contradiction.
 
+    `value_of` says what a field was.
     Fields that are sizes by themselves come first; then one unknown at a time. Where every equation has several, those
     that hold with the old values fix them.
     """
@@ -249,7 +253,7 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
         elif not answers:
             for expr, value in equations:
                 fields = attributes_in(expr) - known.keys()
-                old = {f: read_attribute(model, f[1:]) for f in fields}
+                old = {f: value_of(f) for f in fields}
                 if fields and evaluate(expr, {**known, **old}) == value:
                     answers = {f: {v} for f, v in old.items()}
                     break
@@ -258,7 +262,7 @@ def _solved(model: nn.Module, equations: list[tuple[Expr, int]], known: dict[Key
         for key, found in answers.items():
             if len(found) > 1:  # the layers disagree: no one number describes them
                 torn.add(key)
-            known[key] = found.pop() if len(found) == 1 else read_attribute(model, key[1:])
+            known[key] = found.pop() if len(found) == 1 else value_of(key)
 
 
 def evaluate(expr: Expr, known: dict[Key, int]) -> int | None:

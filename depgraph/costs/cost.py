@@ -155,8 +155,8 @@ def macs_of(model: nn.Module, example_inputs: Any, cheap: bool = False) -> int:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
         with without_library_kernels(), counter, _bare(counter.mode):
-            for args, kwargs in examples:
-                twin(*args, **kwargs)
+            for example in examples:
+                example.run(twin)
         return int(counter.get_total_flops()) // 2
 
     return on_stand_ins(model, example_inputs, count, cheap)

@@ -24,7 +24,7 @@ from ..base.checks import a_module
 from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import each_example
 from ..base.running import in_mode
-from ..base.switches import around_calls, same_random_state
+from ..base.switches import ModuleCall, around_calls, same_random_state
 from ..grouping.graph import DependencyGraph
 from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
@@ -154,8 +154,8 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
     with same_random_state(), torch.no_grad():
         start = time.perf_counter()
         try:
-            for args, kwargs in each_example(example_inputs):
-                model(*args, **kwargs)
+            for example in each_example(example_inputs):
+                example.run(model)
         except DepgraphError:
             raise
         except Exception as error:
@@ -172,7 +172,7 @@ def _timed(model: nn.Module) -> Iterator[dict[str, float]]:
     inner = [0.0]
     wait: Callable[[], None] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
-    def around(path: str, module: nn.Module, run: Callable[[], Any]) -> Any:
+    def around(path: str, module: nn.Module, run: ModuleCall) -> Any:
         inner.append(0.0)
         wait()
         start = time.perf_counter()

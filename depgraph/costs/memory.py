@@ -142,10 +142,10 @@ def measure_memory(model: nn.Module, example_inputs: Any) -> int:
 
     def peak(twin: nn.Module, examples: list[Arguments]) -> int:
         peaks = []
-        for args, kwargs in examples:
-            watch = _Watch([*twin.parameters(), *twin.buffers(), *tensor_leaves((args, kwargs))])
+        for example in examples:
+            watch = _Watch([*twin.parameters(), *twin.buffers(), *tensor_leaves(example)])
             with watch:
-                twin(*args, **kwargs)
+                example.run(twin)
             peaks.append(watch.peak)
         return max(peaks)
 

@@ -82,8 +82,9 @@ class Calibration:
         if loss is not None:
             function("loss", loss, "output", "target")
         self._batches: Iterable[Any] = list(batches) if iter(batches) is batches else batches
-        self._args, kwargs = each_example(example_inputs)[0]
-        tensors = tensor_leaves((self._args, kwargs))
+        first = each_example(example_inputs)[0]
+        self._args = first.args
+        tensors = tensor_leaves(first)
         self._devices = {t.device for t in tensors}
         # Masks that are added may hold -inf.
         self._infinite = any(bool(torch.isinf(_values(t)).any()) for t in tensors)
@@ -130,10 +131,11 @@ class Calibration:
     def _checked(self, given: Any, position: int) -> Batch:
         inputs, target = self._split(given)
         try:
-            args, kwargs = split_inputs(inputs)
+            example = split_inputs(inputs)
         except InputError as error:
             raise InputError(f"calibration batch {position}: {error}") from error
-        for tensor in tensor_leaves((args, kwargs)):
+        args, kwargs = example.args, example.kwargs
+        for tensor in tensor_leaves(example):
             if self._devices and tensor.device not in self._devices:
                 known = ", ".join(sorted(map(str, self._devices)))
                 raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..base.errors import VerificationError
-from ..base.inputs import Examples, split_inputs
+from ..base.inputs import each_example
 from ..base.switches import same_random_state
 from ..base.values import is_plain_object
 from ..config.origin import build, built_from, outermost
@@ -86,9 +86,8 @@ def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any
     """Why `small` does not compute what `model` does where the plan's branches yield zeros; "" where it does."""
     silent = skeleton(model, {id(t): t for t in all_tensors(model).values()})
     silence(silent, plan)
-    examples = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
-    for example in examples:
-        run = Setup(split_inputs(example))
+    for example in each_example(example_inputs):
+        run = Setup(example)
         with same_random_state(), nothing_kept(model):
             try:
                 expected = run_smaller(silent, silent, Plan(), run, Draws(), Use())

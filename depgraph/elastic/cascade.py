@@ -149,9 +149,9 @@ def fitted(
             "threshold='auto' is found on data: give calibration=[...], batches of (inputs, classes)"
         )
     rising = elastic.sizes[::-1]
-    args, kwargs = each_example(elastic._inputs)[0]
+    first = each_example(elastic._inputs)[0]
     with torch.no_grad(), in_mode(elastic.model, False):
-        class_scores(elastic.model(*args, **kwargs))
+        class_scores(first.run(elastic.model))
     made = Cascade(elastic, rising, 1.0 if auto else float(threshold))
     if calibration is None:
         return made

@@ -297,14 +297,14 @@ class Elastic(nn.Module):
         """
         check_mix(alpha, temperature)
         given, hard = _with_target(inputs, loss_fn)
-        args, kwargs = split_inputs(given)
-        output = (self.model if largest is None else largest)(*args, **kwargs)
+        arguments = split_inputs(given)
+        output = arguments.run(self.model if largest is None else largest)
         total = loss_value(hard, output, None)
         between = self.sizes[1:-1]
         chosen = dict.fromkeys([*between[self._steps % len(between) :][:1]] if between else [])
         self._steps += 1
         for size in (*chosen, *self.sizes[1:][-1:]):
-            small = self.at(size)(*args, **kwargs)
+            small = self.at(size)(*arguments.args, **arguments.kwargs)
             if alpha > 0:
                 logits, aim = logits_of(small, "a smaller size"), logits_of(output, "the whole").detach()
                 if logits.dim() not in (2, 3) or logits.shape[-1] < 2:

@@ -122,7 +122,7 @@ def _feed(into: Any, value: Any) -> None:
         for item in value:
             _feed(into, item)
     elif isinstance(value, Examples):
-        _feed(into, ["examples", *value.examples])
+        _feed(into, ["examples", *value.examples, value.methods, value.outputs])
     else:
         mark(name_of(value))
         if not hasattr(value, "__qualname__"):

@@ -12,6 +12,7 @@ from ..plan.plan import Masks, Plan, Repair, Rewrite
 from ..surgery.copied import what_copies_need
 from .given import checked_masks, checked_orders
 from .graph import DependencyGraph
+from .unread import unread_values
 
 
 def build_plan(
@@ -65,6 +66,10 @@ def build_plan(
                 plan,
                 set() if assume_unused_config_reads else graph.trace.reads,
             )
+        )
+        plan.repairs.extend(
+            Repair(key[1], key[2], tuple(key[3:]), value, graph.sizes.value(key))
+            for key, value in unread_values(graph, plan, counts)[0].items()
         )
     plan.repairs.extend(what_copies_need(graph.model, plan.repairs))
     return plan

@@ -22,14 +22,17 @@ from ..axes.ragged import is_ragged, kept_by_block, pieces
 from ..base.checks import whole_number
 from ..base.errors import InputError, suggestions
 from ..base.weights import InMemory, Weights
+from ..config.arguments import Rebuilt
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut
 from ..tracing.trace import Node, Trace
 from .given import Place, axis_at, checked_indices, checked_masks, first_name
 from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
 from .naming import NAMING, Name, given_names, name_in, named
+from .ranks import update_ranks
 from .siblings import follow_siblings
 from .sizes import SizeSystem, is_constant
+from .unread import unread_sizes
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -98,6 +101,7 @@ class DependencyGraph:
         self.sizes = SizeSystem(state, model)
         for sibling in self.followed:
             self.sizes.follow(sibling.path, sibling.executed)
+        self.rebuilt: dict[Any, Rebuilt | None] = {}  # see `unread.py`
         self._finished = False
         self._frozen: dict[Axis, Reason] = {}  # since the groups are known
         self.groups = self._find_groups()
@@ -134,6 +138,16 @@ class DependencyGraph:
     def origins(self) -> Origins:
         """What the numbers in the model were computed from, where it keeps what it was built from."""
         return origins(self.model)
+
+    @cached_property
+    def update_ranks(self) -> frozenset[Axis]:
+        """The axes that are ranks of low-rank updates: see `ranks.py`."""
+        return update_ranks(self)
+
+    @cached_property
+    def unread(self) -> dict[tuple[Any, ...], list[Polynomial]]:
+        """Attributes that repeat sizes and that forward does not read: see `unread.py`."""
+        return unread_sizes(self)
 
     @property
     def constraints(self) -> list[tuple[Polynomial, Reason]]:
@@ -184,6 +198,16 @@ class DependencyGraph:
         view = copy.copy(self)
         view._frozen = dict(self._frozen)
         view._freeze([self.group(name).axis for name in groups], reason)
+        return view
+
+    def rounded(self, groups: Iterable[str], number: int) -> DependencyGraph:
+        """The graph in which as many units of each of `groups` (by name) stay as are a multiple of `number`.
+
+        Raises:
+            InputError: there is no such group.
+        """
+        view = copy.copy(self)
+        view.multiples = [*self.multiples, *((name, self.group(name).axis, number) for name in groups)]
         return view
 
     # ------------------------------------------------------------------------------------------------- stating

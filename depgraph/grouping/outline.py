@@ -51,7 +51,7 @@ def outline(graph: DependencyGraph, plan: Plan | None = None) -> dict[str, Any]:
             [
                 g.name,
                 g.units,
-                _kept(g, plan),
+                kept_units(g, plan),
                 [[number[m.name], m.dim, ROLES.index(m.role)] for m in g.members],
             ]
             for g in graph.groups
@@ -82,7 +82,7 @@ def _modules(graph: DependencyGraph, number: dict[str, int]) -> list[list[Any]]:
     return [[path, kinds.get(path, ""), owned[path]] for path in order]
 
 
-def _kept(group: Group, plan: Plan | None) -> int:
+def kept_units(group: Group, plan: Plan | None) -> int:
     """How many units of a group the plan keeps: those of which some member keeps an entry."""
     if plan is None:
         return group.units

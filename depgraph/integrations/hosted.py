@@ -17,6 +17,7 @@ from ..base.errors import DepgraphError, InputError, PlanError
 from ..base.values import map_tensors
 from ..plan.plan import Plan
 from ..prune import analyze
+from ..surgery.lineage import same
 from ..tracing.literals import class_of
 from ..training.schedule import GradualPruner, GradualResult
 
@@ -164,12 +165,14 @@ def adopt(network: nn.Module, other: nn.Module) -> None:
     for name in vars(network).keys() - vars(other).keys():
         del vars(network)[name]
     vars(network).update(vars(other))
+    same(network, other)
 
 
 def _twin(network: nn.Module) -> nn.Module:
     """Another object that shares everything with `network` as it is, and keeps it when `network` becomes another."""
     twin: nn.Module = object.__new__(type(network))
     vars(twin).update(vars(network))
+    same(twin, network)
     return twin
 
 

@@ -229,8 +229,8 @@ def differences(got: nn.Module, wanted: nn.Module) -> list[str]:
         numbers, others = _numbers(module), _numbers(other)
         problems += [
             f"{'.'.join(filter(None, (path, name)))} gets {others.get(name)!r}, not {numbers.get(name)!r}"
-            for name in numbers  # from_pretrained notes some of its own
-            if numbers.get(name) != others.get(name)
+            for name in numbers.keys() & others.keys()  # from_pretrained and trainers note some of their own
+            if numbers[name] != others[name]
         ]
     return problems
 
@@ -239,5 +239,5 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in INTERNALS and type(value) in (int, float, bool, tuple)
+        if name not in INTERNALS and type(value) in (int, float, tuple)
     }

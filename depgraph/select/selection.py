@@ -15,6 +15,7 @@ from ..axes.ragged import is_ragged
 from ..base.errors import BudgetError, InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
+from ..grouping.ranks import WHY
 from ..importance import Scores
 from ..plan.plan import Masks
 from .blocks import Block, Sequencer, find_blocks
@@ -95,6 +96,7 @@ class Selection:
         floors = Floors(graph, self._names)
         floors.spread({g.axis: i for i, b in enumerate(self.blocks) for g in b.groups})
         self.rules = rules_of(graph, groups, scope, ratio, max_ratio, lost)
+        self._keep_ranks(graph)
         self._sequencer = Sequencer({a: ranked[self._names[a]][o] for a, o in self.order.items()}, floors)
         self._sums = self._dim_sums()
         self._check_multiples()
@@ -104,6 +106,14 @@ class Selection:
         self._position = {a: i for i, a in enumerate(graph.by_axis)}
         self.full: Integers = np.array([g.units for g in graph.groups], dtype=np.int64)
         self._index()
+
+    def _keep_ranks(self, graph: DependencyGraph) -> None:
+        """Hold the ranks of updates that nobody asked for."""
+        for axis in (
+            graph.update_ranks & self._names.keys() - self.rules.ratios.keys() - self.rules.owner.keys()
+        ):
+            self.locked[self._names[axis]] = WHY
+            self.rules.caps[axis.original_axis] = 0
 
     def _arrange(self, block: Block, caps: Mapping[Axis, int]) -> None:
         """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and the request."""

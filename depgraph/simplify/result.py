@@ -241,6 +241,6 @@ def _run(model: nn.Module, arguments: Arguments, kind: torch.dtype | None) -> An
             else t.detach().clone()
         )
 
-    args, kwargs = map_tensors(arguments, own)
+    given: Arguments = map_tensors(arguments, own)
     seed_all()
-    return model(*args, **kwargs)
+    return given.counting(given.run(model))

@@ -126,6 +126,13 @@ def repeated_size(module: nn.Module, attribute: str) -> tuple[str, int] | None:
     return None
 
 
+def follows_weight(module: nn.Module, attribute: str) -> bool:
+    """Whether `apply` itself sets `attribute` of a module of torch to the size of its tensor."""
+    if isinstance(module, nn.modules.conv._ConvNd) and attribute in CONVOLUTION:
+        return True
+    return any(isinstance(module, kind) and attribute in rows for kind, rows in TABLE.items())
+
+
 def _check(
     model: nn.Module,
     plan: Plan,

@@ -26,3 +26,8 @@ def note(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Remember that `plan`, which fits `model`, made `small` of it, as long as `small` is alive."""
     plain = plain_names(model)
     _plans[core(small)] = (*plans_of(model), plan if plain is str else renamed(plan, plain, plain))
+
+
+def same(model: nn.Module, other: nn.Module) -> None:
+    """`model` is what `other` is, from now on: made by the same plans."""
+    _plans[core(model)] = plans_of(other)

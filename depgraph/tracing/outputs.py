@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.inputs import Arguments
 from ..base.values import is_plain_object, output_leaves
 from .copying import inside, slots_of
 
@@ -99,9 +100,10 @@ class _Walk:
 class Call:
     """One call of a model: made before it, asked afterwards what it gave away."""
 
-    def __init__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, example: Arguments) -> None:
         """`model` will be called with these arguments."""
-        self.model, self.arguments = model, (args, kwargs)
+        self.model, self.example = model, example
+        self.arguments = example.args, example.kwargs
         self.given = {id(t): (t, t._version) for t in self._tensors(self.arguments, _Walk()) if _counts(t)}
         self.held = {id(t): t for _, _, t in self._attributes()}
         self.unseen: tuple[str, ...] = ()
@@ -109,7 +111,9 @@ class Call:
     def outputs(self, out: Any) -> list[Tensor]:
         """The tensors that the call gave away, in an order that depends on the code alone; `out` is what it returned."""
         walk = _Walk()
-        found = self._tensors(out, walk)
+        found = self._tensors(self.example.counting(out), walk)
+        if self.example.outputs is not None:  # nothing else counts
+            return found
         if not found:
             found = output_leaves(out)
         elif walk.unseen:

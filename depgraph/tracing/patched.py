@@ -11,18 +11,25 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..base.switches import around_calls, open_functions, replaced
+from ..base.switches import ModuleCall, around_calls, open_functions, replaced
+from ..base.values import map_tensors
 from . import sizes
+from .code_reads import other_forwards
 from .recorder import Recorder
 
 
 def watch_modules(model: nn.Module, recorder: Recorder) -> AbstractContextManager[None]:
     """Tell `recorder` which module of `model` is being called."""
 
-    def around(path: str, module: nn.Module, run: Callable[[], Any]) -> Any:
+    def around(path: str, module: nn.Module, run: ModuleCall) -> Any:
         recorder.stack.append((path, {}))
         try:
             out = run()
+            recorder.note_returned(path, out)
+            kind: type = type(module)
+            for name in other_forwards(kind):
+                arguments, keywords = map_tensors((run.args, run.kwargs), torch.clone)
+                recorder.aside(partial(getattr(module, name), *arguments, **keywords))
             if isinstance(module, ParametrizationList) and id(out) in recorder.node_of:
                 recorder.parametrized.append((path, recorder.node_of[id(out)]))
             recorder.called(path, out)

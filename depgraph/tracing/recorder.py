@@ -8,7 +8,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -216,6 +216,7 @@ class Recorder:
         self.parametrized: list[tuple[str, Node]] = []
         self.calls: dict[str, list[ModuleCall]] = {}
         self.escapes: list[tuple[Node, str, str, str]] = []
+        self.returned: dict[str, list[Node]] = {}
         self.stack: list[tuple[str, dict[str, int]]] = [("", {})]
         self.paused = 0
         self.function = ""  # the torch function that the user's code is in
@@ -270,6 +271,23 @@ class Recorder:
             for found, length in zip(lists, kept[1], strict=True):
                 del found[length:]
             self.reads, self.stack[1:] = kept[2], []
+
+    def aside(self, run: Callable[[], Any]) -> None:
+        """Record what `run` does although no inference does it; forgotten if it ends in an error, which ends here."""
+        stack, training, self.training = self.stack, self.training, True
+        self.stack = list(stack)
+        try:
+            with self.attempt():
+                run()
+        finally:
+            self.stack, self.training = stack, training
+
+    def note_returned(self, path: str, out: Any) -> None:
+        """Module `path` returned several tensors in a tuple, list or dict."""
+        if type(out) in (list, tuple, dict) and path not in self.returned:
+            found = [self.node_of.get(id(inside(t))) for t in tensor_leaves(out)]
+            if len(found) > 1 and all(found):
+                self.returned[path] = [node for node in found if node is not None]
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of a call, unless arithmetic has become more expensive than the same calls on fake tensors are."""

@@ -62,6 +62,8 @@ class Trace:
         parametrized: path of a list of parametrizations, the weight that it made.
         calls: path of a module -> what each call of it returned.
         escapes: what can't be followed any further: why, in which module, where.
+        counted: what counts of what the model returns, where `outputs` say so.
+        returned: path of a module that returns several tensors -> these.
         fake: whether it ran on fake tensors.
         tracked: whether the attributes of modules were.
         train: whether it ran in train mode, too.
@@ -87,6 +89,8 @@ class Trace:
     parametrized: list[tuple[str, Node]]
     calls: dict[str, list[ModuleCall]]
     escapes: list[tuple[Node, str, str, str]]
+    returned: dict[str, list[Node]]
+    counted: Any
     fake: bool
     tracked: bool
     train: bool
@@ -257,14 +261,14 @@ def _recorded(
         for training in (False, True) if train else (False,):
             recorder.training = training
             twin.train(training)
-            for args, kwargs in examples:
-                outputs += _given_away(twin, args, kwargs, recorder)
+            for example in examples:
+                outputs += _given_away(twin, example, recorder)
         recorder.training = False
         twin.eval()
         for recorder.other_way in other_ways:
-            for args, kwargs in examples:
+            for example in examples:
                 with recorder.attempt():
-                    outputs += _given_away(twin, args, kwargs, recorder)
+                    outputs += _given_away(twin, example, recorder)
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(record_of(n).shapes) == 1]
@@ -277,15 +281,21 @@ def _recorded(
     recorder.graph.output(tuple(outputs))
     recorder.forget_other_runs()
     return _written_down(
-        recorder, outputs, every, (tensors, aliases), (fake, tracked, train, grad), other_ways
+        recorder,
+        outputs,
+        every,
+        (tensors, aliases),
+        (fake, tracked, train, grad),
+        other_ways,
+        examples[0].outputs,
     )
 
 
-def _given_away(twin: nn.Module, args: Any, kwargs: Any, recorder: Recorder) -> list[Node]:
+def _given_away(twin: nn.Module, example: Arguments, recorder: Recorder) -> list[Node]:
     """Call `twin`; the nodes of what it gives away."""
     with recorder.unseen():
-        call = Call(twin, args, kwargs)
-    out = twin(*args, **kwargs)
+        call = Call(twin, example)
+    out = example.run(twin)
     with recorder.unseen():
         found = call.outputs(out)
     return [recorder.node(t) for t in found]
@@ -328,6 +338,7 @@ def _written_down(
     names: tuple[dict[str, torch.Tensor], dict[str, str]],
     modes: tuple[bool, bool, bool, bool],
     other_ways: tuple[Choice, ...],
+    counted: Any,
 ) -> Trace:
     """What `recorder` has of a finished run; `every` tensor of the model, and the `names` of those registered."""
     tensors, aliases = names
@@ -351,6 +362,8 @@ def _written_down(
         parametrized=recorder.parametrized,
         calls=recorder.calls,
         escapes=recorder.escapes,
+        returned=recorder.returned,
+        counted=counted,
         fake=modes[0],
         tracked=modes[1],
         train=modes[2],

@@ -68,9 +68,9 @@ def _calls(model: nn.Module, examples: list[Arguments], fake: bool, training: bo
             stack.enter_context(context)
         torch.default_generator.manual_seed(0)
         twin.train(training)
-        for args, kwargs in given:
-            call = Call(twin, args, kwargs)
-            log.give_away(call.outputs(twin(*args, **kwargs)))
+        for example in given:
+            call = Call(twin, example)
+            log.give_away(call.outputs(example.run(twin)))
     return log.calls
 
 

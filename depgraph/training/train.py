@@ -268,8 +268,8 @@ def _batch(given: Any, pairs: bool, device: torch.device) -> Batch:
         if not isinstance(given, (tuple, list)) or len(given) != 2:
             raise InputError(f"with a loss, batches are pairs (inputs, target), not {type(given).__name__}")
         given, target = given
-    args, kwargs = split_inputs(given)
-    return Batch(*map_tensors((args, kwargs, target), lambda t: t.to(device)))
+    inputs = split_inputs(given)
+    return Batch(*map_tensors((inputs.args, inputs.kwargs, target), lambda t: t.to(device)))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -148,9 +148,9 @@ class Setup:
 
     def call(self, model: nn.Module) -> list[Tensor]:
         """The tensors that `model`, a copy, gives away."""
-        args, kwargs = self.given()
-        call = Call(model, args, kwargs)
-        found = call.outputs(model(*args, **kwargs))
+        example = self.given()
+        call = Call(model, example)
+        found = call.outputs(example.run(model))
         self.unseen = call.unseen
         return found
 

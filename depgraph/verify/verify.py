@@ -17,7 +17,7 @@ from torch import nn
 
 from ..base.checks import a_module, number, of_kind
 from ..base.errors import VerificationError
-from ..base.inputs import Arguments, Examples, split_inputs
+from ..base.inputs import Arguments, Outputs, checked_outputs, each_example, with_outputs
 from ..base.switches import same_random_state
 from ..base.values import tensor_leaves
 from ..base.weights import Weights
@@ -73,7 +73,8 @@ class _NotAccepted(Exception):
 
 
 def verify(
-    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE, *,
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, tolerance: float = TOLERANCE,
+    outputs: Outputs | None = None, *,
     weights: Weights | None = None, smaller: Weights | None = None,
 ) -> Verification:  # fmt: skip
     """Compare `small` with the masked original.
@@ -84,6 +85,7 @@ def verify(
         plan: what was removed.
         example_inputs: as for `prune`; with `Examples`, all are compared.
         tolerance: largest deviation relative to the spread of an output's entries, in float64.
+        outputs: what counts of what the models return, as for `prune`.
         weights: where tensors of `model` that are on the meta device have their values (see `base/weights.py`); those of
             `small` are cut out of them.
         smaller: where tensors of `small` that are on the meta device have theirs instead. The two are then compared on the
@@ -99,6 +101,7 @@ def verify(
     a_module("small", small)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     number("tolerance", tolerance, 0)
+    example_inputs = with_outputs(example_inputs, checked_outputs(outputs))
     if weights is None and any(t.is_meta for t in named_tensors(model)[0].values()):
         return Verification("skipped", detail="the model is on the meta device: it has no values")
     plan = fitted(plan, model)
@@ -109,7 +112,7 @@ def verify(
     if (
         plan.entries or plan.fusions
     ):  # no size changes: the original is the model that has the zeros, or the fused layers
-        model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[]))
+        model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[], removals=[]))
         plan = replace(plan, entries={}, fusions=[])
     with same_random_state(), nothing_kept(model):
         sources = {"values": weights, "smaller": smaller}
@@ -133,7 +136,7 @@ class _Proof:
         self.named: dict[int, dict[str, Tensor]] = {}
         if plan.removals:  # what is left of the smaller model's tensors in the original's names
             self.named[id(small)] = {plan.moves.old(n): t for n, t in all_tensors(small).items()}
-        tensors = self._run(((), {})).tensors(model)
+        tensors = self._run(Arguments()).tensors(model)
         self.count = sum(p.numel() for p in model.parameters())
         self.tensors = tensors
         self.names = {n for n, t in tensors.items() if _redrawn(n, t, plan)}
@@ -151,16 +154,16 @@ class _Proof:
 
     def of(self, example_inputs: Any) -> Verification:
         """The proof on all examples."""
-        several = example_inputs.examples if isinstance(example_inputs, Examples) else (example_inputs,)
+        several = each_example(example_inputs)
         watched = {n for n, _ in self.unmoved}
         for example in several:
-            shapes = self._on(split_inputs(example))
+            shapes = self._on(example)
             if shapes is not None:
                 return shapes
         if self.sources["smaller"] is not None:
             return Verification("equal", self.error, "; ".join(["compared in float64", *self.remarks]))
         for example in several if self.dtype == torch.float64 else ():
-            self._elsewhere(split_inputs(example))
+            self._elsewhere(example)
         known = (
             tuple(sorted(self.restricted)),
             tuple(dict.fromkeys(n for n, _ in self.unmoved)),
