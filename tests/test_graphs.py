@@ -63,7 +63,7 @@ def pairs(edges: Tensor) -> set[tuple[int, int]]:
 BY: list = ["agreement", "gradient", "degree", "random", lambda data: data.edge_weight]
 
 
-@pytest.mark.parametrize("by", BY, ids=str)
+@pytest.mark.parametrize("by", BY, ids=lambda b: getattr(b, "__name__", str(b)))
 def test_half_of_the_edges(model: Convolution, by: Any) -> None:
     data = club()
     before = data.edge_index.clone()
@@ -291,7 +291,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), WRONG, ids=[str(o) for o, _ in WRONG])
+@pytest.mark.parametrize(("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)])
 def test_bad_arguments(model: Convolution, options: dict, text: str) -> None:
     with pytest.raises(depgraph.InputError, match=text):
         prune_edges(model, club(), **options)

@@ -61,7 +61,7 @@ CRITERIA: list = [
 ]
 
 
-@pytest.mark.parametrize("importance", CRITERIA, ids=str)
+@pytest.mark.parametrize("importance", CRITERIA, ids=lambda c: getattr(c, "__name__", str(c)))
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_exactly_as_many_as_asked_for(importance: object, scope: str) -> None:
     model = net()
@@ -511,7 +511,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), WRONG, ids=[str(o) for o, _ in WRONG])
+@pytest.mark.parametrize(("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)])
 def test_bad_input(options: dict, text: str) -> None:
     model = net()
     before = snapshot(model)
