@@ -102,7 +102,7 @@ def verify(
         plan.entries or plan.fusions
     ):  # no size changes: the original is the model that has the zeros, or the fused layers
         model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[]))
-        plan = replace(plan, entries={}, fusions=[])
+        plan = replace(plan, entries={}, fusions=[], scales=[])
     with same_random_state(), nothing_kept(model):
         return _Proof(model, small, plan, tolerance).of(example_inputs)
 
