@@ -180,6 +180,34 @@ def test_a_norm_with_code_of_its_own_stays() -> None:
     )
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm with an activation in it, as some libraries have them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Dropout(0.3), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class Backwards(NormAndActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm2d.forward(self, self.act(x))
+
+
+class Twice(NormAndActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.act(nn.BatchNorm2d.forward(self, x)))
+
+
+def test_a_norm_with_modules_in_it_leaves_them() -> None:
+    result = check(ready(nn.Sequential(nn.Conv2d(4, 6, 3), NormAndActivation(6))))
+    assert [type(m) for m in result.model[1]] == [nn.Dropout, nn.SiLU]
+    assert "result of a convolution" in kept(check(ready(nn.Sequential(nn.Conv2d(4, 6, 3), Backwards(6)))))
+    assert "the result would differ" in kept(check(ready(nn.Sequential(nn.Conv2d(4, 6, 3), Twice(6)))))
+
+
 def test_train_mode_is_refused() -> None:
     net = ready(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)))
     net[1].train()

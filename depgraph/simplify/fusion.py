@@ -42,8 +42,9 @@ class _Stays:
 
 @torch.inference_mode(False)
 def fuse(model: nn.Module, x: Any, *, scales: bool = False) -> Simplified:
-    """Fold each batch norm into the one convolution or linear layer whose result it reads; an identity takes its place.
+    """Fold each batch norm into the one convolution or linear layer whose result it reads.
 
+    An identity takes its place, or where it has modules of its own (an activation, say), these in their order.
     Convolutions may be grouped, depthwise and transposed. A run on the example inputs tells who reads what, so that code in
     any form is followed. What can't be folded stays, and ``report.notes`` has the reason: the layer or the norm is called
     more than once or has hooks, the layer's result is also read elsewhere, its weight is tied or computed, the norm has no
@@ -94,9 +95,9 @@ def fuse(model: nn.Module, x: Any, *, scales: bool = False) -> Simplified:
     try:
         made, proof = checked(found)
     except VerificationError:  # code of a module that does not do with its tensors what torch's does
-        stock = [f for f in found if is_torchs(model.get_submodule(f.layer))]
+        stock = [f for f in found if all(is_torchs(model.get_submodule(p)) for p in (f.layer, f.norm))]
         own = [
-            _Stays(f.norm, f"{f.layer!r} has a forward of its own, and the result would differ")
+            _Stays(f.norm, "it or its layer has a forward of its own, and the result would differ")
             for f in found
             if f not in stock
         ]
@@ -170,15 +171,16 @@ class _Reader:
 
     def _only_call(self, path: str, norm: _BatchNorm) -> Node:
         """The one call of the norm."""
-        nodes = self.calls.get(path, [])
-        if not nodes:
+        called = self.calls.get(path, [])
+        nodes = [n for n in called if n.target is aten.batch_norm.default]
+        if not called:
             raise _Refused("no run on the example inputs called it")
         if norm.running_mean is None or norm.running_var is None:
             raise _Refused("it has no running statistics: it normalises by those of each batch")
-        if not is_torchs(norm):
-            raise _Refused(f"the forward of {type(norm).__name__} is its own and may do more than normalise")
         if hooked(norm):
             raise _Refused("it has hooks, or tensors that are computed")
+        if len(nodes) < len(called) or not nodes:
+            raise _Refused(f"the forward of {type(norm).__name__} is its own and does more than normalise")
         if len(nodes) > 1:
             raise _Refused(f"it is shared: called {len(nodes)} times")
         return nodes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def misfit(model: nn.Module, fusion: Fusion) -> str:
 
 
 def fold(model: nn.Module, fusion: Fusion) -> None:
-    """Put the norm's scale and shift into the layer's weight and bias, computed in float64, and an identity in its place.
+    """Put the norm's scale and shift into the layer's weight and bias, computed in float64, and in its place an identity, or what it does besides.
 
     ``scale = weight / sqrt(running_var + eps)``, by channel of the layer's result; its weight becomes ``weight * scale``, its
     bias ``(bias - running_mean) * scale + shift``.
@@ -51,11 +52,12 @@ def fold(model: nn.Module, fusion: Fusion) -> None:
     trains = layer.weight.requires_grad
     for name, value in zip(("weight", "bias"), new, strict=True):
         setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=trains))
-    identity = nn.Identity().train(norm.training)
+    rest: nn.Module = nn.Sequential(OrderedDict(norm.named_children())) if norm._modules else nn.Identity()
+    rest.training = norm.training
     for module in model.modules():
         for key, child in module._modules.items():
             if child is norm:
-                module._modules[key] = identity
+                module._modules[key] = rest
 
 
 def _scaled(layer: Any, scale: Tensor) -> Tensor:
