@@ -206,12 +206,14 @@ def test_what_is_no_weight_stays() -> None:
             super().__init__()
             self.table, self.last = nn.Embedding(11, 6), nn.Linear(6, 11)
             self.norm = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+            self.position, self.one = nn.Parameter(torch.randn(1, 5, 6)), nn.Conv1d(11, 1, 1)
 
         def forward(self, ids: Tensor) -> Tensor:
-            return self.last(self.norm(self.table(ids)))
+            return self.one(self.last(self.norm(self.table(ids) + self.position)).mT)
 
     result = depgraph.mask(Tokens(), sparsity=0.5)
-    assert list(result.plan.entries) == ["last.weight"]
+    assert list(result.plan.entries) == ["last.weight", "one.weight"]
+    assert "position stays whole: it is added to every sample alike" in result.report.notes
     assert "norm.parametrizations.weight.original1 stays whole" in str(result.report.notes)
 
 
