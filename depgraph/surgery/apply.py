@@ -166,7 +166,10 @@ def _check(
     wrong += [problem for moved in plan.scales if (problem := fold.misfit_scale(model, moved))]
     wrong += [problem for factor in plan.factors if (problem := factors.misfit(model, factor))]
     if wrong:
-        raise PlanError(listed("this plan does not fit this model:", wrong))
+        raise PlanError(
+            listed("this plan does not fit this model:", wrong)
+            + "\n  fix: apply it to the model that it was made for, with any weights, or make a plan for this one"
+        )
 
 
 def _alike(one: Cut | None, other: Cut | None) -> bool:
