@@ -98,6 +98,15 @@ def mask(
     return masked(model, x, {**before, **entries}, notes, request, total)
 
 
+def chosen(
+    weights: dict[str, Tensor], scores: Callable[[str], Tensor], sparsity: Any, scope: Any, pattern: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Which entries of `weights` (of which the shapes and types are looked at alone) go, by their scores."""
+    share = _checked(sparsity, scope, "magnitude", pattern, None)
+    _check_divides(weights, pattern)
+    return _Choice(weights, scores, {}, pattern, scope, None).lowest_share(share)
+
+
 def _kept(gone: Tensor, before: Bits | None) -> Bits:
     """What stays of a weight; what was zero before does not come back."""
     return Bits.of(~gone if before is None else ~gone & before.mask())
