@@ -15,7 +15,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
-| other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
+| other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `mask_checkpoint`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | larger than memory | `checkpoint` | all of these, from file to file |
 | one model, many widths | `Elastic` | `Cascade` |
@@ -104,6 +104,7 @@ from .simplify.fusion import fuse
 from .simplify.gradual import GradualMask, mask_gradually
 from .simplify.low_rank import factorise
 from .simplify.masking import mask
+from .simplify.on_disk import mask_checkpoint
 from .simplify.result import Simplified, Summary
 from .simplify.torch_masks import export_masks, import_masks
 from .store import load, load_plans, save
@@ -196,6 +197,7 @@ __all__ = [
     "load",
     "load_plans",
     "mask",
+    "mask_checkpoint",
     "mask_gradually",
     "measure_latency",
     "op_rule",

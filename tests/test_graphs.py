@@ -291,7 +291,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)]
+)
 def test_bad_arguments(model: Convolution, options: dict, text: str) -> None:
     with pytest.raises(depgraph.InputError, match=text):
         prune_edges(model, club(), **options)

@@ -206,12 +206,14 @@ def test_what_is_no_weight_stays() -> None:
             super().__init__()
             self.table, self.last = nn.Embedding(11, 6), nn.Linear(6, 11)
             self.norm = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+            self.position, self.one = nn.Parameter(torch.randn(1, 5, 6)), nn.Conv1d(11, 1, 1)
 
         def forward(self, ids: Tensor) -> Tensor:
-            return self.last(self.norm(self.table(ids)))
+            return self.one(self.last(self.norm(self.table(ids) + self.position)).mT)
 
     result = depgraph.mask(Tokens(), sparsity=0.5)
-    assert list(result.plan.entries) == ["last.weight"]
+    assert list(result.plan.entries) == ["last.weight", "one.weight"]
+    assert "position stays whole: it is added to every sample alike" in result.report.notes
     assert "norm.parametrizations.weight.original1 stays whole" in str(result.report.notes)
 
 
@@ -411,7 +413,7 @@ def test_a_plan_replays_and_is_read_with_suspicion() -> None:
     for wrong in ("", "!!", bits[:-8], Bits.of(torch.ones(3, 3, dtype=torch.bool)).to_text()):
         with pytest.raises(depgraph.PlanError, match=r"'5\.weight' has invalid entries"):
             depgraph.Plan.from_json(text.replace(bits, wrong))
-    with pytest.raises(depgraph.PlanError, match="does not fit this model"):  # masks for another model
+    with pytest.raises(depgraph.InputError, match=r"does not fit this model(.|\n)*fix: apply it to"):
         depgraph.apply(nn.Sequential(nn.Linear(5, 4)), plan)
 
 
@@ -487,6 +489,44 @@ def test_step_by_step_with_roll_back() -> None:
     assert all(torch.equal(result.plan.mask(n), w.abs() >= 0.05) for n, w in weights(model).items())
 
 
+def test_a_checkpoint_that_is_not_loaded(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = net()
+    tensors = {n: t.contiguous() for n, t in model.state_dict().items()}
+    parts = {
+        "a.safetensors": [n for n in tensors if n < "3"],
+        "b.safetensors": [n for n in tensors if n >= "3"],
+    }
+    (tmp_path / "whole").mkdir()
+    for file, names in parts.items():
+        save_file({n: tensors[n] for n in names}, tmp_path / "whole" / file, metadata={"format": "pt"})
+    (tmp_path / "whole" / "config.json").write_text("{}")
+    for options in (
+        {"sparsity": 0.7},
+        {"sparsity": 0.7, "scope": "local"},
+        {"pattern": (2, 4), "ignore": ["0.*"]},
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        plan = depgraph.mask_checkpoint(tmp_path / "whole", out, **options)
+        wanted = depgraph.mask(model, **{**options, **({"ignore": ["0"]} if "ignore" in options else {})})
+        got = {n: t for file in parts for n, t in load_file(out / file).items()}
+        assert got.keys() == tensors.keys()
+        for name, tensor in wanted.model.state_dict().items():
+            assert torch.equal(got[name], tensor)
+            assert torch.equal(plan.mask(name), wanted.plan.mask(name))
+        assert (out / "config.json").read_text() == "{}"
+        assert depgraph.Plan.from_json((out / "masks.json").read_text()).entries == plan.entries
+    for folder, into, text in (
+        ("whole", "whole", "exists"), ("none", "new", "no safetensors files"),
+    ):  # fmt: skip
+        with pytest.raises(depgraph.InputError, match=text):
+            depgraph.mask_checkpoint(tmp_path / folder, tmp_path / into)
+    with pytest.raises(depgraph.InputError, match="sparsity must be"):
+        depgraph.mask_checkpoint(tmp_path / "whole", tmp_path / "new", sparsity=1.0)
+    assert not (tmp_path / "new").exists()
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 WRONG = [
@@ -511,7 +551,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("options", "text"), WRONG, ids=[" ".join(o) + f" {i}" for i, (o, _) in enumerate(WRONG)]
+)
 def test_bad_input(options: dict, text: str) -> None:
     model = net()
     before = snapshot(model)

@@ -40,7 +40,7 @@ class BudgetError(DepgraphError):
         self.over = over
 
 
-class PlanError(DepgraphError):
+class PlanError(InputError):
     """The plan does not fit the model it is applied to; the message lists every difference."""
 
 

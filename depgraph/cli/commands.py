@@ -212,7 +212,9 @@ def elastic(options: argparse.Namespace) -> int:
 def fuse(options: argparse.Namespace) -> int:
     """Batch norms into the layers before them."""
     model = model_of(options.model)
-    return _simplified(options, fuse_norms(model.eval(), inputs_of(options.input, model)))
+    return _simplified(
+        options, fuse_norms(model.eval(), inputs_of(options.input, model), scales=options.scales)
+    )
 
 
 def mask(options: argparse.Namespace) -> int:

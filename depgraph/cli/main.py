@@ -146,6 +146,9 @@ def _fuse(add: Add) -> None:
         "depgraph fuse mypackage.models:make_net --input 1x3x224x224 --out fused",
         model=MODEL,
     )  # fmt: skip
+    made.add_argument(
+        "--scales", action="store_true", help="also scales of layer and RMS norms into linear layers"
+    )
     _out(made)
 
 

@@ -77,7 +77,7 @@ def _differences(first: Plan, second: Plan) -> list[str]:
             made, wanted = first.new_shape(name), second.shapes[name]
             if made != wanted:
                 problems.append(f"the first plan gives {name!r} the shape {made}, the second is for {wanted}")
-    if first.fusions or second.fusions or first.factors or second.factors:
+    if any(p.fusions or p.scales or p.factors for p in (first, second)):
         problems.append(
             "one of them fuses norms or makes two layers of one, whose values then are in other tensors"
         )

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import NAMES, inner_name, plain_names
-from .plan import Plan
+from .plan import Plan, Scale
 
 
 def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], str]) -> Plan:
@@ -23,6 +23,10 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
         [replace(r, path=module(r.path)) for r in plan.rewrites],
         {tensor(name): bits for name, bits in plan.entries.items()},
         [replace(f, layer=module(f.layer), norm=module(f.norm)) for f in plan.fusions],
+        [
+            Scale(tensor(s.scale), None if s.shift is None else tensor(s.shift), tuple(map(module, s.layers)))
+            for s in plan.scales
+        ],
         [replace(f, layer=module(f.layer)) for f in plan.factors],
         plan.request,
         [

@@ -167,6 +167,21 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The scale of a norm, and its shift, go into the linear layers that read its result; they become ones and zeros.
+
+    Attributes:
+        scale: name of the parameter.
+        shift: likewise, or None.
+        layers: paths of the layers.
+    """
+
+    scale: str
+    shift: str | None
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Factor:
     """A linear or convolution layer becomes two, ``<layer>.0`` and ``<layer>.1``, of that rank.
 
@@ -258,7 +273,9 @@ class Plan:
         rewrites: literals to rewrite.
         entries: tensor name -> which single entries stay; the others are zero, and stay in the tensor. They count in the
             original's shape, as `cuts` do.
-        fusions: norms that go into the layers before them. A plan with some, or with `factors`, has no cuts.
+        fusions: norms that go into the layers before them. A plan with some, or with `scales` or `factors`,
+            has no cuts.
+        scales: scales of norms that go into the layers behind them.
         factors: layers that become two. On another model than the one it was made for, the two are the closest to its weights.
         removals: modules that go. Everything else in a plan has the names from before they went.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
@@ -272,6 +289,7 @@ class Plan:
     rewrites: list[Rewrite] = field(default_factory=list)
     entries: dict[str, Bits] = field(default_factory=dict)
     fusions: list[Fusion] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
     factors: list[Factor] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
     removals: list[Removal] = field(default_factory=list)
@@ -324,6 +342,10 @@ class Plan:
         for fusion in self.fusions:
             if fusion.bias:
                 found[f"{fusion.layer}.bias"] = self.shapes[f"{fusion.norm}.running_mean"]
+        for scale in self.scales:
+            for layer in scale.layers if scale.shift is not None else ():
+                if f"{layer}.bias" not in self.shapes:
+                    found[f"{layer}.bias"] = self.shapes[f"{layer}.weight"][:1]
         for factor in self.factors:
             out, inputs, *kernel = self.shapes[f"{factor.layer}.weight"]
             found[f"{factor.layer}.0.weight"] = (factor.rank, inputs, *kernel)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..base.errors import PlanError, listed
 from .bits import Bits
-from .plan import FORMAT, LEAVES, Cut, Factor, Fusion, Indices, Plan, Removal, Repair, Rewrite
+from .plan import FORMAT, LEAVES, Cut, Factor, Fusion, Indices, Plan, Removal, Repair, Rewrite, Scale
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
@@ -45,6 +45,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         further["entries"] = {name: bits.to_text() for name, bits in plan.entries.items()}
     if plan.fusions:
         further["fusions"] = [[f.layer, f.norm, f.bias] for f in plan.fusions]
+    if plan.scales:
+        further["scales"] = [[s.scale, s.shift, list(s.layers)] for s in plan.scales]
     if plan.removals:
         further["removals"] = [
             [r.path, r.leaves, r.returns and list(r.returns), [[list(at), e] for at, e in r.entries]]
@@ -121,6 +123,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         "rewrites",
         "entries",
         "fusions",
+        "scales",
         "factors",
         "removals",
     }
@@ -146,6 +149,9 @@ def read(data: Any, problems: list[str]) -> Plan:
     if "fusions" in data:
         rows = field(data, "fusions", list, problems)
         plan.fusions = [f for row in rows if (f := reader.fusion(row, plan.shapes)) is not None]
+    if "scales" in data:
+        rows = field(data, "scales", list, problems)
+        plan.scales = [one for row in rows if (one := reader.scale(row, plan.shapes)) is not None]
     removals = field({"removals": [], **data}, "removals", list, problems)
     plan.removals = [one for row in removals if (one := reader.removal(row)) is not None]
     if "factors" in data:
@@ -283,6 +289,19 @@ class _Reader:
         ):
             return Fusion(*row)
         self.problems.append(f"invalid fusion: {_short(row)}")
+        return None
+
+    def scale(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Scale | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 3
+            and row[0] in shapes
+            and (row[1] is None or row[1] in shapes)
+            and isinstance(row[2], list)
+            and all(isinstance(p, str) and len(shapes.get(f"{p}.weight", ())) == 2 for p in row[2])
+        ):
+            return Scale(row[0], row[1], tuple(row[2]))
+        self.problems.append(f"invalid scale: {_short(row)}")
         return None
 
     def factor(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Factor | None:

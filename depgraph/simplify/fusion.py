@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from ..base.checks import flag
 from ..base.errors import InputError, VerificationError
 from ..plan.plan import Fusion, Plan
 from ..surgery.apply import apply
@@ -23,6 +24,7 @@ from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
 from ..tracing.wrappers import core
 from .result import Simplified, Summary, check_values, same_results
+from .scales import movable
 
 aten = torch.ops.aten
 PRODUCTS = (aten.convolution.default, aten.linear.default)
@@ -39,9 +41,10 @@ class _Stays:
 
 
 @torch.inference_mode(False)
-def fuse(model: nn.Module, x: Any) -> Simplified:
-    """Fold each batch norm into the one convolution or linear layer whose result it reads; an identity takes its place.
+def fuse(model: nn.Module, x: Any, *, scales: bool = False) -> Simplified:
+    """Fold each batch norm into the one convolution or linear layer whose result it reads.
 
+    An identity takes its place, or where it has modules of its own (an activation, say), these in their order.
     Convolutions may be grouped, depthwise and transposed. A run on the example inputs tells who reads what, so that code in
     any form is followed. What can't be folded stays, and ``report.notes`` has the reason: the layer or the norm is called
     more than once or has hooks, the layer's result is also read elsewhere, its weight is tied or computed, the norm has no
@@ -53,6 +56,9 @@ def fuse(model: nn.Module, x: Any) -> Simplified:
     Args:
         model: any module in eval mode; it is not touched.
         x: example inputs, as for `prune`: a tensor, a tuple of positional arguments, a dict of keyword arguments, or `Examples`.
+        scales: also move the scale and shift of layer and RMS norms into the linear layers that read their results, where
+            nothing else reads them; they become ones and zeros. Nothing gets smaller: criteria and quantisation then see the
+            weights that count.
 
     Returns:
         the new model, a plan that replays on other weights, and a report. Both models are compared in float64 on the example
@@ -64,14 +70,22 @@ def fuse(model: nn.Module, x: Any) -> Simplified:
         VerificationError: the result computes something else by more than 1e-9 of the spread of an output.
     """
     check_values(model)
+    flag("scales", scales)
     _check_mode(model)
     recorded = trace(model, x)
     found, stay = _pairs(model, recorded)
+    moved = movable(model, recorded) if scales else []
     tensors, aliases = named_tensors(model)
     shapes = {n: tuple(t.shape) for n, t in tensors.items()}
 
     def planned(fusions: list[Fusion]) -> Plan:
-        return Plan(shapes=shapes, aliases=aliases, fusions=fusions, request={"fuse": "norms"})
+        return Plan(
+            shapes=shapes,
+            aliases=aliases,
+            fusions=fusions,
+            scales=moved,
+            request={"fuse": "norms", "scales": scales},
+        )
 
     def checked(fusions: list[Fusion]) -> tuple[nn.Module, Any]:
         plan = planned(fusions)
@@ -81,9 +95,9 @@ def fuse(model: nn.Module, x: Any) -> Simplified:
     try:
         made, proof = checked(found)
     except VerificationError:  # code of a module that does not do with its tensors what torch's does
-        stock = [f for f in found if is_torchs(model.get_submodule(f.layer))]
+        stock = [f for f in found if all(is_torchs(model.get_submodule(p)) for p in (f.layer, f.norm))]
         own = [
-            _Stays(f.norm, f"{f.layer!r} has a forward of its own, and the result would differ")
+            _Stays(f.norm, "it or its layer has a forward of its own, and the result would differ")
             for f in found
             if f not in stock
         ]
@@ -92,8 +106,12 @@ def fuse(model: nn.Module, x: Any) -> Simplified:
         found, stay = stock, [*stay, *own]
         made, proof = checked(found)
     rows = [{"layer": f.layer, "norm": f.norm, "bias": "new" if f.bias else "as before"} for f in found]
+    rows += [
+        {"layer": ", ".join(m.layers), "norm": m.scale, "bias": "as before" if m.shift is None else "shifted"}
+        for m in moved
+    ]
     notes = [f"{s.norm} stays: {s.why}" for s in stay] or (
-        [] if found else ["there is no batch norm to fuse"]
+        [] if found or moved else ["there is no batch norm to fuse"]
     )
     report = Summary.of(
         f"fused {len(found)} of {len(found) + len(stay)} batch norms", model, made, x,
@@ -153,15 +171,16 @@ class _Reader:
 
     def _only_call(self, path: str, norm: _BatchNorm) -> Node:
         """The one call of the norm."""
-        nodes = self.calls.get(path, [])
-        if not nodes:
+        called = self.calls.get(path, [])
+        nodes = [n for n in called if n.target is aten.batch_norm.default]
+        if not called:
             raise _Refused("no run on the example inputs called it")
         if norm.running_mean is None or norm.running_var is None:
             raise _Refused("it has no running statistics: it normalises by those of each batch")
-        if not is_torchs(norm):
-            raise _Refused(f"the forward of {type(norm).__name__} is its own and may do more than normalise")
         if hooked(norm):
             raise _Refused("it has hooks, or tensors that are computed")
+        if len(nodes) < len(called) or not nodes:
+            raise _Refused(f"the forward of {type(norm).__name__} is its own and does more than normalise")
         if len(nodes) > 1:
             raise _Refused(f"it is shared: called {len(nodes)} times")
         return nodes[0]

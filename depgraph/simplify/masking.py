@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..base.checks import function, is_number, is_whole, number, shown
 from ..base.errors import InputError, VerificationError, listed
@@ -41,8 +42,8 @@ def mask(
 ) -> Simplified:  # fmt: skip
     """Set single weights to zero, and keep them zero.
 
-    The weights are the parameters of at least two dims, but for those of embeddings (whose entries no product sums over) and
-    what parametrizations compute weights from. The masked model has the parameters and names of the one given. Its zeros stay
+    The weights are the parameters of at least two dims, but for those of embeddings (whose entries no product sums over),
+    learned tokens and positions (of three dims or more, the first of size 1) and what parametrizations compute weights from. The masked model has the parameters and names of the one given. Its zeros stay
     zero in whatever a `torch.optim.Optimizer` does, also in copies of it, under AMP and in DistributedDataParallel. Entries
     that a model has been masked in before stay masked and count.
 
@@ -95,6 +96,15 @@ def mask(
     request |= {"scope": scope, "importance": importance if isinstance(importance, str) else "a function"}
     request |= {"pattern": list(pattern)} if pattern else {}
     return masked(model, x, {**before, **entries}, notes, request, total)
+
+
+def chosen(
+    weights: dict[str, Tensor], scores: Callable[[str], Tensor], sparsity: Any, scope: Any, pattern: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """Which entries of `weights` (of which the shapes and types are looked at alone) go, by their scores."""
+    share = _checked(sparsity, scope, "magnitude", pattern, None)
+    _check_divides(weights, pattern)
+    return _Choice(weights, scores, {}, pattern, scope, None).lowest_share(share)
 
 
 def _kept(gone: Tensor, before: Bits | None) -> Bits:
@@ -205,13 +215,20 @@ def _weights(model: nn.Module, ignore: list[str]) -> tuple[dict[str, Tensor], li
         if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
         for p in m.parameters(recurse=False)
     }
-    found, computed = {}, []
+    found, computed, tokens = {}, [], []
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
         if parameter.dim() < 2 or not parameter.is_floating_point() or id(parameter) in tables:
             continue
         if any(fnmatch(path, g) for path in paths for g in ignore):
+            continue
+        if (
+            parameter.dim() > 2
+            and len(parameter) == 1
+            and not isinstance(model.get_submodule(paths[-2] if parts[1:] else ""), _ConvNd)
+        ):
+            tokens.append(name)
             continue
         if parameter.layout is not torch.strided or "parametrizations" in parts:
             computed.append(name)
@@ -221,7 +238,8 @@ def _weights(model: nn.Module, ignore: list[str]) -> tuple[dict[str, Tensor], li
         raise InputError(
             "there is no weight to mask: no parameter of two dims or more, other than embeddings, is left"
         )
-    return found, [f"{n} stays whole: a weight is computed from it, or it is sparse" for n in computed]
+    notes = [f"{n} stays whole: a weight is computed from it, or it is sparse" for n in computed]
+    return found, [*notes, *(f"{n} stays whole: it is added to every sample alike" for n in tokens)]
 
 
 def _check_divides(weights: dict[str, Tensor], pattern: Pattern | None) -> None:

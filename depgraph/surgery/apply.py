@@ -101,6 +101,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         rewrite(small.get_submodule(path), [r for r in plan.rewrites if r.path == path])
     for fusion in plan.fusions:
         fold.fold(small, fusion)
+    for moved in plan.scales:
+        fold.move(small, moved)
     for factor in plan.factors:
         factors.replace(small, factor)
     put_stand_ins(small, plan.removals)
@@ -177,9 +179,13 @@ def _check(
         if (module := _module(model, edit.path)) is not None and (problem := misfit(module, edit))
     ]
     wrong += [problem for fusion in plan.fusions if (problem := fold.misfit(model, fusion))]
+    wrong += [problem for moved in plan.scales if (problem := fold.misfit_scale(model, moved))]
     wrong += [problem for factor in plan.factors if (problem := factors.misfit(model, factor))]
     if wrong:
-        raise PlanError(listed("this plan does not fit this model:", wrong))
+        raise PlanError(
+            listed("this plan does not fit this model:", wrong)
+            + "\n  fix: apply it to the model that it was made for, with any weights, or make a plan for this one"
+        )
 
 
 def _alike(one: Cut | None, other: Cut | None) -> bool:

@@ -110,10 +110,10 @@ def verify(
             "shapes", detail="layers became two factors, whose product need not be the layer's weight"
         )
     if (
-        plan.entries or plan.fusions
+        plan.entries or plan.fusions or plan.scales
     ):  # no size changes: the original is the model that has the zeros, or the fused layers
         model = apply(model, replace(plan, cuts={}, repairs=[], rewrites=[], removals=[]))
-        plan = replace(plan, entries={}, fusions=[])
+        plan = replace(plan, entries={}, fusions=[], scales=[])
     with same_random_state(), nothing_kept(model):
         sources = {"values": weights, "smaller": smaller}
         return _Proof(model, small, plan, tolerance, sources).of(example_inputs)
