@@ -214,6 +214,11 @@ def prune(
         function("loss", loss, "output", "target")
     if graph is not None:
         of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    if graph is not None and shorter is not None:
+        raise InputError(
+            "graph has no effect with depth, as each number of branches has a graph of its own: leave it away, and give ignore, "
+            "constraints and granularity here"
+        )
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
@@ -314,7 +319,12 @@ class _Widths:
 
     def of_base(self, base: nn.Module, request: Request, verify: bool) -> Settled:
         """The same of a model with stand-ins for branches that went."""
-        graph = analyze(base, self.example_inputs, **self.of_analyze)
+        try:
+            graph = analyze(base, self.example_inputs, **self.of_analyze)
+        except InputError as error:
+            raise InputError(
+                f"without the branches that would go: {error}\n  fix: ignore what constraints are about, so that it stays"
+            ) from error
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
         return self.cut(graph, request, verify)

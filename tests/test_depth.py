@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import vision_ops  # noqa: F401  # makes torchvision importable, which transformers needs
 from checks import random_importance
 from depth_checks import check_depth, check_state, random_depth, silenced
 from oracle import assert_untouched, snapshot
@@ -419,6 +420,33 @@ def test_no_depth_is_an_answer() -> None:
     assert any("no branch was removed" in note for note in result.report.notes)
 
 
+def test_a_ratio_for_a_part_that_goes_says_nothing_of_the_rest() -> None:
+    model = ready(ResNet())
+    gone = depgraph.prune(model, IMAGE, depth=Depth(keep=2, by="magnitude")).report.removed[0]
+    result = pruned(model, IMAGE, depth=Depth(keep=2, by="magnitude"), pruning_ratio={f"{gone}.conv1": 0.5})
+    assert result.plan.cuts == {}
+    scopes = [depgraph.Scope(f"{gone}.*", ratio=0.5), depgraph.Scope("stem.*", ratio=0.5)]
+    result = pruned(model, IMAGE, depth=Depth(keep=2, by="magnitude"), scope=scopes)
+    assert result.plan.new_shape("stem.0.weight")[0] == 4
+
+
+def test_what_is_found_with_ignore_and_constraints_is_found_anew() -> None:
+    model = ready(ResNet())
+    with pytest.raises(InputError, match="graph has no effect with depth"):
+        depgraph.prune(model, IMAGE, depth=True, graph=depgraph.analyze(model, IMAGE))
+    gone = depgraph.prune(model, IMAGE, depth=Depth(keep=2, by="magnitude")).report.removed[0]
+    with pytest.raises(InputError, match="ignore what constraints are about"):
+        depgraph.prune(
+            model, IMAGE, depth=Depth(keep=2, by="magnitude"), pruning_ratio=0.3,
+            constraints=lambda graph: graph.lock(f"{gone}.conv1.weight:0"),
+        )  # fmt: skip
+
+
+def test_no_statistic_is_restricted_by_depth_alone() -> None:
+    result = pruned(decoder("plain", "plain"), TOKENS, depth=Depth(keep=3))
+    assert result.report.verification.restricted == ()
+
+
 @pytest.mark.slow
 def test_a_ratio_is_the_share_of_branches_too() -> None:
     result = pruned(decoder(*["plain"] * 4), TOKENS, depth=True, pruning_ratio=0.25)
@@ -593,6 +621,63 @@ def test_an_output_stays_dependent_on_the_input() -> None:
     assert pruned(model, TOKENS, depth=Depth(keep=1)).report.removed == ["mlp"]
     with pytest.raises(InputError, match="would not depend on the input"):
         depgraph.prune(model, TOKENS, depth=Depth(keep=0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_language_model_generates_and_its_folder_is_stock(tmp_path: Any) -> None:
+    pytest.importorskip("transformers")
+    from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    from depgraph.integrations import hugging_face
+
+    sizes = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    sliding = Gemma2Config(**sizes, head_dim=4, sliding_window=4)
+    words = torch.randint(1, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+
+    def said(model: Any, cache: bool) -> Tensor:
+        options = {
+            "max_new_tokens": 8,
+            "do_sample": False,
+            "use_cache": cache,
+            "pad_token_id": 0,
+            "eos_token_id": None,
+        }
+        with torch.no_grad():
+            return model.generate(words, **options)
+
+    for i, (model, options) in enumerate(
+        (
+            (
+                LlamaForCausalLM(LlamaConfig(**sizes)),
+                {"uniform": True, "max_params": 0.7, "ignore": ["model.embed_tokens*"]},
+            ),
+            (LlamaForCausalLM(LlamaConfig(**sizes)), {"ignore": ["*mlp*", "*layers.3*"]}),
+            (Gemma2ForCausalLM(sliding), {"ignore": ["model.layers.3*"], "contiguous": False}),
+        )
+    ):
+        with torch.no_grad():
+            for p in model.eval().parameters():
+                p.mul_(8 if p.dim() > 1 else 1)
+        depth = Depth(keep=6, contiguous=options.pop("contiguous", False), by="magnitude")
+        result = depgraph.prune(model, {"input_ids": words}, depth=depth, **options)
+        small = result.model
+        assert result.report.verification.status == "equal"
+        assert torch.equal(said(small, True), said(small, False))
+        wrong = hugging_face.save_pretrained(result, tmp_path / str(i))
+        whole = len(small.model.layers) < 4
+        assert (wrong == []) == whole
+        if whole:
+            stock = type(model).from_pretrained(tmp_path / str(i))
+            assert stock.config.num_hidden_layers == len(small.model.layers) == 3
+            with torch.no_grad():
+                assert torch.equal(stock(input_ids=words).logits, small(input_ids=words).logits)
+        again = hugging_face.load_pretrained(type(model), tmp_path / str(i))
+        with torch.no_grad():
+            assert torch.equal(again(input_ids=words).logits, small(input_ids=words).logits)
 
 
 @pytest.mark.slow
