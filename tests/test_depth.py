@@ -217,6 +217,36 @@ def test_parallel_parts_of_one_sum_are_branches_each() -> None:
         pruned(model, TOKENS, depth=Depth(keep=keep, by="magnitude"))
 
 
+def test_a_module_may_write_into_what_it_has_made() -> None:
+    class Windowed(nn.Module):
+        """Makes its mask by writes into slices, as attention in shifted windows does, and keeps a cache that nothing reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x)
+            mask = x.new_zeros(x.shape[1], x.shape[1])
+            mask[:2, 2:] = -9.0
+            self.last = torch.cat([q, q], 1)[:, -3:].shape
+            return self.out((q @ q.transpose(1, 2) + mask).softmax(-1) @ q)
+
+    class Layered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.last = nn.ModuleList([Windowed(), Windowed()]), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = x + part(x)
+            return self.last(x)
+
+    model = ready(Layered())
+    assert [b.name for b in depgraph.branches(model, TOKENS)] == ["parts.0", "parts.1"]
+    pruned(model, TOKENS, depth=Depth(keep=1))
+
+
 # ------------------------------------------------------------------------------------------------- what is removed
 
 
