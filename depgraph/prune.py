@@ -241,6 +241,11 @@ def prune(
         function("loss", loss, "output", "target")
     if graph is not None:
         of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    if graph is not None and shorter is not None:
+        raise InputError(
+            "graph has no effect with depth, as each number of branches has a graph of its own: leave it away, and give ignore, "
+            "constraints and granularity here"
+        )
     if recover is not None:
         check_recovery(recover, calibration)
     model = as_module(model)
@@ -377,7 +382,13 @@ class _Widths:
 
     def of_base(self, base: nn.Module, request: Request, verify: bool) -> Settled:
         """The same of a model with stand-ins for branches that went."""
-        return self.cut(analyze(base, self.example_inputs, **self.of_analyze), request, verify)
+        try:
+            graph = analyze(base, self.example_inputs, **self.of_analyze)
+        except InputError as error:
+            raise InputError(
+                f"without the branches that would go: {error}\n  fix: ignore what constraints are about, so that it stays"
+            ) from error
+        return self.cut(graph, request, verify)
 
     def ignored(self, graph: DependencyGraph) -> set[str]:
         """Names of the tensors that stay."""

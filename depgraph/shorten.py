@@ -24,6 +24,7 @@ from .depth.choose import Candidates
 from .depth.removing import without
 from .depth.request import Depth
 from .grouping.graph import DependencyGraph
+from .grouping.naming import given_names, named
 from .plan.plan import Plan
 from .search import Settled, by_group
 from .select import Request
@@ -87,12 +88,26 @@ class _Shortening:
             BudgetError: widths can't meet what is left.
         """
         base = self.base(count)
-        rest = self.exceeded(base) if self.limits else {}
-        if (self.limits and not rest and self.request.pruning_ratio is None) or not _asks_widths(
-            self.request
-        ):
+        rest = replace(self._named(count), budgets=self.exceeded(base) if self.limits else {})
+        if not _asks_widths(rest):
             return Settled(base, Plan(), Verification("skipped", detail=""), self.graph)
-        return self.cut(base, replace(self.request, budgets=rest), verify)
+        return self.cut(base, rest, verify)
+
+    def _named(self, count: int) -> Request:
+        """The request without ratios and scopes for parts that are gone without `count` branches."""
+        request, moves = self.request, self.plan(self.candidates.first(count)).moves
+
+        def left(names: Any) -> bool:
+            given = given_names("scope", names)
+            meant = {n for name in given for n in named(self.graph, name)[0]}
+            return not meant or not all(map(moves.holds, meant))
+
+        ratio, scope = request.pruning_ratio, request.scope
+        if isinstance(ratio, Mapping):
+            ratio = {n: r for n, r in ratio.items() if left(n)} or None
+        if isinstance(scope, (list, tuple)):
+            scope = [s for s in scope if left(s.modules)] or None
+        return replace(request, pruning_ratio=ratio, scope=scope)
 
     def distance(self, small: nn.Module) -> float:
         """How far `small` is from the original on the data: by the loss where there is one, otherwise by their outputs."""

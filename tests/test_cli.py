@@ -100,6 +100,40 @@ def test_inspect_says_what_analyze_finds(capsys: pytest.CaptureFixture[str], own
     assert "model output" in text
 
 
+def test_depth(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    """--depth alone, and with a number; what is saved is verified with its removed modules."""
+    text = """
+import torch
+from torch import nn
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rise, self.fall = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return x + self.fall(self.rise(x).relu())
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), Layer(), Layer(), Layer(), nn.Linear(8, 3))
+"""
+    (own / "layered.py").write_text(text)
+    inputs = ["--input", "2x5"]
+    report = data(
+        capsys, "prune", "layered:net", *inputs, "--depth", "2", "--depth-by", "magnitude", "-o", "short"
+    )
+    assert len(report["removed"]) == 1
+    assert len(data(capsys, "show", "short")["removed modules"]) == 3
+    assert data(capsys, "verify", "short", "--model", "layered:net", *inputs)["status"] == "equal"
+    report = data(capsys, "prune", "layered:net", *inputs, "--depth", "--max-params", "0.5")
+    assert report["params"]["after"] <= 0.5 * report["params"]["before"]
+    assert main(["prune", "layered:net", *inputs, "--depth", "9"]) == 1
+    assert "more than the 3 branches" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("inputs", [["-i", "2x5"], ["-i", "x=2x5:float32"], ["-i", "mine:inputs"]])
 def test_prune_save_show_verify_compare(
     capsys: pytest.CaptureFixture[str], own: Path, inputs: list[str]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any
 
 from torch import nn
 
 from ..axes.axes import Axis
-from ..axes.nodes import base_name, is_convolution, writes
+from ..axes.nodes import base_name, is_convolution, is_view, writes
 from ..axes.op_call import DimFacts
 from ..base.inputs import Examples
 from ..grouping.propagate import propagate
@@ -186,17 +187,19 @@ class Residual:
         feeding = self._feeding(inner)
         mine = inner | feeding
         inside: dict[str, None] = {}
+        closed = cache(lambda path: self._closed(path, mine))
         for n in sorted(inner, key=lambda n: self.order[n]):
             steps = record_of(n).module.split(".")
             paths = (".".join(steps[:i]) for i in range(1, len(steps) + 1))
-            whole = (p for p in paths if p and all(m in mine or not self.users(m) for m in self.regions[p]))
+            whole = (p for p in paths if p and closed(p))
             if top := next(whole, ""):
                 inside[top] = None
         ends = [p for p in inside if self._returned(p) is not None and self._ends(p, inner, term)]
         weighty = [p for p in inside if any(True for _ in self.modules[p].parameters())]
         if not weighty:
+            asked = {record_of(n).module for n in inner}
             again = sorted(
-                {record_of(n).module for n in inner if len(self.trace.calls.get(record_of(n).module, ())) > 1}
+                p for p in asked if len([c for c in self.trace.calls.get(p, ()) if not c.training]) > 1
             )
             if again:
                 return f"{', '.join(again[:3])} is called several times: its weights are used elsewhere"
@@ -219,6 +222,26 @@ class Residual:
         if held >= {n for n, _ in self.model.named_parameters()}:
             return "the whole model is in the branch"
         return _Found(total, term, inner, removals, ends[-1])
+
+    def _closed(self, path: str, mine: set[Node]) -> bool:
+        """Whether all that module `path` computes goes into itself and `mine`."""
+        region = self.regions[path]
+        for n in region - mine:
+            if n in self.outputs or any(u not in region and u not in mine for u in self.users(n)):
+                return False
+            if writes(n):
+                into = n.args[0]
+                while (
+                    isinstance(into, Node)
+                    and into.op == "call_function"
+                    and into not in region
+                    and is_view(into)
+                ):
+                    into = into.args[0]
+                own = isinstance(into, Node) and (into in region or set(self.users(into)) <= region | mine)
+                if not own:
+                    return False
+        return True
 
     def _feeding(self, inner: set[Node]) -> set[Node]:
         """What is computed for `inner` alone: tables of positions, views of weights."""

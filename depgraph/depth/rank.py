@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ class Ranking:
         watch = (
             _Influence(names, units) if self.by == "influence" else _Taylor(names, units, self.calibration)
         )
-        with self._without(removed):
-            for batch in self._batches(watch.grad):
+        with self._without(removed), self._batches(watch.grad) as batches:
+            for batch in batches:
                 watch.run(self.twin, batch)
         return watch.scores()
 
@@ -65,8 +65,8 @@ class Ranking:
     def _losses(self, removed: Sequence[Branch], units: Sequence[Unit]) -> list[float]:
         """The mean loss without each unit: one run for each and batch, of what comes behind it."""
         totals, count = [0.0] * len(units), 0
-        with self._without(removed):
-            for batch in self._batches(False):
+        with self._without(removed), self._batches(False) as batches:
+            for batch in batches:
                 count += 1
                 before = self.prefix.of(self.twin, batch)
                 for i, unit in enumerate(units):
@@ -94,12 +94,14 @@ class Ranking:
             return exact
         return found
 
-    def _batches(self, grad: bool) -> Iterator[Batch]:
-        with ExitStack() as stack:
-            for mode in (same_random_state(), torch.inference_mode(False), torch.set_grad_enabled(grad), eagerly(),
-                         without_cudnn(), nothing_kept(self.model), WriteGuardMode(self.shared)):  # fmt: skip
-                stack.enter_context(mode)
-            yield from stack.enter_context(closing(self.calibration.batches("ranking branches")))
+    @contextmanager
+    def _batches(self, grad: bool) -> Iterator[Iterator[Batch]]:
+        """The batches, and the modes that they are run in."""
+        with (
+            same_random_state(), torch.inference_mode(False), torch.set_grad_enabled(grad), eagerly(), without_cudnn(),
+            nothing_kept(self.model), WriteGuardMode(self.shared), closing(self.calibration.batches("ranking branches")) as batches,
+        ):  # fmt: skip
+            yield batches
 
     @contextmanager
     def _without(self, removed: Sequence[Branch]) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,8 @@ class _Masked(Use):
         self.run = run
 
     @contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def quietly(self) -> Iterator[None]:
+        """What runs inside is no op of the model's: it has no masks."""
         before, self.run.paused = self.run.paused, True
         try:
             yield
@@ -43,14 +44,14 @@ class _Masked(Use):
             self.run.paused = before
 
     def made(self, weight: Weight) -> Tensor:
-        with self._quietly():
+        with self.quietly():
             value = weight.whole()
             if weight.cut is not None:
                 self.run.give(value, weight.mask())
         return value
 
     def product(self, x: Tensor, weight: Weight) -> Tensor:
-        with self._quietly():
+        with self.quietly():
             y = weight.times(x)
             known, rows, columns = self.run.mask(x), weight.kept(0), weight.kept(1)
             if known is None and columns is not None:
@@ -66,7 +67,7 @@ class _Masked(Use):
         return y
 
     def looked_up(self, rows: Tensor, weight: Weight) -> Tensor:
-        with self._quietly():
+        with self.quietly():
             y = super().looked_up(rows, weight)
             kept, columns = weight.kept(0), weight.kept(1)
             alive = torch.ones(y.shape, device=y.device)
@@ -215,7 +216,7 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
         record.give(held, mask)
     lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
     twin = skeleton(model, {**replaced, **lazy}).train(run.training)
-    silence(twin, plan)
+    silence(twin, plan, use.quietly)
     seed_all()
     try:
         with (
@@ -233,17 +234,22 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
     return out, record
 
 
-def silence(model: nn.Module, plan: Plan) -> None:
+def silence(
+    model: nn.Module, plan: Plan, quietly: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> None:
     """Let each module of `model` that `plan` replaces by zeros yield zeros, whatever it computes, in place.
+
+    They are made `quietly`: not by an op of the model's, so nothing of them is dead.
 
     What else the plan removes stays: where anything but a silenced branch used it, the smaller model lacks it.
     """
 
     def hook(returns: tuple[int, int] | None) -> Any:
         def zeroed(module: nn.Module, args: Any, out: Any) -> Any:
-            if returns is None:
-                return out.new_zeros(out.shape)
-            return tuple(t.new_zeros(t.shape) if i == returns[1] else t for i, t in enumerate(out))
+            with quietly():
+                if returns is None:
+                    return torch.zeros_like(out)
+                return tuple(torch.zeros_like(t) if i == returns[1] else t for i, t in enumerate(out))
 
         return zeroed
 
