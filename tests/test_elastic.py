@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import threading
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_a_plan_holds_an_order_and_so_does_its_text() -> None:
     assert depgraph.verify(model, moved, plan, X).status == "equal"
     assert torch.equal(moved[0].weight, model[0].weight[torch.from_numpy(order["0.weight:0"])])
     torch.testing.assert_close(moved(X), model(X))
+
+
+def test_an_order_is_proved_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a large matrix are widened in blocks; those that an order brings together lie far apart."""
+    monkeypatch.setattr(importlib.import_module("depgraph.verify.weights"), "BLOCK", 33)
+    model = fresh(
+        lambda: nn.Sequential(nn.Linear(11, 26), nn.ReLU(), nn.Linear(26, 22), nn.ReLU(), nn.Linear(22, 3))
+    ).float()
+    x = torch.randn(4, 11)
+    graph = depgraph.analyze(model, x)
+    order = {g.name: np.random.default_rng(0).permutation(g.units) for g in graph.groups}
+    for masks in ({}, depgraph.choose(graph, depgraph.scores_of(graph), pruning_ratio=0.5)):
+        plan = depgraph.build_plan(graph, masks, order=order)
+        small = depgraph.apply(model, plan)
+        assert depgraph.verify(model, small, plan, x).status == "equal"
+        with torch.no_grad():
+            small[2].weight[[0, 1]] = small[2].weight[[1, 0]]
+        with pytest.raises(depgraph.VerificationError):
+            depgraph.verify(model, small, plan, x)
 
 
 def test_units_that_are_removed_leave_the_order_of_the_others() -> None:
