@@ -217,6 +217,9 @@ class Elastic(nn.Module):
     def extract(self, size: float) -> nn.Module:
         """That size as a plain module with weights of its own; it computes what ``at(size)`` computes, bit for bit.
 
+        Where code takes a statistic of a weight itself (weights standardised in forward), it is so but for rounding: kernels add the
+        entries of a view in another order than those of a block.
+
         Args:
             size: as for `at`.
 
