@@ -179,6 +179,21 @@ def test_units_that_are_removed_leave_the_order_of_the_others() -> None:
     assert_equal_to_masked(model, SimpleNamespace(model=small, plan=plan), (X,), 1e-5)
 
 
+def test_what_pairs_units_of_two_models_refuses_a_plan_with_an_order() -> None:
+    model, elastic = net(), made()
+    small, plan = elastic.extract(0.5), elastic.plan(0.5)
+    assert plan.reorders
+    assert not elastic.plans[0.5].reorders
+    with pytest.raises(depgraph.InputError, match="the plan holds an order"):
+        depgraph.recover(model, small, plan, depgraph.analyze(model, X), [X])
+    with pytest.raises(depgraph.InputError, match="the plan holds an order"):
+        depgraph.distill(small, model, [X], plan=plan, hidden=["3"], steps=1)
+    depgraph.distill(small, elastic.model, [X], plan=elastic.plans[0.5], hidden=["3"], steps=1)
+    depgraph.recover(
+        elastic.model, small, elastic.plans[0.5], depgraph.analyze(elastic.model, X), [X], "compensation"
+    )
+
+
 @pytest.mark.parametrize(
     ("order", "text"),
     [

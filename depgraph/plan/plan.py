@@ -176,6 +176,8 @@ class Plan:
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept.
 
+        What is kept stands in the smaller model as it stood, unless the plan `reorders`.
+
         Raises:
             PlanError: the model has no such tensor.
         """
@@ -184,6 +186,12 @@ class Plan:
             raise PlanError(f"the plan has no parameter or buffer {name!r}")
         cut = self.cuts.get(first)
         return torch.ones(self.shapes[first], dtype=torch.bool) if cut is None else cut.mask()
+
+    @property
+    def reorders(self) -> bool:
+        """Whether some indices that stay do not stand in the order in which they stood."""
+        kept = [k for cut in self.cuts.values() for k in cut.keep if k is not None]
+        return any(bool((np.diff(k) < 0).any()) for k in kept)
 
     def new_shape(self, name: str) -> tuple[int, ...]:
         """The shape that parameter or buffer `name` has afterwards."""
