@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import pickle
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,10 +347,14 @@ def test_weights_that_can_be_no_views_are_never_stale() -> None:
 
 
 @pytest.mark.slow
-def test_copies_are_independent() -> None:
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))], ids=["copy", "pickle"]
+)
+def test_copies_are_independent(way: Any) -> None:
     elastic = made()
+    elastic.estimate_statistics([x for x, _ in batches()])
     elastic.at(0.5)(X)
-    other, part = copy.deepcopy(elastic), copy.deepcopy(elastic.at(0.5))
+    other, part = way(elastic), copy.deepcopy(elastic.at(0.5))
     wanted = elastic.at(0.5)(X)
     with torch.no_grad():
         for p in other.parameters():
@@ -547,7 +552,7 @@ def test_a_saved_model_has_all_sizes_in_one_file(tmp_path: Path) -> None:
     assert whole < 1.1 * sum(t.numel() * t.element_size() for t in net().state_dict().values()) + 2000
     again.example_inputs = X
     assert again.serve(max_latency="10s").size == 1
-    with pytest.raises(depgraph.InputError, match=r"a loaded model has no size 0\.4"):
+    with pytest.raises(depgraph.InputError, match=r"loaded or copied has no size 0\.4"):
         again.at(0.4)
 
 
