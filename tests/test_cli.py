@@ -252,6 +252,11 @@ def test_several_sizes_on_one_set_of_weights(capsys: pytest.CaptureFixture[str],
     assert (own / "wide.png").stat().st_size > 1000
     small = depgraph.load(mine.net, "wide", size=0.5)
     assert sum(p.numel() for p in small.parameters()) == found["rows"][0]["params"]
+    assert data(capsys, "verify", "wide", "--model", "mine:net", "-i", "2x5")["status"] == "equal"
+    assert main(["verify", "wide", "--model", "mine:other", "-i", "2x5"]) == 3
+    assert "made from other weights" in " ".join(capsys.readouterr().out.split())
+    compared = data(capsys, "compare", "mine:net", "wide", "-i", "2x5")
+    assert compared["parameters"][0] == compared["parameters"][1]
     assert main(["elastic", "mine:net", "-i", "2x5"]) == 0
     assert "size=0.25" in capsys.readouterr().out
 

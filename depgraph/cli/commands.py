@@ -277,10 +277,16 @@ def sweep(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _loaded(text: str, folder: str) -> nn.Module:
+    """The model in a folder, whose original is `text`; of one with several sizes, the whole."""
+    found = load(lambda: model_of(text), folder)
+    return found.model if isinstance(found, Elastic) else found
+
+
 def verify(options: argparse.Namespace) -> int:
     """The saved model against the masked original."""
     model = model_of(options.model)
-    small = load(lambda: model_of(options.model), options.folder)
+    small = _loaded(options.model, options.folder)
     *earlier, plan = joined(load_plans(options.folder)) or [Plan()]
     for done in earlier:
         model = apply(model, done)
@@ -301,7 +307,7 @@ def _other_original(model: nn.Module, small: nn.Module, plan: Plan) -> str:
     saved = {moves.old(n): t for n, t in small.state_dict().items()}
     names = [
         n for n in plan.shapes if n in now and n in saved and now[n].is_floating_point() and n not in plan.entries
-        and not torch.equal(now[n][plan.mask(n)], saved[n].flatten())
+        and not torch.equal(now[n] if n not in plan.cuts else plan.cuts[n].slice(now[n]), saved[n])
     ]  # fmt: skip
     if not names:
         return ""
@@ -355,7 +361,7 @@ def compare(options: argparse.Namespace) -> int:
     """Two models side by side."""
     first = model_of(options.first)
     saved = (Path(options.second) / FILE_NAME).exists()
-    second = load(lambda: model_of(options.first), options.second) if saved else model_of(options.second)
+    second = _loaded(options.first, options.second) if saved else model_of(options.second)
     inputs = inputs_of(options.input, first)
     figures: dict[str, list[float]] = {
         name: [measure(m) for m in (first, second)]

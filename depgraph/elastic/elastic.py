@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -217,6 +216,9 @@ class Elastic(nn.Module):
     def extract(self, size: float) -> nn.Module:
         """That size as a plain module with weights of its own; it computes what ``at(size)`` computes, bit for bit.
 
+        Where code takes a statistic of a weight itself (weights standardised in forward), it is so but for rounding: kernels add the
+        entries of a view in another order than those of a block.
+
         Args:
             size: as for `at`.
 
@@ -265,7 +267,7 @@ class Elastic(nn.Module):
             )
         if self._nested is None:
             raise InputError(
-                f"a loaded model has no size {size:g}: it has {suggestions('', map(str, self.plans))}"
+                f"a model that was loaded or copied has no size {size:g}: it has {suggestions('', map(str, self.plans))}"
             )
         self._nested.add(float(size))
         return float(size)
@@ -333,15 +335,15 @@ class Elastic(nn.Module):
             if size != 1:
                 estimate(Task(self.model, Changes(self.at(size)), batches))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Elastic:
-        """A copy with weights, sub-models and statistics of its own."""
-        made = type(self).__new__(type(self))
-        nn.Module.__init__(made)
-        memo[id(self)] = made
-        vars(made).update(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_parts"}, memo))
-        made._parts = {}
-        made.set_extra_state(self.get_extra_state())
-        return made
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: weights, sub-models and statistics of their own, and no sizes but those that there are."""
+        state = {k: v for k, v in vars(self).items() if k != "report"}
+        return {**state, "_nested": None, "_parts": {}, "own": self.get_extra_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = state.pop("own")
+        super().__setstate__(state)
+        self.set_extra_state(own)
 
     def own_buffers(self, size: float) -> dict[str, Tensor]:
         """The buffers in which a size differs from what its plan keeps of `model`: its statistics.

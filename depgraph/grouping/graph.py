@@ -402,7 +402,7 @@ class DependencyGraph:
                 per_dim.append(None)
                 continue
             mask = axes.kept(axis, masks)
-            if any(atom in orders for atom in axes.atoms(axis)):
+            if orders and any(atom in orders for atom in axes.atoms(axis)):
                 order = axes.ordered(axis, orders)
                 per_dim.append(order[mask[order]])
             else:

@@ -129,7 +129,10 @@ def generate(
         raise InputError(f"{type(model).__name__} does not generate")
     if options.get("do_sample"):
         raise InputError("do_sample=True would give other tokens: an assistant is for greedy generation")
-    assistant = elastic.at(elastic.sizes[-1] if size is None else size)
+    chosen = elastic.sizes[-1] if size is None else size
+    assistant = elastic.at(chosen)
+    if not all(cut.leads for cut in elastic.plans[chosen].cuts.values()):
+        assistant = elastic.extract(chosen)  # what is no view is gathered once, not for each token
     given = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
     try:
         with torch.no_grad(), in_mode(assistant, False), in_mode(model, False):

@@ -318,6 +318,8 @@ class Plan:
     def mask(self, name: str) -> torch.Tensor:
         """Bool tensor of the original shape of parameter or buffer `name`, True where kept: neither cut off nor made zero.
 
+        What is kept stands in the smaller model as it stood, unless the plan `reorders`.
+
         Raises:
             PlanError: the model has no such tensor.
         """
@@ -353,6 +355,12 @@ class Plan:
             if f"{factor.layer}.bias" in self.shapes:
                 found[f"{factor.layer}.1.bias"] = (out,)
         return found
+
+    @property
+    def reorders(self) -> bool:
+        """Whether some indices that stay do not stand in the order in which they stood."""
+        kept = [k for cut in self.cuts.values() for k in cut.keep if k is not None]
+        return any(bool((np.diff(k) < 0).any()) for k in kept)
 
     def new_shape(self, name: str) -> tuple[int, ...]:
         """The shape that parameter or buffer `name` has afterwards: all zeros where it goes with a removed module."""

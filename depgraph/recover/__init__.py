@@ -76,6 +76,10 @@ def recover(
         a_module(name, given)
     of_kind("plan", plan, Plan, "a depgraph.Plan")
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    if plan.reorders:
+        raise InputError(
+            "the plan holds an order: recover with the model whose units are in order as the original"
+        )
     check(how, calibration)
     if callable(how):
         how(model, small, plan, graph, calibration)

@@ -135,6 +135,8 @@ def distill(
             "the teacher is the model that is trained\n  fix: prune with inplace=False, and give the original as teacher"
         )
     hidden = several("hidden", (hidden,) if isinstance(hidden, str) else hidden, str, "module paths")
+    if plan is not None and hidden and plan.reorders:
+        raise InputError("the plan holds an order: give the model whose units are in order as the teacher")
     paths = [dict(m.named_modules(remove_duplicate=False)) for m in (model, teacher)]
     own = {
         name: name if plan is None else plan.new_name(name) for name in hidden
