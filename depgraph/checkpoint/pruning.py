@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -200,7 +199,7 @@ def prune(
     try:
         weights = original.weights()
         how = (names, strict, stated, granularity)
-        graph = _analyzed(original, weights, example_inputs, how, bound)
+        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run)
         if dry_run:
             return _forecast(original, graph, example_inputs, request, target, verify)
         _check_memory(original, bound, verify)
@@ -305,11 +304,18 @@ class Original:
 
     def weights(self) -> FromFiles:
         """The values in the files."""
-        return FromFiles(self.checkpoint, self.laid, all_tensors(self.model), Notes(self.checkpoint))
+        return FromFiles(
+            self.checkpoint, self.laid, all_tensors(self.model), Notes(self.checkpoint, self.laid)
+        )
 
 
 def _analyzed(
-    original: Original, weights: FromFiles, example_inputs: Any, how: tuple[Any, ...], bound: int
+    original: Original,
+    weights: FromFiles,
+    example_inputs: Any,
+    how: tuple[Any, ...],
+    bound: int,
+    dry_run: bool,
 ) -> DependencyGraph:
     """The graph of the model without values; where its code needs them, and they fit into memory, of the model with them."""
     names, strict, stated, granularity = how
@@ -326,8 +332,9 @@ def _analyzed(
     if original.files is not None:
         original.files.give_computed(model, original.laid)
     tensors = named_tensors(model)[0]
+    source: Weights = DrawnValues(tensors, _floats(model)) if dry_run else weights
     values = {
-        n: nn.Parameter(weights.whole(n).to(t.dtype, copy=True), t.requires_grad)
+        n: nn.Parameter(source.whole(n).to(t.dtype, copy=True), t.requires_grad)
         for n, t in tensors.items()
         if t.is_meta
     }
@@ -337,7 +344,11 @@ def _analyzed(
 
 
 def resident() -> int:
-    """Bytes that this process has resident at most, so far."""
+    """Bytes that this process has resident at most, so far; 0 where the system does not say it."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415  not every system has it
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -368,15 +379,24 @@ def _check_memory(original: Original, bound: int, verify: Any) -> None:
         )
 
 
+class _Unread(DrawnValues):
+    """Values that nobody looks at: a forecast takes them to be finite."""
+
+    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+        """True."""
+        return [True]
+
+
 def _forecast(
     original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, verify: Any
 ) -> Forecast:
     """What it will take, by a plan for scores that are drawn."""
+    graph.weights = _Unread(all_tensors(graph.model), set())
     found = planned(graph, example_inputs, request, "random", None, False, [])
     before, after = (sum(p.numel() for p in m.parameters()) for m in (graph.model, found.model))
     size = original.checkpoint.bytes
     written = int(size * after / max(before, 1))
-    block = torch.rand(1 << 22)
+    block = torch.linspace(-1, 1, 1 << 22)
     begin = time.perf_counter()
     for _ in range(4):
         block.to(torch.bfloat16).float().abs_().sum()
@@ -643,7 +663,7 @@ def _compared(
             laid = original.files.laid(found.model, made)[0]
         else:
             laid = laid_by_name(found.model, made)[0]
-        smaller = FromFiles(made, laid, all_tensors(found.model), Notes(made))
+        smaller = FromFiles(made, laid, all_tensors(found.model), Notes(made, laid))
         proof = verify_values(
             found.graph.model, found.model, found.plan, example_inputs, weights=weights, smaller=smaller
         )
