@@ -85,7 +85,7 @@ def work(case: str, rank: int, world: int, folder: Path) -> None:
     whole = {
         n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in result.model.state_dict().items()
     }
-    spread = [type(p).__name__ for p in result.model.parameters()]
+    spread = [hasattr(p, "full_tensor") for p in result.model.parameters()]
     out = None if case == "columns" else result.model(x()).detach()
     torch.save(
         {"plan": result.plan.to_json(), "state": whole, "out": out, "spread": spread, "report": str(result.report),
