@@ -322,7 +322,7 @@ def _analyzed(
     try:
         return analyzed(original.model, example_inputs, names, strict, stated, granularity, weights)
     except TraceError as error:
-        needed = 3 * original.checkpoint.bytes + resident()
+        needed = 3 * original.checkpoint.bytes + held()
         if needed > bound:
             raise TraceError(
                 f"{error}\n  (it was run without values, as memory={bound / 1e9:.2g} GB allows; with them it would take "
@@ -343,6 +343,14 @@ def _analyzed(
     return analyzed(model, example_inputs, names, strict, stated, granularity)
 
 
+def held() -> int:
+    """Bytes that this process has resident now; 0 where the system does not say it."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, LookupError, AttributeError):
+        return 0
+
+
 def resident() -> int:
     """Bytes that this process has resident at most, so far; 0 where the system does not say it."""
     if sys.platform == "win32":
@@ -355,7 +363,7 @@ def resident() -> int:
 
 def needed_memory(original: Original, verify: Any) -> tuple[int, str]:
     """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it."""
-    here = resident() + WORKING
+    here = held() + WORKING
     if not verify:
         return here, ""
     tensors = named_tensors(original.model)[0]
