@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import depgraph
-from depgraph.checkpoint import pruning, writing
+from depgraph.checkpoint import outcome, pruning, writing
 from depgraph.store.files import opened
 from depgraph.store.layout import Laid, NotMoved, pulled_back
 
@@ -202,7 +202,7 @@ def test_another_ratio_needs_no_second_reading(tmp_path: Path, monkeypatch: pyte
         return real(self, name, first, last)
 
     monkeypatch.setattr(depgraph.store.files.Checkpoint, "rows", rows)
-    monkeypatch.setattr(pruning, "_written", lambda original, weights, found, *rest: found)
+    monkeypatch.setattr(pruning, "written", lambda original, weights, found, *rest: found)
     found = depgraph.checkpoint.prune(
         source, WORDS, out=tmp_path / "b", factory=Tied, pruning_ratio=0.3, verify=False
     )
@@ -460,7 +460,7 @@ def test_a_wrong_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.
         for block in real(rows, whole, shape, size, cut):
             yield block.flip(0) if tuple(shape) == (40, 16) else block
 
-    monkeypatch.setattr(pruning, "cut_blocks", wrong)
+    monkeypatch.setattr(outcome, "cut_blocks", wrong)
     with pytest.raises(depgraph.VerificationError, match="what was written is removed"):
         depgraph.checkpoint.prune(source, WORDS, out=tmp_path / "out", factory=Tied)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["source"]
@@ -692,7 +692,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
 def test_what_a_process_had_before_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is held against what is resident now, not against an earlier peak."""
     source = stored(made(Tied), tmp_path / "source")
-    monkeypatch.setattr(pruning, "resident", lambda: 10**13)
+    monkeypatch.setattr(outcome, "resident", lambda: 10**13)
     found = depgraph.checkpoint.prune(
         source, WORDS, out=tmp_path / "out", factory=Tied, memory="4GB", verify=False
     )
