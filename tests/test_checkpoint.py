@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import depgraph
-from depgraph.checkpoint import pruning, writing
+from depgraph.checkpoint import outcome, pruning, writing
 from depgraph.store.files import opened
 from depgraph.store.layout import Laid, NotMoved, pulled_back
 
@@ -60,6 +60,21 @@ class Half(Tied):
     def __init__(self) -> None:
         super().__init__()
         self.bfloat16()
+
+
+class Choosing(nn.Module):
+    """Which rows go through the second layer is decided by values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 20), nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        rows = y.sum(1).nonzero().flatten()
+        if int(rows.sum()) >= 0:
+            y = y.index_add(0, rows, self.b(y[rows]))
+        return self.c(y)
 
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -187,7 +202,7 @@ def test_another_ratio_needs_no_second_reading(tmp_path: Path, monkeypatch: pyte
         return real(self, name, first, last)
 
     monkeypatch.setattr(depgraph.store.files.Checkpoint, "rows", rows)
-    monkeypatch.setattr(pruning, "_written", lambda original, weights, found, *rest: found)
+    monkeypatch.setattr(pruning, "written", lambda original, weights, found, *rest: found)
     found = depgraph.checkpoint.prune(
         source, WORDS, out=tmp_path / "b", factory=Tied, pruning_ratio=0.3, verify=False
     )
@@ -445,7 +460,7 @@ def test_a_wrong_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.
         for block in real(rows, whole, shape, size, cut):
             yield block.flip(0) if tuple(shape) == (40, 16) else block
 
-    monkeypatch.setattr(pruning, "cut_blocks", wrong)
+    monkeypatch.setattr(outcome, "cut_blocks", wrong)
     with pytest.raises(depgraph.VerificationError, match="what was written is removed"):
         depgraph.checkpoint.prune(source, WORDS, out=tmp_path / "out", factory=Tied)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["source"]
@@ -672,3 +687,31 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
         write(data, size)
         with pytest.raises(depgraph.InputError, match=text):
             opened(tmp_path)
+
+
+def test_what_a_process_had_before_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is held against what is resident now, not against an earlier peak."""
+    source = stored(made(Tied), tmp_path / "source")
+    monkeypatch.setattr(outcome, "resident", lambda: 10**13)
+    found = depgraph.checkpoint.prune(
+        source, WORDS, out=tmp_path / "out", factory=Tied, memory="4GB", verify=False
+    )
+    assert found.peak_memory == 10**13
+
+
+def test_forward_that_decides_by_values_needs_them_in_memory(tmp_path: Path) -> None:
+    source = stored(made(Choosing), tmp_path / "source")
+    found = depgraph.checkpoint.prune(source, torch.ones(2, 6), out=tmp_path / "out", factory=Choosing)
+    wanted = depgraph.prune(made(Choosing), torch.ones(2, 6))
+    assert found.plan.to_json() == wanted.plan.to_json()
+    same(depgraph.load(Choosing, tmp_path / "out"), wanted.model)
+
+
+def test_and_is_refused_where_they_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stored(made(Choosing), tmp_path / "source")
+    monkeypatch.setattr(pruning, "held", lambda: 10**10)
+    with pytest.raises(
+        depgraph.TraceError,
+        match=r"it was run without values, as memory=6 GB allows; with them it would take 10",
+    ):
+        depgraph.checkpoint.prune(source, torch.ones(2, 6), out=tmp_path / "out", factory=Choosing)

@@ -350,6 +350,31 @@ def test_refusals_are_one_message(words: list[str], text: str, capsys: pytest.Ca
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_checkpoint_is_pruned_from_file_to_file(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import save_file
+
+    (own / "large").mkdir()
+    model = sys.modules["mine"].net() if "mine" in sys.modules else __import__("mine").net()
+    save_file(model.state_dict(), own / "large" / "model.safetensors")
+    words = ["prune", "mine:net", "--checkpoint", "large", "--input", "2x5", "--ratio", "0.5"]
+    told = data(capsys, *words, "--dry-run")
+    assert told["parameters"]["after"] < told["parameters"]["before"]
+    assert not (own / "small").exists()
+    found = data(capsys, *words, "--memory", "3GB", "--out", "small")
+    assert found["verification"]["status"] == "equal"
+    assert "depgraph.load(factory" in found["load"]
+    assert depgraph.load("mine:net", own / "small").a.out_features == 11
+    for extra, text in (
+        ([], "give --out FOLDER"),
+        (["--out", "x", "--html", "page.html"], "--checkpoint does not take --html"),
+        (["--out", "x", "--memory", "some"], "memory must be a number of bytes"),
+        (["--out", "large"], "exists"),
+    ):
+        assert main([*words, *extra]) == 1
+        assert text in capsys.readouterr().err
+    assert main(["prune", "mine:net", "--input", "2x5", "--dry-run"]) == 1
+
+
 def test_wrong_command_lines_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["prune"], ["dance"], ["prune", "mine:net", "--scope", "everything"],
                   ["sweep", "mine:net", "--score", "mine:score", "--ratios", "0.1,half"], ["inspect", "mine:net", "--top", "0"],

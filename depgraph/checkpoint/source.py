@@ -140,11 +140,11 @@ def _is_plain(part: Part, laid: Laid) -> bool:
 class Notes:
     """What was computed of the values in files, in a small file beside their folder: another ratio needs no second reading."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Read the notes on `checkpoint`, where there are any and the files are as they were then."""
+    def __init__(self, checkpoint: Checkpoint, laid: Mapping[str, Laid]) -> None:
+        """Read the notes on `checkpoint`, where there are any, and files and layout are as they were then."""
         folder = checkpoint.folder
         self.path = folder.with_name(f".{folder.name}.sums")
-        state = json.dumps([str(folder), checkpoint.state()])
+        state = json.dumps([str(folder), checkpoint.state(), {n: repr(one.parts) for n, one in laid.items()}])
         self.state = hashlib.sha256(state.encode()).hexdigest()
         self.known: dict[str, list[Any]] = {}
         self.changed = False

@@ -121,8 +121,10 @@ def prune(options: argparse.Namespace) -> int:
     """Make a model smaller; save it where a folder is given."""
     if options.checkpoint is not None:
         return _prune_checkpoint(options)
-    if options.model is None or options.dry_run:
-        raise InputError("give a model, or --checkpoint FOLDER (and --dry-run with that alone)")
+    if options.dry_run:
+        raise InputError(
+            "--dry-run is for --checkpoint FOLDER: a model in memory is pruned without writing where --out is left away"
+        )
     model = model_of(options.model)
     result = prune_model(
         model,

@@ -388,6 +388,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     whole = parser()
     options = whole.parse_args(words)
+    if options.command == "prune" and options.model is None and options.checkpoint is None:
+        whole.error("prune needs a model, or --checkpoint FOLDER")
     errors = Console(stderr=True, highlight=False)
     if options.command == "completion":
         return _script(whole, options.shell, errors)

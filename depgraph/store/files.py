@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Checkpoint:
     stored: dict[str, Stored]
     metadata: dict[str, dict[str, str]]
     index: tuple[str, dict[str, Any]] | None = None
-    _handles: dict[str, int] = field(default_factory=dict)
+    _handles: dict[str, FileIO] = field(default_factory=dict)
     _room: Tensor | None = None
 
     @property
@@ -115,11 +115,12 @@ class Checkpoint:
     def _read(self, one: Stored, offset: int, count: int) -> Tensor:
         room = self._buffer(count)
         octets: Any = room.numpy()
-        left, place = memoryview(octets)[:count], one.begin + offset
+        left = memoryview(octets)[:count]
         try:
-            handle = self._handle(one.file)
-            while left and (n := os.preadv(handle, [left], place)):
-                left, place = left[n:], place + n
+            stream = self._handle(one.file)
+            stream.seek(one.begin + offset)
+            while left and (n := stream.readinto(left)):
+                left = left[n:]
         except OSError as error:
             raise StoreError(f"{self.folder / one.file} can't be read: {error}") from error
         if left:
@@ -133,15 +134,15 @@ class Checkpoint:
             self._room = torch.empty(max(count, 1 << 20), dtype=torch.uint8)
         return self._room
 
-    def _handle(self, file: str) -> int:
+    def _handle(self, file: str) -> FileIO:
         if file not in self._handles:
-            self._handles[file] = os.open(self.folder / file, os.O_RDONLY)
+            self._handles[file] = FileIO(self.folder / file)
         return self._handles[file]
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         while self._handles:
-            os.close(self._handles.popitem()[1])
+            self._handles.popitem()[1].close()
 
 
 def opened(folder: Path) -> Checkpoint:
