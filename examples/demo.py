@@ -1,4 +1,4 @@
-"""The whole way on real data: train, prune to half the MACs, verify, fine-tune, compare.
+"""The whole way on real data: train, prune to half the MACs and recover, verify, fine-tune, compare.
 
 Run it with `make demo`, or `python examples/demo.py` where depgraph and scikit-learn are installed. It trains a small
 residual network on scikit-learn's handwritten digits (1 797 images of 8 x 8 pixels, shipped in its wheel).

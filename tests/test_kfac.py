@@ -241,6 +241,20 @@ def _signs(net: nn.Module, x: Tensor, seed: int) -> Tensor:
     return torch.autograd.grad(signed(out, seed), out)[0]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_without_gradients_and_frozen_models_make_no_difference(mode: Any) -> None:
+    torch.manual_seed(0)
+    net, data = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2)).double(), batches((3,), 2)
+    expected = scores(net, data, 7, "kfac_obs", F.cross_entropy)
+    net.requires_grad_(False)
+    with mode():
+        copies = [(x.clone(), target) for x, target in data]
+        np.testing.assert_array_equal(scores(net, copies, 7, "kfac_obs", F.cross_entropy), expected)
+        assert depgraph.prune(
+            net, data[0][0], max_params=0.6, calibration=copies, progress=False
+        ).report.recovery
+
+
 def test_one_backward_pass_and_memory_is_bounded() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2)).double()

@@ -19,6 +19,7 @@ from depgraph.base.errors import DepgraphError, InputError
 from depgraph.recover import Reconstruction, recover
 from depgraph.recover import _error as output_error
 from depgraph.recover import reconstruction as module_of_reconstruction
+from depgraph.recover.solve import RUN, Sums
 
 EXACT = 1e-6
 
@@ -1130,3 +1131,25 @@ def test_memory_is_bounded_for_wide_layers(monkeypatch: pytest.MonkeyPatch):
     assert told.layers[0].after < 0.1 * told.layers[0].before
     assert len(made) == 2 * -(-width // 256)
     assert max(made) <= 8 * (256 * 256 + 256 * 3 + 256 + 3)
+
+
+@pytest.mark.parametrize("columns", [3, 511, 700, 1030])
+def test_a_gram_matrix_of_blocks_is_that_of_all_columns(columns: int):
+    x = normal(2, 50, columns)
+    sums = Sums.zero(2, columns, 3, torch.device("cpu"))
+    r = normal(2, 50, 3, seed=1)
+    for part in (slice(0, 1), slice(1, 2)):
+        sums.add(part, x[part], r[part])
+    torch.testing.assert_close(sums.xx, x.double().mT @ x.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.xx, sums.xx.mT)
+    torch.testing.assert_close(sums.xr, x.double().mT @ r.double(), rtol=1e-5, atol=1e-5)
+    assert sums.xx.dtype == torch.float64
+
+
+def test_float32_products_add_up_without_a_drift():
+    x, r = (normal(1, 3 * RUN + 5, n, seed=n) + 1 for n in (11, 2))
+    sums = Sums.zero(1, 11, 2, torch.device("cpu"))
+    sums.add(slice(0, 1), x.float(), r.float())
+    exact = x.double().mT @ x.double()
+    assert float((sums.xx - exact).abs().max() / exact.abs().max()) < 2e-6
+    assert float(sums.count[0]) == 3 * RUN + 5

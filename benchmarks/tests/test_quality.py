@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import depgraph
-from benchmarks import quality
+from benchmarks import default_call, quality
 from benchmarks.real import digits, fashion, fetch, methods, report
 from benchmarks.real.case import Budget, Case, Hints
 
@@ -281,3 +281,12 @@ def test_what_making_a_file_leaves_behind_when_it_fails(tmp_path: Path, monkeypa
         fetch.cached("folder/file", lambda path: math.nan if path.write_text("whole") else None).read_text()
         == "whole"
     )
+
+
+def test_each_way_that_the_default_is_compared_with_makes_a_row(capsys: pytest.CaptureFixture[str]):
+    every = [*default_call.WITH_DATA, *default_call.without_data()]
+    default_call.run(tiny_case(), every, 0)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("  ")[1] for row in rows] == [method.name for method in every]
+    failed = [row for row in rows if "closeness" not in row]
+    assert [row.split("  ")[1] for row in failed] == ["bn_scale, local"], "the tiny net has no norm"

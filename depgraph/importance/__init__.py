@@ -54,7 +54,7 @@ def criterion_of(
     if isinstance(importance, str):
         if importance.lower() not in CRITERIA:
             raise InputError(
-                f"importance must be a function from a group to scores, or one of {', '.join((AUTO, *CRITERIA))}, "
+                f"importance must be a function from a group to scores, or one of {', '.join((*CRITERIA, AUTO))}, "
                 f"not {importance!r}"
             )
         importance = CRITERIA[importance.lower()]()

@@ -243,8 +243,9 @@ def observed(
         if objective is None:
             Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
         else:
-            watch = GradientWatch(graph.model, by_consumer, see, see_gradient, objective)
-            with closing(data.batches("observing gradients")) as batches:
+            # what is made in inference mode can't be differentiated
+            with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
+                watch = GradientWatch(graph.model, by_consumer, see, see_gradient, objective)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:
