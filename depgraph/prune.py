@@ -14,7 +14,7 @@ from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
-from .costs.latency import latencies
+from .costs.latency import Timer, pairs_of
 from .data.calibration import Calibration, Loss
 from .grouping.graph import GRANULARITIES, DependencyGraph
 from .grouping.naming import Name, given_names
@@ -133,7 +133,7 @@ def prune(
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, threshold: float | None = None,
+    strict: bool = False, latency: bool | Timer = False, already_pruned: Plan | None = None, threshold: float | None = None,
     outputs: Outputs | None = None,
     **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
@@ -181,7 +181,9 @@ def prune(
             again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
-        latency: measure seconds per forward pass before and after, for the report.
+        latency: measure seconds per forward pass before and after, for the report. Or what measures them, there and for
+            `max_latency`: ``latency(model, example_inputs)`` -> seconds, such as `integrations.onnx_runtime.latency`, or runs
+            on a phone. Models are timed in turns.
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
@@ -204,8 +206,13 @@ def prune(
     arguments["normalise"] = normalise if normalise is not None else normalisation(importance)
     request = Request.of(arguments, further_budgets)
     names, stated = given_names("ignore", ignore), _stated(constraints)
-    for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
+    for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict)):
         flag(name, given)
+    timer = latency if callable(latency) else None
+    if timer is not None:
+        function("latency", timer, "model", "example_inputs")
+    else:
+        flag("latency", latency)
     if score is not None:
         function("score", score, "model")
     if loss is not None:
@@ -242,7 +249,7 @@ def prune(
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     scores = scores_of(graph, importance, calibration=data)
     notes: list[str] = []
-    targets = read_budgets(graph, example_inputs, request)
+    targets = read_budgets(graph, example_inputs, request, timer)
     small, plan, proof, graph = settle(graph, example_inputs, scores, request, targets, verify, notes)
     if request.threshold is not None and not plan.cuts:
         lowest = min(b.scores[0] for b in request.selection(graph, scores).blocks if len(b.scores))
@@ -263,10 +270,12 @@ def prune(
     also = {"importance": importance, "granularity": granularity}
     plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     before = plans_of(model)
+    timed = pairs_of(model, small, example_inputs, timer) if latency else None
     report = Report.of(
         graph, plan, small, proof, example_inputs,
         notes=notes,
-        latency=tuple(latencies([model, small], example_inputs)) if latency else None,
+        latency=None if timed is None else (timed.before, timed.after),
+        latency_spread=None if timed is None else timed.spread,
         score=None if score is None or scored is None else (scored, score_of(score, small)),
         recovery=won,
     )  # fmt: skip
