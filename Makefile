@@ -60,6 +60,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.store $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
+	$(PY) -m benchmarks.jobs $(SMALL)
 	$(PY) -m pytest tests/test_integrations.py
 
 bench: SMALL :=
