@@ -95,8 +95,9 @@ def _(prune: Prune) -> None:
     from timm.utils.model import reparameterize_model
 
     x = image()
-    small = prune(timm.create_model("mobileone_s0").eval(), x)
-    assert torch.allclose(reparameterize_model(small)(x), small(x), rtol=1e-3, atol=1e-3)
+    small = prune(timm.create_model("repvgg_a0").eval(), x)
+    before, after = small(x), reparameterize_model(small)(x)
+    assert (after - before).abs().max() < 1e-4 * before.abs().max()
 
 
 @job("detector exported")
