@@ -64,6 +64,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)
 	$(PY) -m benchmarks.elastic $(SMALL)
+	$(PY) -m benchmarks.jobs $(SMALL)
 	$(PY) -m pytest tests/test_integrations.py
 
 bench: SMALL :=

@@ -15,7 +15,7 @@ from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
 from .base.weights import Weights
-from .costs.latency import latencies
+from .costs.latency import Timer, pairs_of
 from .data.calibration import Calibration, Loss
 from .depth.request import Depth, depth_of
 from .grouping.graph import GRANULARITIES, DependencyGraph
@@ -117,6 +117,7 @@ def analyzed(
     return graph.finish(constraints)
 
 
+FUNCTIONS = {"latency": ("model", "example_inputs"), "score": ("model",), "loss": ("output", "target")}
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
@@ -150,7 +151,7 @@ def prune(
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
-    strict: bool = False, latency: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
+    strict: bool = False, latency: bool | Timer = False, already_pruned: Plan | None = None, within: Plan | None = None,
     threshold: float | None = None, depth: bool | Depth | None = None, outputs: Outputs | None = None,
     **further_budgets: float | str | None,
 ) -> PruneResult:  # fmt: skip
@@ -201,7 +202,9 @@ def prune(
             again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
-        latency: measure seconds per forward pass before and after, for the report.
+        latency: measure seconds per forward pass before and after, for the report. Or what measures them, there and for
+            `max_latency`: ``latency(model, example_inputs)`` -> seconds, such as `integrations.onnx_runtime.latency`, or runs
+            on a phone. Models are timed in turns.
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         within: the plan of a larger model that was made of `model`: what that removes goes here, too, so that what the smaller
@@ -233,14 +236,8 @@ def prune(
     importance = by_rule(arguments, further_budgets, calibration is not None)
     request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
     names, stated = given_names("ignore", ignore), stated_constraints(constraints)
-    for name, given in (("verify", verify), ("inplace", inplace), ("strict", strict), ("latency", latency)):
-        flag(name, given)
-    if score is not None:
-        function("score", score, "model")
-    if loss is not None:
-        function("loss", loss, "output", "target")
-    if graph is not None:
-        of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    _check_kinds(arguments)
+    timer = latency if callable(latency) else None
     if graph is not None and shorter is not None:
         raise InputError(
             "graph has no effect with depth, as each number of branches has a graph of its own: leave it away, and give ignore, "
@@ -275,14 +272,14 @@ def prune(
     removed: list[str] = []
     if shorter is None:
         small, plan, proof, graph = planned(
-            graph, example_inputs, request, importance, data, verify, notes, asked
+            graph, example_inputs, request, importance, data, verify, notes, asked, timer
         )
         unshifted = small, plan
     else:
         _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
-        widths = _Widths(importance, data, example_inputs, notes, of_analyze)
+        widths = _Widths(importance, data, example_inputs, notes, of_analyze, timer)
         found = shorten(
             graph, example_inputs, shorter, request, data, widths.ignored(graph), verify, widths.of_base
         )
@@ -301,10 +298,12 @@ def prune(
         if small is not unshifted[0]:
             recovered_values(small, unshifted[0], plan)
     before = plans_of(model)
+    timed = pairs_of(model, small, example_inputs, timer) if latency else None
     report = Report.of(
         graph, plan, small, proof, example_inputs,
         notes=notes,
-        latency=tuple(latencies([model, small], example_inputs)) if latency else None,
+        latency=None if timed is None else (timed.before, timed.after),
+        latency_spread=None if timed is None else timed.spread,
         score=None if score is None or scored is None else (scored, score_of(score, small)),
         recovery=won,
         removed=removed,
@@ -314,9 +313,22 @@ def prune(
     return PruneResult(small, plan, report, before)
 
 
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Check those of the arguments of `prune` that must be flags, functions of something, or what `analyze` returned."""
+    timed = callable(given["latency"])
+    for name in ("verify", "inplace", "strict", *(() if timed else ("latency",))):
+        flag(name, given[name])
+    for name, takes in FUNCTIONS.items():
+        if given[name] is not None and (timed or name != "latency"):
+            function(name, given[name], *takes)
+    if given["graph"] is not None:
+        of_kind("graph", given["graph"], DependencyGraph, "what depgraph.analyze returned")
+
+
 def planned(
     graph: DependencyGraph, example_inputs: Any, request: Request, importance: str | Importance,
     data: Calibration | None, verify: bool | Weights, notes: list[str], asked: str | Importance | None = None,
+    timer: Timer | None = None,
 ) -> Settled:  # fmt: skip
     """Score, choose, plan, apply and verify, for `prune` and its likes, whose model may have its values elsewhere.
 
@@ -329,6 +341,7 @@ def planned(
         verify: whether to compare with the masked original; or the source of the weights on which that is done.
         notes: sentences for the report are added.
         asked: what `importance` was chosen by, where that is another.
+        timer: what measures seconds for budgets, instead of runs on this machine.
 
     Raises:
         InputError: NaN or infinite weights, or a bad argument.
@@ -338,7 +351,7 @@ def planned(
     """
     asked = importance if asked is None else asked
     _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
-    found = _Widths(importance, data, example_inputs, notes).cut(graph, request, verify)
+    found = _Widths(importance, data, example_inputs, notes, timer=timer).cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
     found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
@@ -364,6 +377,7 @@ class _Widths:
     example_inputs: Any
     notes: list[str]
     of_analyze: dict[str, Any] = field(default_factory=dict)
+    timer: Timer | None = None
 
     def cut(self, graph: DependencyGraph, request: Request, verify: bool | Weights) -> Settled:
         """The model of `graph` with the widths that `request` asks for."""
@@ -371,7 +385,7 @@ class _Widths:
             raise NothingToPruneError(nothing_text(graph))
         self.notes.clear()
         scores = scores_of(graph, self.importance, calibration=self.data, notes=self.notes)
-        targets = read_budgets(graph, self.example_inputs, request)
+        targets = read_budgets(graph, self.example_inputs, request, self.timer)
         found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
         if request.threshold is not None and not found.plan.cuts:
             lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))

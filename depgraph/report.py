@@ -100,6 +100,7 @@ class Report:
         remarks: sentences about parameters that no run used, and about the object the model was built from.
         notes: sentences about what was decided on the way (axes frozen after a failed check ...).
         latency: seconds before and after, where it was measured.
+        latency_spread: how far their ratio may be off, as a share of it: about one time in twenty it is off by more.
         score: before and after, where a function for it was given.
         recovery: what was recovered from calibration data, where requested; ``print`` it for each layer.
         removed: names of the branches that went, where depth was asked for.
@@ -124,6 +125,7 @@ class Report:
     remarks: list[str]
     notes: list[str] = field(default_factory=list)
     latency: tuple[float, float] | None = None
+    latency_spread: float | None = None
     score: tuple[float, float] | None = None
     recovery: Recovery | None = None
     removed: list[str] = field(default_factory=list)
@@ -196,7 +198,7 @@ class Report:
             "bytes": {"before": self.byte_counts[0], "after": self.byte_counts[1]},
             "latency": None
             if self.latency is None
-            else {"before": self.latency[0], "after": self.latency[1]},
+            else {"before": self.latency[0], "after": self.latency[1], "spread": self.latency_spread},
             "ratios": self.ratios,
             "recovery": None if self.recovery is None else self.recovery.to_dict(),
             "score": None if self.score is None else {"before": self.score[0], "after": self.score[1]},
@@ -274,6 +276,8 @@ class Report:
         yield from (f"  constrained: {name} {why}" for name, why in self.locked[:6])
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
+        if self.latency_spread is not None:
+            yield f"latency: measured in turns; the ratio may be off by {self.latency_spread:.1%}"
         if self.rewritten:
             yield f"numbers rewritten in the code of: {', '.join(p or '(the model)' for p in self.rewritten)}"
         v = self.verification

@@ -14,14 +14,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..base.checks import a_module
-from ..base.errors import DepgraphError, TraceError, could_not_run
+from ..base.checks import a_module, is_number, shown
+from ..base.errors import DepgraphError, InputError, TraceError, could_not_run
 from ..base.inputs import each_example
 from ..base.running import in_mode
 from ..base.switches import ModuleCall, around_calls, same_random_state
@@ -29,7 +30,10 @@ from ..grouping.graph import DependencyGraph
 from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
 
+Timer = Callable[[nn.Module, Any], float]  # (model, example inputs) -> seconds of one forward pass
 RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed
+PAIRS, MOST_TURNS = 3, 6  # calls of a timer of the user's in a row; so often pairs are taken at most
+CLOSE = 0.02  # the spread with which a ratio is known well enough
 LONG = 0.4  # seconds that a measurement of one model takes, where 10 to 100 passes fit
 MAC_BYTES = 0.25  # a multiply-accumulate takes about as long as moving so many bytes: it only places widths on one line
 
@@ -90,6 +94,13 @@ class LatencyTable:
         return np.maximum(y0 + rate * (at - x0), 0.0), rate
 
 
+def shared_out(graph: DependencyGraph, counts: Integers, seconds: float) -> dict[str, float]:
+    """`seconds` of a whole pass by path of module, by the work of each: what a timer that sees no modules leaves to know."""
+    table = LatencyTable(graph)
+    work = table._work(counts)
+    return dict(zip(table.paths, (work * (seconds / max(float(work.sum()), 1e-300))).tolist(), strict=True))
+
+
 def measure_rows(model: nn.Module, example_inputs: Any) -> dict[str, float]:
     """Median seconds that each module spends in itself in one forward pass, by path; together they are `latencies`."""
     whole = measure_latency(model, example_inputs)
@@ -123,13 +134,74 @@ def latencies(models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
     return [float(np.median(found)) for found in _in_turns(models, example_inputs)]
 
 
-def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any) -> float:
-    """How long a pass of `model` takes, in passes of `reference`: the median over pairs that follow each other.
+@dataclass(frozen=True)
+class Pairs:
+    """Two models that were timed in turns: what else the machine does slows both of a pair alike.
 
-    What else the machine does slows both of a pair alike.
+    Attributes:
+        before, after: median seconds of one forward pass of the reference, and of the other model.
+        ratio: after / before, the median over the pairs.
+        spread: how far that median may be off, as a share of it: about one time in twenty it is off by more.
+        count: how many pairs there are.
     """
-    one, other = _in_turns([model, reference], example_inputs)
-    return float(np.median(np.divide(one, other)))
+
+    before: float
+    after: float
+    ratio: float
+    spread: float
+    count: int
+
+
+def pairs_of(
+    reference: nn.Module, model: nn.Module, example_inputs: Any, timer: Timer | None = None
+) -> Pairs:
+    """Time two models in turns (A B A B), until the ratio is known well enough or that has taken long.
+
+    Args:
+        reference: the larger one.
+        model: the other one.
+        example_inputs: as for `prune`.
+        timer: ``timer(model, example_inputs)`` -> seconds of a pass, of yours; by default eager runs on this machine.
+
+    Raises:
+        InputError: `timer` gives something else than seconds.
+    """
+    times: list[list[float]] = [[], []]
+    for _ in range(MOST_TURNS):
+        if timer is None:
+            more = _in_turns([reference, model], example_inputs)
+        else:
+            more = [list(t) for t in zip(*([timed(timer, m, example_inputs) for m in (reference, model)]
+                                           for _ in range(PAIRS)), strict=True)]  # fmt: skip
+        times = [a + b for a, b in zip(times, more, strict=True)]
+        found = _summed_up(*times)
+        if found.spread < CLOSE:
+            break
+    return found
+
+
+def _summed_up(before: list[float], after: list[float]) -> Pairs:
+    ratios = np.divide(after, before)
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    spread = (
+        2 * 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios)) / middle
+    )  # of a median, by the middle half
+    medians = float(np.median(before)), float(np.median(after))
+    return Pairs(*medians, float(middle), float(spread), len(ratios))
+
+
+def timed(timer: Timer, model: nn.Module, example_inputs: Any) -> float:
+    """What a timer of the user's says of `model`, whose modes are as they were afterwards."""
+    with in_mode(model, False), torch.no_grad():
+        seconds = timer(model, example_inputs)
+    if not is_number(seconds) or not math.isfinite(seconds) or seconds <= 0:
+        raise InputError(f"latency must return seconds above 0, not {shown(seconds)}")
+    return float(seconds)
+
+
+def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any) -> float:
+    """How long a pass of `model` takes, in passes of `reference`: see `pairs_of`."""
+    return pairs_of(reference, model, example_inputs).ratio
 
 
 def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:

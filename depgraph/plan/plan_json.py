@@ -153,7 +153,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         rows = field(data, "scales", list, problems)
         plan.scales = [one for row in rows if (one := reader.scale(row, plan.shapes)) is not None]
     removals = field({"removals": [], **data}, "removals", list, problems)
-    plan.removals = [one for row in removals if (one := reader.removal(row)) is not None]
+    plan.removals = [gone for row in removals if (gone := reader.removal(row)) is not None]
     if "factors" in data:
         rows = field(data, "factors", list, problems)
         plan.factors = [two for row in rows if (two := reader.factor(row, plan.shapes)) is not None]

@@ -74,7 +74,7 @@ def choose(
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
     limits = several("budgets", budgets, Budget, "depgraph.Budgets")
     for kind, given in request.amounts:
-        if kind.cost is None:
+        if kind.cost is None or kind.calibrate is not None:
             raise InputError(f"{kind.name} needs runs of the model: use it with prune")
         cost = kind.cost(graph)
         limits.append(

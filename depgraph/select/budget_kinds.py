@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..base.checks import is_number, shown
 from ..base.errors import InputError
 from ..costs import cost
 from ..costs.cost import Cost
-from ..costs.latency import measure_latency, relative_latency
+from ..costs.latency import Timer, measure_latency, pairs_of, relative_latency, timed
 from ..costs.memory import measure_memory, memory_cost
 from ..grouping.graph import DependencyGraph
 from .latency_table import latency_cost
@@ -49,7 +50,7 @@ class BudgetKind:
         near: how far below the limit is near enough, as a share of it.
         bare: whether a number without a unit is an amount; seconds need one.
         calibrate: ``calibrate(graph, example_inputs, request)`` -> `cost`, where the model of the cost is itself made of
-            measurements.
+            measurements; beside it, `cost` is what it falls back on where these do not lead there.
         compare: ``compare(smaller, model, example_inputs)`` -> the measurement of `smaller` as a share of that of `model`,
             where a second measurement gives another number than the first: both are then taken together.
         show: an amount as a person reads it.
@@ -86,6 +87,19 @@ class BudgetKind:
             return self.calibrate(graph, example_inputs, request)
         assert self.cost is not None  # noqa: S101  register_budget sees to it
         return self.cost
+
+    def timed_by(self, timer: Timer) -> BudgetKind:
+        """The same, of seconds that a timer of the user's gives."""
+
+        def compare(small: nn.Module, model: nn.Module, example_inputs: Any) -> float:
+            return pairs_of(model, small, example_inputs, timer).ratio
+
+        return replace(
+            self,
+            measure=partial(timed, timer),
+            calibrate=partial(latency_cost, timer=partial(timed, timer)),
+            compare=compare,
+        )
 
     def check(self, given: Any) -> None:
         """Refuse what is not an amount, whatever the model is.
@@ -199,7 +213,7 @@ for _kind in (
     BudgetKind("max_bytes", "bytes of parameters and buffers", cost.byte_cost, lambda m, _: cost.byte_count(m), BYTES,
                exact=True),
     BudgetKind("max_memory", "bytes of activations at their peak", memory_cost, measure_memory, BYTES),
-    BudgetKind("max_latency", "seconds of one forward pass on this machine", None, measure_latency, SECONDS, near=0.05,
+    BudgetKind("max_latency", "seconds of one forward pass on this machine", cost.mac_cost, measure_latency, SECONDS, near=0.05,
                bare=False, calibrate=latency_cost, compare=relative_latency, show=_milliseconds),
 ):  # fmt: skip
     register_budget(_kind)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..base.errors import BudgetError
 from ..costs.cost import Cost
+from ..costs.latency import Timer, relative_latency
 from ..costs.size_table import Integers
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
@@ -24,7 +25,9 @@ from .budget import Budget
 from .budget_kinds import BudgetKind
 from .request import Request
 
-ROUNDS = 8  # plans that are measured at most
+ROUNDS = 12  # plans that are measured at most
+STEP = 0.7  # the next plan is at least so large a share of one that was measured to be too slow
+CLOSE = 0.01  # what fits and what does not are so near to each other that nothing between them is worth a try
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Target:
         measure: of a smaller model; None where the model of the cost is exact.
         model: the cost as a function of the counts in a graph.
         factor: measured over modelled, as far as is known.
-        seen: measured over modelled, of each plan that was measured, where it is.
+        seen: measured over modelled, of each plan that was measured, where a measurement may give another number again.
+        fits, over: what the model says of the largest plan that was measured to fit, and of the smallest that was not.
     """
 
     kind: BudgetKind
@@ -48,18 +52,29 @@ class Target:
     model: Callable[[DependencyGraph], Cost]
     factor: float = 1.0
     seen: list[float] = field(default_factory=list)
+    fits: float | None = None
+    over: float | None = None
 
     @property
     def aim(self) -> float:
         """What to plan for: below the limit where a second measurement gives another number than the first."""
         return self.limit * (1 - self.kind.near / 2) if self.kind.compare is not None else self.limit
 
+    @property
+    def planned(self) -> float:
+        """The same in what the model of the cost says: between the largest plan that fits and the smallest that does not."""
+        wanted, low, high = self.aim / self.factor, self.fits, self.over
+        if high is not None:
+            wanted = min(wanted, high * (1 - self.kind.near / 10))
+            wanted = max(wanted, high * STEP)  # one measurement does not decide about half of the model
+        if low is not None and wanted <= low:
+            wanted = low * (1 + self.kind.near) if high is None else (low + high) / 2
+        return wanted
+
     def budget(self, graph: DependencyGraph) -> Budget:
         """The same in the terms of the model of the cost."""
         factor = self.factor
-        return Budget(
-            self.kind.name, self.model(graph), self.aim / factor, lambda n: self.kind.show(n * factor)
-        )
+        return Budget(self.kind.name, self.model(graph), self.planned, lambda n: self.kind.show(n * factor))
 
     def learn(self, counts: Integers, graph: DependencyGraph, small: nn.Module) -> tuple[float, bool]:
         """What `small`, the model at `counts`, costs, and whether a plan with what that teaches may come closer."""
@@ -71,9 +86,32 @@ class Target:
         ):  # what was measured of all plans so far says more than the last measurement
             self.seen.append(self.factor)
             self.factor = float(np.median(self.seen))
+            self._bracket(modelled, found <= self.limit)
+            near = (
+                self.over is not None and self.fits is not None and self.over - self.fits < CLOSE * self.over
+            )
+            return found, not near
         if found > self.limit:  # the next plan is smaller, whatever the model says
             self.factor = max(self.factor, before * (1 + self.kind.near / 10))
         return found, before > self.factor * (1 + self.kind.near / 10)
+
+    def _bracket(self, modelled: float, fits: bool) -> None:
+        """Take in that a plan fits, or does not; what contradicts what was measured before was noise and is dropped."""
+        if fits:
+            self.fits = modelled if self.fits is None else max(self.fits, modelled)
+            self.over = None if self.over is not None and self.over <= self.fits else self.over
+        else:
+            self.over = modelled if self.over is None else min(self.over, modelled)
+            self.fits = None if self.fits is not None and self.fits >= self.over else self.fits
+
+    def fall_back(self, graph: DependencyGraph) -> bool:
+        """Whether there is a plainer model of the cost to go on with, now that the measured one leads nowhere."""
+        plain = self.kind.cost
+        if self.kind.calibrate is None or plain is None or self.model is plain:
+            return False
+        self.model, self.seen, self.fits, self.over = plain, [], None, None
+        self.factor = self.whole / max(plain(graph).value(counts_of(graph, {})), 1e-300)
+        return True
 
 
 @dataclass
@@ -102,6 +140,8 @@ class Targets:
             return request.masks(graph, scores, [t.budget(graph) for t in self.targets])
         except BudgetError:
             if self.best is None:
+                if any(t.fall_back(graph) for t in self.targets):
+                    return self.masks(graph, request, scores)
                 raise
             self.tried = ROUNDS
             return self.best
@@ -141,18 +181,25 @@ def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
     return np.array(kept, dtype=np.int64)
 
 
-def read_budgets(graph: DependencyGraph, example_inputs: Any, request: Request) -> Targets:
+def read_budgets(
+    graph: DependencyGraph, example_inputs: Any, request: Request, timer: Timer | None = None
+) -> Targets:
     """The budgets of `request`, in what the model of `graph` has.
 
     Args:
         graph: the dependency graph of the original.
         example_inputs: what it was traced with.
         request: what was asked for.
+        timer: what measures seconds instead of runs on this machine.
 
     Raises:
         InputError: more than the original has.
     """
-    return Targets([_target(graph, example_inputs, request, kind, given) for kind, given in request.amounts])
+    amounts = [
+        (kind.timed_by(timer) if timer is not None and kind.compare is relative_latency else kind, given)
+        for kind, given in request.amounts
+    ]
+    return Targets([_target(graph, example_inputs, request, kind, given) for kind, given in amounts])
 
 
 def _target(
