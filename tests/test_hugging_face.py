@@ -156,3 +156,16 @@ def test_a_config_of_an_unknown_kind_is_our_error(tmp_path: Path) -> None:
     depgraph.save(depgraph.prune(model, torch.randn(2, 3)), tmp_path / "saved")
     with pytest.raises(depgraph.StoreError, match="none was saved"):
         hugging_face.load_pretrained(AutoModelForCausalLM, tmp_path / "saved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "status"), [([], 3), (["--uniform"], 0)], ids=["own widths", "uniform"])
+def test_the_command_line_says_whether_a_folder_is_stock(
+    options: list[str], status: int, tmp_path: Path
+) -> None:
+    from depgraph.cli import main
+
+    bert().save_pretrained(tmp_path / "dense")
+    words_ = ["prune", str(tmp_path / "dense"), "-i", "input_ids=2x7:int64<97", "--max-params", "0.7"]
+    assert main([*words_, "--pretrained", "--out", str(tmp_path / "small"), *options]) == status
+    assert (tmp_path / "small" / "config.json").exists() == (status == 0)
