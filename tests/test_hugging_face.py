@@ -178,3 +178,16 @@ def test_a_small_size_as_assistant_gives_the_tokens_of_the_whole() -> None:
     ):
         with pytest.raises(depgraph.InputError, match=text):
             call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "status"), [([], 3), (["--uniform"], 0)], ids=["own widths", "uniform"])
+def test_the_command_line_says_whether_a_folder_is_stock(
+    options: list[str], status: int, tmp_path: Path
+) -> None:
+    from depgraph.cli import main
+
+    bert().save_pretrained(tmp_path / "dense")
+    words_ = ["prune", str(tmp_path / "dense"), "-i", "input_ids=2x7:int64<97", "--max-params", "0.7"]
+    assert main([*words_, "--pretrained", "--out", str(tmp_path / "small"), *options]) == status
+    assert (tmp_path / "small" / "config.json").exists() == (status == 0)
