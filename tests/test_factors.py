@@ -208,7 +208,7 @@ def test_other_words_are_refused(bad: Any) -> None:
 def test_a_finished_graph_says_for_itself() -> None:
     model = model_of(Attention(13, 5, 11, 7))
     graph = depgraph.analyze(model, X, granularity="fine")
-    with pytest.raises(InputError, match="granularity have no effect on a finished graph"):
+    with pytest.raises(InputError, match="granularity, outputs have no effect on a finished graph"):
         depgraph.prune(model, X, graph=graph, granularity="coarse")
     result = depgraph.prune(model, X, graph=graph, pruning_ratio=0.4)
     check_result(model, result, X)

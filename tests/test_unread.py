@@ -334,3 +334,62 @@ class Bent(Adapted):
 def test_a_hidden_layer_is_no_rank() -> None:
     model, x = fresh(Bent), torch.randn(2, 5, dtype=torch.float64)
     assert prune_and_check(model, x, pruning_ratio=0.5).model.second.down.out_features == 2
+
+
+IMAGE = torch.randn(1, 3, 64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenetv3_small_050", "efficientnet_lite0", "convnext_atto", "densenet121", "regnetx_002", "repvgg_a0"],
+)  # fmt: skip
+def test_another_head_on_known_models(name: str) -> None:
+    timm = known("timm")
+    small = depgraph.prune(timm.create_model(name).eval(), IMAGE, pruning_ratio=0.5, verify=False).model
+    small.reset_classifier(7)
+    assert small(IMAGE).shape == (1, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+@budgets
+def test_known_models_fuse(name: str, options: dict[str, Any]) -> None:
+    timm = known("timm")
+    from timm.utils.model import reparameterize_model
+
+    small = depgraph.prune(timm.create_model(name).eval(), IMAGE, verify=False, **options).model
+    before = small(IMAGE)
+    assert (reparameterize_model(small)(IMAGE) - before).abs().max() < 1e-4 * before.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@budgets
+def test_known_encoders_say_their_widths(options: dict[str, Any]) -> None:
+    smp = known("segmentation_models_pytorch")
+    for encoder in ("resnet18", "mobilenet_v2"):
+        model = smp.Unet(encoder, encoder_weights=None, classes=2).eval()
+        small = depgraph.prune(model, IMAGE, verify=False, **options).model
+        assert list(small.encoder.out_channels) == [f.shape[1] for f in small.encoder(IMAGE)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@budgets
+def test_the_export_path_of_a_known_detector(options: dict[str, Any]) -> None:
+    model = known("ultralytics").YOLO("yolov8n.yaml").model.eval()
+    small = depgraph.prune(model, IMAGE, verify=False, **options).model
+    for module in small.modules():
+        if hasattr(module, "forward_split"):
+            x = torch.randn(1, module.cv1.conv.in_channels, 4, 4)
+            assert torch.equal(module.forward_split(x), module(x))
+
+
+def known(library: str) -> Any:
+    """A library that some machines have; torchvision, which it imports, is made importable first."""
+    import vision_ops  # noqa: F401
+
+    return pytest.importorskip(library)

@@ -222,8 +222,8 @@ def test_adapters_follow_their_base_layer() -> None:
 
     net = fresh(build)
     small = prune_and_check(net, (vectors(5),), check_inputs=(vectors(5, seed=1),), pruning_ratio=0.5).model
-    assert small[2].lora_A.weight.shape == (2, 6)  # the rank is an axis of its own
-    assert small[2].lora_B.weight.shape == (7, 2)
+    assert small[2].lora_A.weight.shape == (4, 6)  # the rank stays unless it is named
+    assert small[2].lora_B.weight.shape == (7, 4)
     assert small[2].base_layer.weight.shape == (7, 6)
     assert not small[2].base_layer.weight.requires_grad
     whole = small(vectors(5))
@@ -246,7 +246,7 @@ def test_peft(options: dict[str, Any]) -> None:
     small = result.model
     assert type(small) is type(net)
     layer = small.base_model.model[2]
-    assert layer.lora_B["default"].weight.shape == (7, 3)
+    assert layer.lora_B["default"].weight.shape == (7, 6)  # the rank stays, and an adapter loads again
     assert layer.lora_A["default"].weight.shape[1] == layer.base_layer.in_features
     whole = small(vectors(5))
     torch.testing.assert_close(small.merge_and_unload()(vectors(5)), whole)

@@ -21,6 +21,7 @@ WHY = "is the rank of an update beside another weight: it stays unless pruning_r
 LINEAR = frozenset(  # between the factors, and around the sum: nothing that bends
     "view _unsafe_view reshape mul div _to_copy clone alias detach t transpose permute expand unsqueeze squeeze dropout native_dropout getitem".split()  # noqa: SIM905
 )
+SUMS = frozenset(("add", "sub"))
 
 
 def update_ranks(graph: DependencyGraph) -> frozenset[Axis]:
@@ -69,7 +70,7 @@ def _sources(node: Node) -> Iterator[Node]:
     while ahead:
         one = ahead.pop()
         yield one
-        if one.op == "call_function" and op_name(one.target) in LINEAR | {"add"}:
+        if one.op == "call_function" and op_name(one.target) in LINEAR | SUMS:
             further = [n for n in one.all_input_nodes if n not in seen]
             seen.update(further)
             ahead += further
@@ -82,7 +83,7 @@ def _sums(node: Node) -> Iterator[Node]:
         one = ahead.pop()
         if one.op != "call_function":
             continue
-        if op_name(one.target) == "add":
+        if op_name(one.target) in SUMS:
             yield one
         elif op_name(one.target) in LINEAR:
             ahead += [n for n in one.users if n not in seen]
