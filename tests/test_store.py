@@ -129,7 +129,7 @@ def test_a_folder_is_json_and_what_the_state_dict_has(tmp_path: Path) -> None:
     says = json.loads((folder / "plan.json").read_text())
     assert says["provenance"]["class"] == "test_store.Small"
     assert says["provenance"]["torch"] == torch.__version__
-    assert says["plans"][0]["request"].items() == {"pruning_ratio": 0.5, "importance": "l1"}.items()
+    assert says["plans"][0]["request"].items() == {"pruning_ratio": 0.5, "importance": "auto"}.items()
     assert [p.to_json() for p in depgraph.load_plans(folder)] == [result.plan.to_json()]
 
 
