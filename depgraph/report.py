@@ -233,7 +233,8 @@ class Report:
         return str(self)
 
     def __str__(self) -> str:
-        return printed(self._totals(), self._shrunk(), *self._lines())
+        shrunk = self._shrunk()
+        return printed(self._totals(), *([shrunk] if shrunk.row_count else []), *self._lines())
 
     def _totals(self) -> Table:
         totals = table("depgraph", "", "before", "after", "left", "before / after")

@@ -770,3 +770,33 @@ def test_one_random_network() -> None:
 def test_never_wrong(start: int) -> None:
     wrong = [text for seed in range(start, start + AT_ONCE) if (text := problem(seed))]
     assert not wrong, "\n".join(wrong)
+
+
+class Added(nn.Module):
+    """A loop that adds what each child of a list returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12)) for _ in range(4))
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = x + part(x)
+        return self.last(x)
+
+
+class Scaled(Added):
+    """What is added is scaled by a number that depends on the child's place: no child may move."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, part in enumerate(self.parts):
+            x = x + part(x) / (1 + i)
+        return self.last(x)
+
+
+@pytest.mark.parametrize(("kind", "left"), [(Added, 2), (Scaled, 4)])
+def test_children_that_a_loop_adds_go_where_the_rest_may_move_up(kind: type[Added], left: int) -> None:
+    result = pruned(ready(kind()), TOKENS, depth=Depth(keep=2, by="magnitude"))
+    assert len(result.model.parts) == left
+    assert len(result.report.removed) == 2

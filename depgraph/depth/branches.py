@@ -346,6 +346,23 @@ class Residual:
                 gone.append(path)
         return [Removal(path, "nothing") for path in gone]
 
+    def children_added(self, chosen: Iterable[Branch]) -> list[Removal]:
+        """The children of lists that are a branch as a whole: a loop over the list adds what each of them returns.
+
+        Whether forward is such a loop only a run without them tells.
+        """
+        found: list[Removal] = []
+        for branch in chosen:
+            for r in branch.removals:
+                parent, _, child = r.path.rpartition(".")
+                if (
+                    r.leaves == "zeros"
+                    and child.isdigit()
+                    and isinstance(self.modules.get(parent), nn.ModuleList)
+                ):
+                    found.append(Removal(r.path, "nothing"))
+        return found
+
     def _passes_on(self, path: str, terms: set[Node]) -> bool:
         returned = self._returned(path)
         if returned is None:

@@ -54,16 +54,22 @@ def without(
     plan = Plan(shapes=shapes, aliases=dict(named_tensors(model)[1]), removals=[*inside.values()])
     numbers = _indices(model, plan.removals)
     plan = replace(plan, repairs=numbers)
-    if not compact or not (gone := residual.children(chosen)):
+    if not compact:
         return plan
-    fuller = replace(plan, removals=[*plan.removals, *gone])
-    fuller.repairs = _indices(model, fuller.removals)
-    fuller = _configured(model, fuller)
-    try:
-        found = apply(model, fuller)
-    except Exception:  # noqa: BLE001  code of the user's that runs while modules are copied
-        return plan
-    return plan if _differs(model, fuller, found, example_inputs) else fuller
+    gone, terms = residual.children(chosen), residual.children_added(chosen)
+    for removals in ([*gone, *terms], gone) if terms else (gone,):
+        if not removals:
+            return plan
+        fuller = replace(plan, removals=[*plan.removals, *removals])
+        fuller.repairs = _indices(model, fuller.removals)
+        fuller = _configured(model, fuller)
+        try:
+            found = apply(model, fuller)
+        except Exception:  # noqa: BLE001  code of the user's that runs while modules are copied
+            continue
+        if not _differs(model, fuller, found, example_inputs):
+            return fuller
+    return plan
 
 
 def usable(residual: Residual, found: Sequence[Branch], example_inputs: Any) -> list[Branch]:

@@ -294,7 +294,7 @@ def _result(
         }
         for path, rank in ranks.items()
     ]  # fmt: skip
-    title = f"{len(ranks)} layers as two factors"
+    title = f"{len(ranks)} layer{'' if len(ranks) == 1 else 's'} as two factors"
     report = Summary.of(title, model, made, x, rows=rows, verification=proof, notes=notes)
     return Simplified(made, plan, report, plans_of(model))
 
