@@ -19,6 +19,7 @@ one by one (docs/guides/inside-another-tool.md):
 | save | `save`, `load`, `load_plans` | |
 | larger than memory | `checkpoint` | all of these, from file to file |
 | one model, many widths | `Elastic` | `Cascade` |
+| a whole job | `Recipe` | `RecipeResult` |
 | explore | `sweep`, `sensitivity`, `write_html`, `pictures`, `count_macs`, `measure_latency`, `parameter_count` | `Sweep`, `Row`, `Sensitivity` |
 
 Errors are `DepgraphError`: `InputError`, `TraceError`, `UnknownOpError`, `NothingToPruneError`, `BudgetError`, `PlanError`,
@@ -57,6 +58,7 @@ it in this list (`make check` holds that).
 * `integrations`: inside other libraries' training runs, and their folders.
 * `checkpoint`: prunes files without holding their model.
 * `distributed`: over several processes.
+* `recipe`: a pipeline as plain data.
 * `cli`: the command line.
 """
 
@@ -96,6 +98,7 @@ from .importance import CRITERIA, L1, Importance, Prepared, Scores, scores_of
 from .plan.optimizer import apply_to_optimizer
 from .plan.plan import Cut, Masks, Plan, Removal, Repair, Rewrite
 from .prune import Constraint, PruneResult, analyze, prune
+from .recipe import Recipe, RecipeResult
 from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
@@ -156,6 +159,8 @@ __all__ = [
     "Prepared",
     "PruneResult",
     "Reason",
+    "Recipe",
+    "RecipeResult",
     "Reconstruction",
     "Recovery",
     "Removal",

@@ -50,7 +50,7 @@ def test_every_fence_is_closed_and_known() -> None:
     """No block of Python is overlooked by a typing mistake: `py` stands for one that a page says is not run on it."""
     for page in PAGES:
         fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
-        assert [f for f in fences[::2] if f not in ("python", "py", "text", "console")] == [], page
+        assert [f for f in fences[::2] if f not in ("python", "py", "text", "console", "toml")] == [], page
         assert set(fences[1::2]) <= {""}, page
         assert len(fences) % 2 == 0, page
 

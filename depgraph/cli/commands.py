@@ -27,6 +27,8 @@ from ..plan.compose import joined
 from ..plan.plan import Plan
 from ..prune import analyze
 from ..prune import prune as prune_model
+from ..recipe import Recipe
+from ..recipe.sources import called, function, inputs_of, model_of, pretrained
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
 from ..simplify.fusion import fuse as fuse_norms
@@ -38,7 +40,6 @@ from ..store import load, load_plans, save
 from ..store.document import FILE_NAME, open_folder
 from ..surgery.apply import apply
 from ..verify.verify import verify as verify_values
-from .sources import called, function, inputs_of, model_of, pretrained
 
 DONE, DIFFERENT = 0, 3
 ROWS = 60  # of a table of shapes
@@ -208,6 +209,13 @@ def elastic(options: argparse.Namespace) -> int:
         lines.append(f"saved in {options.out}")
     verified = {f"{size:g}": proof.status for size, proof in made.proofs.items()}
     _say(options, found.to_dict() | {"verified": verified, "out": options.out}, str(found), *lines)
+    return DONE
+
+
+def run(options: argparse.Namespace) -> int:
+    """A recipe, from its file."""
+    result = Recipe.read(options.recipe).run()
+    _say(options, {"rows": result.rows}, str(result))
     return DONE
 
 

@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         _mask,
         _factorise,
         _elastic,
+        _run,
         _sweep,
         _verify,
         _show,
@@ -193,6 +194,14 @@ def _data(to: Any) -> None:
     to.add_argument("--loss", metavar="FUNCTION", help="package.module:function of output and target")
 
 
+def _run(add: Add) -> None:
+    _command(
+        add, "run", commands.run, "do the steps of a recipe: train, prune, fine-tune, export; goes on where it ended",
+        "depgraph run recipe.toml",
+        recipe="a TOML file (see docs/guides/a-recipe.md)",
+    )  # fmt: skip
+
+
 def _out(to: Any) -> None:
     to.add_argument("-o", "--out", metavar="FOLDER", help="where to save the new model and its plan")
 
@@ -284,7 +293,7 @@ def _command(
     made.set_defaults(run=run)
     for argument, about in positional.items():
         made.add_argument(argument, help=about)
-    if run is not commands.show:
+    if run not in (commands.show, commands.run):
         made.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
     return made
 
