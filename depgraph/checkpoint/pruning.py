@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -270,7 +271,7 @@ def _check_memory(original: Original, bound: int, verify: Any) -> None:
             if largest and needed_memory(original, False)[0] <= bound
             else ""
         )
-        fix = "memory=..." + (", or verify=False" if most else "")
+        fix = f'memory="{math.ceil(needed / 1e8) / 10:g}GB"' + (", or verify=False" if most else "")
         raise InputError(
             f"memory={bound / 1e9:.3g} GB is too little: this takes about {needed / 1e9:.2f} GB{most}\n  fix: {fix}"
         )
