@@ -103,9 +103,10 @@ def analyzed(
     granularity: str | None, weights: Weights | None = None,
 ) -> DependencyGraph:  # fmt: skip
     """As `analyze`; parameters on the meta device have their values in `weights`, where it is given."""
+    known: dict[str, Any] = {} if weights is None else {"elsewhere": True}
 
     def graph_of(**ways: Any) -> DependencyGraph:
-        found = trace(model, example_inputs, elsewhere=weights is not None, **ways)
+        found = trace(model, example_inputs, **ways, **known)
         return DependencyGraph(propagate(found, strict=strict and not ways), model, ignore, granularity)
 
     graph = graph_of()

@@ -15,6 +15,7 @@ MODULES = [
     "!depgraph.prune",
     "!depgraph.recover",
     "!depgraph.verify",
+    "!depgraph.checkpoint.shell",
     "!depgraph.integrations",
 ]
 

@@ -104,6 +104,10 @@ def scores_of(
         InputError: an unknown name, missing data, or scores of the wrong shape, or NaN.
     """
     of_kind("graph", graph, DependencyGraph, "what depgraph.analyze returned")
+    if calibration is not None:
+        of_kind("calibration", calibration, Calibration, "a depgraph.Calibration")
+    if notes is not None:
+        of_kind("notes", notes, list, "a list")
     wanted = graph.groups if groups is None else several("groups", groups, Group, "groups of the graph")
     score = criterion_of(importance, graph, calibration)
     found = {g.name: unit_scores(score(g), g) for g in wanted}

@@ -77,7 +77,7 @@ class KfacObs(Obs):
         plain = Obs(self.damping, False, self.otherwise, self.widest, self.memory)
         plain.prepare(graph, calibration)
         self.counts = plain.counts
-        self.scores = {n: s / (float(s.mean()) or 1.0) for n, s in plain.scores.items()}
+        self.scores = {n: s / (float(s.mean()) or 1.0) if s.size else s for n, s in plain.scores.items()}
         self.notes = [
             *plain.notes,
             "importance: no gradient comes back from the model's outputs, as where forward runs under torch.no_grad(): units "
@@ -126,7 +126,7 @@ class KfacObs(Obs):
         if scores is not None and scores.any():  # else no gradient came, as where a number leaves the graph
             return scores
         other = np.asarray(self.otherwise(group), dtype=np.float64)
-        size = float(np.abs(other).mean())
+        size = float(np.abs(other).mean()) if other.size else 0.0
         return other if self.scale is None or not size else other * (self.scale / size)
 
 

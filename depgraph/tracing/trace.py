@@ -120,6 +120,7 @@ def trace(
     examples = each_example(example_inputs)
     if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
         model = model.module()  # type: ignore[operator]
+    flag("elsewhere", elsewhere)
     check_fit(model, example_inputs, elsewhere)
     flag("literals", literals)
     choices = several("other_ways", other_ways, tuple, "places of tests (function and line, number)")
