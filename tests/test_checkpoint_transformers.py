@@ -52,7 +52,8 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, two[name]), name
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
 def test_a_uniform_result_loads_by_its_config(tmp_path: Path, tied: bool) -> None:
     model = llama(tie_word_embeddings=tied, dtype="bfloat16").bfloat16()
     model.save_pretrained(tmp_path / "source", max_shard_size="60KB")
@@ -139,6 +140,7 @@ def test_a_base_model_s_files_and_tensors_that_its_class_passes_over(tmp_path: P
     )  # the names on disk, with the prefix of the whole model
 
 
+@pytest.mark.slow
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
     model = llama()
     model.save_pretrained(tmp_path / "source")

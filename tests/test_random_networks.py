@@ -8,7 +8,7 @@ from checks import prune_and_check, random_importance
 from oracle import call, output_tensors
 from random_networks import IMAGE_BLOCKS, TOKEN_BLOCKS, random_network, random_options
 
-SEEDS, AT_ONCE, QUICK = range(200), 5, 30  # those after the first 30 are slow
+SEEDS, AT_ONCE, QUICK = range(200), 5, 15  # those after the first 15 are slow
 
 
 @pytest.mark.parametrize(
