@@ -91,9 +91,7 @@ def check(seed: int) -> tuple[list[str], float, str | None]:
         result = prune_and_check(model, inputs, importance=random_importance(seed), tol=TOLERANCE, **options)
         elsewhere = other_conditions(model, result, inputs, seed)
     except depgraph.NothingToPruneError as error:
-        if "is ignored" in str(
-            error
-        ):  # the drawn `ignore` leaves nothing: a refusal is the right answer
+        if "is ignored" in str(error):  # the drawn `ignore` leaves nothing: a refusal is the right answer
             return model.kinds, 1.0, None
         return model.kinds, 1.0, f"{type(error).__name__}: {error}"
     except Exception as error:
