@@ -225,8 +225,8 @@ def prune_edges(
             "gradient": abs(weight · gradient) of the weight of the edge, which forward must take as ``edge_weight``.
             "degree": 1 / sqrt of both ends' degrees, so that edges between hubs go first. "random"; or a function of the data
             that returns [edges] scores (a dict of them, by kind, where there are several).
-        undirected: edges i→j and j→i go together, by the mean of their scores (so that one more edge may stay than asked for); across kinds, those of a kind and of the kind
-            that has the same edges reversed.
+        undirected: edges i→j and j→i go together, by the mean of their scores (so that one more edge may stay than asked for);
+            across kinds, those of a kind and of the kind that has the same edges reversed.
         loss: ``loss(output, data)`` -> scalar, for "gradient". By default the cross-entropy with ``data.y`` (on ``train_mask``
             where there is one), or without labels half the mean square of the outputs.
 
@@ -663,16 +663,13 @@ def _shape(data: Any, kinds: list[Kind]) -> tuple[tuple[float, int], int, int]:
 
 
 def _components(edges: npt.NDArray[np.int64], total: int) -> int:
-    """Parts that are connected: each node takes the lowest number among its neighbours until none changes."""
-    label = np.arange(total)
-    while True:
-        low = label.copy()
-        np.minimum.at(low, edges[0], label[edges[1]])
-        np.minimum.at(low, edges[1], label[edges[0]])
-        low = low[low]
-        if np.array_equal(low, label):
-            return len(np.unique(label))
-        label = low
+    """Parts that are connected, of `total` nodes."""
+    import networkx as nx  # noqa: PLC0415  on demand: it takes long
+
+    graph = nx.Graph()
+    graph.add_nodes_from(range(total))
+    graph.add_edges_from(edges.T.tolist())
+    return int(nx.number_connected_components(graph))
 
 
 def _same(model: nn.Module, data: Any, fewer: Any) -> float | None:

@@ -7,10 +7,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from checks import in_float64
+from oracle import assert_equal_to_masked, assert_state_matches_plan
 from torch import nn
 
 import depgraph
@@ -103,6 +106,14 @@ def test_what_loses_too_much_is_taken_back(task: Path) -> None:
     assert [row["kept"] for row in result.rows] == [True, True, False]
     count = sum(p.numel() for p in result.model.parameters())
     assert count == result.rows[1]["parameters"] < result.rows[0]["parameters"]
+    original = sys.modules["task"].net().eval()
+    kept = SimpleNamespace(model=result.model, plan=depgraph.load_plans("out/1-prune")[0])
+    assert_state_matches_plan(original, kept.model, kept.plan)
+    assert_equal_to_masked(
+        original.double(),
+        SimpleNamespace(model=in_float64(kept.model), plan=kept.plan),
+        torch.rand(2, 6).double(),
+    )
     again = recipe(steps, score="task:score").run()
     assert again.rows[1:] == result.rows[1:]
     for a, b in zip(again.model.parameters(), result.model.parameters(), strict=True):

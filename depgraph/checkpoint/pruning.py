@@ -97,7 +97,7 @@ def prune(
         example_inputs: as for `depgraph.prune`.
         out: the smaller checkpoint; a new folder.
         factory: builds the model, or ``"package.module:function"``; its ``state_dict`` has the names that are in the files. Not
-            needed where ``config.json`` in the folder names a class of transformers.
+            needed where ``config.json`` in the folder names a class that `from_pretrained` knows.
         memory: bytes that may be resident at most, such as ``"6GB"``; what takes more is refused with what it takes.
         verify: ``"values"``: the smaller model is compared with the masked original on weights drawn from a seed, and then on
             those in the files, which exist only while their module runs. ``"structure"``: on drawn ones alone, which reads

@@ -13,12 +13,11 @@ from torch import nn
 from ..base.errors import VerificationError
 from ..base.inputs import each_example
 from ..base.switches import same_random_state
-from ..base.values import is_plain_object
 from ..config.origin import build, built_from, outermost
 from ..plan.plan import Plan, Removal, Repair
 from ..surgery.apply import apply
 from ..surgery.remove import CONTAINERS
-from ..tracing.attributes import Items, holders, put
+from ..tracing.attributes import INTERNALS, holders, numbers_in, put
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from ..verify.compare import apart
@@ -30,7 +29,6 @@ from .branches import Branch, Residual
 Place = tuple[Any, ...]  # (module path, attribute, *keys into it)
 ALIKE = 1e-3  # of outputs that are computed by the same ops, in the model's own type
 MOST_BUILDS = 64  # of a class with other numbers, to find the one that counts layers
-_INTERNALS = frozenset(vars(nn.Module()))
 
 
 def without(
@@ -141,7 +139,7 @@ def numbered(container: nn.Module) -> dict[tuple[str, str], dict[int, int]]:
     for i, child in enumerate(container.children()):
         for inner, module in child.named_modules():
             for name, value in vars(module).items():
-                if type(value) is int and name not in _INTERNALS:
+                if type(value) is int and name not in INTERNALS:
                     found.setdefault((inner, name), {})[i] = value
     return {
         at: numbers
@@ -173,7 +171,7 @@ def _configured(model: nn.Module, plan: Plan) -> Plan:
             continue
         given = built_from(module)
         sizes = {p: len(model.get_submodule(p)) for p in mine}  # type: ignore[arg-type]
-        choices = [[k for k, v in _numbers(given) if v == sizes[p]] for p in mine]
+        choices = [[k for k, v in numbers_in(given) if v == sizes[p]] for p in mine]
         for fields in islice(product(*choices), MOST_BUILDS):
             if len(set(fields)) < len(fields):
                 continue
@@ -230,21 +228,6 @@ def _builds(
             if there is None or len(there) != size:
                 return False
     return {inside + n: p.shape for n, p in twin.named_parameters()} == shapes
-
-
-def _numbers(value: Any, steps: Place = (), depth: int = 4) -> Iterator[tuple[Place, int]]:
-    """Every int in plain objects, dicts, lists and tuples, and the keys to it."""
-    if type(value) is int:
-        yield steps, value
-    elif depth and isinstance(value, (list, tuple)) and len(value) <= 64:
-        for i, v in enumerate(value):
-            yield from _numbers(v, (*steps, i), depth - 1)
-    elif depth and isinstance(value, dict):
-        for k, v in Items(value).items():
-            yield from _numbers(v, (*steps, k), depth - 1)
-    if depth and is_plain_object(value):
-        for k, v in vars(value).items():
-            yield from _numbers(v, (*steps, k), depth - 1)
 
 
 def _lists(given: dict[str, Any], field: Place, size: int) -> Iterator[Place]:

@@ -20,7 +20,8 @@ from ..base.values import is_plain_object
 from ..config.arguments import rebuilt
 from ..config.origin import shapes_of
 from ..plan.plan import Plan
-from ..surgery.apply import INTERNALS, follows_weight, repeated_size
+from ..surgery.apply import follows_weight, repeated_size
+from ..tracing.attributes import INTERNALS
 from ..tracing.code_reads import read_by_calls, read_elsewhere
 from ..tracing.recorder import Node, record_of
 

@@ -23,7 +23,7 @@ from ..base.running import in_mode
 from ..elastic import Elastic
 from ..prune import PruneResult
 from ..store import load, save
-from ..surgery.apply import INTERNALS
+from ..tracing.attributes import INTERNALS
 from ..tracing.literals import class_of, numbers_of
 from ..tracing.tensors import attribute_tensors, named_tensors
 from ..tracing.wrappers import core

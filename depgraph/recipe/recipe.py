@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..base.checks import is_number, shown
-from ..base.errors import InputError, listed
+from ..base.errors import DepgraphError, InputError, listed
 from ..base.inputs import each_example
 from ..base.running import score_of
 from ..base.tables import printed, table
@@ -113,10 +113,8 @@ def _export(run: _Run, to: str = "model.pt2") -> nn.Module:
     model = run.model.eval()
     if to.endswith(".onnx"):
         torch.onnx.export(model, example.args, path, kwargs=example.kwargs, dynamo=True, verbose=False)
-    elif to.endswith(".pt2"):
-        torch.export.save(torch.export.export(model, example.args, example.kwargs), path)
     else:
-        raise InputError(f"to must end in .pt2 or .onnx, not {to!r}")
+        torch.export.save(torch.export.export(model, example.args, example.kwargs), path)
     return model
 
 
@@ -136,15 +134,13 @@ class _Kind:
         return (found | budgets) - GIVEN
 
 
-def _kinds() -> dict[str, _Kind]:
-    quantise = importlib.import_module(QUANTISATION).quantise
-    return {
-        "train": _Kind(_finetune, finetune, trains=True), "prune": _Kind(_prune, prune), "mask": _Kind(_mask, mask),
-        "fuse": _Kind(_fuse, fuse), "factorise": _Kind(_factorise, factorise),
-        "finetune": _Kind(_finetune, finetune, trains=True), "distill": _Kind(_distill, distill, trains=True),
-        "quantise": _Kind(_quantise, quantise, saved=False),
-        "export": _Kind(_export, lambda to: to, saved=False),
-    }  # fmt: skip
+KINDS = {
+    "train": _Kind(_finetune, finetune, trains=True), "prune": _Kind(_prune, prune), "mask": _Kind(_mask, mask),
+    "fuse": _Kind(_fuse, fuse), "factorise": _Kind(_factorise, factorise),
+    "finetune": _Kind(_finetune, finetune, trains=True), "distill": _Kind(_distill, distill, trains=True),
+    "quantise": _Kind(_quantise, lambda kind: kind, saved=False),
+    "export": _Kind(_export, lambda to: to, saved=False),
+}  # fmt: skip
 
 
 @dataclass
@@ -219,13 +215,18 @@ class Recipe:
             for n in texts
             if not isinstance(given.get(n, ""), str)
         ]
+        inputs = given.get("inputs", "")
+        if not isinstance(inputs, str) and not (
+            isinstance(inputs, list) and all(isinstance(t, str) for t in inputs)
+        ):
+            problems.append(f"inputs must be a text or a list of texts, not {shown(inputs)}")
         self.steps = given.get("steps", [])
         if not isinstance(self.steps, list) or not all(isinstance(s, dict) for s in self.steps):
             problems.append(f"steps must be tables, not {shown(self.steps)}")
             self.steps = []
         for number, step in enumerate(self.steps, 1):
             problems += [f"step {number}: {text}" for text in _wrong(step, "score" in given)]
-        kinds = [_kinds().get(str(step.get("do"))) for step in self.steps]
+        kinds = [KINDS.get(str(step.get("do"))) for step in self.steps]
         ends = [n for n, kind in enumerate(kinds) if kind is not None and not kind.saved]
         if ends and any(kind is None or kind.saved for kind in kinds[ends[0] :]):
             problems.append("quantise and export come last: nothing else can follow on what they leave")
@@ -289,14 +290,13 @@ class Recipe:
 
     def _saved(self, number: int) -> bool:
         """Whether what step `number` leaves is saved."""
-        kind = _kinds().get(self.steps[number - 1]["do"])
+        kind = KINDS.get(self.steps[number - 1]["do"])
         return kind is None or kind.saved
 
     def _leading(self) -> int:
         """How many steps train the dense model, before others make it smaller."""
-        kinds = _kinds()
         for count, step in enumerate(self.steps):
-            if step["do"] not in kinds or not kinds[step["do"]].trains:
+            if step["do"] not in KINDS or not KINDS[step["do"]].trains:
                 return count
         return len(self.steps)
 
@@ -316,8 +316,13 @@ class Recipe:
         path = out / STATE
         if not path.exists():
             return []
-        state = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = state["rows"]
+        try:
+            state = json.loads(path.read_text())
+            rows: list[dict[str, Any]] = state["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): remove {out}, and the recipe begins anew"
+            ) from error
         if state["steps"][: len(rows)] != self.steps[: len(rows)]:
             raise InputError(f"{out} has the steps of another recipe: give another out, or remove it")
         return rows
@@ -325,7 +330,7 @@ class Recipe:
     def _step(self, number: int, run: _Run, before: dict[str, Any]) -> dict[str, Any]:
         """Do one step on a copy; take it back where the score falls too far."""
         step = self.steps[number - 1]
-        kind = _kinds().get(step["do"])
+        kind = KINDS.get(step["do"])
         options = {k: v for k, v in step.items() if k not in ("do", "drop")}
         kept = run.model, run.plans
         run.model = copy.deepcopy(run.model)
@@ -334,8 +339,8 @@ class Recipe:
                 run.model = kind.run(run, **options)
             else:
                 run.model = sources.function(step["do"], f"step {number}")(run.model, **options)
-        except InputError as error:
-            raise InputError(f"step {number} ({step['do']}): {error}") from error
+        except DepgraphError as error:
+            raise type(error)(f"step {number} ({step['do']}): {error}") from error
         if not isinstance(run.model, nn.Module):
             raise InputError(f"step {number}: {step['do']} returned {shown(run.model)}, not a model")
         folder = self._folder(number) if self._saved(number) else None
@@ -370,16 +375,18 @@ def _is_special(parameters: list[nn.Parameter]) -> bool:
 
 def _wrong(step: Mapping[str, Any], scored: bool) -> Iterator[str]:
     """What is wrong with one step."""
-    kinds = _kinds()
     do = step.get("do")
-    if not isinstance(do, str) or (do not in kinds and ":" not in do):
-        yield f"do must be one of {', '.join(kinds)} or 'package.module:function', not {shown(do)}"
+    if not isinstance(do, str) or (do not in KINDS and ":" not in do):
+        yield f"do must be one of {', '.join(KINDS)} or 'package.module:function', not {shown(do)}"
         return
     if "drop" in step and not (is_number(step["drop"]) and step["drop"] >= 0):
         yield f"drop must be a number from 0 on, not {shown(step['drop'])}"
     elif "drop" in step and not scored:
         yield "drop needs a score: give score = 'package.module:function'"
-    if do in kinds:
-        known = kinds[do].options()
+    if do in KINDS:
+        known = KINDS[do].options()
+        to = step.get("to", "model.pt2")
+        if do == "export" and not (isinstance(to, str) and to.endswith((".pt2", ".onnx"))):
+            yield f"to must end in .pt2 or .onnx, not {shown(to)}"
         for name in step.keys() - known - {"do", "drop"}:
             yield f"unknown key {name!r}: {do} takes {', '.join(sorted(known)) or 'none'}"

@@ -18,8 +18,8 @@ from ..base.errors import DepgraphError, InputError, StoreError, listed
 from ..base.values import is_plain_object
 from ..elastic import Elastic
 from ..plan.plan import Plan
-from ..surgery.apply import INTERNALS, apply, assign, recompute
-from ..tracing.attributes import holders, put
+from ..surgery.apply import apply, assign, recompute
+from ..tracing.attributes import INTERNALS, holders, put
 from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name, is_distributed, plain_names
 from .document import Document, open_folder

@@ -17,7 +17,7 @@ from ..base.checks import a_module, flag, of_kind
 from ..base.errors import PlanError, listed
 from ..plan.names import fitted
 from ..plan.plan import Cut, Plan, Repair
-from ..tracing.attributes import holders, put
+from ..tracing.attributes import INTERNALS, holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
@@ -48,7 +48,6 @@ CONVOLUTION = {
     "out_channels": 0,
 }  # of what is neither grouped nor transposed, in its weight
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dims
-INTERNALS = frozenset(vars(nn.Module()))  # attributes that no plan may set
 
 
 @torch.inference_mode(False)

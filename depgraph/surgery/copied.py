@@ -6,17 +6,14 @@ A number that is repaired in such a module is lost in every copy, unless what th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
 from ..plan.plan import Repair
-from ..tracing.attributes import put
+from ..tracing.attributes import INTERNALS, numbers_in, put
 from ..tracing.copying import is_usual
-from .apply import INTERNALS, held_in
-
-Steps = list[Any]
+from .apply import held_in
 
 
 def what_copies_need(model: nn.Module, repairs: Iterable[Repair]) -> list[Repair]:
@@ -45,21 +42,13 @@ def _of_module(module: nn.Module, repairs: list[Repair]) -> list[Repair]:
     found: list[Repair] = []
     try:
         for repair in lost(found):
-            for steps in _places(repair.old, vars(module)):
-                one = Repair(repair.path, steps[0], tuple(steps[1:]), repair.value, repair.old)
-                if one not in repairs and repair not in lost([*found, one]):
+            for (name, *keys), number in numbers_in(vars(module)):
+                one = Repair(repair.path, name, tuple(keys), repair.value, repair.old)
+                if number != repair.old or name in INTERNALS or one in repairs:
+                    continue
+                if repair not in lost([*found, one]):
                     found.append(one)
                     break
     except Exception:  # noqa: BLE001  it can't be copied at all, or not with these numbers
         return []
     return found
-
-
-def _places(number: int | None, holder: Any) -> Iterator[Steps]:
-    """The ways to each `number` in the attributes of a module, in plain containers."""
-    items = holder.items() if isinstance(holder, dict) else enumerate(holder)
-    for key, value in items:
-        if type(value) is int and value == number:
-            yield [key]
-        elif type(value) in (dict, list, tuple) and key not in INTERNALS:
-            yield from ([key, *steps] for steps in _places(number, value))

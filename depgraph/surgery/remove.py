@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from ..plan.plan import Removal
-from ..tracing.attributes import held_at, put
+from ..tracing.attributes import INTERNALS, held_at, put
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
-_INTERNALS = frozenset(vars(nn.Module()))
 
 
 class StandIn(nn.Module):
@@ -22,7 +21,7 @@ class StandIn(nn.Module):
         """What `module` had: its numbers and names, which code around it may ask for, and its mode; its parameters are None."""
         super().__init__()
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, type(None)))}
-        vars(self).update({k: v for k, v in plain.items() if k not in _INTERNALS})
+        vars(self).update({k: v for k, v in plain.items() if k not in INTERNALS})
         for name in module._parameters:
             self.register_parameter(name, None)
         self.zeros, self.returns, self.training = zeros, returns, module.training

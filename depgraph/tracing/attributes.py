@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..base.values import is_plain_object
+
+LONGEST = 64  # entries of a list that are looked at
+INTERNALS = frozenset(vars(nn.Module()))  # attributes that are torch's own
 
 
 def read_attribute(model: nn.Module, key: tuple[Any, ...]) -> Any:
@@ -26,6 +31,23 @@ def held_at(holder: Any, key: tuple[Any, ...]) -> Any:
         return read_attribute(holder, key)
     except (AttributeError, KeyError, IndexError, TypeError):
         return None
+
+
+def numbers_in(
+    value: Any, steps: tuple[Any, ...] = (), depth: int = 4
+) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Every int in plain objects, dicts, lists and tuples, and the keys that lead to it."""
+    if type(value) is int:
+        yield steps, value
+    elif depth and isinstance(value, (list, tuple)) and len(value) <= LONGEST:
+        for i, v in enumerate(value):
+            yield from numbers_in(v, (*steps, i), depth - 1)
+    elif depth and isinstance(value, dict):
+        for k, v in Items(value).items():
+            yield from numbers_in(v, (*steps, k), depth - 1)
+    if depth and is_plain_object(value):
+        for k, v in vars(value).items():
+            yield from numbers_in(v, (*steps, k), depth - 1)
 
 
 def put(holder: Any, steps: list[Any], value: Any) -> Any:

@@ -21,12 +21,12 @@ from torch import nn
 
 from ..base.inputs import Arguments
 from ..base.values import is_plain_object, output_leaves
+from .attributes import INTERNALS
 from .copying import inside, slots_of
 
 Tensor = torch.Tensor
 DEPTH = 12  # levels of containers and objects that are looked into
 ENTRIES = 4096  # of one container
-_INTERNALS = frozenset(vars(nn.Module()))
 _PLAIN = frozenset(
     (int, float, bool, complex, str, bytes, type(None), type, torch.Size, torch.dtype, torch.device)
 )
@@ -141,7 +141,7 @@ class Call:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             for name, value in vars(module).items():
-                if name in _INTERNALS or type(value) in _PLAIN:
+                if name in INTERNALS or type(value) in _PLAIN:
                     continue
                 if type(value) in (tuple, list) and all(type(v) in _PLAIN for v in value):
                     continue
