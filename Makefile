@@ -45,7 +45,7 @@ docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference
 	$(PY) -m tools.options
 	$(PY) -m tools.reference
 
-test: $(VENV)/.installed  ## the tests of every topic but the slow ones, on all cores, in less than three minutes
+test: $(VENV)/.installed  ## the tests of every topic but the slow ones, on all cores, in about three minutes
 	$(PY) -m pytest $(ON_ALL_CORES) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed  ## all tests
@@ -54,7 +54,7 @@ test-all: $(VENV)/.installed  ## all tests
 demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network on real data
 	$(PY) examples/demo.py
 
-bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, about ten minutes
+bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, about a quarter of an hour
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
 	$(PY) -m benchmarks.store $(SMALL)

@@ -29,7 +29,7 @@ from .report import Report
 from .search import Settled, settle
 from .select import BUDGETS, Request, Scope, nothing_text
 from .select.budgets import read_budgets
-from .shorten import recovered_values, shorten
+from .shorten import Shortened, recovered_values, shorten
 from .surgery.apply import apply
 from .surgery.lineage import plans_of
 from .tracing.tensors import named_tensors, take_values
@@ -277,20 +277,13 @@ def prune(
         )
         unshifted = small, plan
     else:
-        _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
         widths = _Widths(importance, data, example_inputs, notes, of_analyze, timer)
-        found = shorten(
-            graph, example_inputs, shorter, request, data, widths.ignored(graph), verify, widths.of_base
-        )
+        found = _shortened(graph, shorter, request, widths, asked, verify)
         small, plan, proof = found.model, found.plan, found.verification
         unshifted = found.unshifted.model, found.unshifted.plan
         removed = [b.name for b in found.branches]
-        notes.append(found.note)
-        _note_choices(graph, notes)
-        also = {"importance": asked, "granularity": granularity, "depth": shorter.by}
-        plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     won = None
     if recover is not None:
         won = win_back(
@@ -355,6 +348,33 @@ def planned(
     found = _Widths(importance, data, example_inputs, notes, timer=timer).cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
+    found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
+    return found
+
+
+def _shortened(
+    graph: DependencyGraph,
+    depth: Depth,
+    request: Request,
+    widths: _Widths,
+    asked: str | Importance,
+    verify: bool,
+) -> Shortened:
+    """As `planned`, with fewer branches, too."""
+    _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
+    found = shorten(
+        graph,
+        widths.example_inputs,
+        depth,
+        request,
+        widths.data,
+        widths.ignored(graph),
+        verify,
+        widths.of_base,
+    )
+    widths.notes.append(found.note)
+    _note_choices(graph, widths.notes)
+    also = {"importance": asked, "granularity": widths.of_analyze["granularity"], "depth": depth.by}
     found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
     return found
 
