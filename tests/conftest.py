@@ -19,6 +19,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
+@pytest.fixture(autouse=True)
+def _same_weights() -> None:
+    """Every test draws the same numbers, in whatever order and process it runs."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def stated() -> Iterator[Callable[..., Any]]:
     """`depgraph.op_rule`, whose rules are forgotten after the test; so are budgets."""

@@ -112,7 +112,7 @@ def test_other_widths_load_by_one_line(make: Any, kind: str, tmp_path: Path) -> 
     )
     hugging_face.save_pretrained(uniform, tmp_path / "saved")  # whose config.json must go
     (tmp_path / "saved" / "tokenizer.json").write_text("{}")
-    result = depgraph.prune(make(), {"input_ids": words()}, max_params=0.6)
+    result = depgraph.prune(make(), {"input_ids": words()}, max_params=0.6, importance="l1")
     says = hugging_face.save_pretrained(result, tmp_path / "saved")
     assert says
     assert sorted(p.name for p in (tmp_path / "saved").iterdir() if p.name != "other.safetensors") == [
