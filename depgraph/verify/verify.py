@@ -36,7 +36,6 @@ from .weights import DrawnValues, Use
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
-SCREEN = 1e-4  # likewise, of values computed in float32: what is off by more is computed in float64
 COARSEST = 0.05  # what can't be told at better than this is not compared
 SINGLE = torch.finfo(torch.float32).eps
 KEPT = 400_000_000  # parameters up to which a model is widened as a whole where it can't be as it is used
@@ -201,7 +200,6 @@ class _Proof:
             VerificationError: it is not.
             Exception: the masked original does not run.
         """
-        limit = self.tolerance if run.dtype == torch.float64 else max(self.tolerance, SCREEN)
         try:
             expected, record = run_masked(self.model, self.plan, run)
         except Unfollowed:
@@ -225,11 +223,11 @@ class _Proof:
             if run.batch is not None and record.probed:
                 return
             raise VerificationError(f"{problem}{run}") from problem
-        if not error <= limit and record.probed:
+        if not error <= self.tolerance and record.probed:
             unknown = ", ".join(sorted(record.probed))
             raise Unfollowed(f"they differ, but the effect of {unknown} on removed entries is not known")
-        if not error <= limit:
-            raise VerificationError(_deviates(error, limit) + str(run))
+        if not error <= self.tolerance:
+            raise VerificationError(_deviates(error, self.tolerance) + str(run))
         if run.batch is None:
             self.error, self.outputs = max(self.error, error), expected
             self.unseen.update(dict.fromkeys(run.unseen))
@@ -274,7 +272,9 @@ class _Proof:
             if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
                 self._attempt(arguments, training=False, turn=turn)
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
-            shown = self._attempt(arguments, training=True) and shown
+            shown = self._attempt(arguments, training=True, drawn=False) and shown
+            if self.unmoved or self.plan.removals:
+                self._attempt(arguments, training=True)
         if not shown:
             self.remarks.append(
                 "on the example alone: other inputs, or weights drawn anew, gave nothing to compare"
@@ -299,15 +299,22 @@ class _Proof:
                 if not error <= self.tolerance:
                     raise VerificationError(f"{name} is off what the plan keeps of it by {error:.2g}")
 
-    def _attempt(self, arguments: Arguments, training: bool, turn: int = 0) -> bool:
-        """Compare on the first inputs of our own that the original accepts; whether there were any."""
-        drawn = (
-            [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved or self.plan.removals else []
-        )
+    def _attempt(self, arguments: Arguments, training: bool, turn: int = 0, drawn: bool = True) -> bool:
+        """Compare on the first inputs of our own that the original accepts; whether there were any.
+
+        Args:
+            arguments: what ours are like.
+            training: in train mode.
+            turn: which values are drawn.
+            drawn: on weights drawn anew, where some move no output; else on the model's own, which nothing compared in
+                train mode yet.
+        """
+        anew = drawn and (self.unmoved or self.plan.removals)
         own = self.sources["values"]
+        every = [DrawnValues(self.tensors, self.names, turn=turn), own] if anew else [own]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
-            for values, free in [(v, f) for v in (*drawn, own) for f in (True, False)]:
+            for values, free in [(v, f) for v in every for f in (True, False)]:
                 inputs = drawn_inputs(resized, 1 + turn, free)
                 how: dict[str, Any] = {"values": values, "training": training, "batch": _batch(arguments)}
                 if values is not own:
