@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import random_importance
+from random_networks import random_network, random_options
 from torch import Tensor, nn
 
 import depgraph
@@ -277,3 +279,26 @@ def test_a_cache_is_named() -> None:
     assert result.model.a.out_features == 8
     assert result.report.verification.unseen == ("Store",)
     assert "Store" in str(result.report)
+
+
+@pytest.mark.parametrize("seed", [191, 246])
+def test_small_damage_in_train_mode_beside_what_moves_no_output(seed: int) -> None:
+    """The bias of keys moves no output, so weights are drawn anew; the damage to queries shows with the model's own alone."""
+    model, inputs = random_network(seed)
+    importance = random_importance(seed)
+    result = depgraph.prune(model, inputs, importance=importance, **random_options(seed, model))
+    proof = depgraph.verify(model, result.model, result.plan, inputs)
+    assert any("k.bias" in name for name in proof.unproved)
+    query = next(m for n, m in result.model.named_modules() if n.startswith("tokens.") and n.endswith(".q"))
+    query.register_forward_hook(lambda m, _, out: out * 1.02 if m.training else out)
+    with pytest.raises(depgraph.VerificationError, match="in train mode"):
+        depgraph.verify(model, result.model, result.plan, inputs)
+
+
+def test_what_float32_rounds_is_computed_in_float64() -> None:
+    """Damage of a few 1e-5 of the spread, in train mode alone, is above the tolerance."""
+    model = Two().eval()
+    result = depgraph.prune(model, torch.randn(3, 6), pruning_ratio=0.5)
+    result.model.b.register_forward_hook(lambda m, _, out: out * (1 + 2e-5) if m.training else out)
+    with pytest.raises(depgraph.VerificationError, match="in train mode"):
+        depgraph.verify(model, result.model, result.plan, torch.randn(3, 6))
