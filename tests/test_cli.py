@@ -14,6 +14,30 @@ import torch
 import depgraph
 from depgraph.cli import main
 
+GRAPH = """
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, edge_index):
+        source, target = edge_index
+        return self.head(torch.zeros_like(x).index_add(0, target, x[source]))
+
+
+def ring():
+    nodes = torch.arange(12)
+    edges = torch.stack([nodes, nodes.roll(1)])
+    return SimpleNamespace(x=torch.arange(48.0).reshape(12, 4), edge_index=torch.cat([edges, edges.flip(0)], 1))
+"""
+
 SOURCE = """
 import torch
 from torch import nn
@@ -191,6 +215,25 @@ def test_factorise(capsys, own):
     loaded = depgraph.load(mine.wide, "factors")
     assert data(capsys, "verify", "factors", "--model", "mine:wide", "-i", "2x5")["status"] == "shapes"
     assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
+
+
+def test_edges(capsys: pytest.CaptureFixture[str], own: Path) -> None:
+    Path("graph.py").write_text(GRAPH)
+    found = data(
+        capsys, "edges", "graph:Mean", "graph:ring", "--keep", "0.5", "--by", "degree", "-o", "edges.json"
+    )
+    assert found["edges"] == {"before": 24, "after": 12}
+    import graph
+
+    fewer = depgraph.graphs.EdgePlan.from_json(Path("edges.json").read_text()).apply(graph.ring())
+    assert fewer.edge_index.shape == (2, 12)
+    assert main(["edges", "graph:Mean", "graph:ring", "--keep", "6", "--directed", "--by", "random"]) == 0
+    assert "not saved" in capsys.readouterr().out
+    assert main(["edges", "graph:Mean", "graph:ring", "--keep", "half"]) == 1
+    assert "keep" in capsys.readouterr().err
+    assert main(["edges", "graph:Mean", "graph:ring", "--keep", "25"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["edges", "graph:Mean", "graph:none"]) == 1
 
 
 def test_fuse(capsys, own):

@@ -23,6 +23,7 @@ from ..elastic import Elastic
 from ..exploring import pictures
 from ..exploring.html import write_html
 from ..exploring.sweep import sweep as sweep_model
+from ..graphs import prune_edges
 from ..plan.compose import joined
 from ..plan.plan import Plan
 from ..prune import analyze
@@ -187,6 +188,20 @@ def _prune_checkpoint(options: argparse.Namespace) -> int:
 def amount(text: str) -> int | str:
     """``6GB``, or a number of bytes."""
     return int(text) if text.isdigit() else text
+
+
+def edges(options: argparse.Namespace) -> int:
+    """Fewer edges in the graph that a model runs on."""
+    result = prune_edges(
+        model_of(options.model), called(options.data, "data"), keep=options.keep, by=options.by,
+        undirected=not options.directed,
+    )  # fmt: skip
+    line = "not saved: give --out FILE"
+    if options.out:
+        Path(options.out).write_text(result.plan.to_json())
+        line = f"saved in {options.out}: EdgePlan.from_json(text).apply(data) makes the data of it"
+    _say(options, result.report.to_dict() | {"out": options.out}, str(result.report), line)
+    return DONE
 
 
 def elastic(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from rich.console import Console
 from ..base.errors import DepgraphError
 from ..depth.request import CRITERIA as DEPTHS
 from ..elastic.nested import COSTS
+from ..graphs import CRITERIA as CRITERIA_OF_EDGES
 from ..grouping.graph import GRANULARITIES
 from ..importance import AUTO, CRITERIA
 from ..select import BUDGETS, OPTIONS
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         _fuse,
         _mask,
         _factorise,
+        _edges,
         _elastic,
         _run,
         _sweep,
@@ -206,6 +208,26 @@ def _out(to: Any) -> None:
     to.add_argument("-o", "--out", metavar="FOLDER", help="where to save the new model and its plan")
 
 
+def _edges(add: Add) -> None:
+    made = _command(
+        add, "edges", commands.edges, "remove edges from the graph that a model runs on",
+        "depgraph edges mypackage.models:make_net mypackage.data:graph --keep 0.5 --out edges.json",
+        model=MODEL, data="package.module:function that returns the graph, an object with edge_index",
+    )  # fmt: skip
+    made.add_argument(
+        "--keep",
+        type=number,
+        default=0.5,
+        metavar="N",
+        help="share or number of edges (default: %(default)s)",
+    )
+    made.add_argument(
+        "--by", choices=CRITERIA_OF_EDGES, default="agreement", help="criterion (default: %(default)s)"
+    )
+    made.add_argument("--directed", action="store_true", help="edges i→j and j→i may go apart")
+    made.add_argument("-o", "--out", metavar="FILE", help="where to save which edges stay, as JSON")
+
+
 def _elastic(add: Add) -> None:
     made = _command(
         add, "elastic", commands.elastic, "one set of weights with several sizes: a row for each, and a folder",
@@ -293,7 +315,7 @@ def _command(
     made.set_defaults(run=run)
     for argument, about in positional.items():
         made.add_argument(argument, help=about)
-    if run not in (commands.show, commands.run):
+    if run not in (commands.show, commands.run, commands.edges):
         made.add_argument("-i", "--input", action="append", metavar="INPUT", help=INPUT)
     return made
 
