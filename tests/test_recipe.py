@@ -82,6 +82,11 @@ def touched(model):
     return model
 
 
+def batches(model):
+    calls.append(model)
+    return [(torch.randn(2, 6), torch.randn(2, 3))]
+
+
 def fails(model):
     raise RuntimeError("out of disk")
 """
@@ -98,6 +103,13 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield tmp_path
     sys.modules.pop("task", None)
     sys.path[:] = [p for p in sys.path if p != str(tmp_path)]
+
+
+def test_data_may_ask_for_the_model_that_is_trained(task: Path) -> None:
+    steps = [{"do": "prune", "max_params": 0.6}, {"do": "finetune"}]
+    result = recipe(steps, data="task:batches", loss="torch.nn.functional:mse_loss").run()
+    assert sys.modules["task"].calls[0] is result.model
+    assert sum(p.numel() for p in result.model.parameters()) == result.rows[1]["parameters"]
 
 
 def test_what_loses_too_much_is_taken_back(task: Path) -> None:

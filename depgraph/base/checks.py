@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from numbers import Integral
 from pathlib import Path
@@ -99,6 +99,17 @@ def function(name: str, value: Any, *takes: str) -> None:
         raise InputError(f"{name} must be a function, called as {call}: {error}") from error
     except ValueError:  # it is built in, and does not say what it takes
         pass
+
+
+def needs_an_argument(value: Callable[..., Any]) -> bool:
+    """Whether a function can't be called with none."""
+    try:
+        inspect.signature(value).bind()
+    except TypeError:
+        return True
+    except ValueError:  # it is built in, and does not say what it takes
+        return False
+    return False
 
 
 def named_object(name: str, text: str) -> Any:

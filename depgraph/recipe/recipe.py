@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.checks import is_number, shown
+from ..base.checks import is_number, needs_an_argument, shown
 from ..base.errors import DepgraphError, InputError, listed
 from ..base.inputs import each_example
 from ..base.running import score_of
@@ -64,7 +64,8 @@ class _Run:
         """
         if "data" not in self.named:
             raise InputError("training needs data: give data = 'package.module:function' in the recipe")
-        return self.named["data"]()
+        found = self.named["data"]
+        return found(self.model) if needs_an_argument(found) else found()
 
 
 def _known(run: _Run, *names: str) -> dict[str, Any]:
@@ -198,7 +199,8 @@ class Recipe:
                 * `score`: a function from a model to a number, higher is better.
                 * `calibration`: a function that returns batches for criteria and recovery.
                 * `loss`: a function of output and target.
-                * `data`: a function that returns batches to train on.
+                * `data`: a function that returns batches to train on. One with an argument is given the model that is trained,
+                  as what makes batches that are hard for it needs.
 
         Raises:
             InputError: all that is wrong, at once.
