@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import depgraph
+from depgraph.base.tables import printed, table
 from depgraph.cli import main
 
 GRAPH = """
@@ -207,6 +208,15 @@ def test_mask(capsys, own):
     assert "does not divide" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "110"])
+def test_no_column_is_lost_where_lines_are_short(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = table("steps", "step", "parameters", "smaller", "MACs", "MB on disk", "faster", "score", "")
+    shown.add_row("mask", "12,345", "1.00x", "1,234,567", "0.05", "1.25x", "0.9342", "taken back")
+    text = printed(shown)
+    assert all(word in text for word in ("step ", "mask", "MB on disk", "1,234,567", "taken back"))
+
+
 def test_factorise(capsys, own):
     import mine
 
@@ -223,12 +233,18 @@ def test_edges(capsys: pytest.CaptureFixture[str], own: Path) -> None:
         capsys, "edges", "graph:Mean", "graph:ring", "--keep", "0.5", "--by", "degree", "-o", "edges.json"
     )
     assert found["edges"] == {"before": 24, "after": 12}
-    import graph
+    import graph  # type: ignore[import-not-found]
 
     fewer = depgraph.graphs.EdgePlan.from_json(Path("edges.json").read_text()).apply(graph.ring())
-    assert fewer.edge_index.shape == (2, 12)
-    assert main(["edges", "graph:Mean", "graph:ring", "--keep", "6", "--directed", "--by", "random"]) == 0
+    direct = depgraph.graphs.prune_edges(graph.Mean(), graph.ring(), keep=0.5, by="degree")
+    assert torch.equal(fewer.edge_index, direct.data.edge_index)
+    words = ["edges", "graph:Mean", "graph:ring", "--keep", "5", "--by", "random"]
+    assert data(capsys, *words)["edges"]["after"] == 6  # both directions go together
+    assert data(capsys, *words, "--directed")["edges"]["after"] == 5
+    assert main(words) == 0
     assert "not saved" in capsys.readouterr().out
+    assert main([*words, "-o", "nowhere/edges.json"]) == 1
+    assert "nowhere" in capsys.readouterr().err
     assert main(["edges", "graph:Mean", "graph:ring", "--keep", "half"]) == 1
     assert "keep" in capsys.readouterr().err
     assert main(["edges", "graph:Mean", "graph:ring", "--keep", "25"]) == 1

@@ -87,13 +87,17 @@ def batches(model):
     return [(torch.randn(2, 6), torch.randn(2, 3))]
 
 
+def two(model, more):
+    return []
+
+
 def fails(model):
     raise RuntimeError("out of disk")
 """
 
 
 def recipe(steps: list[dict[str, Any]], **more: Any) -> depgraph.Recipe:
-    return depgraph.Recipe(model="task:net", inputs="2x6", out="out", steps=steps, **more)
+    return depgraph.Recipe(**{"model": "task:net", "inputs": "2x6", "out": "out", "steps": steps} | more)
 
 
 @pytest.fixture
@@ -110,6 +114,8 @@ def test_data_may_ask_for_the_model_that_is_trained(task: Path) -> None:
     result = recipe(steps, data="task:batches", loss="torch.nn.functional:mse_loss").run()
     assert sys.modules["task"].calls[0] is result.model
     assert sum(p.numel() for p in result.model.parameters()) == result.rows[1]["parameters"]
+    with pytest.raises(depgraph.InputError, match=r"called as data\(model\)"):
+        recipe(steps[1:], out="other", data="task:two", loss="torch.nn.functional:mse_loss").run()
 
 
 def test_what_loses_too_much_is_taken_back(task: Path) -> None:

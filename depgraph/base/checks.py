@@ -108,7 +108,7 @@ def needs_an_argument(value: Callable[..., Any]) -> bool:
     except TypeError:
         return True
     except ValueError:  # it is built in, and does not say what it takes
-        return False
+        pass
     return False
 
 

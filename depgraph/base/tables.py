@@ -32,18 +32,18 @@ def table(title: str, *headings: str) -> Table:
 
 def printed(*parts: Any) -> str:
     """Tables and lines, one below the other; brackets and colons in them are what they are, no markup."""
-    from rich.cells import cell_len  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
 
     out = io.StringIO()
     console = Console(file=out, highlight=False, markup=False, emoji=False)
+    unbounded = console.options.update(max_width=10_000)
     for part in parts:
         console.width = width()
         if not isinstance(part, str):  # numbers are never broken, nor is a word of theirs cut
             for column in (c for c in part.columns if c.no_wrap):
-                texts = (str(text) for text in (column.header, *column.cells))
-                column.min_width = max(cell_len(line) for text in texts for line in text.split("\n"))
-            least = console.measure(part, options=console.options.update(max_width=10_000)).minimum
+                texts = (column.header, *column.cells)
+                column.min_width = max(console.measure(t, options=unbounded).maximum for t in texts)
+            least = console.measure(part, options=unbounded).minimum
             console.width = max(console.width, least)
         console.print(part)
     return out.getvalue().rstrip()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.checks import is_number, needs_an_argument, shown
+from ..base.checks import function, is_number, needs_an_argument, shown
 from ..base.errors import DepgraphError, InputError, listed
 from ..base.inputs import each_example
 from ..base.running import score_of
@@ -60,12 +60,15 @@ class _Run:
         """The batches to train on.
 
         Raises:
-            InputError: the recipe names none.
+            InputError: the recipe names none, or a function of more than the model.
         """
         if "data" not in self.named:
             raise InputError("training needs data: give data = 'package.module:function' in the recipe")
         found = self.named["data"]
-        return found(self.model) if needs_an_argument(found) else found()
+        if not needs_an_argument(found):
+            return found()
+        function("data", found, "model")
+        return found(self.model)
 
 
 def _known(run: _Run, *names: str) -> dict[str, Any]:

@@ -265,16 +265,15 @@ class _Proof:
         """Compare on other inputs, in train mode where code asks for it, and for what moves no output on weights drawn anew."""
         if self.unmoved and self.sources["values"] is None:
             self._check_values()
-        shown = True
+        own, shown = self.sources["values"], True
         if self.count <= SPARING or self.unmoved:
-            shown = self._attempt(arguments, training=False)
+            shown = self._attempt(arguments, [*self._anew(), own])
         for turn in range(1, TURNS):  # what a closed gate or a dead unit hides, other values show
             if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
-                self._attempt(arguments, training=False, turn=turn)
+                self._attempt(arguments, [*self._anew(turn), own], turn=turn)
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
-            shown = self._attempt(arguments, training=True, drawn=False) and shown
-            if self.unmoved or self.plan.removals:
-                self._attempt(arguments, training=True)
+            shown = self._attempt(arguments, [own], training=True) and shown
+            self._attempt(arguments, self._anew(), training=True)
         if not shown:
             self.remarks.append(
                 "on the example alone: other inputs, or weights drawn anew, gave nothing to compare"
@@ -299,22 +298,25 @@ class _Proof:
                 if not error <= self.tolerance:
                     raise VerificationError(f"{name} is off what the plan keeps of it by {error:.2g}")
 
-    def _attempt(self, arguments: Arguments, training: bool, turn: int = 0, drawn: bool = True) -> bool:
-        """Compare on the first inputs of our own that the original accepts; whether there were any.
+    def _anew(self, turn: int = 0) -> list[Weights | None]:
+        """Weights drawn anew, where some move no output."""
+        return [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved or self.plan.removals else []
+
+    def _attempt(
+        self, arguments: Arguments, weights: list[Weights | None], training: bool = False, turn: int = 0
+    ) -> bool:
+        """Compare on the first inputs and weights that the original accepts; whether there were any.
 
         Args:
-            arguments: what ours are like.
+            arguments: what the inputs are like.
+            weights: where values come from, those to be tried first at the front; None: from the models.
             training: in train mode.
-            turn: which values are drawn.
-            drawn: on weights drawn anew, where some move no output; else on the model's own, which nothing compared in
-                train mode yet.
+            turn: which inputs are drawn.
         """
-        anew = drawn and (self.unmoved or self.plan.removals)
         own = self.sources["values"]
-        every = [DrawnValues(self.tensors, self.names, turn=turn), own] if anew else [own]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
         for resized in (*sizes, arguments):
-            for values, free in [(v, f) for v in every for f in (True, False)]:
+            for values, free in [(v, f) for v in weights for f in (True, False)]:
                 inputs = drawn_inputs(resized, 1 + turn, free)
                 how: dict[str, Any] = {"values": values, "training": training, "batch": _batch(arguments)}
                 if values is not own:
