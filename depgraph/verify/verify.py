@@ -300,7 +300,9 @@ class _Proof:
 
     def _anew(self, turn: int = 0) -> list[Weights | None]:
         """Weights drawn anew, where some move no output."""
-        return [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved or self.plan.removals else []
+        return (
+            [DrawnValues(self.tensors, self.names, turn=turn)] if self.unmoved or self.plan.removals else []
+        )
 
     def _attempt(
         self, arguments: Arguments, weights: list[Weights | None], training: bool = False, turn: int = 0
