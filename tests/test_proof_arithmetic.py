@@ -146,3 +146,23 @@ def test_memory_is_bounded_by_the_largest_tensor(monkeypatch: pytest.MonkeyPatch
     finally:
         weights.Weight.whole = plain
     assert max(made) < width * width  # biases, and the head
+
+
+def test_time_is_linear_in_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large matrix is widened by blocks of rows; no block widens all of it."""
+    model = nn.Sequential(nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 8)).to(torch.bfloat16).eval()
+    x = torch.randn(2, 512, dtype=torch.bfloat16)
+    result = depgraph.prune(model, x, verify=False)
+    monkeypatch.setattr(sys.modules["depgraph.verify.weights"], "ROOM", 1 << 14)
+    run, widened = sys.modules["depgraph.verify.masked.run"], []
+    plain = run.Widened._wide
+
+    def counted(self: Any, value: Any) -> Any:
+        wide = plain(self, value)
+        if wide is not value:
+            widened.append(value.numel())
+        return wide
+
+    monkeypatch.setattr(run.Widened, "_wide", counted)
+    assert depgraph.verify(model, result.model, result.plan, x).status == "equal"
+    assert sum(widened) <= 8 * sum(p.numel() for p in model.parameters())  # a few runs

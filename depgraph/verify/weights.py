@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..base.weights import Weights
 from ..plan.plan import Cut
@@ -205,10 +206,11 @@ class Weight:
         count = height if kept is None else len(kept)
         for first in range(0, count, step):
             last = min(first + step, count)
-            if kept is None:
-                rows = self.values.rows(self.name, first, last)
-            else:
-                rows = self.values.at(self.name, kept[first:last])
+            with _disable_current_modes():  # one that widens would widen all of the matrix, for each block
+                if kept is None:
+                    rows = self.values.rows(self.name, first, last)
+                else:
+                    rows = self.values.at(self.name, kept[first:last])
             yield first, last, rows if rows.dtype == self.dtype else room[: len(rows)].copy_(rows)
 
     def times(self, x: Tensor) -> Tensor:
@@ -236,7 +238,8 @@ class Weight:
     def at(self, rows: Tensor) -> Tensor:
         """The rows that `rows` [n] lists, of a weight `by_rows`."""
         kept, columns = self.kept(0), self.kept(1)
-        value = self.values.at(self.name, rows if kept is None or self.zeroed else kept[rows])
+        with _disable_current_modes():
+            value = self.values.at(self.name, rows if kept is None or self.zeroed else kept[rows])
         if columns is not None and not self.zeroed:
             value = value.index_select(1, columns)
         value = self._typed(value)
