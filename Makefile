@@ -63,6 +63,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.default_call $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)
+	$(PY) -m benchmarks.kinds $(SMALL)
 	$(PY) -m benchmarks.elastic $(SMALL)
 	$(PY) -m benchmarks.jobs $(SMALL)
 	$(PY) -m pytest tests/test_integrations.py

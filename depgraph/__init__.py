@@ -15,6 +15,7 @@ one by one (docs/guides/inside-another-tool.md):
 | all of these | `prune` | `PruneResult`, `Report`, `Layer` |
 | recover | `recover`, `finetune`, `distill` | `Recovery`, `Reconstruction`, `Training` |
 | while training | `prune_gradually`, `rewind`, `apply_to_optimizer` | `GradualPruner`, `GradualResult`, `GroupLasso`, `GrowingRegularisation`, `Slimming` |
+| widths, depth and ranks, whichever is best | `compress` | |
 | other ways | `fuse`, `factorise`, `mask`, `mask_gradually`, `mask_checkpoint`, `import_masks`, `export_masks`, `graphs` | `Simplified`, `GradualMask`, `Summary` |
 | save | `save`, `load`, `load_plans` | |
 | larger than memory | `checkpoint` | all of these, from file to file |
@@ -103,6 +104,7 @@ from .recover import Reconstruction, Recovery, recover
 from .report import Layer, Report
 from .rules import OpCall, Rule, equation, op_rule
 from .select import Budget, BudgetKind, Scope, choose, register_budget
+from .simplify.compress import compress
 from .simplify.fusion import fuse
 from .simplify.gradual import GradualMask, mask_gradually
 from .simplify.low_rank import factorise
@@ -190,6 +192,7 @@ __all__ = [
     "build_plan",
     "checkpoint",
     "choose",
+    "compress",
     "count_macs",
     "distill",
     "equation",

@@ -89,7 +89,7 @@ class _Shortening:
         """
         base = self.base(count)
         rest = replace(self._named(count), budgets=self.exceeded(base) if self.limits else {})
-        if not _asks_widths(rest):
+        if self.candidates.depth.alone or not _asks_widths(rest):
             return Settled(base, Plan(), Verification("skipped", detail=""), self.graph)
         return self.cut(base, rest, verify)
 
@@ -109,25 +109,6 @@ class _Shortening:
             scope = [s for s in scope if left(s.modules)] or None
         return replace(request, pruning_ratio=ratio, scope=scope)
 
-    def distance(self, small: nn.Module) -> float:
-        """How far `small` is from the original on the data: by the loss where there is one, otherwise by their outputs."""
-        model, total, count = self.graph.model, 0.0, 0
-        shared = [*model.parameters(), *small.parameters()]
-        with (
-            same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), nothing_kept(small), in_mode(model, False),
-            in_mode(small, False), WriteGuardMode(shared),
-        ):  # fmt: skip
-            for batch in self.data.batches("comparing depths"):
-                count += 1
-                out = batch.copy().run(small)
-                if self.data.loss is not None:
-                    total += float(self.data.loss_of(out, batch))
-                    continue
-                pairs = zip(tensor_leaves(out), tensor_leaves(batch.copy().run(model)), strict=True)
-                errors = [_error(a.double(), b.double()) for a, b in pairs if b.is_floating_point()]
-                total += sum(errors) / max(1, len(errors))
-        return total / max(1, count)
-
     def best(self) -> int:
         """How many branches go, where budgets decide: of those that were tried the number with the nearest outputs.
 
@@ -135,13 +116,22 @@ class _Shortening:
             BudgetError: no number meets them.
         """
         most = self._most()
+        if self.candidates.depth.alone:
+            if over := self.exceeded(self.base(most)):
+                raise BudgetError(
+                    f"branches alone can't meet {', '.join(f'{n}={v}' for n, v in over.items())}: {most} of {self.candidates.total} can "
+                    "go\n  fix: let widths go, too (leave alone=True away)"
+                )
+            return most
         seen: dict[int, float] = {}
         failed: list[BudgetError] = []
 
         def attempt(count: int) -> None:
             if count not in seen:
                 try:
-                    seen[count] = self.distance(self.at(count, False).model)
+                    seen[count] = distance(
+                        self.graph.model, self.at(count, False).model, self.data, "comparing depths"
+                    )
                 except BudgetError as error:
                     seen[count] = float("inf")
                     failed.append(error)
@@ -291,3 +281,30 @@ def recovered_values(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     with torch.no_grad():
         for name, tensor in named_tensors(model)[0].items():
             tensor.data.copy_(given[moves.old(name)])
+
+
+def distance(model: nn.Module, small: nn.Module, data: Calibration, text: str) -> float:
+    """How far `small` is from `model` on the data: by the loss where there is one, otherwise by their outputs.
+
+    Args:
+        model: the original; neither is changed.
+        small: what was made of it.
+        data: the batches, and the loss; the mean over batches is taken, of outputs that of |small - model|^2 / |model|^2.
+        text: what the progress bar says.
+    """
+    total, count = 0.0, 0
+    shared = [*model.parameters(), *small.parameters()]
+    with (
+        same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), nothing_kept(small), in_mode(model, False),
+        in_mode(small, False), WriteGuardMode(shared),
+    ):  # fmt: skip
+        for batch in data.batches(text):
+            count += 1
+            out = batch.copy().run(small)
+            if data.loss is not None:
+                total += float(data.loss_of(out, batch))
+                continue
+            pairs = zip(tensor_leaves(out), tensor_leaves(batch.copy().run(model)), strict=True)
+            errors = [_error(a.double(), b.double()) for a, b in pairs if b.is_floating_point()]
+            total += sum(errors) / max(1, len(errors))
+    return total / max(1, count)

@@ -163,6 +163,8 @@ def test_an_unknown_argument_names_the_nearest(net: nn.Module, x: Tensor) -> Non
     graph = depgraph.analyze(net, x)
     with pytest.raises(InputError, match=r"unknown argument 'zebra'.*max_params"):
         depgraph.choose(graph, depgraph.scores_of(graph), zebra=1)
+    with pytest.raises(InputError, match="did you mean 'pruning_ratio'"):
+        depgraph.prune(net, x, ratio=0.5)
 
 
 @dataclass(frozen=True)

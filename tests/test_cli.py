@@ -227,6 +227,21 @@ def test_factorise(capsys, own):
     assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
 
 
+def test_compress(capsys, own):
+    with open("mine.py", "a") as more:
+        more.write("\n\ndef batches():\n    return [torch.ones(4, 5) * i for i in range(1, 4)]\n")
+    import mine
+
+    report = data(
+        capsys, "compress", "mine:wide", "-i", "2x5", "--max-params", "0.6", "--kinds", "width", "rank",
+        "--calibration", "mine:batches", "-o", "smaller",
+    )  # fmt: skip
+    assert report["params"]["after"] <= 0.6 * report["params"]["before"]
+    assert [row["way"] for row in report["layers"]] == ["width", "rank", "width, then rank"]
+    loaded = depgraph.load(mine.wide, "smaller")
+    assert sum(p.numel() for p in loaded.parameters()) == report["params"]["after"]
+
+
 def test_edges(capsys: pytest.CaptureFixture[str], own: Path) -> None:
     Path("graph.py").write_text(GRAPH)
     found = data(

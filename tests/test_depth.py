@@ -430,6 +430,17 @@ def test_neighbours_go_together() -> None:
 
 
 @pytest.mark.slow
+def test_branches_alone_meet_a_budget() -> None:
+    model = decoder(*["plain"] * 2)
+    for how_much in ({"max_params": 0.7}, {"pruning_ratio": 0.5}):
+        result = pruned(model, TOKENS, depth=Depth(alone=True, by="magnitude"), **how_much)
+        assert result.report.removed
+        assert not any(cut.keep for cut in result.plan.cuts.values())
+    with pytest.raises(depgraph.BudgetError, match="branches alone can't meet max_params"):
+        depgraph.prune(model, TOKENS, depth=Depth(alone=True, by="magnitude"), max_params=0.01)
+
+
+@pytest.mark.slow
 def test_a_budget_takes_branches_and_widths_together() -> None:
     model = decoder(*["plain"] * 3)
     with torch.no_grad():

@@ -70,7 +70,15 @@ def listed(title: str, problems: Sequence[str], most: int = 20) -> str:
 def suggestions(name: Any, known: Iterable[str], most: int = 8) -> str:
     """The names in `known`, those that are most like `name` first; of more than `most` the number."""
     names = list(known)
-    close = get_close_matches(str(name), names)
+    close = likely(str(name), names)
     found = list(dict.fromkeys([*close, *names]))
     text = ", ".join(map(repr, found[:most])) or "none"
     return text + (f" ... ({len(found)} in all)" if len(found) > most else "")
+
+
+def likely(name: str, known: Iterable[str]) -> list[str]:
+    """What may have been meant by `name`, of the names in `known`: those that hold it first, then those spelt like it."""
+    names = list(known)
+    return [n for n in names if len(name) > 2 and name.lower() in n.lower()][:3] + get_close_matches(
+        name, names
+    )

@@ -32,6 +32,8 @@ from ..recipe import Recipe
 from ..recipe.sources import called, function, inputs_of, model_of, pretrained
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
+from ..simplify.compress import KINDS
+from ..simplify.compress import compress as nearest_of
 from ..simplify.fusion import fuse as fuse_norms
 from ..simplify.low_rank import factorise as as_factors
 from ..simplify.masking import mask as mask_weights
@@ -267,6 +269,18 @@ def factorise(options: argparse.Namespace) -> int:
     return _simplified(
         options, as_factors(model, inputs, batches, ignore=options.ignore, **_budgets(options))
     )
+
+
+def compress(options: argparse.Namespace) -> int:
+    """Widths, depth or ranks, whichever comes nearest."""
+    model = model_of(options.model)
+    return _simplified(
+        options,
+        nearest_of(
+            model, inputs_of(options.input, model), kinds=options.kinds or KINDS, ignore=options.ignore,
+            **_data(options), **_budgets(options),
+        ),
+    )  # fmt: skip
 
 
 def _data(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..graphs import CRITERIA as CRITERIA_OF_EDGES
 from ..grouping.graph import GRANULARITIES
 from ..importance import AUTO, CRITERIA
 from ..select import BUDGETS, OPTIONS
+from ..simplify.compress import KINDS
 from ..simplify.masking import CRITERIA as CRITERIA_OF_WEIGHTS
 from ..simplify.masking import SCOPES
 from . import commands
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         _fuse,
         _mask,
         _factorise,
+        _compress,
         _edges,
         _elastic,
         _run,
@@ -188,6 +190,19 @@ def _factorise(add: Add) -> None:
     made.add_argument(
         "--calibration", metavar="FUNCTION", help="package.module:function that returns batches"
     )
+    _out(made)
+
+
+def _compress(add: Add) -> None:
+    made = _command(
+        add, "compress", commands.compress, "meet a budget by widths, depth or ranks, whichever comes nearest",
+        "depgraph compress mypackage.models:make_net --input 1x3x224x224 --max-params 0.7 --calibration mypackage.data:batches",
+        model=MODEL,
+    )  # fmt: skip
+    made.add_argument("--kinds", nargs="+", choices=KINDS, help="which may be used (default: all of them)")
+    _ignore(made)
+    _add_budgets(made.add_argument_group("how much", "at least one of these"), number)
+    _data(made)
     _out(made)
 
 

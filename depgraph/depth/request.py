@@ -23,6 +23,7 @@ class Depth:
             The first two run on the calibration data, or on the example inputs where there is none.
         contiguous: the branches that go are neighbours in the order of execution (Gromov et al., "The Unreasonable
             Ineffectiveness of the Deeper Layers", 2024).
+        alone: widths stay as they are: budgets are met, and the pruning ratio is followed, by branches alone.
 
     Raises:
         InputError: an option is out of range.
@@ -31,6 +32,7 @@ class Depth:
     keep: int | None = None
     by: str = "influence"
     contiguous: bool = False
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if self.keep is not None:
@@ -38,6 +40,7 @@ class Depth:
         if not isinstance(self.by, str) or self.by not in CRITERIA:
             raise InputError(f"by must be one of {', '.join(CRITERIA)}, not {shown(self.by)}")
         flag("contiguous", self.contiguous)
+        flag("alone", self.alone)
 
 
 def depth_of(given: object) -> Depth | None:

@@ -30,6 +30,7 @@ from ..integrations import QUANTISATION
 from ..plan.plan import Plan
 from ..prune import PruneResult, prune
 from ..select import BUDGETS
+from ..simplify.compress import compress
 from ..simplify.fusion import fuse
 from ..simplify.low_rank import factorise
 from ..simplify.masking import mask
@@ -77,7 +78,7 @@ def _known(run: _Run, *names: str) -> dict[str, Any]:
 
 
 def _planned(run: _Run, result: PruneResult | Simplified) -> nn.Module:
-    run.plans = (*run.plans, result.plan)
+    run.plans = (*run.plans, *(*result.before, result.plan)[len(plans_of(run.model)) :])
     return result.model
 
 
@@ -95,6 +96,10 @@ def _fuse(run: _Run, **options: Any) -> nn.Module:
 
 def _factorise(run: _Run, **options: Any) -> nn.Module:
     return _planned(run, factorise(run.model, run.inputs, **_known(run, "calibration"), **options))
+
+
+def _compress(run: _Run, **options: Any) -> nn.Module:
+    return _planned(run, compress(run.model, run.inputs, **_known(run, "calibration", "loss"), **options))
 
 
 def _finetune(run: _Run, **options: Any) -> nn.Module:
@@ -134,13 +139,13 @@ class _Kind:
     def options(self) -> set[str]:
         """What a step of this kind takes beside `do` and `drop`."""
         found = {p.name for p in signature(self.like).parameters.values() if p.kind is not p.VAR_KEYWORD}
-        budgets = set(BUDGETS) if self.like in (prune, factorise) else set()
+        budgets = set(BUDGETS) if self.like in (prune, factorise, compress) else set()
         return (found | budgets) - GIVEN
 
 
 KINDS = {
     "train": _Kind(_finetune, finetune, trains=True), "prune": _Kind(_prune, prune), "mask": _Kind(_mask, mask),
-    "fuse": _Kind(_fuse, fuse), "factorise": _Kind(_factorise, factorise),
+    "fuse": _Kind(_fuse, fuse), "factorise": _Kind(_factorise, factorise), "compress": _Kind(_compress, compress),
     "finetune": _Kind(_finetune, finetune, trains=True), "distill": _Kind(_distill, distill, trains=True),
     "quantise": _Kind(_quantise, lambda kind: kind, saved=False),
     "export": _Kind(_export, lambda to: to, saved=False),
@@ -196,7 +201,7 @@ class Recipe:
                 * `model`: a function that makes the model, with the same weights each time, unless `train` is the first step.
                 * `inputs`: descriptions of example inputs (``"1x3x32x32"``, or a list), or a function that returns some.
                 * `out`: the folder where what each step leaves is saved.
-                * `steps`: tables, each with `do` (train, prune, mask, fuse, factorise, finetune, distill, quantise, export, or a
+                * `steps`: tables, each with `do` (train, prune, mask, fuse, factorise, compress, finetune, distill, quantise, export, or a
                   function from a model to a model), the options of that function of depgraph, and perhaps `drop`: by how
                   much the score may fall before the step is taken back.
                 * `score`: a function from a model to a number, higher is better.

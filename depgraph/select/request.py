@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 from ..base.checks import flag, number, of_kind, whole_number
-from ..base.errors import BudgetError, InputError, NothingToPruneError
+from ..base.errors import BudgetError, InputError, NothingToPruneError, likely
 from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
 from ..plan.plan import Masks, Plan
@@ -83,7 +82,7 @@ class Request:
         """
         for name in further or ():
             if name not in BUDGETS:
-                close = get_close_matches(name, [*arguments, *BUDGETS], 1)
+                close = likely(name, [*arguments, *BUDGETS])
                 hint = f"did you mean {close[0]!r}?" if close else f"the budgets are {', '.join(BUDGETS)}"
                 raise InputError(f"unknown argument {name!r}: {hint}")
         everything = {**arguments, **(further or {})}

@@ -272,7 +272,8 @@ class _Proof:
             if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
                 self._attempt(arguments, [*self._anew(turn), own], turn=turn)
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
-            shown = self._attempt(arguments, [own], training=True) and shown
+            if not self._attempt(arguments, [own], training=True):
+                self.remarks.append("in eval mode alone: train mode gave nothing to compare on such inputs")
             self._attempt(arguments, self._anew(), training=True)
         if not shown:
             self.remarks.append(

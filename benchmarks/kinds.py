@@ -1,0 +1,175 @@
+"""Widths, depth, ranks, masks and mixes at one budget: the figures of docs/which-to-take.md.
+
+    python -m benchmarks.kinds --small                       # a vision transformer on digits at half its parameters
+    python -m benchmarks.kinds --case vit --case demo        # curves at 0.7, 0.5 and 0.3 of the parameters
+    python -m benchmarks.kinds --case demo --macs            # the same of the MACs
+    python -m benchmarks.kinds --case minilm --share 0.7
+
+Every row is pruned on the same calibration batches, recovered without training, and scored. Latency is that of batch 1, the
+dense model and the smaller one in turns, as a factor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import benchmarks.suites  # noqa: F401  # makes torchvision importable
+import depgraph
+from benchmarks.default_call import the_demo
+from benchmarks.real import cases
+from benchmarks.real.case import Budget, Case, Hints
+from depgraph.costs.latency import pairs_of
+from examples import demo
+
+SHARES = (0.7, 0.5, 0.3)
+WAYS = {"width": ["width"], "depth": ["depth"], "rank": ["rank"], "all": ["width", "depth", "rank"]}
+
+
+class Block(nn.Module):
+    """A layer of a vision transformer."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class Transformer(nn.Module):
+    """A vision transformer of 8 x 8 images, in patches of 2 x 2."""
+
+    def __init__(self, width: int = 48, depth: int = 6):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, stride=2)
+        self.places = nn.Parameter(torch.randn(1, 16, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.places)
+        return self.head(self.norm(h).mean(1))
+
+
+def vit() -> Case:
+    """A vision transformer trained here, on the digits of the demo."""
+    plain = the_demo()
+
+    @cache
+    def trained() -> nn.Module:
+        data = demo.load_data()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Transformer()
+            batches = list(zip(data.train_x.split(64), data.train_y.split(64), strict=True))
+            depgraph.finetune(model, batches, F.cross_entropy, epochs=30, lr=1e-3, progress=False)
+        return model.eval()
+
+    return replace(
+        plain, name="vit", title="digits, a vision transformer of 6 layers", build=trained,
+        hints=Hints(lambda model: {}),
+    )  # fmt: skip
+
+
+NAMED = {"demo": the_demo, "vit": vit, "digits": cases.small}
+
+
+def masked(model: nn.Module, example: Any, calibration: Any, share: float) -> nn.Module:
+    """`model` with zeros for weights, as many as leave `share` of its parameters."""
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    whole = sum(p.numel() for p in model.parameters())
+    sparsity = min(0.999, (1 - share) * whole / weights)
+    return depgraph.mask(model, example, sparsity=sparsity, importance="wanda", calibration=calibration).model
+
+
+def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Console) -> bool:
+    """A table; whether the mix was no worse on held-out batches than the best single kind."""
+    dense = case.build()
+    calibration = case.calibration(seed)
+    score = case.score(dense)
+    first = next(iter(score))
+    table = Table(
+        "left", "way", first, "off on held out", "parameters", "faster", "seconds",
+        title=f"{case.title}: dense {first} {score[first]:.4g}",
+    )  # fmt: skip
+    good = True
+    for share in shares:
+        budget = Budget(what, share, case.budget.kept).arguments(dense)
+        singles = []
+        for way, kinds in WAYS.items():
+            began = time.perf_counter()
+            try:
+                found = depgraph.compress(
+                    dense, case.example(), calibration=calibration, loss=case.loss, kinds=kinds, progress=False,
+                    **budget,
+                )  # fmt: skip
+            except depgraph.DepgraphError as error:
+                table.add_row(f"{share:g}", way, "-", str(error).splitlines()[0][:60], "", "", "")
+                continue
+            seconds = time.perf_counter() - began
+            off = min(row["off"] for row in found.report.rows if row["off"] != "-")
+            if way == "all":
+                way = f"all: {found.report.figures['taken']}"
+                good = good and off <= min(singles) * (1 + 1e-6)
+            singles.append(off)
+            _row(table, share, way, case, found.model, f"{off:.4g}", seconds)
+        if what == "params":
+            began = time.perf_counter()
+            zeros = masked(dense, case.example(), calibration, share)
+            _row(table, share, "mask", case, zeros, "", time.perf_counter() - began)
+    console.print(table)
+    return good
+
+
+def _row(
+    table: Table, share: float, way: str, case: Case, small: nn.Module, off: str, seconds: float
+) -> None:
+    score = case.score(small)
+    faster = 1 / pairs_of(case.build(), small, case.example()).ratio
+    left = sum(int((p != 0).sum()) for p in small.parameters()) / sum(
+        p.numel() for p in case.build().parameters()
+    )
+    table.add_row(
+        f"{share:g}", way, f"{next(iter(score.values())):.4g}", off, f"{left:.1%}", f"{faster:.2f}", f"{seconds:.0f}"
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="one budget, nothing is downloaded")
+    parser.add_argument("--case", action="append", choices=[*NAMED, *cases.names()])
+    parser.add_argument("--share", type=float, action="append", help="what is left")
+    parser.add_argument("--macs", action="store_true", help="budgets in MACs, not in parameters")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    shares = [0.5] if options.small else options.share or SHARES
+    console, good = Console(), True
+    for name in options.case or ["vit"]:
+        case = NAMED[name]() if name in NAMED else cases.case(name)
+        good = run(case, shares, "macs" if options.macs else "params", options.seed, console) and good
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
