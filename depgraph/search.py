@@ -234,9 +234,15 @@ def _wrong(
         note = f"{', '.join(block.names[:3])} stay whole: the result would differ from the masked original"
         return Refused(block.names, Reason(why), note)
 
-    alone = [(block, why) for block in blocks if (why := problem([block]))]
-    if alone or len(blocks) < 2:
-        return [refused(block, f"did not verify when cut alone ({why})") for block, why in alone]
+    def alone(part: Sequence[Block]) -> list[tuple[Block, str]]:
+        """Those of `part` that do not verify when cut alone; where the whole of it does, none of it is looked at."""
+        why = problem(part)
+        if not why or len(part) == 1:
+            return [(part[0], why)] if why else []
+        return [found for half in (part[: len(part) // 2], part[len(part) // 2 :]) for found in alone(half)]
+
+    if (found := alone(blocks)) or len(blocks) < 2:
+        return [refused(block, f"did not verify when cut alone ({why})") for block, why in found]
     right, wrong = 1, len(blocks)  # so many of the first blocks verify together; so many don't
     while wrong - right > 1:
         middle = (right + wrong) // 2

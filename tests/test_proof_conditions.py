@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import vision_ops  # noqa: F401  # declares an op without a handler
 from checks import random_importance
 from oracle import assert_equal_to_masked
 from random_networks import random_network, random_options
@@ -305,3 +306,29 @@ def test_what_float32_rounds_is_computed_in_float64() -> None:
     result.model.b.register_forward_hook(lambda m, _, out: out * (1 + 2e-5) if m.training else out)
     with pytest.raises(depgraph.VerificationError, match="in train mode"):
         depgraph.verify(model, result.model, result.plan, x)
+
+
+class Regions(nn.Module):
+    """Features of boxes, some of which lie outside of the image, written level by level into one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 4, 5)
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        h = self.features(x)
+        found = h.new_zeros(len(boxes), h.shape[1], 2, 2)
+        for level, scale in ((0, 1.0), (1, 0.5)):
+            rows = (torch.arange(len(boxes)) % 2 == level).nonzero()[:, 0]
+            found[rows] = torch.ops.torchvision.roi_align(h, boxes[rows], scale, 2, 2, 2, False)
+        return self.head(found.flatten(1))
+
+
+def test_what_lies_outside_of_an_image_is_not_what_was_removed() -> None:
+    """An op without a handler gives zeros there whatever goes in: no sign of a removed channel."""
+    corners = torch.tensor([[0, 1, 1, 6, 6], [0, 2, 0, 9, 7], [0, 5, 5, 30, 30], [0, -9, -9, -2, 3]])
+    inputs = (torch.randn(1, 3, 8, 8), corners.float())
+    result = depgraph.prune(Regions().eval(), inputs, pruning_ratio=0.5)
+    assert result.plan.new_shape("features.weight") == (4, 3, 3, 3)
+    assert result.report.verification.status == "equal"
+    assert not any("differ" in note for note in result.report.notes)

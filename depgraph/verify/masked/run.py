@@ -292,7 +292,7 @@ def stated(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
-    """An op without a handler: alive is what changes when the alive entries of its inputs do."""
+    """An op without a handler: dead is what changes when dead entries of its inputs do, and not when the others do."""
     name = func._schema.name.removeprefix("aten::")
     tensors = tensors_in(args, kwargs)
     masked = [a for a in tensors if id(a) in run.masks]
@@ -302,7 +302,6 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     results = out if isinstance(out, (tuple, list)) else [out]
     if not all(isinstance(r, Tensor) and (r.is_floating_point() or r.is_complex()) for r in results):
         raise Unfollowed(name)
-    masks = [torch.zeros(r.shape, device=r.device) for r in results]
     generator = torch.Generator().manual_seed(0)
 
     def moved(a: Any) -> Any:
@@ -310,16 +309,36 @@ def probed(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             return a
         return a * (1 + 0.1 * torch.rand(a.shape, generator=generator).to(a))
 
-    for _ in range(2):
-        again = func(*pytree.tree_map(moved, args), **pytree.tree_map(moved, kwargs))
-        again = again if isinstance(again, (tuple, list)) else [again]
-        if any(a.shape != b.shape for a, b in zip(again, results, strict=True)):
-            raise Unfollowed(name)
-        masks = [m.logical_or(a != b).float() for m, a, b in zip(masks, again, results, strict=True)]
+    def revived(a: Any) -> Any:
+        if run.mask(a) is None:
+            return a
+        return torch.where(run.full(a) == 0, torch.randn(a.shape, generator=generator).to(a), a)
+
+    def changed(change: Callable[[Any], Any]) -> list[Tensor]:
+        found = [torch.zeros(r.shape, dtype=torch.bool, device=r.device) for r in results]
+        for _ in range(2):
+            again = func(*pytree.tree_map(change, args), **pytree.tree_map(change, kwargs))
+            again = again if isinstance(again, (tuple, list)) else [again]
+            if any(a.shape != b.shape for a, b in zip(again, results, strict=True)):
+                raise Unfollowed(name)
+            found = [f | (a != b) for f, a, b in zip(found, again, results, strict=True)]
+        return found
+
+    alive, dead = changed(moved), changed(revived)
     run.probed.add(name)
-    for result, mask in zip(results, masks, strict=True):
-        run.finish(result, mask)
+    for result, moves, hidden in zip(results, alive, dead, strict=True):
+        run.finish(result, (moves | _alive_constants(moves, hidden & ~moves)).float())
     return out
+
+
+def _alive_constants(alive: Tensor, dead: Tensor) -> Tensor:
+    """Which entries, of those that nothing moves, stay: all but those that share an index with dead entries, and no alive one."""
+    constant = ~(alive | dead)
+    for d in range(constant.dim()):
+        others = [e for e in range(constant.dim()) if e != d]
+        lost = ~alive.any(others, keepdim=True) & dead.any(others, keepdim=True) if others else dead
+        constant = constant & ~lost
+    return constant
 
 
 def named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
