@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def optimised(model: nn.Module, steps: int, rate: float, loss_of: Callable[[int], Tensor]) -> None:
     """SGD with Nesterov momentum, whose rate rises for a fifth and then falls to 0."""
-    model.train()
+    model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
@@ -51,7 +52,27 @@ def optimised(model: nn.Module, steps: int, rate: float, loss_of: Callable[[int]
         loss_of(step).backward()
         optimizer.step()
         schedule.step()
-    model.eval()
+    model.eval().to(memory_format=torch.contiguous_format)
+
+
+@cache
+def trained(case: str, images: int | None, epochs: int | None) -> nn.Module:
+    """The dense net of a case on Fashion-MNIST, the same for all seeds; that of benchmarks.quality without `epochs`."""
+    if epochs is None:
+        return fashion.trained(case)
+    dense = nets.build(case)
+    fashion.train(dense, fashion_parts(images)[0], epochs, rate=0.1, seed=0, log=case)
+    return dense
+
+
+@cache
+def fashion_parts(images: int | None) -> tuple[fashion.Images, fashion.Images, fashion.Images]:
+    """What is trained on, what is held out, and the test images; of `images` to train on, a fifth of these for the others."""
+    everything, test = fashion.load()
+    training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
+    if images is None:
+        return training, held_out, test
+    return training.sample(images, 0), held_out.sample(images // 5, 0), test.part(0, images // 5)
 
 
 def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Batches:
@@ -60,7 +81,9 @@ def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Bat
     epochs = itertools.chain.from_iterable(
         data.training_epoch(64, generator, mirror) for _ in itertools.count()
     )
-    return list(itertools.islice(epochs, steps))
+    return [
+        (x.contiguous(memory_format=torch.channels_last), y) for x, y in itertools.islice(epochs, steps)
+    ]
 
 
 def restated(model: nn.Module, example: Tensor, data: Batches) -> None:
@@ -96,19 +119,8 @@ def accuracies(case: str, seed: int, steps: int, images: int | None, epochs: int
         )
         example, held_out = torch.zeros(1, 1, 8, 8), digits.training().sample(400, 9)
     else:
-        everything, test = fashion.load()
-        training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
-        if images is not None:
-            training, held_out, test = (
-                training.sample(images, 0),
-                held_out.sample(images // 5, 0),
-                test.part(0, images // 5),
-            )
-        if epochs is None:
-            dense = fashion.trained(case)
-        else:
-            dense = nets.build(case, seed)
-            fashion.train(dense, training, epochs, rate=0.1, seed=seed, log=case)
+        training, held_out, test = fashion_parts(images)
+        dense = trained(case, images, epochs)
         rate, mirror = 0.02, True
         example = torch.zeros(1, 1, 28, 28)
     dense = dense.eval()
