@@ -67,12 +67,12 @@ def trained(case: str, images: int | None, epochs: int | None) -> nn.Module:
 
 @cache
 def fashion_parts(images: int | None) -> tuple[fashion.Images, fashion.Images, fashion.Images]:
-    """What is trained on, what is held out, and the test images; of `images` to train on, a fifth of these for the others."""
+    """What is trained on, what is held out, and the test images; of `images` to train on, a fifth as many are held out."""
     everything, test = fashion.load()
     training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
     if images is None:
         return training, held_out, test
-    return training.sample(images, 0), held_out.sample(images // 5, 0), test.part(0, images // 5)
+    return training.sample(images, 0), held_out.sample(images // 5, 0), test
 
 
 def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Batches:
@@ -81,9 +81,7 @@ def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Bat
     epochs = itertools.chain.from_iterable(
         data.training_epoch(64, generator, mirror) for _ in itertools.count()
     )
-    return [
-        (x.contiguous(memory_format=torch.channels_last), y) for x, y in itertools.islice(epochs, steps)
-    ]
+    return [(x.contiguous(memory_format=torch.channels_last), y) for x, y in itertools.islice(epochs, steps)]
 
 
 def restated(model: nn.Module, example: Tensor, data: Batches) -> None:
@@ -245,7 +243,7 @@ def main() -> None:
     parser.add_argument("--case", choices=["digits", "resnet20", "mobilenet"], action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--images", type=int, help="train on so many images, and evaluate on a fifth as many")
+    parser.add_argument("--images", type=int, help="train on so many images, and hold out a fifth as many")
     parser.add_argument(
         "--epochs", type=int, help="of the dense net; by default that of benchmarks.quality is used"
     )

@@ -643,7 +643,6 @@ def test_what_plan_json_says_of_sizes_is_checked(tmp_path: Path) -> None:
         ({"sizes": ["a"]}, "must be one of shares"),
         ({"sizes": [1, 1e-6]}, "size 1e-06 can't be reached"),
         ({"cost": "joules"}, "cost must be one of macs, params, latency"),
-        ({"depth": True}, "depth=True is not possible yet"),
         ({"depth": 1}, "depth must be True or False"),
         ({"max_macs": 0.5}, "Elastic takes no max_macs"),
         ({"pruning_ratio": 0.5}, "Elastic takes no pruning_ratio"),

@@ -18,8 +18,10 @@ from ..base.values import tensor_leaves
 from ..costs import cost as costs
 from ..costs.latency import latencies
 from ..data.calibration import Calibration, Loss, loss_value
+from ..depth.request import Depth
 from ..exploring.sweep import Row, Sweep
 from ..grouping.build import build_plan
+from ..grouping.naming import given_names, name_in
 from ..importance import Importance, normalisation, scores_of
 from ..plan.plan import Plan
 from ..prune import OF_ANALYZE, analyze, as_module
@@ -97,22 +99,20 @@ class Elastic(nn.Module):
             importance: as for `prune`.
             calibration: batches for criteria that look at data, as for `prune`.
             loss: as for `prune`.
-            depth: whether sizes may also leave out blocks: not possible yet.
+            depth: whether smaller sizes may also leave out branches (see `branches`), as ``prune(..., depth=True)`` does: of
+                several numbers of branches that is taken whose outputs are nearest to the whole's. What a larger size leaves out,
+                each smaller one leaves out.
             **options: those of `analyze` (``ignore``, ``granularity`` ...) and of `choose` that do not say how much goes
                 (``round_to``, ``uniform``, ``max_ratio``, ``scope`` ...).
 
         Raises:
             InputError: bad arguments; sizes that can't be reached, with what can.
-            NothingToPruneError: everything is frozen.
+            NothingToPruneError: everything is frozen; with `depth`, no branch can go.
             TraceError: the model rejects the inputs.
         """
         super().__init__()
         a_module("model", model := as_module(model))
         flag("depth", depth)
-        if depth:
-            raise InputError(
-                "depth=True is not possible yet: sizes differ in widths alone\n  fix: depth=False"
-            )
         if any(inner_name(m) is not None for m in model.modules()):
             raise InputError(
                 "the model is wrapped (data parallel, compiled)\n  fix: give the module in it, and wrap Elastic's"
@@ -123,15 +123,18 @@ class Elastic(nn.Module):
         checked_options(cost, options)
         data = None if calibration is None else Calibration(calibration, example_inputs, loss)
         graph = analyze(model, example_inputs, **stated)
-        if not graph.groups:
+        if not graph.groups and not depth:
             raise NothingToPruneError(nothing_text(graph))
+        stated["ignore"] = [name_in(graph, n) for n in given_names("ignore", stated.get("ignore", ()))]
         scores = scores_of(graph, importance, calibration=data)
         moved, proof = in_order(model, graph, scores, example_inputs)
         self.order = build_plan(graph, {}, order=moved)
         ordered = apply(model, self.order)
         scores = {n: falling(s[moved[n]]) if n in moved else s for n, s in scores.items()}
         graph = analyze(ordered, example_inputs, **stated)
-        self._nested: Nested | None = Nested(graph, example_inputs, scores, cost, options, proof)
+        self._nested: Nested | None = Nested(
+            graph, example_inputs, scores, cost, options, proof, stated, Depth() if depth else None, data
+        )
         self._nested.find(wanted)
         self.before, self.example_inputs = plans_of(model), example_inputs
         self.proofs: dict[float, Verification] = self._nested.proofs
@@ -149,7 +152,7 @@ class Elastic(nn.Module):
             model: the whole.
             made_by: the plans that made it of its original; the last one is its order.
             plans: smaller size -> its plan from `model`.
-            own: smaller size -> buffers in which it differs.
+            own: smaller size -> buffers in which it differs, by the names in `model`.
         """
         made = cls.__new__(cls)
         nn.Module.__init__(made)
@@ -159,7 +162,9 @@ class Elastic(nn.Module):
         made._begin(
             model, sorted({1.0, *plans}, reverse=True), {1.0: Plan(shapes=made.order.shapes), **plans}
         )
-        made.set_extra_state({repr(size): buffers for size, buffers in own.items()})
+        made.set_extra_state(
+            {repr(s): {plans[s].moves.new(n): b for n, b in buffers.items()} for s, buffers in own.items()}
+        )
         return made
 
     def _begin(self, model: nn.Module, sizes: Sequence[float], plans: dict[float, Plan]) -> None:
@@ -346,19 +351,21 @@ class Elastic(nn.Module):
         self.set_extra_state(own)
 
     def own_buffers(self, size: float) -> dict[str, Tensor]:
-        """The buffers in which a size differs from what its plan keeps of `model`: its statistics.
+        """The buffers in which a size differs from what its plan keeps of `model`, by the names there: its statistics.
 
         Args:
             size: as for `at`.
         """
         whole, part, found = named_tensors(self.model)[0], self.at(size), {}
-        cuts = self.plans[self._known(size)].cuts
+        plan = self.plans[self._known(size)]
+        old = plan.moves.old
         for name, buffer in part.named_buffers():
-            kept = whole.get(name)
-            if kept is not None and name in cuts:
-                kept = cuts[name].slice(kept)
+            first = old(name)
+            kept = whole.get(first)
+            if kept is not None and first in plan.cuts:
+                kept = plan.cuts[first].slice(kept)
             if kept is None or kept.shape != buffer.shape or not torch.equal(kept, buffer):
-                found[name] = buffer
+                found[first] = buffer
         return found
 
     def get_extra_state(self) -> dict[str, dict[str, Tensor]]:

@@ -27,13 +27,14 @@ class Link:
         """`part` is what `plan` makes of `whole`."""
         mine, theirs = named_tensors(part)[0], named_tensors(whole)[0]
         places, sources = _places(part, mine), _places(whole, theirs)
+        old = plan.moves.old  # where branches went, others have moved up
         rows = [
-            (places[n], sources[n][0], plan.cuts.get(n), isinstance(theirs[n], nn.Parameter)) for n in mine
+            (places[n], sources[old(n)][0], plan.cuts.get(old(n)), isinstance(theirs[old(n)], nn.Parameter))
+            for n in mine
         ]
         self.rows = [(mine, base, cut) for mine, base, cut, parameter in rows if parameter]
         self.buffers = [(mine, base) for mine, base, _, parameter in rows if not parameter]
-        both = zip(part.modules(), whole.modules(), strict=True)
-        self.modes = [(vars(one), vars(other)) for one, other in both]
+        self.modes = [(vars(m), vars(whole.get_submodule(old(path)))) for path, m in part.named_modules()]
         self.refresh(history=False)
 
     def refresh(self, history: bool) -> None:
