@@ -7,6 +7,7 @@
 * **Storage**: bytes of the one folder, and of separate ones. Bytes that loading a size reads, as the system counts them.
 * **Switching**: seconds from a call of `switch` until it returns, and what a call of a size costs beyond that of the plain
   module, for a ResNet.
+* **Suites** (`--suites N`, alone): every size of N models of the suites on shared weights, extracted, and the masked original.
 * **Assistant** (`--assistant`, alone): SmolLM2 with its own half as assistant: tokens beside its own greedy ones, and seconds.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from torch.nn import functional as F
 
 import benchmarks.suites  # noqa: F401  # makes torchvision importable
 import depgraph
+from benchmarks import elastic_suites
 from benchmarks.real import digits, fashion, nets
 from depgraph.costs.latency import latencies
 from depgraph.data.calibration import Calibration
@@ -249,12 +252,24 @@ def main() -> None:
     )
     parser.add_argument("--no-resnet", action="store_true")
     parser.add_argument("--assistant", action="store_true")
+    parser.add_argument(
+        "--suites",
+        type=int,
+        metavar="N",
+        help="alone: every size of N models of the suites, held against the masked original",
+    )
     options = parser.parse_args()
 
     def say(row: dict[str, Any]) -> None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
     torch.set_num_threads(1)
+    suites = 3 if options.small and not options.case else options.suites or 0
+    rows = elastic_suites.checked(suites, say) if suites else []
+    if rows:
+        say({"models": len(rows), "wrong": [r["model"] for r in rows if r["wrong"]]})
+    if options.suites:
+        sys.exit(any(r["wrong"] for r in rows))
     cases = options.case or (["digits"] if options.small else ["resnet20", "mobilenet"])
     seeds, steps = (1, 150) if options.small else (options.seeds, options.steps)
     for case in cases if not options.assistant else ():
