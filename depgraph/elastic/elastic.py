@@ -203,7 +203,8 @@ class Elastic(nn.Module):
         (statistics of batch norms) are its own.
 
         Args:
-            size: one of `sizes`, or one between them, which is then planned.
+            size: one of `sizes`, or one between them, which is then planned. Plan it before others are served: while it is
+                proved, calls in other threads run by other kernels, and round otherwise.
 
         Raises:
             InputError: there is no such size, or its units allow none between its neighbours.
@@ -241,6 +242,8 @@ class Elastic(nn.Module):
     def switch(self, size: float) -> None:
         """Let calls of this module run that size from now on. A call that is running ends as it began.
 
+        Any threads may switch and call; calls whose gradients are wanted belong into one of them.
+
         Args:
             size: as for `at`.
 
@@ -274,7 +277,9 @@ class Elastic(nn.Module):
             raise InputError(
                 f"a model that was loaded or copied has no size {size:g}: it has {suggestions('', map(str, self.plans))}"
             )
-        self._nested.add(float(size))
+        with self._nested.one_at_a_time:
+            if float(size) not in self.plans:
+                self._nested.add(float(size))
         return float(size)
 
     # ------------------------------------------------------------------------------------------------ training

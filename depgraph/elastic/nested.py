@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -125,6 +127,7 @@ class Nested:
         data: what branches are ranked on; None: the example inputs.
         proofs: size -> what was proved of it.
         notes: what had to stay whole, and why.
+        one_at_a_time: held while a size is planned for a call, as calls may come from several threads.
     """
 
     graph: DependencyGraph
@@ -139,6 +142,7 @@ class Nested:
     plans: dict[float, Plan] = field(default_factory=dict)
     proofs: dict[float, Verification] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    one_at_a_time: AbstractContextManager[Any] = field(default_factory=threading.Lock)
 
     def find(self, sizes: Sequence[float]) -> None:
         """Plan all `sizes`, the largest first; where one fails with coarse units, all are planned with fine ones."""

@@ -78,7 +78,7 @@ def linked(whole: nn.Module, plan: Plan) -> tuple[nn.Module, Link]:
 def _before(module: nn.Module, args: Any) -> None:
     link = _links.get(module)
     if link is not None:
-        link.refresh(torch.is_grad_enabled())
+        link.refresh(torch.is_grad_enabled() and not torch.jit.is_tracing())  # a trace takes parameters alone
 
 
 def _parameter(cut: Cut, base: Tensor) -> nn.Parameter:
