@@ -83,6 +83,7 @@ class Elastic(nn.Module):
     """
 
     model: nn.Module
+    depgraph_unfit = "an Elastic, which is several models\n  fix: give its whole, elastic.model, or one of its sizes, elastic.extract(size)"
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, *, sizes: Sequence[float] = (1, 0.5, 0.25), cost: str = "macs",
@@ -207,7 +208,7 @@ class Elastic(nn.Module):
                 proved, calls in other threads run by other kernels, and round otherwise.
 
         Raises:
-            InputError: there is no such size, or its units allow none between its neighbours.
+            InputError: there is no such size, or its units allow none between its neighbours; modules of `model` were replaced.
         """
         size = self._known(size)
         if size == 1:
@@ -215,6 +216,11 @@ class Elastic(nn.Module):
         if size not in self._parts:
             self._parts[size] = linked(self.model, self.plans[size])
         part, link = self._parts[size]
+        if changed := link.changed():
+            raise InputError(
+                f"{changed} of the whole model has other modules or parameters than when its sizes were made, which do not follow\n"
+                "  fix: change the model first, and make an Elastic of it"
+            )
         link.refresh(history=False)
         link.take_modes()
         return part
@@ -308,6 +314,7 @@ class Elastic(nn.Module):
             InputError: bad arguments; a loss that is not finite; no logits.
         """
         check_mix(alpha, temperature)
+        self._check_largest(largest)
         given, hard = _with_target(inputs, loss_fn)
         arguments = split_inputs(given)
         output = arguments.run(self.model if largest is None else largest)
@@ -328,6 +335,17 @@ class Elastic(nn.Module):
             if alpha < 1:
                 total = total + (1 - alpha) * loss_value(hard, small, None)
         return total
+
+    def _check_largest(self, largest: Any) -> None:
+        """Refuse what does not run the whole."""
+        inside = list(largest.modules()) if isinstance(largest, nn.Module) else []
+        if largest is not None and (
+            all(m is not self.model for m in inside) or (self in inside and self.size != 1)
+        ):
+            raise InputError(
+                "largest must be elastic.model in its wrapper (or this module in one, switched to size 1), not "
+                f"{type(largest).__name__ if inside else shown(largest)}"
+            )
 
     def estimate_statistics(self, calibration: Iterable[Any]) -> None:
         """Estimate the running statistics of batch norms of every smaller size anew; they are kept beside those of `model`.
@@ -381,7 +399,22 @@ class Elastic(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take the buffers in `state`, which `get_extra_state` of an `Elastic` with the same sizes gave."""
+        """Take the buffers in `state`, which `get_extra_state` of an `Elastic` with the same sizes gave.
+
+        Raises:
+            InputError: a size is missing there, or has buffers of other shapes; nothing was changed.
+        """
+        missing = [f"{s:g}" for s in self.plans if s != 1 and repr(s) not in state]
+        for size in map(repr, self.plans):
+            there = {} if size == "1.0" else dict(self.at(float(size)).named_buffers())
+            given = state.get(size, {})
+            if any(given[n].shape != there[n].shape for n in given.keys() & there.keys()):
+                missing.append(f"{float(size):g}")
+        if missing:
+            raise InputError(
+                f"the state is of an Elastic without these sizes {', '.join(missing)}, or with others of that name\n"
+                "  fix: make this one of the same model with the same sizes, or depgraph.save and depgraph.load it"
+            )
         with torch.no_grad():
             for size, buffers in state.items():
                 if float(size) in self.plans:

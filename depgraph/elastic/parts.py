@@ -35,7 +35,15 @@ class Link:
         self.rows = [(mine, base, cut) for mine, base, cut, parameter in rows if parameter]
         self.buffers = [(mine, base) for mine, base, _, parameter in rows if not parameter]
         self.modes = [(vars(m), vars(whole.get_submodule(old(path)))) for path, m in part.named_modules()]
+        self.was = [(path, m, dict(m._modules), set(m._parameters)) for path, m in whole.named_modules()]
         self.refresh(history=False)
+
+    def changed(self) -> str:
+        """The first module of the whole whose children are others than they were, or the names of its parameters; or nothing."""
+        for path, m, children, names in self.was:
+            if m._modules != children or m._parameters.keys() != names:
+                return repr(path) if path else "the outermost module"
+        return ""
 
     def refresh(self, history: bool) -> None:
         """Look whether the views are still what they should be; make them anew where they are not."""
