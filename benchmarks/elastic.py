@@ -7,6 +7,7 @@
 * **Storage**: bytes of the one folder, and of separate ones. Bytes that loading a size reads, as the system counts them.
 * **Switching**: seconds from a call of `switch` until it returns, and what a call of a size costs beyond that of the plain
   module, for a ResNet.
+* **Suites** (`--suites N`, alone): every size of N models of the suites on shared weights, extracted, and the masked original.
 * **Assistant** (`--assistant`, alone): SmolLM2 with its own half as assistant: tokens beside its own greedy ones, and seconds.
 """
 
@@ -16,9 +17,11 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from torch.nn import functional as F
 
 import benchmarks.suites  # noqa: F401  # makes torchvision importable
 import depgraph
+from benchmarks import elastic_suites
 from benchmarks.real import digits, fashion, nets
 from depgraph.costs.latency import latencies
 from depgraph.data.calibration import Calibration
@@ -41,7 +45,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def optimised(model: nn.Module, steps: int, rate: float, loss_of: Callable[[int], Tensor]) -> None:
     """SGD with Nesterov momentum, whose rate rises for a fifth and then falls to 0."""
-    model.train()
+    model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
@@ -51,7 +55,27 @@ def optimised(model: nn.Module, steps: int, rate: float, loss_of: Callable[[int]
         loss_of(step).backward()
         optimizer.step()
         schedule.step()
-    model.eval()
+    model.eval().to(memory_format=torch.contiguous_format)
+
+
+@cache
+def trained(case: str, images: int | None, epochs: int | None) -> nn.Module:
+    """The dense net of a case on Fashion-MNIST, the same for all seeds; that of benchmarks.quality without `epochs`."""
+    if epochs is None:
+        return fashion.trained(case)
+    dense = nets.build(case)
+    fashion.train(dense, fashion_parts(images)[0], epochs, rate=0.1, seed=0, log=case)
+    return dense
+
+
+@cache
+def fashion_parts(images: int | None) -> tuple[fashion.Images, fashion.Images, fashion.Images]:
+    """What is trained on, what is held out, and the test images; of `images` to train on, a fifth as many are held out."""
+    everything, test = fashion.load()
+    training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
+    if images is None:
+        return training, held_out, test
+    return training.sample(images, 0), held_out.sample(images // 5, 0), test
 
 
 def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Batches:
@@ -60,7 +84,7 @@ def batches_of(data: fashion.Images, steps: int, seed: int, mirror: bool) -> Bat
     epochs = itertools.chain.from_iterable(
         data.training_epoch(64, generator, mirror) for _ in itertools.count()
     )
-    return list(itertools.islice(epochs, steps))
+    return [(x.contiguous(memory_format=torch.channels_last), y) for x, y in itertools.islice(epochs, steps)]
 
 
 def restated(model: nn.Module, example: Tensor, data: Batches) -> None:
@@ -96,19 +120,8 @@ def accuracies(case: str, seed: int, steps: int, images: int | None, epochs: int
         )
         example, held_out = torch.zeros(1, 1, 8, 8), digits.training().sample(400, 9)
     else:
-        everything, test = fashion.load()
-        training, held_out = everything.part(0, 55_000), everything.part(55_000, 60_000)
-        if images is not None:
-            training, held_out, test = (
-                training.sample(images, 0),
-                held_out.sample(images // 5, 0),
-                test.part(0, images // 5),
-            )
-        if epochs is None:
-            dense = fashion.trained(case)
-        else:
-            dense = nets.build(case, seed)
-            fashion.train(dense, training, epochs, rate=0.1, seed=seed, log=case)
+        training, held_out, test = fashion_parts(images)
+        dense = trained(case, images, epochs)
         rate, mirror = 0.02, True
         example = torch.zeros(1, 1, 28, 28)
     dense = dense.eval()
@@ -233,18 +246,30 @@ def main() -> None:
     parser.add_argument("--case", choices=["digits", "resnet20", "mobilenet"], action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--images", type=int, help="train on so many images, and evaluate on a fifth as many")
+    parser.add_argument("--images", type=int, help="train on so many images, and hold out a fifth as many")
     parser.add_argument(
         "--epochs", type=int, help="of the dense net; by default that of benchmarks.quality is used"
     )
     parser.add_argument("--no-resnet", action="store_true")
     parser.add_argument("--assistant", action="store_true")
+    parser.add_argument(
+        "--suites",
+        type=int,
+        metavar="N",
+        help="alone: every size of N models of the suites, held against the masked original",
+    )
     options = parser.parse_args()
 
     def say(row: dict[str, Any]) -> None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
     torch.set_num_threads(1)
+    suites = 3 if options.small and not options.case else options.suites or 0
+    rows = elastic_suites.checked(suites, say) if suites else []
+    if rows:
+        say({"models": len(rows), "wrong": [r["model"] for r in rows if r["wrong"]]})
+    if options.suites:
+        sys.exit(any(r["wrong"] for r in rows))
     cases = options.case or (["digits"] if options.small else ["resnet20", "mobilenet"])
     seeds, steps = (1, 150) if options.small else (options.seeds, options.steps)
     for case in cases if not options.assistant else ():

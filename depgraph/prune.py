@@ -209,7 +209,7 @@ def prune(
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
             then count from the original's sizes (`GradualPruner` gives it).
         within: the plan of a larger model that was made of `model`: what that removes goes here, too, so that what the smaller
-            one keeps the larger one keeps.
+            one keeps the larger one keeps. One that removes branches needs `depth`.
         threshold: instead of a ratio or budget: the units whose score is below this go, from each group as many as there
             are. Scores are normalised before: 0.1 is a tenth of the group's mean, with ``normalise="none"`` it is the
             score itself.

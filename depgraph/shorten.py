@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .base.errors import BudgetError, InputError, VerificationError
+from .base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
 from .base.running import WriteGuardMode, in_mode
 from .base.switches import eagerly, same_random_state
 from .base.values import tensor_leaves
@@ -28,6 +28,7 @@ from .grouping.naming import given_names, named
 from .plan.plan import Plan
 from .search import Settled, by_group
 from .select import Request
+from .select.nested import among
 from .select.scope import DEFAULT_RATIO
 from .surgery.apply import apply
 from .tracing.caches import nothing_kept
@@ -62,6 +63,11 @@ class _Shortening:
     data: Calibration
     limits: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def least(self) -> int:
+        """How many branches go in any case."""
+        return len(self.candidates.fixed)
+
     def base(self, count: int) -> nn.Module:
         """The model with stand-ins for `count` branches."""
         chosen = self.candidates.first(count)
@@ -87,14 +93,22 @@ class _Shortening:
         Raises:
             BudgetError: widths can't meet what is left.
         """
-        base = self.base(count)
-        rest = replace(self._named(count), budgets=self.exceeded(base) if self.limits else {})
-        if self.candidates.depth.alone or not _asks_widths(rest):
+        base, rest = self.base(count), self._named(count)
+        found = self.given(base, rest, verify)
+        rest = replace(rest, budgets=self.exceeded(found.model) if self.limits else {})
+        return (
+            self.cut(base, rest, verify) if _asks_widths(rest) and not self.candidates.depth.alone else found
+        )
+
+    def given(self, base: nn.Module, rest: Request, verify: bool) -> Settled:
+        """`base` with the widths that a larger plan says, and no others."""
+        if rest.within is None or not rest.within.cuts:
             return Settled(base, Plan(), Verification("skipped", detail=""), self.graph)
-        return self.cut(base, rest, verify)
+        alone = Request(within=rest.within, around=rest.around, budgets={"max_params": 1.0})
+        return self.cut(base, alone, verify)
 
     def _named(self, count: int) -> Request:
-        """The request without ratios and scopes for parts that are gone without `count` branches."""
+        """The request without what it says of parts that are gone without `count` branches."""
         request, moves = self.request, self.plan(self.candidates.first(count)).moves
 
         def left(names: Any) -> bool:
@@ -107,7 +121,11 @@ class _Shortening:
             ratio = {n: r for n, r in ratio.items() if left(n)} or None
         if isinstance(scope, (list, tuple)):
             scope = [s for s in scope if left(s.modules)] or None
-        return replace(request, pruning_ratio=ratio, scope=scope)
+        there = {n for n in self.graph.tensors if not moves.holds(n)}
+        within, around = among(request.within, there), among(request.around, there)
+        if within is not None:
+            within.removals = []  # they have gone
+        return replace(request, pruning_ratio=ratio, scope=scope, within=within, around=around)
 
     def best(self) -> int:
         """How many branches go, where budgets decide: of those that were tried the number with the nearest outputs.
@@ -124,7 +142,7 @@ class _Shortening:
                 )
             return most
         seen: dict[int, float] = {}
-        failed: list[BudgetError] = []
+        failed: list[BudgetError | NothingToPruneError] = []
 
         def attempt(count: int) -> None:
             if count not in seen:
@@ -132,33 +150,34 @@ class _Shortening:
                     seen[count] = distance(
                         self.graph.model, self.at(count, False).model, self.data, "comparing depths"
                     )
-                except BudgetError as error:
+                except (BudgetError, NothingToPruneError) as error:
                     seen[count] = float("inf")
                     failed.append(error)
 
         for i in range(TRIED):
-            attempt(round(most * i / (TRIED - 1)))
+            attempt(self.least + round((most - self.least) * i / (TRIED - 1)))
         found = min(seen, key=lambda n: (seen[n], n))
         for near in (found - 1, found + 1):
-            if 0 <= near <= most:
+            if self.least <= near <= most:
                 attempt(near)
         found = min(seen, key=lambda n: (seen[n], n))
         if seen[found] == float("inf"):
-            raise min(failed, key=lambda e: e.over)
+            raise min(failed, key=lambda e: getattr(e, "over", float("inf")))
         return found
 
     def _most(self) -> int:
         """The least number of branches without which the budgets hold, or the largest that can go."""
-        low, high = 0, len(self.candidates.branches)
+        low, high = self.least, len(self.candidates.branches)
         while low < high:
             middle = (low + high) // 2
             try:
-                enough = not self.exceeded(self.base(middle))
+                base = self.base(middle)
             except InputError:  # so many can't go
-                high = middle - 1 if middle else 0
+                high = middle - 1 if middle > low else low
                 continue
+            enough = not self.exceeded(self.given(base, self._named(middle), False).model)
             low, high = (low, middle) if enough else (middle + 1, high)
-        while low:
+        while low > self.least:
             try:
                 self.candidates.first(low)
             except InputError:
@@ -196,7 +215,10 @@ def shorten(
         raise InputError(
             "depth has no number: give Depth(keep=...), a budget such as max_params, or a pruning_ratio"
         )
-    candidates = Candidates(graph.model, example_inputs, depth, data, ignored=ignored, whole=request.uniform)
+    candidates = Candidates(
+        graph.model, example_inputs, depth, data, ignored=ignored, whole=request.uniform, within=request.within,
+        around=request.around,
+    )  # fmt: skip
     if depth.keep is None and not request.budgets and ratio is None:
         request = replace(request, pruning_ratio=DEFAULT_RATIO)
     examples = getattr(example_inputs, "examples", (example_inputs,))
@@ -217,7 +239,7 @@ def shorten(
     elif request.budgets:
         count = search.best()
     else:
-        count = int(float(request.pruning_ratio) * candidates.total)  # type: ignore[arg-type]
+        count = max(search.least, int(float(request.pruning_ratio) * candidates.total))  # type: ignore[arg-type]
     found = search.at(count, verify)
     gone = candidates.gone(candidates.first(count))
     for plan in _plans(search, candidates.first(count), found):

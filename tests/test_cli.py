@@ -157,6 +157,26 @@ def net():
     assert report["params"]["after"] <= 0.5 * report["params"]["before"]
     assert main(["prune", "layered:net", *inputs, "--depth", "9"]) == 1
     assert "more than the 3 branches" in capsys.readouterr().err
+    import layered
+
+    words = [
+        "elastic",
+        "layered:net",
+        *inputs,
+        "--depth",
+        "--sizes",
+        "1,0.4",
+        "--cost",
+        "params",
+        "-o",
+        "deep",
+    ]
+    assert data(capsys, *words)["verified"] == {"1": "equal", "0.4": "equal"}
+    assert len(depgraph.load(layered.net, "deep", size=0.4)) < len(layered.net())
+    assert data(capsys, "verify", "deep", "--model", "layered:net", *inputs)["status"] == "equal"
+    assert data(capsys, "show", "deep")["sizes"] == [1.0, 0.4]
+    assert main(["elastic", "mine:net", "-i", "2x5", "--depth"]) == 1
+    assert "no branch of this model can go" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inputs", [["-i", "2x5"], ["-i", "x=2x5:float32"], ["-i", "mine:inputs"]])

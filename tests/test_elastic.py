@@ -643,7 +643,6 @@ def test_what_plan_json_says_of_sizes_is_checked(tmp_path: Path) -> None:
         ({"sizes": ["a"]}, "must be one of shares"),
         ({"sizes": [1, 1e-6]}, "size 1e-06 can't be reached"),
         ({"cost": "joules"}, "cost must be one of macs, params, latency"),
-        ({"depth": True}, "depth=True is not possible yet"),
         ({"depth": 1}, "depth must be True or False"),
         ({"max_macs": 0.5}, "Elastic takes no max_macs"),
         ({"pruning_ratio": 0.5}, "Elastic takes no pruning_ratio"),
@@ -684,6 +683,76 @@ def test_bad_calls_are_refused_and_change_nothing(tmp_path: Path) -> None:
             call()
     assert elastic.size == 1
     assert list(elastic.plans) == [1.0, 0.5, 0.25]
+
+
+def test_an_elastic_is_no_model_to_prune() -> None:
+    elastic = made()
+    for call in (lambda: made(elastic), lambda: depgraph.prune(nn.Sequential(elastic), X)):
+        with pytest.raises(
+            depgraph.InputError, match=r"an Elastic, which is several models(.|\n)*elastic\.model"
+        ):
+            call()
+    assert depgraph.prune(elastic.at(0.5), X, pruning_ratio=0.2).report.verification.status == "equal"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "8", nn.Linear(26, 5)),
+        lambda m: nn.utils.parametrizations.weight_norm(m[3]),
+        lambda m: m.append(nn.ReLU()),
+    ],
+)
+def test_modules_of_the_whole_that_are_replaced_are_noticed(change: Any) -> None:
+    elastic = made()
+    elastic.switch(0.5)
+    change(elastic.model)
+    for call in (lambda: elastic.at(0.5), lambda: elastic.extract(0.25), lambda: elastic(X)):
+        with pytest.raises(
+            depgraph.InputError, match=r"other modules or parameters(.|\n)*make an Elastic of it"
+        ):
+            call()
+
+
+def test_what_runs_the_whole_is_checked() -> None:
+    elastic = made()
+    wrapped = nn.Sequential(elastic)
+    assert torch.isfinite(elastic.sandwich((X, Y), F.cross_entropy, largest=wrapped))
+    elastic.switch(0.5)
+    for other in (wrapped, net(), 5):
+        with pytest.raises(depgraph.InputError, match=r"largest must be elastic\.model"):
+            elastic.sandwich((X, Y), F.cross_entropy, largest=other)  # type: ignore[arg-type]
+
+
+def test_the_state_of_other_sizes_is_refused() -> None:
+    elastic = made()
+    before = {n: t.clone() for n, t in elastic.model.state_dict().items()}
+    state = made(net(1), sizes=[1, 0.5]).state_dict()
+    with pytest.raises(depgraph.InputError, match=r"without these sizes 0\.25"):
+        elastic.load_state_dict(state)
+    other = made(net(1), sizes=[1, 0.5, 0.25], cost="params").state_dict()
+    with pytest.raises(depgraph.InputError, match="with others of that name"):
+        elastic.load_state_dict(other)
+    assert all(torch.equal(t, before[n]) for n, t in elastic.model.state_dict().items())
+    elastic.load_state_dict(made(net(1), sizes=[1, 0.5, 0.4, 0.25]).state_dict())
+
+
+def test_a_size_is_traced_while_gradients_are_on() -> None:
+    elastic = made()
+    part = elastic.at(0.5)
+    for traced in (torch.jit.trace(part, X), torch.export.export(part, (X,)).module()):
+        torch.testing.assert_close(traced(X), elastic.extract(0.5)(X))
+
+
+def test_several_threads_ask_for_a_size_between() -> None:
+    elastic, found = made(), []
+    threads = [threading.Thread(target=lambda: found.append(elastic.at(0.4))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(part(X), elastic.extract(0.4)(X)) for part in found)
+    assert len(found) == 3
 
 
 def test_a_cascade_needs_class_scores() -> None:

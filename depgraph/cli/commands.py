@@ -214,7 +214,8 @@ def elastic(options: argparse.Namespace) -> int:
             raise InputError("--plot draws scores: give --score package.module:function, too")
     model, asked = model_of(options.model), _request(options)
     own = {k: v for k, v in asked.items() if k not in ("recover", "latency", "verify")}
-    made = Elastic(model, inputs_of(options.input, model), sizes=options.sizes, cost=options.cost, **own)
+    inputs = inputs_of(options.input, model)
+    made = Elastic(model, inputs, sizes=options.sizes, cost=options.cost, depth=options.depth, **own)
     score = function(options.score, "--score") if options.score else None
     found = made.measured(score, latency=options.latency)
     lines = [f"{size:g}: {proof.status}, {proof.detail}" for size, proof in made.proofs.items()] + made.notes

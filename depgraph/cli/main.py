@@ -256,6 +256,10 @@ def _elastic(add: Add) -> None:
     made.add_argument(
         "--cost", choices=list(COSTS), default="macs", help="what sizes are shares of (default: %(default)s)"
     )
+    made.add_argument(
+        "--depth", action="store_true",
+        help="smaller sizes may also leave out branches (attention, feed-forward parts, residual blocks)",
+    )  # fmt: skip
     _how(made, leave=("pruning_ratio", "threshold", "within"), recover=False)
     made.add_argument("--score", metavar="FUNCTION", help="package.module:function from a model to a number")
     made.add_argument("--plot", metavar="FILE", help="picture to write: score against cost (with --score)")

@@ -10,6 +10,7 @@ from torch import nn
 from ..base.errors import InputError, NothingToPruneError, listed
 from ..config.origin import built_from, outermost
 from ..data.calibration import Calibration
+from ..plan.plan import Plan
 from ..surgery.remove import CONTAINERS
 from .branches import Branch, Residual
 from .rank import Ranking, Unit
@@ -24,11 +25,12 @@ class Candidates:
         residual: the model, and where its branches are.
         branches: those that may go.
         total: how many branches the model has in all.
+        fixed: those that go in any case.
     """
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, depth: Depth, calibration: Calibration | None, *,
-        ignored: set[str], whole: bool,
+        ignored: set[str], whole: bool, within: Plan | None = None, around: Plan | None = None,
     ) -> None:  # fmt: skip
         """Find them.
 
@@ -39,9 +41,12 @@ class Candidates:
             calibration: what they are ranked on; None: the example inputs.
             ignored: tensors that stay.
             whole: only children of containers go, as a whole: what a config can express.
+            within: the plan of a larger model: the branches that it removes go before all others.
+            around: the plan of a smaller model: only branches that it removes go.
 
         Raises:
-            InputError: `depth.keep` is above what there is; its criterion needs data that is missing.
+            InputError: `depth.keep` is above what there is, or above what `within` leaves; its criterion needs data that is
+                missing; `within` removes what is no branch, or is to stay.
             NothingToPruneError: there is no branch, or none that may go.
         """
         if depth.by in ("taylor", "loss") and calibration is None:
@@ -64,9 +69,13 @@ class Candidates:
             raise InputError(
                 f"Depth(keep={depth.keep}) is more than the {self.total} branches that this model has: depgraph.branches lists them"
             )
-        self.units = self._units([b for b in found if not ignored & set(b.weights)], whole)
+        free = [b for b in found if not ignored & set(b.weights) and (around is None or _removes(around, b))]
+        self.units = self._units(free, whole)
         self.branches = [b for u in self.units for b in u]
-        if not self.units:
+        fixed = [] if within is None else [u for u in self.units if any(_removes(within, b) for b in u)]
+        self.fixed = self.gone([b for u in fixed for b in u])
+        self._check_fixed(within)
+        if not self.units and around is None:
             raise NothingToPruneError(
                 f"none of the {self.total} branches may go: "
                 + (
@@ -78,22 +87,23 @@ class Candidates:
         examples = getattr(example_inputs, "examples", (example_inputs,))
         data = calibration or Calibration(list(examples), example_inputs, progress=False)
         self.ranking = Ranking(self.residual, depth.by, data)
-        self._order: list[Unit] = []
+        self._order, self._first = fixed, len(fixed)
 
     def first(self, count: int) -> list[Branch]:
-        """At least `count` branches that go first, in the order of execution; [] for 0.
+        """At least `count` branches that go first, in the order of execution; for 0 those that go in any case.
 
         Raises:
             InputError: not so many can go.
         """
-        if count <= 0:
-            return []
-        chosen = self._neighbours(count) if self.depth.contiguous else self._one_by_one(count)
+        if self.depth.contiguous and count > len(self.fixed):
+            chosen = self._neighbours(count)
+        else:
+            chosen = self._one_by_one(count)
         return [b for b in self.residual.branches if b in chosen]
 
     def _one_by_one(self, count: int) -> list[Branch]:
-        chosen: list[Branch] = []
-        for unit in self._order:
+        chosen = [b for u in self._order[: self._first] for b in u]
+        for unit in self._order[self._first :]:
             if len(self.gone(chosen)) >= count:
                 return chosen
             chosen += unit
@@ -114,7 +124,7 @@ class Candidates:
             run: list[Branch] = []
             for unit in self.units[i:]:
                 run += unit
-                if len(self.gone(run)) >= count:
+                if len(gone := self.gone(run)) >= count and set(self.fixed) <= set(gone):
                     runs.append(tuple(run))
                     break
         runs = [r for r in runs if not self.cuts_off(r)]
@@ -135,6 +145,25 @@ class Candidates:
         """Whether some output no longer depends on any input where the branches `chosen` are zero."""
         terms = {self.residual.term_of[b.name] for b in chosen}
         return len(self.residual.reached(terms)) < len(self.residual.reached(set()))
+
+    def _check_fixed(self, within: Plan | None) -> None:
+        """Refuse a larger plan that removes what can't go here."""
+        dropped = (
+            []
+            if within is None
+            else [n for n, _ in self.residual.model.named_parameters() if within.drops(n)]
+        )
+        mine = {n for b in self.fixed for n in b.weights}
+        whole = [r.path for r in self.residual.children(self.fixed)]
+        if strange := [n for n in dropped if n not in mine and not any(is_in(n, path) for path in whole)]:
+            raise InputError(
+                listed("within removes what is no branch here, or is to stay:", strange)
+                + "\n  fix: give the plan of a larger model that was made of this one, and the same options"
+            )
+        if self.depth.keep is not None and self.total - self.depth.keep < len(self.fixed):
+            raise InputError(
+                f"Depth(keep={self.depth.keep}) is more than the {self.total - len(self.fixed)} branches that within leaves"
+            )
 
     def _too_few(self, gone: Sequence[Branch]) -> InputError:
         return InputError(
@@ -189,3 +218,7 @@ class Candidates:
         ]
         lists = [v for v in held if isinstance(v, (list, tuple)) and len(v) == len(container)]
         return any(len({repr(e) for e in v}) > 1 for v in lists)
+
+
+def _removes(plan: Plan, branch: Branch) -> bool:
+    return all(map(plan.drops, branch.weights))

@@ -18,8 +18,10 @@ from ..base.values import tensor_leaves
 from ..costs import cost as costs
 from ..costs.latency import latencies
 from ..data.calibration import Calibration, Loss, loss_value
+from ..depth.request import Depth
 from ..exploring.sweep import Row, Sweep
 from ..grouping.build import build_plan
+from ..grouping.naming import given_names, name_in
 from ..importance import Importance, normalisation, scores_of
 from ..plan.plan import Plan
 from ..prune import OF_ANALYZE, analyze, as_module
@@ -81,6 +83,7 @@ class Elastic(nn.Module):
     """
 
     model: nn.Module
+    depgraph_unfit = "an Elastic, which is several models\n  fix: give its whole, elastic.model, or one of its sizes, elastic.extract(size)"
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, *, sizes: Sequence[float] = (1, 0.5, 0.25), cost: str = "macs",
@@ -97,22 +100,20 @@ class Elastic(nn.Module):
             importance: as for `prune`.
             calibration: batches for criteria that look at data, as for `prune`.
             loss: as for `prune`.
-            depth: whether sizes may also leave out blocks: not possible yet.
+            depth: whether smaller sizes may also leave out branches (see `branches`), as ``prune(..., depth=True)`` does: of
+                several numbers of branches that is taken whose outputs are nearest to the whole's. What a larger size leaves out,
+                each smaller one leaves out.
             **options: those of `analyze` (``ignore``, ``granularity`` ...) and of `choose` that do not say how much goes
                 (``round_to``, ``uniform``, ``max_ratio``, ``scope`` ...).
 
         Raises:
             InputError: bad arguments; sizes that can't be reached, with what can.
-            NothingToPruneError: everything is frozen.
+            NothingToPruneError: everything is frozen; with `depth`, no branch can go.
             TraceError: the model rejects the inputs.
         """
         super().__init__()
         a_module("model", model := as_module(model))
         flag("depth", depth)
-        if depth:
-            raise InputError(
-                "depth=True is not possible yet: sizes differ in widths alone\n  fix: depth=False"
-            )
         if any(inner_name(m) is not None for m in model.modules()):
             raise InputError(
                 "the model is wrapped (data parallel, compiled)\n  fix: give the module in it, and wrap Elastic's"
@@ -123,15 +124,18 @@ class Elastic(nn.Module):
         checked_options(cost, options)
         data = None if calibration is None else Calibration(calibration, example_inputs, loss)
         graph = analyze(model, example_inputs, **stated)
-        if not graph.groups:
+        if not graph.groups and not depth:
             raise NothingToPruneError(nothing_text(graph))
+        stated["ignore"] = [name_in(graph, n) for n in given_names("ignore", stated.get("ignore", ()))]
         scores = scores_of(graph, importance, calibration=data)
         moved, proof = in_order(model, graph, scores, example_inputs)
         self.order = build_plan(graph, {}, order=moved)
         ordered = apply(model, self.order)
         scores = {n: falling(s[moved[n]]) if n in moved else s for n, s in scores.items()}
         graph = analyze(ordered, example_inputs, **stated)
-        self._nested: Nested | None = Nested(graph, example_inputs, scores, cost, options, proof)
+        self._nested: Nested | None = Nested(
+            graph, example_inputs, scores, cost, options, proof, stated, Depth() if depth else None, data
+        )
         self._nested.find(wanted)
         self.before, self.example_inputs = plans_of(model), example_inputs
         self.proofs: dict[float, Verification] = self._nested.proofs
@@ -149,7 +153,7 @@ class Elastic(nn.Module):
             model: the whole.
             made_by: the plans that made it of its original; the last one is its order.
             plans: smaller size -> its plan from `model`.
-            own: smaller size -> buffers in which it differs.
+            own: smaller size -> buffers in which it differs, by the names in `model`.
         """
         made = cls.__new__(cls)
         nn.Module.__init__(made)
@@ -159,7 +163,9 @@ class Elastic(nn.Module):
         made._begin(
             model, sorted({1.0, *plans}, reverse=True), {1.0: Plan(shapes=made.order.shapes), **plans}
         )
-        made.set_extra_state({repr(size): buffers for size, buffers in own.items()})
+        made.set_extra_state(
+            {repr(s): {plans[s].moves.new(n): b for n, b in buffers.items()} for s, buffers in own.items()}
+        )
         return made
 
     def _begin(self, model: nn.Module, sizes: Sequence[float], plans: dict[float, Plan]) -> None:
@@ -198,10 +204,11 @@ class Elastic(nn.Module):
         (statistics of batch norms) are its own.
 
         Args:
-            size: one of `sizes`, or one between them, which is then planned.
+            size: one of `sizes`, or one between them, which is then planned. Plan it before others are served: while it is
+                proved, calls in other threads run by other kernels, and round otherwise.
 
         Raises:
-            InputError: there is no such size, or its units allow none between its neighbours.
+            InputError: there is no such size, or its units allow none between its neighbours; modules of `model` were replaced.
         """
         size = self._known(size)
         if size == 1:
@@ -209,6 +216,11 @@ class Elastic(nn.Module):
         if size not in self._parts:
             self._parts[size] = linked(self.model, self.plans[size])
         part, link = self._parts[size]
+        if changed := link.changed():
+            raise InputError(
+                f"{changed} of the whole model has other modules or parameters than when its sizes were made, which do not follow\n"
+                "  fix: change the model first, and make an Elastic of it"
+            )
         link.refresh(history=False)
         link.take_modes()
         return part
@@ -235,6 +247,8 @@ class Elastic(nn.Module):
 
     def switch(self, size: float) -> None:
         """Let calls of this module run that size from now on. A call that is running ends as it began.
+
+        Any threads may switch and call; calls whose gradients are wanted belong into one of them.
 
         Args:
             size: as for `at`.
@@ -269,7 +283,9 @@ class Elastic(nn.Module):
             raise InputError(
                 f"a model that was loaded or copied has no size {size:g}: it has {suggestions('', map(str, self.plans))}"
             )
-        self._nested.add(float(size))
+        with self._nested.one_at_a_time:
+            if float(size) not in self.plans:
+                self._nested.add(float(size))
         return float(size)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -298,6 +314,7 @@ class Elastic(nn.Module):
             InputError: bad arguments; a loss that is not finite; no logits.
         """
         check_mix(alpha, temperature)
+        self._check_largest(largest)
         given, hard = _with_target(inputs, loss_fn)
         arguments = split_inputs(given)
         output = arguments.run(self.model if largest is None else largest)
@@ -318,6 +335,17 @@ class Elastic(nn.Module):
             if alpha < 1:
                 total = total + (1 - alpha) * loss_value(hard, small, None)
         return total
+
+    def _check_largest(self, largest: Any) -> None:
+        """Refuse what does not run the whole."""
+        inside = list(largest.modules()) if isinstance(largest, nn.Module) else []
+        if largest is not None and (
+            all(m is not self.model for m in inside) or (self in inside and self.size != 1)
+        ):
+            raise InputError(
+                "largest must be elastic.model in its wrapper (or this module in one, switched to size 1), not "
+                f"{type(largest).__name__ if inside else shown(largest)}"
+            )
 
     def estimate_statistics(self, calibration: Iterable[Any]) -> None:
         """Estimate the running statistics of batch norms of every smaller size anew; they are kept beside those of `model`.
@@ -346,19 +374,21 @@ class Elastic(nn.Module):
         self.set_extra_state(own)
 
     def own_buffers(self, size: float) -> dict[str, Tensor]:
-        """The buffers in which a size differs from what its plan keeps of `model`: its statistics.
+        """The buffers in which a size differs from what its plan keeps of `model`, by the names there: its statistics.
 
         Args:
             size: as for `at`.
         """
         whole, part, found = named_tensors(self.model)[0], self.at(size), {}
-        cuts = self.plans[self._known(size)].cuts
+        plan = self.plans[self._known(size)]
+        old = plan.moves.old
         for name, buffer in part.named_buffers():
-            kept = whole.get(name)
-            if kept is not None and name in cuts:
-                kept = cuts[name].slice(kept)
+            first = old(name)
+            kept = whole.get(first)
+            if kept is not None and first in plan.cuts:
+                kept = plan.cuts[first].slice(kept)
             if kept is None or kept.shape != buffer.shape or not torch.equal(kept, buffer):
-                found[name] = buffer
+                found[first] = buffer
         return found
 
     def get_extra_state(self) -> dict[str, dict[str, Tensor]]:
@@ -369,7 +399,22 @@ class Elastic(nn.Module):
         }
 
     def set_extra_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take the buffers in `state`, which `get_extra_state` of an `Elastic` with the same sizes gave."""
+        """Take the buffers in `state`, which `get_extra_state` of an `Elastic` with the same sizes gave.
+
+        Raises:
+            InputError: a size is missing there, or has buffers of other shapes; nothing was changed.
+        """
+        missing = [f"{s:g}" for s in self.plans if s != 1 and repr(s) not in state]
+        for size in map(repr, self.plans):
+            there = {} if size == "1.0" else dict(self.at(float(size)).named_buffers())
+            given = state.get(size, {})
+            if any(given[n].shape != there[n].shape for n in given.keys() & there.keys()):
+                missing.append(f"{float(size):g}")
+        if missing:
+            raise InputError(
+                f"the state is of an Elastic without these sizes {', '.join(missing)}, or with others of that name\n"
+                "  fix: make this one of the same model with the same sizes, or depgraph.save and depgraph.load it"
+            )
         with torch.no_grad():
             for size, buffers in state.items():
                 if float(size) in self.plans:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,14 +15,20 @@ from torch import nn
 from ..axes.axes import Reason
 from ..base.checks import is_number, several, shown
 from ..base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
+from ..data.calibration import Calibration
+from ..depth.request import Depth
 from ..grouping.build import build_plan
-from ..grouping.graph import GRANULARITIES, DependencyGraph
+from ..grouping.graph import GRANULARITIES, DependencyGraph, Group
+from ..grouping.members import Member
+from ..grouping.naming import named
 from ..importance import Scores
 from ..plan.plan import Indices, Plan
-from ..search import settle
+from ..prune import analyze
+from ..search import Settled, settle
 from ..select import BUDGETS, OPTIONS, Request, nothing_text
 from ..select.budgets import read_budgets
 from ..select.nested import StaysWhole
+from ..shorten import shorten
 from ..surgery.apply import apply
 from ..verify.verify import Verification, verify
 
@@ -114,8 +122,12 @@ class Nested:
         options: those of `choose`.
         order: what was proved of the order of the units.
         plans: size -> its plan; that of 1 cuts nothing.
+        stated: arguments of `analyze` with which the model was traced, but for the granularity.
+        depth: which branches smaller sizes leave out; None: none.
+        data: what branches are ranked on; None: the example inputs.
         proofs: size -> what was proved of it.
         notes: what had to stay whole, and why.
+        one_at_a_time: held while a size is planned for a call, as calls may come from several threads.
     """
 
     graph: DependencyGraph
@@ -124,14 +136,16 @@ class Nested:
     cost: str
     options: Mapping[str, Any]
     order: Verification
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    depth: Depth | None = None
+    data: Calibration | None = None
     plans: dict[float, Plan] = field(default_factory=dict)
     proofs: dict[float, Verification] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    one_at_a_time: AbstractContextManager[Any] = field(default_factory=threading.Lock)
 
     def find(self, sizes: Sequence[float]) -> None:
         """Plan all `sizes`, the largest first; where one fails with coarse units, all are planned with fine ones."""
-        if not self.graph.groups:
-            raise NothingToPruneError(nothing_text(self.graph))
         ways = [self.graph.granularity] if self.graph.granularity else [None, GRANULARITIES[-1]]
         for way in ways:
             self.graph = self.graph.without([], Reason(""))
@@ -147,13 +161,15 @@ class Nested:
         again = True
         while again:  # what does not verify stays whole in all sizes
             again, self.proofs = False, {1.0: self.order}
+            if self.depth is not None:  # each size has a graph of its own, which says anew what stays
+                self.notes.clear()
             self.plans = {1.0: build_plan(self.graph, {})}
             for size in sizes[1:]:
                 before = self.graph
                 try:
                     self.graph = self.add(size)
                 except StaysWhole as error:
-                    self.graph = error.graph
+                    self.graph = error.graph if self.depth is None else self._holding(error.groups)
                 if again := self.graph is not before:
                     break
 
@@ -165,6 +181,12 @@ class Nested:
         request = replace(Request.of(arguments), around=self.plans.get(smaller or 0.0))
         graph, inputs = self.graph, self.example_inputs
         try:
+            if self.depth is not None:
+                ignored = {n for name in self.stated.get("ignore", ()) for n in named(graph, name)[0]}
+                short = shorten(graph, inputs, self.depth, request, self.data, ignored, True, self._cut)
+                self.plans[size], self.proofs[size] = short.plan, short.verification
+                self.notes.append(f"{size:g}: {short.note}")
+                return graph
             targets = read_budgets(graph, inputs, request)
             found = settle(graph, inputs, self.scores, request, targets, True, self.notes)
         except BudgetError as error:
@@ -174,3 +196,30 @@ class Nested:
             ) from error
         self.plans[size], self.proofs[size] = found.plan, found.verification
         return found.graph
+
+    def _holding(self, groups: Sequence[Group]) -> DependencyGraph:
+        """The graph without its groups that have a dim in common with `groups` of another one."""
+        dims = {(m.name, m.dim) for g in groups for m in g.members}
+        held = [g.name for g in self.graph.groups if dims & {(m.name, m.dim) for m in g.members}]
+        return self.graph.without(held, Reason("stays whole in a smaller size"))
+
+    def _cut(self, base: nn.Module, request: Request, verify: bool) -> Settled:
+        """Widths of `base`, the model with stand-ins for branches, by the scores of the model: units stand in their order."""
+        graph, own = self.graph, dict(self.scores)
+        if base is not graph.model:
+            graph = analyze(base, self.example_inputs, **{**self.stated, "granularity": graph.granularity})
+            known = {_place(m): g.name for g in self.graph.groups for m in g.members}
+            match = {
+                g.name: next((n for m in g.members if (n := known.get(_place(m)))), "") for g in graph.groups
+            }
+            own = {name: self.scores[n] for name, n in match.items() if n}
+            graph = graph.without([n for n in match if n not in own], Reason("stays whole with all branches"))
+        if not graph.groups:
+            raise NothingToPruneError(nothing_text(graph))
+        targets = read_budgets(graph, self.example_inputs, request)
+        return settle(graph, self.example_inputs, own, request, targets, verify, [])
+
+
+def _place(member: Member) -> tuple[str, int, bytes]:
+    """Where units stand in a tensor."""
+    return member.name, member.dim, member.indices.tobytes()

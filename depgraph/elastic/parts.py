@@ -27,14 +27,23 @@ class Link:
         """`part` is what `plan` makes of `whole`."""
         mine, theirs = named_tensors(part)[0], named_tensors(whole)[0]
         places, sources = _places(part, mine), _places(whole, theirs)
+        old = plan.moves.old  # where branches went, others have moved up
         rows = [
-            (places[n], sources[n][0], plan.cuts.get(n), isinstance(theirs[n], nn.Parameter)) for n in mine
+            (places[n], sources[old(n)][0], plan.cuts.get(old(n)), isinstance(theirs[old(n)], nn.Parameter))
+            for n in mine
         ]
         self.rows = [(mine, base, cut) for mine, base, cut, parameter in rows if parameter]
         self.buffers = [(mine, base) for mine, base, _, parameter in rows if not parameter]
-        both = zip(part.modules(), whole.modules(), strict=True)
-        self.modes = [(vars(one), vars(other)) for one, other in both]
+        self.modes = [(vars(m), vars(whole.get_submodule(old(path)))) for path, m in part.named_modules()]
+        self.was = [(path, m, dict(m._modules), set(m._parameters)) for path, m in whole.named_modules()]
         self.refresh(history=False)
+
+    def changed(self) -> str:
+        """The first module of the whole whose children are others than they were, or the names of its parameters; or nothing."""
+        for path, m, children, names in self.was:
+            if m._modules != children or m._parameters.keys() != names:
+                return repr(path) if path else "the outermost module"
+        return ""
 
     def refresh(self, history: bool) -> None:
         """Look whether the views are still what they should be; make them anew where they are not."""
@@ -77,7 +86,7 @@ def linked(whole: nn.Module, plan: Plan) -> tuple[nn.Module, Link]:
 def _before(module: nn.Module, args: Any) -> None:
     link = _links.get(module)
     if link is not None:
-        link.refresh(torch.is_grad_enabled())
+        link.refresh(torch.is_grad_enabled() and not torch.jit.is_tracing())  # a trace takes parameters alone
 
 
 def _parameter(cut: Cut, base: Tensor) -> nn.Parameter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,17 +11,27 @@ from ..axes.axes import Axis
 from ..base.errors import InputError, listed
 from ..grouping.build import build_plan
 from ..grouping.graph import DependencyGraph, Group
+from ..grouping.members import Member
 from ..plan.plan import Plan
 
 Bools = npt.NDArray[np.bool_]
 
 
 class StaysWhole(InputError):
-    """What a larger plan cuts must stay whole in `graph`."""
+    """What a larger plan cuts must stay whole in `graph`: the `groups`."""
 
-    def __init__(self, text: str, graph: DependencyGraph) -> None:
+    def __init__(self, text: str, graph: DependencyGraph, groups: Sequence[Group]) -> None:
         super().__init__(text)
-        self.graph = graph
+        self.graph, self.groups = graph, groups
+
+
+def among(plan: Plan | None, names: Container[str]) -> Plan | None:
+    """What `plan` says of the tensors `names` and of modules that go: for a model from which branches went."""
+    if plan is None:
+        return None
+    cuts = {n: cut for n, cut in plan.cuts.items() if n in names}
+    shapes = {n: shape for n, shape in plan.shapes.items() if n in names}
+    return Plan(cuts, shapes, removals=plan.removals)
 
 
 def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools]:
@@ -37,13 +49,19 @@ def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools
     ]
     if wrong:
         raise InputError(listed("within is a plan for another model", wrong))
-    held = [g for g in graph.named.values() if g.axis not in graph.by_axis and _removed(g, plan).any()]
+    held = [
+        g for g in graph.named.values()
+        if g.axis not in graph.by_axis and _left(g, plan) is not None and _removed(g, plan).any()
+    ]  # fmt: skip
     if held:
         why = "; ".join(f"{g.name!r} {graph.reason(g.axis)}" for g in held[:3])
-        raise StaysWhole(f"within cuts what must stay whole: {why}", graph)
+        raise StaysWhole(f"within cuts what must stay whole: {why}", graph, held)
     found = {g.axis: gone for g in graph.groups if (gone := _removed(g, plan)).any()}
-    again = build_plan(graph, {graph.by_axis[axis].name: ~gone for axis, gone in found.items()})
-    names = [n for n in plan.cuts.keys() | again.cuts.keys() if not plan.mask(n).equal(again.mask(n))]
+    again = build_plan(
+        graph, {graph.by_axis[axis].name: ~gone for axis, gone in found.items() if not gone.all()}
+    )
+    left = [n for n in plan.cuts.keys() | again.cuts.keys() if not plan.drops(n)]
+    names = [n for n in left if not plan.mask(n).equal(again.mask(n))]
     if names:
         raise InputError(
             f"within removes from {', '.join(map(repr, sorted(names)[:4]))} what is no set of units of this graph: give a "
@@ -54,7 +72,9 @@ def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools
 
 def _removed(group: Group, plan: Plan) -> Bools:
     """[units] whether nothing of a unit stays in the first dim that the group has."""
-    m = group.first
+    m = _left(group, plan)
+    if m is None:
+        return np.ones(group.units, dtype=bool)
     cut = plan.cuts.get(m.name)
     kept = None if cut is None else cut.keep[m.dim]
     if cut is not None and cut.blocks is not None and m.rows is not None:
@@ -62,3 +82,8 @@ def _removed(group: Group, plan: Plan) -> Bools:
     if kept is None:
         return np.zeros(group.units, dtype=bool)
     return np.asarray(~np.isin(m.indices, kept).any(axis=1))
+
+
+def _left(group: Group, plan: Plan) -> Member | None:
+    """The first dim that the group has, but for those in modules that go."""
+    return next((m for m in (group.first, *group.members) if not plan.drops(m.name)), None)

@@ -196,6 +196,11 @@ class Request:
         Raises:
             InputError: neither way cuts the groups that `within` cuts.
         """
+        if self.within is not None and any(map(self.within.drops, graph.tensors)):
+            raise InputError(
+                "within removes modules that stay here: what the smaller model keeps, the larger one would not\n"
+                "  fix: prune(..., depth=True), so that they go here, too"
+            )
         ways = [graph.granularity] if graph.granularity else list(GRANULARITIES)
         cut = removed_units(graph, self.within).keys()
         fine = [w for w in ways if cut <= {g.axis for g in choose_groups(graph, (), w)[0]}] if cut else ways

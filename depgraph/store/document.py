@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,32 @@ class Document:
     def at(self, size: float) -> Document:
         """What a folder of that size alone would say; its tensors are parts of those in the files."""
         found = next(s for s in self.sizes if s.size == size)
+        moves, whole = found.plan.moves, self.whole().tensors
         tensors = {
-            name: dataclasses.replace(self.tensors[found.own[name]], name=found.own[name])
+            moves.new(name): dataclasses.replace(self.tensors[found.own[name]], name=found.own[name])
             if name in found.own
-            else entry.part(found.plan.cuts.get(name), found.crc32[name])
-            for name, entry in self.whole().tensors.items()
+            else dataclasses.replace(entry.part(found.plan.cuts.get(name), found.crc32[name]), name=name)
+            for name, entry in whole.items()
+            if not moves.holds(name)
         }
-        return dataclasses.replace(self, tensors=tensors, plans=[*self.plans, found.plan])
+
+        def left(names: Iterable[str]) -> list[str]:
+            """The new names of those that do not go."""
+            return [moves.new(n) for n in names if not moves.holds(n)]
+
+        def pairs(table: dict[str, str]) -> dict[str, str]:
+            return {moves.new(n): moves.new(first) for n, first in table.items() if not moves.holds(n)}
+
+        held = {
+            moves.new(n): [(moves.new(path), keys) for path, keys in places]
+            for n, places in self.attribute_tensors.items()
+            if not moves.holds(n)
+        }
+        return dataclasses.replace(
+            self, tensors=tensors, plans=[*self.plans, found.plan], ties=pairs(self.ties), views=pairs(self.views),
+            attribute_tensors=held, frozen=left(self.frozen), training=left(self.training),
+            extra_state={moves.new(p): s for p, s in self.extra_state.items() if not moves.holds(p)},
+        )  # fmt: skip
 
     def files(self) -> list[str]:
         """The weight files, each once."""
@@ -202,6 +222,7 @@ def _size(row: Any, document: Document, problems: list[str]) -> Size | None:
 
 def _fits(size: Size, document: Document, whole: dict[str, Entry]) -> bool:
     """Whether each tensor of `whole` is known in that size."""
+    moves = size.plan.moves
     cuts = [(whole[n], cut) for n, cut in size.plan.cuts.items() if n in whole]
     own = [
         (size.plan.new_shape(n), document.tensors[stored])
@@ -212,7 +233,7 @@ def _fits(size: Size, document: Document, whole: dict[str, Entry]) -> bool:
         all(entry.shape == cut.shape for entry, cut in cuts)
         and all(shape == entry.shape for shape, entry in own)
         and len(own) == len(size.own)
-        and whole.keys() <= size.crc32.keys() | size.own.keys()
+        and {n for n in whole if not moves.holds(n)} <= size.crc32.keys() | size.own.keys()
     )
 
 

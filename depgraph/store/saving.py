@@ -114,7 +114,9 @@ def _sizes(elastic: Elastic, document: Document, tensors: Mapping[str, Tensor]) 
         buffers = elastic.own_buffers(size)
         own = {name: f"sizes.{size!r}.{name}" for name in buffers if name in tensors}
         stored |= {own[name]: buffers[name] for name in own}
-        sums = {n: checksum(t, plan.cuts.get(n)) for n, t in tensors.items() if n not in own}
+        moves = plan.moves
+        left = {n: t for n, t in tensors.items() if n not in own and not moves.holds(n)}
+        sums = {n: checksum(t, plan.cuts.get(n)) for n, t in left.items()}
         document.sizes.append(Size(size, plan, sums, own))
     return stored
 

@@ -27,6 +27,9 @@ def check_fit(model: nn.Module, example_inputs: Any, elsewhere: bool = False) ->
         raise InputError(
             f"model must be a torch.nn.Module, a GraphModule or an ExportedProgram, not {type(model).__name__}"
         )
+    for path, module in model.named_modules():  # modules of our own say so themselves
+        if isinstance(why := getattr(type(module), "depgraph_unfit", None), str):
+            raise InputError(f"{path or 'the model'}: {why}")
     scripted = {path: m for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)}
     if scripted:
         inner = {id(m) for whole in scripted.values() for m in list(whole.modules())[1:]}
