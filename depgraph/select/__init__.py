@@ -16,10 +16,10 @@ from ..base.errors import InputError
 from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
 from ..plan.plan import Masks, Plan
+from .aligned import AUTO
 from .blocks import Block
-from .budget import Budget, lock_lines, nothing_text
+from .budget import Budget, counts_of, lock_lines, nothing_text
 from .budget_kinds import BUDGETS, BudgetKind, register_budget
-from .budgets import counts_of
 from .factors import choose_factors
 from .request import OPTIONS, Request
 from .scope import Scope
@@ -30,7 +30,7 @@ def choose(
     graph: DependencyGraph, scores: Mapping[str, Any], *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
-    max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
+    max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int | str = AUTO,
     uniform: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
     threshold: float | None = None,
     **further_budgets: float | str | None,
@@ -53,6 +53,9 @@ def choose(
         normalise: how scores of different groups are made comparable: see `normalise.py`.
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
+            "auto": under budgets, the channels of two-dimensional convolutions that come in multiples of 4 stay in such, as
+            exported models run faster so, and a ratio is met to one unit where that makes them such. Widths below 16 are
+            free, and all where a hundredth or more of the budget would be left.
         uniform: equal widths in repeated blocks, and in all sizes that come from one field of the model's config.
         already_pruned: the plan that made the model of its original: ratios, caps and floors then count from that one's
             sizes.

@@ -21,7 +21,7 @@ from ..costs.size_table import Integers
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
 from ..plan.plan import Masks
-from .budget import Budget
+from .budget import Budget, counts_of
 from .budget_kinds import BudgetKind
 from .request import Request
 
@@ -173,12 +173,6 @@ class Targets:
 
 def _same(a: Masks, b: Masks) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-
-
-def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
-    """[groups] how many units `masks` keep."""
-    kept = [int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups]
-    return np.array(kept, dtype=np.int64)
 
 
 def read_budgets(
