@@ -30,7 +30,7 @@ MODELS = (
 )  # fmt: skip
 SMALL = MODELS[:1]
 WAYS = ("ONNX Runtime", "OpenVINO", "eager", "compiled")
-SECONDS = 2.0  # of a processor for each table cell, at least TURNS turns
+SECONDS = 1.5  # of a processor for each table cell, at least TURNS turns
 TURNS = 7
 Run = Callable[[], Any]
 

@@ -206,7 +206,7 @@ def prune(
             again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
-        latency: measure seconds per forward pass before and after, for the report. Or what measures them, there and for
+        latency: measure seconds per forward pass before and after, for the report, as `max_latency` does in any case. Or what measures them, there and for
             `max_latency`: ``latency(model, example_inputs)`` -> seconds, such as `integrations.onnx_runtime.latency`, or runs
             on a phone. Models are timed in turns.
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
@@ -295,7 +295,8 @@ def prune(
         if small is not unshifted[0]:
             recovered_values(small, unshifted[0], plan)
     before = plans_of(model)
-    timed = pairs_of(model, small, example_inputs, timer) if latency else None
+    clocked = latency or "max_latency" in request.budgets
+    timed = pairs_of(model, small, example_inputs, timer) if clocked else None
     report = Report.of(
         graph, plan, small, proof, example_inputs,
         notes=notes,

@@ -86,7 +86,7 @@ def test_no_ratio_empties_a_layer_or_does_nothing(ratio: float) -> None:
     result = prune_and_check(model, x(), pruning_ratio=ratio, max_ratio=None)
     free = depgraph.prune(model, x(), pruning_ratio=ratio, round_to=1, verify=False)
     for now, exact in zip(widths(result.model), widths(free.model), strict=True):
-        assert 1 <= now
+        assert now >= 1
         assert abs(now - exact) <= 1
 
 
@@ -120,7 +120,7 @@ def test_a_threshold_is_taken_at_its_word() -> None:
 
 def test_in_several_steps_as_in_one() -> None:
     model = fresh(Net)
-    for steps in ((0.5,), (0.2, 0.5), (0.1, 0.25, 0.3, 0.5)):
+    for steps in ((0.5,), (0.1, 0.3, 0.5)):
         small, plan = model, None
         for ratio in steps:
             result = depgraph.prune(small, x(), pruning_ratio=ratio, already_pruned=plan)

@@ -1,7 +1,7 @@
 """Scores, scopes, budgets and constraints -> which units of which groups go.
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
-(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `nested.py` (what a larger plan takes), `normalise.py` (scores made comparable), `scope.py` (who
+(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `nested.py` (what a larger plan takes), `aligned.py` (widths that run fast), `normalise.py` (scores made comparable), `scope.py` (who
 competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (the request), `selection.py` (all of it in a row).
 """
 
