@@ -284,11 +284,11 @@ class Report:
         shrunk, multiples = self.channels
         if shrunk:
             yield (
-                f"{multiples} of the {shrunk} sizes of channels of convolutions that shrank are multiples of {STEP}"
+                f"multiples of {STEP} among the widths of convolutions that shrank: {multiples} of {shrunk}"
                 + (
                     ""
                     if multiples == shrunk
-                    else ": the others run slower where the model is exported to (round_to)"
+                    else "; the others run slower where the model is exported to (round_to)"
                 )
             )
         won = self.recovery.summary() if self.recovery is not None else []

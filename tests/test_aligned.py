@@ -64,7 +64,7 @@ def test_half_is_half(options: dict[str, Any]) -> None:
     result = prune_and_check(fresh(lambda: Net((36, 20, 22))), x(), **options)
     assert widths(result.model) == [18, 18, 10, 18, 11, 23]
     assert result.report.to_dict()["channels"] == {"shrunk": 3, "multiples": 0}
-    assert "0 of the 3 sizes of channels" in str(result.report)
+    assert "multiples of 4 among the widths of convolutions that shrank: 0 of 3" in str(result.report)
     assert "run slower" in str(result.report)
 
 
