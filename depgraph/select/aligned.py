@@ -2,7 +2,7 @@
 
 Measured on layers and whole models in eager torch, ONNX Runtime and OpenVINO (docs/speed-of-widths.md has the figures): a
 runtime that lays the channels of two-dimensional convolutions out in blocks takes a slow path where their number is no
-multiple of 4, at up to three times the seconds. Other layers take about what their work takes, at any width.
+multiple of 4, at up to twice the seconds and more. Other layers take about what their work takes, at any width.
 """
 
 from __future__ import annotations
