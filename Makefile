@@ -62,6 +62,8 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.default_call $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
+	$(PY) -m benchmarks.exports --seconds $(SMALL)
+	$(PY) -m benchmarks.latency_budget $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)
 	$(PY) -m benchmarks.kinds $(SMALL)
 	$(PY) -m benchmarks.elastic $(SMALL)

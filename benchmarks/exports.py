@@ -2,6 +2,7 @@
 
     python -m benchmarks.exports --small                  # five models on four of the ways: a minute or two
     python -m benchmarks.exports --markdown exports.md
+    python -m benchmarks.exports --seconds                # how much faster ten timm models get: see `export_seconds.py`
 
 Each model is pruned to half, sent each way, and what comes out is compared with the pruned model in eager torch, on the
 example inputs and on a batch of another size. The exit status is 1 when a way fails or a value is further off than that
@@ -29,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import depgraph
+from benchmarks import export_seconds
 from benchmarks.randomise import randomise
 from benchmarks.suites import Case, suite
 from benchmarks.suites.case import noise, seeded
@@ -163,7 +165,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Send pruned models every way out of eager torch.")
     parser.add_argument("--small", action="store_true", help="five models on four of the ways")
-    parser.add_argument("--kinds", help="parts of the names of kinds, separated by commas")
+    parser.add_argument("--seconds", action="store_true", help="measure how much faster models of timm get")
+    parser.add_argument("--kinds", help="parts of the names of kinds (or models), separated by commas")
     parser.add_argument("--ways", help="parts of the names of ways, separated by commas")
     parser.add_argument("--markdown", type=Path, help="file to write the table to")
     options = parser.parse_args()
@@ -173,18 +176,23 @@ def main() -> None:
 
     torch.set_num_threads(1)
     console = Console(width=200)
-    kinds = chosen(SMALL if options.small else tuple(KINDS), options.kinds)
-    ways = [w for w in WAYS if not options.small or w.startswith(SMALL_WAYS)]
-    rows = run(kinds, chosen(ways, options.ways), console)
-    lines = table(rows)
-    shown = Table(*lines[0])
-    for line in lines[1:]:
-        shown.add_row(*line)
-    console.print(shown)
+    if options.seconds:
+        names = export_seconds.SMALL if options.small else export_seconds.MODELS
+        ways = export_seconds.WAYS[:1] if options.small else export_seconds.WAYS
+        lines, fine = export_seconds.run(chosen(names, options.kinds), chosen(ways, options.ways), console)
+    else:
+        kinds = chosen(SMALL if options.small else tuple(KINDS), options.kinds)
+        ways = tuple(w for w in WAYS if not options.small or w.startswith(SMALL_WAYS))
+        rows = run(kinds, chosen(ways, options.ways), console)
+        lines, fine = table(rows), all(row["ok"] for row in rows)
+        shown = Table(*lines[0])
+        for line in lines[1:]:
+            shown.add_row(*line)
+        console.print(shown)
     if options.markdown:
         text = ["| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:])]
         options.markdown.write_text("\n".join(text) + "\n")
-    sys.exit(any(not row["ok"] for row in rows))
+    sys.exit(not fine)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def prune(
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_latency: float | str | None = None, max_memory: float | str | None = None,
     importance: str | Importance = AUTO, scope: str | Sequence[Scope] | None = None, max_ratio: float | None = None,
-    normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (), round_to: int = 1, uniform: bool = False,
+    normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (), round_to: int | str = "auto", uniform: bool = False,
     constraints: Constraint | Sequence[Constraint] = (), granularity: str | None = None,
     calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, score: Score | None = None,
     graph: DependencyGraph | None = None, verify: bool = True, inplace: bool = False, progress: bool | None = None,
@@ -187,6 +187,9 @@ def prune(
         constraints: functions of the graph, or one, that state what else must hold of what goes (see `analyze`).
         granularity: "coarse" or "fine": whether whole heads go, or widths in them (see `analyze`).
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
+            "auto": under budgets, the channels of two-dimensional convolutions that come in multiples of 4 stay in such, as
+            exported models run faster so, and a ratio is met to one unit where that makes them such. Widths below 16 are
+            free, and all where a hundredth or more of the budget would be left.
         uniform: equal widths in all repeated blocks, and in all sizes that come from one field of the model's config, so that the
             config describes the result.
         verify: compare the result with the masked original before it is returned.
@@ -203,7 +206,7 @@ def prune(
             again, and it stays as it is.
         progress: show bars on long work; None: on a terminal alone.
         strict: raise at an op that no rule covers instead of freezing its axes.
-        latency: measure seconds per forward pass before and after, for the report. Or what measures them, there and for
+        latency: measure seconds per forward pass before and after, for the report, as `max_latency` does in any case. Or what measures them, there and for
             `max_latency`: ``latency(model, example_inputs)`` -> seconds, such as `integrations.onnx_runtime.latency`, or runs
             on a phone. Models are timed in turns.
         already_pruned: the plan that made `model` of its original, where one is pruned in several steps: ratios, caps and floors
@@ -292,7 +295,8 @@ def prune(
         if small is not unshifted[0]:
             recovered_values(small, unshifted[0], plan)
     before = plans_of(model)
-    timed = pairs_of(model, small, example_inputs, timer) if latency else None
+    clocked = latency or "max_latency" in request.budgets
+    timed = pairs_of(model, small, example_inputs, timer) if clocked else None
     report = Report.of(
         graph, plan, small, proof, example_inputs,
         notes=notes,

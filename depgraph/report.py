@@ -22,6 +22,7 @@ from .grouping.unread import Key, unread_values
 from .plan.plan import Plan
 from .recover.result import Recovery
 from .select import Selection
+from .select.aligned import STEP, aligned
 from .select.repeated import ties
 from .verify.verify import Verification
 
@@ -104,6 +105,8 @@ class Report:
         score: before and after, where a function for it was given.
         recovery: what was recovered from calibration data, where requested; ``print`` it for each layer.
         removed: names of the branches that went, where depth was asked for.
+        channels: how many sizes that channels of convolutions have shrank, and how many of these are multiples of 4: exported
+            models run faster so (see `select/aligned.py`).
     """
 
     plan: Plan
@@ -129,6 +132,7 @@ class Report:
     score: tuple[float, float] | None = None
     recovery: Recovery | None = None
     removed: list[str] = field(default_factory=list)
+    channels: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(
@@ -166,6 +170,7 @@ class Report:
             followed={s.path: s.executed for s in graph.followed},
             unknown_ops={op: len(nodes) for op, nodes in graph.state.unknown.items()},
             config_mismatches=mismatches,
+            channels=aligned(graph, {g.axis: kept_units(g, plan) for g in graph.groups}),
             remarks=_remarks(graph, mismatches, names, _unclear(graph, plan)),
             **measured,
         )
@@ -216,6 +221,7 @@ class Report:
             "followed": self.followed,
             "unknown_ops": self.unknown_ops,
             "rewritten": self.rewritten,
+            "channels": {"shrunk": self.channels[0], "multiples": self.channels[1]},
             "removed": list(self.removed),
             "verification": {
                 "status": self.verification.status,
@@ -275,6 +281,16 @@ class Report:
             yield "locked (parameters that can shrink in no dim):"
             yield from (f"  {n:>12,}  {reason}" for reason, n in self.locks[:6])
         yield from (f"  constrained: {name} {why}" for name, why in self.locked[:6])
+        shrunk, multiples = self.channels
+        if shrunk:
+            yield (
+                f"multiples of {STEP} among the widths of convolutions that shrank: {multiples} of {shrunk}"
+                + (
+                    ""
+                    if multiples == shrunk
+                    else "; the others run slower where the model is exported to (round_to)"
+                )
+            )
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
         if self.latency_spread is not None:

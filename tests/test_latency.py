@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ from small_models import fresh
 from torch import nn
 
 import depgraph
-from depgraph.costs.latency import pairs_of
+from depgraph.costs.latency import now, pairs_of, seconds_since
+from depgraph.select import BUDGETS, Request
+from depgraph.select.budgets import ROUNDS, Targets, _target
 
 
 def chain() -> nn.Module:
@@ -106,3 +111,75 @@ def test_onnx_runtime() -> None:
     assert 0 < (result.report.latency or (0, 0))[1] < 1
     with pytest.raises(depgraph.InputError, match="ONNX Runtime can't time this model"):
         onnx_runtime.latency(fresh(chain).float(), torch.zeros(3, 2))
+
+
+def test_a_budget_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody asks for seconds: in turns, with the spread."""
+    share = lambda small, whole, _: sum(p.numel() for p in small.parameters()) / 12_000  # noqa: E731
+    monkeypatch.setitem(BUDGETS, "max_latency", replace(BUDGETS["max_latency"], compare=share))
+    report = depgraph.prune(fresh(chain), x(), max_latency=0.5, verify=False).report
+    assert min(report.latency or (0.0,)) > 0
+    assert report.latency_spread is not None
+    assert "measured in turns" in str(report)
+
+
+def test_what_others_do_on_the_processor_is_no_time_of_the_pass() -> None:
+    """A thread that is preempted took what it worked; one that waits took what the clock says."""
+
+    def work() -> int:
+        return sum(range(1_000_000))
+
+    work()
+    alone = min(_timed(work)[0] for _ in range(3))
+    stop = multiprocessing.get_context("fork").Event()
+    others = [multiprocessing.get_context("fork").Process(target=_spin, args=(stop,)) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        found = [_timed(work) for _ in range(5)]
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
+    assert min(took for took, _ in found) < 2 * alone
+    assert all(took <= wall * 1.05 for took, wall in found)
+    assert _timed(lambda: time.sleep(0.05))[0] >= 0.05
+
+
+def _timed(run: Any) -> tuple[float, float]:
+    start, wall = now(), time.perf_counter()
+    run()
+    return seconds_since(start), time.perf_counter() - wall
+
+
+def _spin(stop: Any) -> None:
+    while not stop.is_set():
+        sum(range(10_000))
+
+
+def test_measurements_that_lead_far_below_are_refused() -> None:
+    """What noise left is no answer, though it fits: the next question could leave a tenth of the model."""
+    over = "max_latency=5 ms is not met: 6 ms was measured"
+    far = Targets([], tried=ROUNDS, best={}, best_slack=0.4, over=over)
+    with pytest.raises(
+        depgraph.BudgetError, match=r"6 ms was measured, and the largest plan that fits is 40% below .* vary"
+    ):
+        far.masks(None, None, {})  # type: ignore[arg-type]
+    near = Targets([], tried=ROUNDS, best={}, best_slack=0.02, over=over)
+    assert near.masks(None, None, {}) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("measured", "found"), [((0.58, 0.66), 0.62), ((0.58, 0.59), 0.585), ((0.62,), 0.62), ((0.4,), 0.4)]
+)
+def test_what_would_be_taken_is_measured_again(measured: tuple[float, ...], found: float) -> None:
+    """A plan that fits by chance is none: two measurements of it decide."""
+    model, more = fresh(chain), list(measured)
+    kind = replace(
+        BUDGETS["max_latency"], compare=lambda *_: more.pop(0), measure=lambda *_: 2.0, calibrate=None
+    )
+    graph = depgraph.analyze(model, x())
+    target = _target(graph, x(), Request(), kind, 0.6)
+    assert target.measure is not None
+    assert target.measure(model) == pytest.approx(2 * found)
+    assert not more

@@ -80,7 +80,7 @@ def prune(
     max_macs: float | str | None = None, max_bytes: float | str | None = None, max_memory: float | str | None = None,
     max_latency: float | str | None = None, importance: str | Importance = "auto", scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (),
-    round_to: int = 1, uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
+    round_to: int | str = "auto", uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None, progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
     threshold: float | None = None, dry_run: bool = False, **further_budgets: float | str | None,
 ) -> CheckpointResult | Forecast:  # fmt: skip

@@ -4,6 +4,9 @@ A table of measured layers. The model and a few uniformly pruned copies of it ar
 timed, less the calls inside it. A row is a module; what it is looked up by is its work at given widths: multiply-
 accumulates, and bytes that its ops write. Between measured points the seconds are interpolated, beyond them continued.
 
+What else the machine does is kept out in two ways: a pass of one thread takes the processor time of that thread, and two
+models are compared by pairs of passes in turn (A B A B), which are slowed alike.
+
 The table knows nothing of how layers follow each other, and odd widths may be slower than it thinks: a pruned model is
 measured afresh, and planned again with what the table was wrong by, until it is within the budget (`budgets.py`).
 """
@@ -15,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +33,44 @@ from ..grouping.graph import DependencyGraph
 from ..tracing.recorder import record_of
 from .size_table import Floats, Integers, SizeTable
 
+try:
+    import resource
+
+    _COUNTS_WAITS = hasattr(resource, "RUSAGE_THREAD")
+except ImportError:  # not on Windows
+    _COUNTS_WAITS = False
+
 Timer = Callable[[nn.Module, Any], float]  # (model, example inputs) -> seconds of one forward pass
 RATIOS = (0.0, 0.25, 0.5, 0.75)  # of the copies that are timed
 PAIRS, MOST_TURNS = 3, 6  # calls of a timer of the user's in a row; so often pairs are taken at most
 CLOSE = 0.02  # the spread with which a ratio is known well enough
 LONG = 0.4  # seconds that a measurement of one model takes, where 10 to 100 passes fit
 MAC_BYTES = 0.25  # a multiply-accumulate takes about as long as moving so many bytes: it only places widths on one line
+
+
+class Now(NamedTuple):
+    """A moment of this thread: by the clock on the wall, by the processor time it had, and how often it had waited."""
+
+    wall: float
+    worked: float
+    waits: int
+
+
+def now() -> Now:
+    """This moment."""
+    waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if _COUNTS_WAITS else 0
+    return Now(time.perf_counter(), time.thread_time(), waits)
+
+
+def seconds_since(start: Now) -> float:
+    """How long this thread took since `start`, without the time in which others had its processor.
+
+    A thread that never waited (for other threads, a device, a file) took its processor time; else, and where the system
+    does not count waits, the clock on the wall says it.
+    """
+    end = now()
+    worked = end.worked - start.worked
+    return worked if _COUNTS_WAITS and end.waits == start.waits and worked > 0 else end.wall - start.wall
 
 
 class LatencyTable:
@@ -139,8 +174,9 @@ class Pairs:
     """Two models that were timed in turns: what else the machine does slows both of a pair alike.
 
     Attributes:
-        before, after: median seconds of one forward pass of the reference, and of the other model.
-        ratio: after / before, the median over the pairs.
+        before: median seconds of one forward pass of the reference.
+        after: those of the other model: `ratio` times as many.
+        ratio: the median over the pairs.
         spread: how far that median may be off, as a share of it: about one time in twenty it is off by more.
         count: how many pairs there are.
     """
@@ -186,8 +222,8 @@ def _summed_up(before: list[float], after: list[float]) -> Pairs:
     spread = (
         2 * 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios)) / middle
     )  # of a median, by the middle half
-    medians = float(np.median(before)), float(np.median(after))
-    return Pairs(*medians, float(middle), float(spread), len(ratios))
+    usual = float(np.median(before))
+    return Pairs(usual, usual * float(middle), float(middle), float(spread), len(ratios))
 
 
 def timed(timer: Timer, model: nn.Module, example_inputs: Any) -> float:
@@ -224,7 +260,7 @@ def _passes(seconds: float) -> Iterable[int]:
 def _run(model: nn.Module, example_inputs: Any) -> float:
     """Seconds of one pass; a `TraceError` where the model rejects the inputs."""
     with same_random_state(), torch.no_grad():
-        start = time.perf_counter()
+        start = now()
         try:
             for example in each_example(example_inputs):
                 example.run(model)
@@ -234,7 +270,7 @@ def _run(model: nn.Module, example_inputs: Any) -> float:
             raise TraceError(could_not_run(error)) from error
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return seconds_since(start)
 
 
 @contextmanager
@@ -247,12 +283,12 @@ def _timed(model: nn.Module) -> Iterator[dict[str, float]]:
     def around(path: str, module: nn.Module, run: ModuleCall) -> Any:
         inner.append(0.0)
         wait()
-        start = time.perf_counter()
+        start = now()
         try:
             return run()
         finally:
             wait()
-            spent = time.perf_counter() - start
+            spent = seconds_since(start)
             rows[path] = rows.get(path, 0.0) + spent - inner.pop()
             inner[-1] += spent
 

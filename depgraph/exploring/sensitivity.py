@@ -115,7 +115,7 @@ def sensitivity(
     ignore: Sequence[str] = (),
     constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None,
-    round_to: int = 1,
+    round_to: int | str = 1,
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     verify: bool = True,
@@ -137,7 +137,7 @@ def sensitivity(
         ignore: modules, parameters or globs to leave alone.
         constraints: functions of the graph that state what else must hold.
         granularity: whether whole heads go, or widths in them.
-        round_to: every parameter dim that shrinks keeps a multiple of this.
+        round_to: every parameter dim that shrinks keeps a multiple of this, or "auto"; here 1, so that each ratio is what it says.
         calibration: batches for criteria that look at data.
         loss: for criteria that look at gradients.
         verify: compare the first result of each group with the masked original.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +14,7 @@ from torch import nn
 from ..base.errors import DepgraphError, InputError, could_not_run
 from ..base.inputs import each_example
 from ..base.values import tensor_leaves
+from ..costs.latency import now, seconds_since
 
 try:
     import onnxruntime
@@ -53,9 +53,9 @@ def latency(model: nn.Module, example_inputs: Any) -> float:
     _, session, feeds = known
     times = []
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = now()
         session.run(None, feeds)
-        times.append(time.perf_counter() - start)
+        times.append(seconds_since(start))
     return float(np.median(times))
 
 

@@ -1,7 +1,7 @@
 """Scores, scopes, budgets and constraints -> which units of which groups go.
 
 In the order of the way: `factors.py` (which groups are cut), `floors.py` (what must stay), `moves.py` and `blocks.py`
-(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `nested.py` (what a larger plan takes), `normalise.py` (scores made comparable), `scope.py` (who
+(groups that are chosen together, and the order of their units), `already_pruned.py` (what went before), `nested.py` (what a larger plan takes), `aligned.py` (widths that run fast), `normalise.py` (scores made comparable), `scope.py` (who
 competes with whom), `budget_kinds.py` (what can be bounded), `budget.py` (how far), `repeated.py` (equal widths), `request.py` (the request), `selection.py` (all of it in a row).
 """
 
@@ -16,10 +16,10 @@ from ..base.errors import InputError
 from ..grouping.given import checked_scores
 from ..grouping.graph import DependencyGraph
 from ..plan.plan import Masks, Plan
+from .aligned import AUTO
 from .blocks import Block
-from .budget import Budget, lock_lines, nothing_text
+from .budget import Budget, counts_of, lock_lines, nothing_text
 from .budget_kinds import BUDGETS, BudgetKind, register_budget
-from .budgets import counts_of
 from .factors import choose_factors
 from .request import OPTIONS, Request
 from .scope import Scope
@@ -30,7 +30,7 @@ def choose(
     graph: DependencyGraph, scores: Mapping[str, Any], *, pruning_ratio: float | Mapping[str, float] | None = None,
     max_params: float | str | None = None, max_macs: float | str | None = None, max_bytes: float | str | None = None,
     max_memory: float | str | None = None, budgets: Sequence[Budget] = (), scope: str | Sequence[Scope] | None = None,
-    max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int = 1,
+    max_ratio: float | None = None, normalise: str = "mean", per_cost: bool = False, round_to: int | str = AUTO,
     uniform: bool = False, already_pruned: Plan | None = None, within: Plan | None = None,
     threshold: float | None = None,
     **further_budgets: float | str | None,
@@ -53,6 +53,9 @@ def choose(
         normalise: how scores of different groups are made comparable: see `normalise.py`.
         per_cost: with budgets, take the units with the least score per saved cost first.
         round_to: every parameter dim that shrinks keeps a multiple of this (the groups of a convolution counted together).
+            "auto": under budgets, the channels of two-dimensional convolutions that come in multiples of 4 stay in such, as
+            exported models run faster so, and a ratio is met to one unit where that makes them such. Widths below 16 are
+            free, and all where a hundredth or more of the budget would be left.
         uniform: equal widths in repeated blocks, and in all sizes that come from one field of the model's config.
         already_pruned: the plan that made the model of its original: ratios, caps and floors then count from that one's
             sizes.

@@ -66,6 +66,11 @@ class Block:
         """The last allowed number of steps up to `steps`."""
         return int(self.allowed[np.searchsorted(self.allowed, steps, side="right") - 1])
 
+    def nearest(self, steps: int) -> int:
+        """The allowed number of steps that is nearest to `steps`, the smaller of two."""
+        low, high = self.at_most(steps), self.at_least(steps)
+        return high if high - steps < steps - low else low
+
     def at_least(self, steps: int) -> int:
         """The first allowed number of steps from `steps` on, or the last of all."""
         return int(self.allowed[min(int(np.searchsorted(self.allowed, steps)), len(self.allowed) - 1)])

@@ -20,6 +20,7 @@ from ..base.errors import BudgetError
 from ..costs.cost import Cost
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
+from ..plan.plan import Masks
 from .scope import CompetitionGroup
 
 if TYPE_CHECKING:
@@ -190,6 +191,12 @@ def _check_reachable(
                 f"{lock_lines(selection.graph)}",
                 reached / max(b.limit, 1e-300),
             )
+
+
+def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
+    """[groups] how many units `masks` keep."""
+    kept = [int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups]
+    return np.array(kept, dtype=np.int64)
 
 
 def lock_lines(graph: DependencyGraph) -> str:

@@ -21,12 +21,14 @@ from ..costs.size_table import Integers
 from ..grouping.graph import DependencyGraph
 from ..importance import Scores
 from ..plan.plan import Masks
-from .budget import Budget
+from .budget import Budget, counts_of
 from .budget_kinds import BudgetKind
 from .request import Request
 
 ROUNDS = 12  # plans that are measured at most
 STEP = 0.7  # the next plan is at least so large a share of one that was measured to be too slow
+SURE = 0.8  # of what is near enough below a limit, where a second measurement gives another number than the first
+FAR = 0.15  # so far below a limit a plan is not what was asked for: where measurements led there, they say nothing
 CLOSE = 0.01  # what fits and what does not are so near to each other that nothing between them is worth a try
 
 
@@ -56,9 +58,14 @@ class Target:
     over: float | None = None
 
     @property
+    def near(self) -> float:
+        """How far below the limit a measurement is near enough, as a share of it."""
+        return self.kind.near * (SURE if self.kind.compare is not None else 1)
+
+    @property
     def aim(self) -> float:
         """What to plan for: below the limit where a second measurement gives another number than the first."""
-        return self.limit * (1 - self.kind.near / 2) if self.kind.compare is not None else self.limit
+        return self.limit * (1 - self.near / 2) if self.kind.compare is not None else self.limit
 
     @property
     def planned(self) -> float:
@@ -135,6 +142,11 @@ class Targets:
                 raise BudgetError(
                     f"{self.over} after {self.tried} plans: measurements on this machine vary too much"
                 )
+            if self.best_slack > FAR and self.over:
+                raise BudgetError(
+                    f"{self.over}, and the largest plan that fits is {self.best_slack:.0%} below it, after {self.tried} plans: "
+                    "measurements on this machine vary too much"
+                )
             return self.best
         try:
             return request.masks(graph, scores, [t.budget(graph) for t in self.targets])
@@ -148,7 +160,7 @@ class Targets:
 
     def restart(self) -> None:
         """The graph has changed: what was measured is of no use any more."""
-        self.tried, self.best, self.best_slack = 0, None, np.inf
+        self.tried, self.best, self.best_slack, self.over = 0, None, np.inf, ""
 
     def settled(self, graph: DependencyGraph, masks: Masks, small: nn.Module) -> bool:
         """Whether `masks`, which made `small`, are the plan to take; else the next is made with what was measured."""
@@ -165,7 +177,7 @@ class Targets:
                 self.over = (
                     f"{t.kind.name}={t.kind.show(t.limit)} is not met: {t.kind.show(found)} was measured"
                 )
-            slack, room = min(slack, 1 - found / t.limit - t.kind.near), room or more
+            slack, room = min(slack, 1 - found / t.limit - t.near), room or more
         if fits and slack < self.best_slack:
             self.best, self.best_slack = masks, slack
         return fits and (slack <= 0 or not room)
@@ -173,12 +185,6 @@ class Targets:
 
 def _same(a: Masks, b: Masks) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
-
-
-def counts_of(graph: DependencyGraph, masks: Masks) -> Integers:
-    """[groups] how many units `masks` keep."""
-    kept = [int(masks[g.name].sum()) if g.name in masks else g.units for g in graph.groups]
-    return np.array(kept, dtype=np.int64)
 
 
 def read_budgets(
@@ -213,9 +219,12 @@ def _target(
         return Target(kind, limit, whole, None, cost_of)
 
     def measure(small: nn.Module) -> float:
-        if kind.compare is not None:
-            return kind.compare(small, model, example_inputs) * whole
-        return float(kind.measure(small, example_inputs))
+        if kind.compare is None:
+            return float(kind.measure(small, example_inputs))
+        found = kind.compare(small, model, example_inputs) * whole
+        if limit * (1 - kind.near) <= found <= limit:  # near enough to be taken: once could be by chance
+            found = (found + kind.compare(small, model, example_inputs) * whole) / 2
+        return found
 
     full = counts_of(graph, {})
     return Target(kind, limit, whole, measure, cost_of, whole / max(cost_of(graph).value(full), 1e-300))

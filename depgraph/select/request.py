@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-from ..base.checks import flag, number, of_kind, whole_number
+from ..base.checks import flag, number, of_kind
 from ..base.errors import BudgetError, InputError, NothingToPruneError, likely
 from ..grouping.graph import GRANULARITIES, DependencyGraph
 from ..importance import Scores
 from ..plan.plan import Masks, Plan
+from .aligned import AUTO, NEAR, check_round_to, spoken
 from .already_pruned import already_pruned_units
 from .blocks import Block
-from .budget import Budget, nothing_text
+from .budget import Budget, counts_of, nothing_text
 from .budget_kinds import BUDGETS, BudgetKind, budget_kind
 from .factors import choose_groups
 from .nested import removed_units
@@ -21,8 +22,6 @@ from .normalise import NORMALISATIONS
 from .repeated import ties
 from .scope import MOST, SCOPES, Scope, check_scope
 from .selection import Selection
-
-LARGEST = 2**31 - 1  # no dim is larger
 
 
 def option(
@@ -60,7 +59,11 @@ class Request:
     threshold: float | None = option(None, "remove the units whose normalised score is below this", float)
     normalise: str = option("mean", "how scores of groups are made comparable", str, NORMALISATIONS)
     per_cost: bool = option(False, "budgets take the units with the least score per saved cost first", bool)
-    round_to: int = option(1, "widths are multiples of this", int)
+    round_to: int | str = option(
+        AUTO,
+        'widths are multiples of this; "auto": channels of convolutions, of 4, where budgets allow it',
+        spoken,
+    )
     uniform: bool = option(
         False,
         "equal widths in repeated blocks, and in all sizes that come from one field of the config",
@@ -90,7 +93,7 @@ class Request:
         return cls(**own, budgets={n: everything[n] for n in BUDGETS if everything.get(n) is not None})
 
     def __post_init__(self) -> None:
-        whole_number("round_to", self.round_to, 1, LARGEST)
+        check_round_to(self.round_to)
         for name in ("per_cost", "uniform"):
             flag(name, getattr(self, name))
         ratio, budgets = self.pruning_ratio, list(self.budgets)
@@ -180,6 +183,29 @@ class Request:
         """
         if not graph.groups:
             raise NothingToPruneError(nothing_text(graph))
+        if self.round_to != AUTO:
+            return self._masks(graph, scores, budgets)
+        free = replace(self, round_to=1)
+        if self.threshold is not None:  # says of each unit whether it goes
+            return free._masks(graph, scores, budgets)
+        try:
+            aligned = self._masks(graph, scores, budgets)
+        except BudgetError:
+            return free._masks(graph, scores, budgets)
+        used = _used(graph, aligned, budgets)
+        if aligned and used >= 1 - NEAR:
+            return aligned
+        close = free._masks(graph, scores, budgets)
+        return close if not aligned or _used(graph, close, budgets) > used else aligned
+
+    def _masks(
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], budgets: Sequence[Budget]
+    ) -> Masks:
+        """As `masks`, with widths as `round_to` says.
+
+        Raises:
+            BudgetError: the budgets can't be met so.
+        """
         usual = MOST if self.max_ratio is None and self._competes(bool(budgets)) else self.max_ratio
         failed: list[BudgetError] = []
         for granularity in self._granularities(graph):
@@ -219,6 +245,12 @@ class Request:
         asked += list(ratio.values()) if isinstance(ratio, Mapping) else [ratio]
         together = budgets or self.scope not in (None, "local") or self.threshold is not None
         return together and all(r is None or r <= MOST for r in asked)
+
+
+def _used(graph: DependencyGraph, masks: Masks, budgets: Sequence[Budget]) -> float:
+    """The largest share of a budget that `masks` leave; 1 where there is none."""
+    counts = counts_of(graph, masks)
+    return max((b.cost.value(counts) / max(b.limit, 1e-300) for b in budgets), default=1.0)
 
 
 OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(Request) if "text" in f.metadata}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ import numpy as np
 from ..axes import polynomials
 from ..axes.axes import Axis
 from ..axes.polynomials import Polynomial
-from ..axes.ragged import is_ragged
 from ..base.errors import BudgetError, InputError
 from ..costs.size_table import Floats, Integers
 from ..grouping.graph import DependencyGraph
 from ..grouping.ranks import WHY
 from ..importance import Scores
 from ..plan.plan import Masks
+from .aligned import AUTO, COARSE, STEP, channels, nearest, parameter_dims
 from .blocks import Block, Sequencer, find_blocks
 from .budget import Budget, meet
 from .factors import Tie, choose_groups
@@ -34,11 +35,13 @@ class Rounding(NamedTuple):
         size: how large it is, in the counts of axes.
         of: the number.
         whole: whether all of the dim counts, or only what one block has of it.
+        soft: whether it may be another number, where it was before or where steps would be coarse.
     """
 
     size: Polynomial
     of: int
     whole: bool
+    soft: bool = False
 
 
 class Selection:
@@ -52,7 +55,7 @@ class Selection:
     """
 
     def __init__(
-        self, graph: DependencyGraph, scores: Mapping[str, Scores], round_to: int = 1, *, ratio: Any = None,
+        self, graph: DependencyGraph, scores: Mapping[str, Scores], round_to: int | str = 1, *, ratio: Any = None,
         scope: Any = None, max_ratio: float | None = None, normalise: str = "mean", ties: Sequence[Tie] = (),
         lost: Mapping[Axis, int] = MappingProxyType({}), threshold: float | None = None, granularity: str | None = None,
         within: Mapping[Axis, Bools] = MappingProxyType({}), around: Mapping[Axis, Bools] | None = None,
@@ -62,7 +65,7 @@ class Selection:
         Args:
             graph: the dependency graph.
             scores: group name -> [units], the lowest go first.
-            round_to: every parameter dim that shrinks keeps a multiple of this.
+            round_to: every parameter dim that shrinks keeps a multiple of this; or "auto" (see `aligned.py`).
             ratio: as `pruning_ratio` in `choose`, checked.
             scope: as there.
             max_ratio: the largest share of any group that may go.
@@ -115,8 +118,11 @@ class Selection:
             self.locked[self._names[axis]] = WHY
             self.rules.caps[axis.original_axis] = 0
 
-    def _arrange(self, block: Block, caps: Mapping[Axis, int]) -> None:
-        """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and the request."""
+    def _arrange(self, block: Block, caps: Mapping[Axis, int], soft: bool = True) -> None:
+        """Put the moves of `block` in order, under `caps` (original axis -> units that may go) and the request.
+
+        With `soft`, sizes that are best multiples are such at each of its allowed steps.
+        """
         both = dict(self.rules.caps)
         both.update({p: min(n, both.get(p, n)) for p, n in caps.items()})
         self._sequencer.order(block, both)
@@ -128,7 +134,7 @@ class Selection:
             )
             block.scores, block.taken = block.scores[:most], block.taken[:most]
             block.gone = {a: gone[: most + 1] for a, gone in block.gone.items()}
-        block.allowed = self._allowed(block)
+        block.allowed = self._allowed(block, soft)
 
     def _levels(self, axis: Axis) -> Integers:
         """[units] -1 for what goes in any case, 1 for what stays in any case, 0 for the others."""
@@ -163,13 +169,12 @@ class Selection:
             for a in {a for t in rounding.size for a in t}:
                 sums[a][key] = rounding
 
-        seen: set[Axis] = set()
-        for name in self.graph.trace.tensors if self.round_to > 1 else ():
-            for axis in self.graph.dims(name):
-                if axis is None or axis.find() in seen or is_ragged(axis):
-                    continue
-                seen.add(axis.find())
-                note(axis.find(), Rounding(polynomials.count(axis, self._names), self.round_to, False))
+        if self.round_to == AUTO:
+            for axis in channels(self.graph):
+                note(axis, Rounding(polynomials.count(axis, self._names), STEP, False, soft=True))
+        elif self.round_to != 1:
+            for axis in parameter_dims(self.graph):
+                note(axis, Rounding(polynomials.count(axis, self._names), int(self.round_to), False))
         for i, (_, axis, number) in enumerate(self.graph.multiples):
             note(i, Rounding(polynomials.count(axis, self._names), number, True))
         return sums
@@ -186,21 +191,28 @@ class Selection:
                     f"kept at a multiple of {number}\n  fix: state it for each of these groups"
                 )
 
-    def _allowed(self, block: Block) -> Integers:
+    def _allowed(self, block: Block, softly: bool) -> Integers:
         """Numbers of steps after which each dim of this block that must be a multiple is one."""
         steps = np.arange(len(block.scores) + 1)
-        fine = np.ones(len(steps), dtype=bool)
+        fine, soft = np.ones(len(steps), dtype=bool), np.ones(len(steps), dtype=bool)
         for rounding in {k: r for a in block.gone for k, r in self._sums[a].items()}.values():
-            total = np.zeros(len(steps), dtype=np.int64)
+            total, full = np.zeros(len(steps), dtype=np.int64), 0
             for term, n in rounding.size.items():
                 if rounding.whole or any(a in block.gone for a in term):
                     part = np.full(len(steps), n)
                     for a in term:
                         part = part * (a.size - block.gone.get(a, 0))
                     total += part
-            fine &= total % rounding.of == 0
-        fine[0] = True
-        return steps[fine]
+                    full += n * prod(a.size + self.lost.get(a, 0) for a in term)
+            if not rounding.soft:
+                fine &= total % rounding.of == 0
+            elif softly and full % rounding.of == 0:
+                soft &= total % rounding.of == 0
+        fine[0] = soft[0] = True
+        gone = np.concatenate([[0], np.cumsum(block.taken)])
+        even = np.diff(gone[fine & soft], append=gone[fine][-1])
+        units = block.units + sum(self.lost.get(p, 0) for p in block.original_axes)
+        return steps[fine & soft] if even.max() <= COARSE * units else steps[fine]
 
     # ------------------------------------------------------------------------------------------- states as arrays
 
@@ -265,10 +277,10 @@ class Selection:
             (i,) = competition.blocks
             block = self.blocks[i]
             caps = {
-                p: self._to_go(ratio, sum(g.units for g in gs), self.lost.get(p, 0))
+                p: self._aligned(p, self._to_go(ratio, sum(g.units for g in gs), self.lost.get(p, 0)))
                 for p, gs in block.original_axes.items()
             }
-            self._arrange(block, caps)
+            self._arrange(block, caps, soft=False)
             steps[i] = block.allowed[-1]
             return
         blocks = [self.blocks[i] for i in competition.blocks]
@@ -280,11 +292,18 @@ class Selection:
         n = int(np.searchsorted(taken, wanted, side="right"))
         reached = np.bincount(owner[order[:n]], minlength=len(steps))
         for i, b in zip(competition.blocks, blocks, strict=True):
-            steps[i] = b.at_most(int(reached[i]))
+            steps[i] = b.nearest(int(reached[i])) if self.round_to == AUTO else b.at_most(int(reached[i]))
 
     def _to_go(self, ratio: float, units: int, lost: int) -> int:
         """How many of `units` go, where `lost` went before, for `ratio` of all to be gone."""
         return max(0, int(ratio * (units + lost) + 1e-9) - lost)
+
+    def _aligned(self, axis: Axis, gone: int) -> int:
+        """How many units of `axis` go where `gone` are asked for: one more or less where that leaves a multiple that runs faster."""
+        best = any(r.soft and r.size == {(axis,): 1} for r in self._sums.get(axis, {}).values())
+        whole = axis.size + self.lost.get(axis, 0)
+        wide = whole % STEP == 0 and COARSE * whole >= STEP
+        return nearest(axis.size, gone) if best and wide else gone
 
     def masks(self, steps: Integers) -> Masks:
         """group name -> bool array of the kept units, for the groups that lose some."""
