@@ -440,8 +440,9 @@ class DependencyGraph:
     def lock_summary(self) -> Counter[Reason]:
         """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
         total: Counter[Reason] = Counter()
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point() or name in self.trace.attribute_tensors:
+            if name not in parameters:
                 continue
             dims = self._dims.get(name)
             if dims is None:
