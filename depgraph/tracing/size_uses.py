@@ -251,6 +251,7 @@ NOTES: dict[str, Callable[[Call], None]] = {
     ),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _shaped(1)),
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _shaped(0)),
+    "normal": _shaped(2),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups),
     "randint": _shaped(2),
