@@ -297,7 +297,9 @@ def grouped_mm(a, b, offs=None, bias=None, out_dtype=None):
     return torch.stack([a[:, s] @ b[s] for s in spans])
 
 
-def observed(x, observer_on, fake_quant_on, low, high, scale, zero, constant, least, most, axis, per_row=False, _=False):
+def observed(
+    x, observer_on, fake_quant_on, low, high, scale, zero, constant, least, most, axis, per_row=False, _=False
+):
     """`torch._fused_moving_avg_obs_fq_helper` with its observer off: rounding to steps of `scale` around `zero`."""
     assert not observer_on, "the oracle knows no observers"
     if not fake_quant_on:
@@ -315,7 +317,9 @@ class WideKernels(TorchDispatchMode):
     """Ops that torch has no float64 kernel for, written out."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        call = WIDE.get(func, func) if args and is_inexact(args[0]) and args[0].dtype == torch.float64 else func
+        call = (
+            WIDE.get(func, func) if args and is_inexact(args[0]) and args[0].dtype == torch.float64 else func
+        )
         return call(*args, **(kwargs or {}))
 
 

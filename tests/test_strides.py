@@ -109,7 +109,12 @@ def test_walks_that_pick_or_mix_channels_stay(size: Any, stride: Any, offset: in
 def test_a_last_stage_in_channels_last_shrinks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+        nn.Conv2d(3, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
     ).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
     result = prune_and_check(model.eval(), x, pruning_ratio=0.5)

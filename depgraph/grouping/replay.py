@@ -27,7 +27,17 @@ VALUED = {aten.full, aten.full_like, aten.new_full, aten.fill, aten.fill_, aten.
           aten.masked_fill, aten.masked_fill_, aten.constant_pad_nd}  # fmt: skip
 DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 # Ops through which a number in a table comes to where Python reads it.
-MOVING = {aten.select, aten.slice, aten.view, aten.squeeze, aten.unsqueeze, aten.clone, aten.detach, aten.alias, aten._to_copy}
+MOVING = {
+    aten.select,
+    aten.slice,
+    aten.view,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten._to_copy,
+}
 
 
 def is_needed(graph: DependencyGraph, verify: bool) -> bool:
@@ -53,7 +63,9 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         raise VerificationError(f"the smaller model does not run: {type(error).__name__}: {error}") from error
     counts = graph.sizes.counts({graph.named[name].axis: mask for name, mask in masks.items()})
     values = {node for node, *_ in before.escapes}
-    tables = {n for n in before.graph.nodes if _is_constant(n)}  # they hold nothing that depends on weights or inputs
+    tables = {
+        n for n in before.graph.nodes if _is_constant(n)
+    }  # they hold nothing that depends on weights or inputs
     changed: set[Node] = set()  # those that hold other integers: sizes, which Python may read
     (ran, sources), (runs, others) = _program(before), _program(after)
     place = dict(zip(ran, runs, strict=False))
@@ -72,7 +84,9 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         elif old in tables and packet is None and _holds_other_integers(graph.trace, old, after, new):
             text = ""
             changed.add(old)
-        elif old not in tables and packet is not aten._local_scalar_dense and changed & {*old.all_input_nodes}:
+        elif (
+            old not in tables and packet is not aten._local_scalar_dense and changed & {*old.all_input_nodes}
+        ):
             text = "computes with other sizes, put into a tensor"
         else:
             text = _difference(graph, counts, old, new, place, others, after)
@@ -82,7 +96,9 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
             seen = record_of(old)
             where = f" in {seen.module}" if seen.module else ""
             raise VerificationError(f"{old.target}{where} {text} ({seen.source})")
-        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT) and not tables >= {*old.all_input_nodes}:
+        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT) and not tables >= {
+            *old.all_input_nodes
+        }:
             values.add(old)
 
 

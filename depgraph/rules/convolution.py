@@ -109,7 +109,7 @@ def deformed_convolution(site: OpCall) -> Dims:
         site.same(x[1], w[1])
     elif x[1] is not None and out is not None and groups == x[1].size == out.size:
         site.same(x[1], out)
-        names = [a.name for a in site.node.target._schema.arguments]  # type: ignore[union-attr]
+        names = [a.name for a in site.node.target._schema.arguments]
         site.argument_is_size_of(out, names.index("groups"))
     else:
         site.same(_in_groups(site, x[1], groups), w[1])

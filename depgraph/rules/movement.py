@@ -386,8 +386,9 @@ def unfold(site: OpCall) -> Dims:
 
 @rule("as_strided", "as_strided_")
 def as_strided(site: OpCall) -> list[Dims]:
-    """x[...] -> dims that walk through memory: one that walks all of a dim of x, step by step and alone, is that dim; others mix
-    the positions of the dims that they walk, which stay whole. Strides repeat the sizes of the dims that lie closer in memory.
+    """x[...] -> dims that walk through memory: those that together walk all of a dim of x are its factors, others mix positions.
+
+    Dims whose positions are mixed stay whole. Strides repeat the sizes of the dims that lie closer in memory.
     """
     x, record = site.dims(site.args[0]), record_of(site.args[0])
     laid = sorted((-step, d) for d, step in enumerate(record.strides[0]) if record.shape[d] != 1)
@@ -405,30 +406,43 @@ def as_strided(site: OpCall) -> list[Dims]:
         walking.sort(key=lambda k: -steps[k])
         extents = [sizes[k] for k in walking]
         regular = [step * math.prod(extents[i + 1 :]) for i in range(len(extents))]
-        if regular == [steps[k] for k in walking] and math.prod(extents) == math.prod(a.size for a in dims if a):
+        if regular == [steps[k] for k in walking] and math.prod(extents) == math.prod(
+            a.size for a in dims if a
+        ):
             found = site.regroup(dims, extents)
         else:
             for axis in dims:
                 site.lock(axis, "ranges over positions that windows in memory mix")
-            found = [site.fixed(n, "ranges over windows in memory, or over the positions of one") for n in extents]
+            found = [
+                site.fixed(n, "ranges over windows in memory, or over the positions of one") for n in extents
+            ]
             regular = []
         for i, k in enumerate(walking):
             out[k] = found[i]
-            between = found[i + 1 :] if regular else [site.fixed(steps[k] // step, "is a number of steps in memory")]
+            between = (
+                found[i + 1 :]
+                if regular
+                else [site.fixed(steps[k] // step, "is a number of steps in memory")]
+            )
             counted = product([a for a in (*between, *inner) if a is not None])
             for argument in (2, "stride"):
                 site.argument_is_size_of(counted, argument, k)
     return [out]
 
 
-def _walks(dims: list[tuple[int, int]], sizes: list[int], steps: list[int]) -> list[tuple[int, int, list[int]]] | None:
+def _walks(
+    dims: list[tuple[int, int]], sizes: list[int], steps: list[int]
+) -> list[tuple[int, int, list[int]]] | None:
     """(first, last, walking): which of the dims of a result walk the `dims` (size, step) of memory from `first` to `last`.
 
     Dims of memory are taken together where a walk goes over the end of one. None where a dim of the result repeats entries.
     """
     spans = [(i, i + 1) for i in range(len(dims))]
     while True:
-        found = [(a, b, [k for k in range(len(sizes)) if _walked(dims, spans, sizes[k], steps[k]) == b]) for a, b in spans]
+        found = [
+            (a, b, [k for k in range(len(sizes)) if _walked(dims, spans, sizes[k], steps[k]) == b])
+            for a, b in spans
+        ]
         if sum(len(walking) for *_, walking in found) != sum(n != 1 for n in sizes):
             return None
         for i, (a, b, walking) in enumerate(found):

@@ -98,7 +98,9 @@ def watch_scripts(recorder: Recorder) -> AbstractContextManager[None]:
         with torch._C.DisableTorchFunction():
             out = before(function, *args, **kwargs)
         if not recorder.paused:
-            recorder.escape((args, kwargs, out), f"goes through {function.name}(), TorchScript without a source")
+            recorder.escape(
+                (args, kwargs, out), f"goes through {function.name}(), TorchScript without a source"
+            )
         return out
 
     return replaced(torch.jit.ScriptFunction, "__call__", call)

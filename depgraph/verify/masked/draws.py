@@ -22,7 +22,7 @@ class _Draw:
 
     def __init__(self, name: str, value: Tensor, mask: Tensor | None, alike: Sequence[int]) -> None:
         self.name, self.mask, self.alike = name, mask, alike
-        self.value = value.amax(alike, keepdim=True) if alike else value
+        self.value = value.amax(list(alike), keepdim=True) if alike else value
 
     def cut(self, shape: Sequence[int]) -> Tensor | None:
         """The entries alive, in `shape`; None where they do not fill it."""
@@ -60,7 +60,9 @@ class Draws:
             _make_alike(result, mask, alike)
             if func._schema.name == "aten::native_dropout":
                 out[0].copy_(_dropped(args, result))
-        draw = _Draw(func._schema.name, result.detach().clone(), mask if mask is None else mask.clone(), alike)
+        draw = _Draw(
+            func._schema.name, result.detach().clone(), mask if mask is None else mask.clone(), alike
+        )
         self.calls.append(draw)
         if alike:
             return
@@ -111,7 +113,7 @@ def _make_alike(result: Tensor, mask: Tensor | None, dims: Sequence[int]) -> Non
     if dead is not None and result.dtype != torch.bool:
         info = torch.finfo if result.is_floating_point() else torch.iinfo
         known = result.masked_fill(dead, info(result.dtype).min)
-    result.copy_(known.amax(dims, keepdim=True).expand_as(result))
+    result.copy_(known.amax(list(dims), keepdim=True).expand_as(result))
     if dead is not None:
         result.masked_fill_(dead, 0)
 

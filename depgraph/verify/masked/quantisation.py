@@ -55,14 +55,20 @@ def _without_dead(x: Tensor, alive: Tensor, axis: int | None) -> Tensor:
 # --- in float64, which torch's kernels for channels do not take ---
 
 
-def _rounded(x: Tensor, scale: Tensor, zero: Tensor, axis: int | None, low: int, high: int) -> tuple[Tensor, Tensor]:
+def _rounded(
+    x: Tensor, scale: Tensor, zero: Tensor, axis: int | None, low: int, high: int
+) -> tuple[Tensor, Tensor]:
     if axis is not None:
-        scale, zero = (t.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())]) for t in (scale, zero))
+        scale, zero = (
+            t.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())]) for t in (scale, zero)
+        )
     steps = (x * (1 / scale)).round() + zero.round()
     return (steps.clamp(low, high) - zero.round()) * scale, (steps >= low) & (steps <= high)
 
 
-def _per_channel(x: Tensor, scale: Tensor, zero: Tensor, axis: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+def _per_channel(
+    x: Tensor, scale: Tensor, zero: Tensor, axis: int, low: int, high: int
+) -> tuple[Tensor, Tensor]:
     return _rounded(x, scale, zero, axis, low, high)
 
 
