@@ -60,7 +60,7 @@ def true_zeros(x: Any) -> Any:
 
 
 def count(x: Tensor, dim, keepdim: bool) -> Tensor:
-    return (x != 0).to(x.dtype).sum(dim, keepdim)
+    return (x != 0).to(x.real.dtype).sum(dim, keepdim)
 
 
 def all_dims(x: Tensor, dim) -> list[int]:
