@@ -60,7 +60,7 @@ def true_zeros(x: Any) -> Any:
 
 
 def count(x: Tensor, dim, keepdim: bool) -> Tensor:
-    return (x != 0).to(x.dtype).sum(dim, keepdim)
+    return (x != 0).to(x.real.dtype).sum(dim, keepdim)
 
 
 def all_dims(x: Tensor, dim) -> list[int]:
@@ -297,13 +297,30 @@ def grouped_mm(a, b, offs=None, bias=None, out_dtype=None):
     return torch.stack([a[:, s] @ b[s] for s in spans])
 
 
+def observed(
+    x, observer_on, fake_quant_on, low, high, scale, zero, constant, least, most, axis, per_row=False, _=False
+):
+    """`torch._fused_moving_avg_obs_fq_helper` with its observer off: rounding to steps of `scale` around `zero`."""
+    assert not observer_on, "the oracle knows no observers"
+    if not fake_quant_on:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    spread = [-1 if per_row and d == axis else 1 for d in range(x.dim())]
+    scale, zero = scale.view(spread), zero.view(spread)
+    steps = (x / scale).round() + zero
+    return (steps.clamp(least, most) - zero) * scale, (steps >= least) & (steps <= most)
+
+
+WIDE = {aten._grouped_mm.default: grouped_mm, aten._fused_moving_avg_obs_fq_helper.default: observed}
+
+
 class WideKernels(TorchDispatchMode):
     """Ops that torch has no float64 kernel for, written out."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is aten._grouped_mm.default and args[0].dtype == torch.float64:
-            return grouped_mm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        call = (
+            WIDE.get(func, func) if args and is_inexact(args[0]) and args[0].dtype == torch.float64 else func
+        )
+        return call(*args, **(kwargs or {}))
 
 
 class LiveElementsOnly(TorchDispatchMode):
@@ -323,7 +340,10 @@ class LiveElementsOnly(TorchDispatchMode):
             return tree_map(mark_live_, func(*args, **kwargs))
         if torch.Tag.pointwise in func.tags or packet in POINTWISE_TOO:
             return pointwise(func, args, kwargs, floats)
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if not func._schema.is_mutable and not any((t == 0).any() for t in floats):  # nothing dead goes in
+            return tree_map(lambda t: mark_live_(t) if is_inexact(t) and (t == 0).any() else t, out)
+        return out
 
 
 def pointwise(func, args, kwargs, floats: list[Tensor]):

@@ -387,3 +387,4 @@ def test_a_reason_says_which_sizes_must_go_on_being_equal() -> None:
         f.reason.text for f in result.report.frozen if f.name == "attention.out_proj.weight" and f.count == 4
     ]
     assert heads == ["is computed from other sizes: 32 = 8 x num_heads"]
+    assert result.report.locks[0][0].text == heads[0]  # and not only that the embedding is an input

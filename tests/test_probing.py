@@ -81,6 +81,7 @@ STRICT = {
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable "
         "scaled_dot_product_attention",
     ),
+    "ranges over positions that windows in memory mix": (POSITIONS, "as_strided"),
     "ranges over the positions that a convolution mixes": (POSITIONS, "convolution torchvision::deform_conv2d"),
     "ranges over the positions that a pixel shuffle mixes": (POSITIONS, "pixel_shuffle"),
     "ranges over the positions that a pooling or resampling mixes": (

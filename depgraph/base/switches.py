@@ -200,14 +200,27 @@ def deeper_stack() -> Iterator[None]:
                 sys.setrecursionlimit(_Room.before)
 
 
+def source_of(function: Any) -> Callable[..., Any] | None:
+    """The Python function that a scripted one was compiled from; None of one that was traced or loaded, which holds sizes for good."""
+    held = vars(function)
+    scripted = held.get("__qualname__") == "torch.jit.ScriptFunction"
+    return held.get("_torchdynamo_inline") if scripted else None
+
+
+def _from_source(before: Callable[..., Any], function: Any, *args: Any, **kwargs: Any) -> Any:
+    source = source_of(function)
+    return before(function, *args, **kwargs) if source is None else source(*args, **kwargs)
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run compiled functions as the Python that they are made of: compiled code shows neither modules nor lines.
+    """Run compiled and scripted functions as the Python that they are made of: compiled code shows neither modules nor lines.
 
     There is room on the stack for those who watch.
     """
     with ExitStack() as stack:
         stack.enter_context(deeper_stack())
+        stack.enter_context(replaced(torch.jit.ScriptFunction, "__call__", _from_source))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(alone)
             stack.enter_context(torch.compiler.set_stance("force_eager"))

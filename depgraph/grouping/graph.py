@@ -438,10 +438,14 @@ class DependencyGraph:
         return graph
 
     def lock_summary(self) -> Counter[Reason]:
-        """Reason -> number of parameters whose every dim is frozen and that it locks (by its largest locked dim)."""
+        """Reason -> number of parameters whose every dim is frozen and that it locks.
+
+        Of several dims it is what an equation between sizes fixes that counts, which says most, else the largest.
+        """
         total: Counter[Reason] = Counter()
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point() or name in self.trace.attribute_tensors:
+            if name not in parameters:
                 continue
             dims = self._dims.get(name)
             if dims is None:
@@ -449,7 +453,7 @@ class DependencyGraph:
                 continue
             leaves = [a for axis in dims if axis is not None for a in axes.atoms(axis)]
             if leaves and all(self.reason(a) for a in leaves):
-                largest = max(leaves, key=lambda a: a.size)
+                largest = max(leaves, key=lambda a: (a.find() in self.sizes.pinned, a.size))
                 total[self.reason(largest) or Reason("")] += tensor.numel()
         return total
 

@@ -26,6 +26,18 @@ aten = torch.ops.aten
 VALUED = {aten.full, aten.full_like, aten.new_full, aten.fill, aten.fill_, aten.scalar_tensor, aten.linspace, aten.logspace,
           aten.masked_fill, aten.masked_fill_, aten.constant_pad_nd}  # fmt: skip
 DEPENDENT = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+# Ops through which a number in a table comes to where Python reads it.
+MOVING = {
+    aten.select,
+    aten.slice,
+    aten.view,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten._to_copy,
+}
 
 
 def is_needed(graph: DependencyGraph, verify: bool) -> bool:
@@ -51,6 +63,10 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         raise VerificationError(f"the smaller model does not run: {type(error).__name__}: {error}") from error
     counts = graph.sizes.counts({graph.named[name].axis: mask for name, mask in masks.items()})
     values = {node for node, *_ in before.escapes}
+    tables = {
+        n for n in before.graph.nodes if _is_constant(n)
+    }  # they hold nothing that depends on weights or inputs
+    changed: set[Node] = set()  # those that hold other integers: sizes, which Python may read
     (ran, sources), (runs, others) = _program(before), _program(after)
     place = dict(zip(ran, runs, strict=False))
     for copy, source in sources.items():
@@ -59,19 +75,43 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
         if old.op == "output":
             return
         new = place.get(old)
-        text = (
-            "is followed by nothing"
-            if new is None
-            else _difference(graph, counts, old, new, place, others, after)
-        )
+        packet = getattr(old.target, "overloadpacket", None)
+        if packet in MOVING and old.args[0] in tables:
+            tables.add(old)
+            changed |= {old} if old.args[0] in changed else set()
+        if new is None:
+            text = "is followed by nothing"
+        elif old in tables and packet is None and _holds_other_integers(graph.trace, old, after, new):
+            text = ""
+            changed.add(old)
+        elif (
+            old not in tables and packet is not aten._local_scalar_dense and changed & {*old.all_input_nodes}
+        ):
+            text = "computes with other sizes, put into a tensor"
+        else:
+            text = _difference(graph, counts, old, new, place, others, after)
         if text:
             if values:
                 return
             seen = record_of(old)
             where = f" in {seen.module}" if seen.module else ""
             raise VerificationError(f"{old.target}{where} {text} ({seen.source})")
-        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT):
+        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT) and not tables >= {
+            *old.all_input_nodes
+        }:
             values.add(old)
+
+
+def _is_constant(node: Node) -> bool:
+    return node.op == "get_attr" and record_of(node).kind == "constant"
+
+
+def _holds_other_integers(before: Trace, old: Node, after: Trace, new: Node) -> bool:
+    if before.fake or not _is_constant(new):
+        return False
+    a, b = before.constants[str(old.target)], after.constants[str(new.target)]
+    exact = not (a.is_floating_point() or a.is_complex() or a.dtype == torch.bool)
+    return exact and a.shape == b.shape and a.dtype == b.dtype and not a.is_meta and not torch.equal(a, b)
 
 
 def _program(trace: Trace) -> tuple[list[Node], dict[Node, Node]]:
@@ -115,7 +155,7 @@ def _difference(
         return ""  # a table of sizes that only decides: it decides as before
     if record_of(old).backward:
         return ""  # numbers there only scale gradients
-    if old.op == "get_attr" and record_of(old).kind == "constant":
+    if _is_constant(old):
         a, b = graph.trace.constants[str(old.target)], after.constants[str(new.target)]
         same = (
             a.shape == b.shape and a.dtype == b.dtype and (graph.trace.fake or a.is_meta or torch.equal(a, b))

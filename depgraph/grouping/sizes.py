@@ -72,6 +72,7 @@ class SizeSystem:
             for expr, *_ in state.trace.losses
             if isinstance(expr, tuple) and self._ranges(expr)
         }
+        self.pinned: set[Axis] = set()  # those that an equation fixes by itself
         self.tests: list[
             tuple[Expr, Polynomial]
         ] = []  # what arithmetic of the code must give with the new sizes
@@ -104,6 +105,7 @@ class SizeSystem:
             if not alone:
                 return
             for p, why in alone:
+                self.pinned |= {a for term in p for a in term}
                 self._freeze({a for term in p for a in term}, why)
 
     def reduce(self, polynomial: Polynomial, free: Container[Axis]) -> Polynomial:

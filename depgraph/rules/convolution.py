@@ -91,7 +91,7 @@ def _grouped(
 def deformed_convolution(site: OpCall) -> Dims:
     """x[n i ...], weight[o i ...], bias[o], offsets and mask [n ...] -> [n o ...]: the places it samples stay whole.
 
-    With several groups, of the weight or of the offsets, the channels that they count stay whole.
+    Of several groups, of the weight or of the offsets, all lose the same channels; with one channel each, they are the channels.
     """
     x, w, offset, mask, bias = (
         [] if not hasattr(a, "op") else site.dims(a) for a in site.named("input weight offset mask bias")
@@ -105,16 +105,33 @@ def deformed_convolution(site: OpCall) -> Dims:
             site.same(a, b)
     out = w[0]
     site.broadcast(bias, [out], size=site.shape[1:2])
-    if groups != 1 or offset_groups != 1:
-        for axis in (x[1], *([w[0], w[1]] if groups != 1 else ())):
-            site.lock(axis, "is in groups of a deformed convolution")
     if groups == 1:
         site.same(x[1], w[1])
+    elif x[1] is not None and out is not None and groups == x[1].size == out.size:
+        site.same(x[1], out)
+        names = [a.name for a in site.node.target._schema.arguments]
+        site.argument_is_size_of(out, names.index("groups"))
+    else:
+        site.same(_in_groups(site, x[1], groups), w[1])
+        _in_groups(site, out, groups)
+    if offset_groups != 1:
+        _in_groups(site, x[1], offset_groups)
     site.contract(x[1])
     spatial = [site.fixed(n, "ranges over the output of a convolution") for n in site.shape[2:]]
     site.weight(site.given("weight"), [out], [w[1]], site.given("input"))
     site.macs(x[0], out, *w[1:], *spatial)
     return [x[0], out, *spatial]
+
+
+def _in_groups(site: OpCall, axis: Axis | None, groups: int) -> Axis | None:
+    """What an axis of channels has in each of its groups, which stay."""
+    text = "numbers the groups of a deformed convolution"
+    if axis is None or axis.size == groups:
+        site.lock(axis, text)
+        return None
+    outer, inner = site.algebra.factor(axis, groups)
+    site.lock(outer, text)
+    return inner
 
 
 @rule("*::roi_align", "*::roi_pool")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..axes.axes import Axis, concat, product
 from ..axes.op_call import Dims, OpCall
 from ..tracing.recorder import record_of
@@ -384,18 +386,81 @@ def unfold(site: OpCall) -> Dims:
 
 @rule("as_strided", "as_strided_")
 def as_strided(site: OpCall) -> list[Dims]:
-    """Dims of the sizes and strides of the input's own pass, in any order; with other ones, all stay whole."""
+    """x[...] -> dims that walk through memory: those that together walk all of a dim of x are its factors, others mix positions.
+
+    Dims whose positions are mixed stay whole. Strides repeat the sizes of the dims that lie closer in memory.
+    """
     x, record = site.dims(site.args[0]), record_of(site.args[0])
-    own = {key: d for d, key in enumerate(zip(record.shape, record.strides[0], strict=True)) if x[d]}
-    wanted = [key for key in zip(*site.args[1:3], strict=True) if key[0] != 1]
-    moved = sorted(wanted) == sorted(own) and len(own) == len(x) - x.count(None)
-    if not moved or any(not step for _, step in own) or site.given("storage_offset") is not None:
+    laid = sorted((-step, d) for d, step in enumerate(record.strides[0]) if record.shape[d] != 1)
+    order = [d for _, d in laid]  # from the slowest to the fastest
+    dense = [math.prod(record.shape[e] for e in order[i + 1 :]) for i in range(len(order))]
+    if [-step for step, _ in laid] != dense or site.given("storage_offset"):
         return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
-    if record_of(site.node).function.rstrip("_") == "as_strided":  # not called by an op of torch's
-        for axis in x:
-            site.lock(axis, f"has its size and strides repeated in a call of {site.node.target}")
-    keys = zip(*site.args[1:3], strict=True)
-    return [[x[own[key]] if key[0] != 1 else None for key in keys]]
+    sizes, steps = (list(map(int, given)) for given in site.args[1:3])
+    walks = _walks([(record.shape[d], step) for d, step in zip(order, dense, strict=True)], sizes, steps)
+    if walks is None:
+        return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
+    out: Dims = [None] * len(sizes)
+    for first, last, walking in walks:
+        dims, inner, step = [x[d] for d in order[first:last]], [x[d] for d in order[last:]], dense[last - 1]
+        walking.sort(key=lambda k: -steps[k])
+        extents = [sizes[k] for k in walking]
+        regular = [step * math.prod(extents[i + 1 :]) for i in range(len(extents))]
+        if regular == [steps[k] for k in walking] and math.prod(extents) == math.prod(
+            a.size for a in dims if a
+        ):
+            found = site.regroup(dims, extents)
+        else:
+            for axis in dims:
+                site.lock(axis, "ranges over positions that windows in memory mix")
+            found = [
+                site.fixed(n, "ranges over windows in memory, or over the positions of one") for n in extents
+            ]
+            regular = []
+        for i, k in enumerate(walking):
+            out[k] = found[i]
+            between = (
+                found[i + 1 :]
+                if regular
+                else [site.fixed(steps[k] // step, "is a number of steps in memory")]
+            )
+            counted = product([a for a in (*between, *inner) if a is not None])
+            for argument in (2, "stride"):
+                site.argument_is_size_of(counted, argument, k)
+    return [out]
+
+
+def _walks(
+    dims: list[tuple[int, int]], sizes: list[int], steps: list[int]
+) -> list[tuple[int, int, list[int]]] | None:
+    """(first, last, walking): which of the dims of a result walk the `dims` (size, step) of memory from `first` to `last`.
+
+    Dims of memory are taken together where a walk goes over the end of one. None where a dim of the result repeats entries.
+    """
+    spans = [(i, i + 1) for i in range(len(dims))]
+    while True:
+        found = [
+            (a, b, [k for k in range(len(sizes)) if _walked(dims, spans, sizes[k], steps[k]) == b])
+            for a, b in spans
+        ]
+        if sum(len(walking) for *_, walking in found) != sum(n != 1 for n in sizes):
+            return None
+        for i, (a, b, walking) in enumerate(found):
+            step = dims[b - 1][1]
+            reach = sum((sizes[k] - 1) * (steps[k] // step) for k in walking)
+            if reach >= math.prod(n for n, _ in dims[a:b]):
+                if not i:
+                    return None
+                spans[i - 1 : i + 1] = [(spans[i - 1][0], b)]
+                break
+        else:
+            return found
+
+
+def _walked(dims: list[tuple[int, int]], spans: list[tuple[int, int]], size: int, step: int) -> int | None:
+    """The end of the slowest span whose steps add up to `step`; None of a dim of one entry, or one that repeats entries."""
+    fitting = [b for _, b in spans if step >= dims[b - 1][1] and step % dims[b - 1][1] == 0]
+    return fitting[0] if size != 1 and step > 0 and fitting else None
 
 
 @rule("trace")

@@ -16,7 +16,7 @@ ALSO = (
     "log_sigmoid_backward", "softshrink_backward", "hardshrink_backward", "logit_backward",
     "prims::add", "prims::sub", "prims::mul", "prims::div", "prims::neg",  # what forward derivatives are written in
     "polar", "complex", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus", "geometric", "log_normal",
-    "feature_dropout", "alpha_dropout",
+    "feature_dropout", "alpha_dropout", "poisson", "binomial", "_standard_gamma", "cauchy", "random",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def pointwise(site: OpCall) -> list[Dims]:
     if not site.shapes:  # an assertion
         return []
     if not operands:
-        return site.lock_all("has the size of a random draw")
+        return [noise(site)]
     out = site.broadcast(*operands)
     return [out if shape == site.shape else [site.fresh(n) for n in shape] for shape in site.shapes]
 

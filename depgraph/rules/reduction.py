@@ -13,7 +13,8 @@ from .registry import rule
 
 EXACT = ("sum", "nansum", "count_nonzero")
 STATISTICS = ("mean", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-              "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue")  # fmt: skip
+              "logsumexp", "prod", "any", "all", "median", "nanmedian", "mode", "kthvalue",
+              "_is_all_true", "_is_any_true")  # fmt: skip
 INDEXED = ("median", "nanmedian", "mode", "kthvalue")
 PAIRWISE = (torch.ops.aten.max.other, torch.ops.aten.min.other)  # of two tensors, entry by entry
 

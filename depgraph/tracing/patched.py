@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..base.switches import ModuleCall, around_calls, open_functions, replaced
+from ..base.switches import ModuleCall, around_calls, open_functions, replaced, source_of
 from ..base.values import map_tensors
 from . import sizes
 from .code_reads import other_forwards
@@ -87,6 +87,23 @@ def _backward(recorder: Recorder, cls: Any, run: Any, inputs: list[Any], kwargs:
     for a, gradient in zip(inputs, gradients, strict=False):
         if isinstance(a, torch.Tensor) and isinstance(gradient, torch.Tensor):
             torch.add(a.detach(), gradient)
+
+
+def watch_scripts(recorder: Recorder) -> AbstractContextManager[None]:
+    """What goes through compiled code without a source can't be followed: nobody sees where its numbers come from."""
+
+    def call(before: Callable[..., Any], function: Any, *args: Any, **kwargs: Any) -> Any:
+        if source_of(function) is not None:
+            return before(function, *args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            out = before(function, *args, **kwargs)
+        if not recorder.paused:
+            recorder.escape(
+                (args, kwargs, out), f"goes through {function.name}(), TorchScript without a source"
+            )
+        return out
+
+    return replaced(torch.jit.ScriptFunction, "__call__", call)
 
 
 @contextmanager

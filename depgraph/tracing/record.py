@@ -12,7 +12,6 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -100,7 +99,7 @@ class PythonMode(TorchFunctionMode):
             if type(out) is int:
                 return self._size(func, args, kwargs, out)
             if type(out) is tuple and func is torch.Tensor.stride:
-                return tuple(self._strides(args[0], out))
+                return tuple(self._stride(args[0], d, n) for d, n in enumerate(out))
         else:
             before = -1
             r.paused += 1
@@ -166,23 +165,23 @@ class PythonMode(TorchFunctionMode):
             return sizes.Size(out, _product(factors))
         elif func is torch.Tensor.nbytes.__get__:  # type: ignore[attr-defined]
             return sizes.Size(out, ("mul", _product(factors), tensor.element_size()))
-        elif name in ("stride", "storage_offset"):
+        elif name == "stride":
+            return self._stride(tensor, args[1] if len(args) > 1 else kwargs["dim"], out)
+        elif name == "storage_offset" and out:
             self.recorder.lost(_product(factors), f"{name}()")
         return out
 
-    def _strides(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> Iterator[int]:
-        """The strides of a tensor: of a contiguous one, tracked."""
+    def _stride(self, tensor: torch.Tensor, dim: int, step: int) -> int:
+        """The stride of a dim: of a contiguous tensor, tracked."""
         if self.recorder.paused:
-            yield from strides
-            return
+            return step
         factors = _dims(self.recorder, tensor)
-        for d, n in enumerate(strides):
-            if tensor.is_contiguous() and factors[d + 1 :] and n == math.prod(tensor.shape[d + 1 :]):
-                yield sizes.Size(n, _product(factors[d + 1 :]))
-            else:
-                if n > 1:
-                    self.recorder.lost(_product(factors), "stride()")
-                yield n
+        dim %= len(factors)
+        if tensor.is_contiguous() and factors[dim + 1 :] and step == math.prod(tensor.shape[dim + 1 :]):
+            return sizes.Size(step, _product(factors[dim + 1 :]))
+        if step > 1:
+            self.recorder.lost(_product(factors), "stride()")
+        return step
 
     def _note_scalars(self, args: Any, out: Any) -> None:
         for i, value in enumerate(args):

@@ -111,6 +111,16 @@ def _shaped(first: int) -> Callable[[Call], None]:
     return note
 
 
+def _strided(call: Call) -> None:
+    """Sizes of the result's dims; and steps in memory, which the rule says the meaning of."""
+    shape = Call(call.name, call.args[:2], call.kwargs, call.out)
+    _shaped(1)(shape)
+    call.found += shape.found
+    steps = call.arg(2, "stride", ())
+    for k, step in enumerate(steps if isinstance(steps, (tuple, list)) else ()):
+        call.use(step, call.out, None, (2, k) if len(call.args) > 2 else ("stride", k))
+
+
 def _unflatten(call: Call) -> None:
     dim = int(call.arg(1, "dim")) % call.args[0].dim()
     for i, value in enumerate(call.arg(2, "sizes", ())):
@@ -251,6 +261,8 @@ NOTES: dict[str, Callable[[Call], None]] = {
     ),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _shaped(1)),
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _shaped(0)),
+    "normal": _shaped(2),
+    **dict.fromkeys(("as_strided", "as_strided_"), _strided),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _groups),
     "randint": _shaped(2),

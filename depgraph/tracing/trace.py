@@ -27,7 +27,7 @@ from . import sizes
 from .caches import Kept, nothing_kept
 from .literals import track_literals
 from .outputs import Call
-from .patched import open_python_functions, watch_functions, watch_modules
+from .patched import open_python_functions, watch_functions, watch_modules, watch_scripts
 from .record import AtenMode, PythonMode
 from .recorder import Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
@@ -324,6 +324,7 @@ def _recording(
         eagerly(),
         watch_modules(twin, recorder),
         watch_functions(recorder),
+        watch_scripts(recorder),
         fakes,
         AtenMode(recorder, kept),
         sizes.telling(recorder),

@@ -183,8 +183,10 @@ def is_number(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and (tensor.is_floating_point() or tensor.is_complex())
 
 
-def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], MaskedRun]:
-    """The tensors that the masked original gives away under `run`, and the run of masks."""
+def run_masked(
+    model: nn.Module, plan: Plan, run: Setup, drawn: Draws | None = None
+) -> tuple[list[Tensor], MaskedRun]:
+    """The tensors that the masked original gives away under `run`, and the run of masks, whose draws `drawn` takes."""
     on_demand = run.on_demand(model)
     replaced: dict[int, Any] = {}
     shared: list[Tensor] = []
@@ -210,7 +212,7 @@ def run_masked(model: nn.Module, plan: Plan, run: Setup) -> tuple[list[Tensor], 
         replaced[id(source)] = _held(source, weight.whole())
         if cut is not None:
             masks.append((replaced[id(source)], weight.mask()))
-    record = MaskedRun(run.dtype, shared)
+    record = MaskedRun(run.dtype, shared, drawn)
     use = _Masked(record)
     for held, mask in masks:
         record.give(held, mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import contraction, movement, statistics  # noqa: F401  their handlers register themselves
+from . import contraction, movement, quantisation, statistics  # noqa: F401  their handlers register themselves
 from .draws import Draws
 from .run import HANDLERS, MaskedRun, Unfollowed, Widened
 

@@ -134,15 +134,17 @@ FACTORIES = {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_emp
 class MaskedRun(Widened):
     """Runs ATen ops with a mask (1 alive, 0 dead, in the tensor's own shape) beside each tensor."""
 
-    def __init__(self, dtype: torch.dtype | None = None, shared: Iterable[Tensor] = ()) -> None:
-        """`dtype`: as for `Widened`; `shared` stay as they are."""
+    def __init__(
+        self, dtype: torch.dtype | None = None, shared: Iterable[Tensor] = (), drawn: Draws | None = None
+    ) -> None:
+        """`dtype`: as for `Widened`; `shared` stay as they are; `drawn`: where its draws are noted."""
         super().__init__(dtype)
         self.kept = WriteGuard(shared)
         self.masks: dict[int, Tensor] = {}
         self.alive: dict[int, weakref.ref[Tensor]] = {}
         self.restricted: set[str] = set()
         self.probed: set[str] = set()
-        self.drawn = Draws()
+        self.drawn = Draws() if drawn is None else drawn
         self.paused = False  # what runs is no op of the model's
 
     def give(self, tensor: Tensor, mask: Tensor) -> None:
@@ -171,7 +173,7 @@ class MaskedRun(Widened):
         args, kwargs = self.given(func, args, kwargs or {})
         out = self._masked(func, args, kwargs)
         if is_random(func):
-            self.drawn.note(func, out, self)
+            self.drawn.note(func, args, out, self)
         return out
 
     def _masked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -218,7 +220,8 @@ def _overlaps(tensor: Tensor) -> bool:
     "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
     "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num "
     "lerp addcmul addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward "
-    "softplus uniform normal tril triu polar complex"
+    "softplus uniform normal exponential geometric log_normal cauchy random poisson "
+    "binomial _standard_gamma tril triu polar complex"
 )
 def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where every operand is; an operand that the op changes in place changes its mask in place."""

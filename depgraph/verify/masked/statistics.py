@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 @handles(
-    "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any"
+    "sum nansum mean amax amin max min var std var_mean std_mean norm linalg_vector_norm logsumexp prod any all _is_all_true _is_any_true"
 )
 def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Sums of zeroed entries are exact; other statistics are taken over the alive ones."""
@@ -49,7 +49,7 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     def shaped(t: Tensor) -> Tensor:
         return t if keep else t.squeeze(tuple(dims)) if dims else t
 
-    if name in ("sum", "nansum", "norm", "linalg_vector_norm", "any", "count_nonzero"):
+    if name in ("sum", "nansum", "norm", "linalg_vector_norm", "any", "_is_any_true", "count_nonzero"):
         run.restricted.discard(name)
         out = func(*args, **kwargs)
     elif name == "mean":
@@ -64,8 +64,10 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             return out
         out = shaped(spread)
     else:
+        if name in ("all", "_is_all_true"):  # nobody asks about entries that are not there
+            run.restricted.discard(name)
         fill = {"amax": float("-inf"), "max": float("-inf"), "amin": float("inf"), "min": float("inf"), "prod": 1.0,
-                "logsumexp": float("-inf")}.get(name)  # fmt: skip
+                "logsumexp": float("-inf"), "all": True, "_is_all_true": True}.get(name)  # fmt: skip
         if fill is None:
             raise Unfollowed(f"{name} over a pruned dim")
         out = func(x.masked_fill(mask == 0, fill), *args[1:], **kwargs)
