@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from ..base.checks import a_path, flag, is_whole, shown
 from ..base.errors import InputError, TraceError
 from ..base.progress import bytes_bar
 from ..base.weights import Weights
+from ..data.calibration import Calibration, Loss
 from ..grouping.graph import DependencyGraph
 from ..grouping.naming import Name, given_names
 from ..importance import Importance
 from ..plan.plan import Plan
-from ..prune import Constraint, analyzed, by_rule, planned, stated_constraints
+from ..prune import Constraint, analyzed, by_rule, planned, recovery_of, stated_constraints
+from ..recover import check as check_recovery
 from ..select import Request, Scope
 from ..select.budget_kinds import BYTES
 from ..surgery.apply import assign
@@ -31,9 +33,10 @@ from ..tracing.tensors import all_tensors, named_tensors
 from ..verify.weights import ROOM, DrawnValues
 from .original import Original
 from .outcome import CheckpointResult, written
+from .recovering import recovered
 from .shell import fill_buffers, shell_of
 from .source import FromFiles
-from .writing import check_out
+from .writing import check_out, scratch_for
 
 Tensor = torch.Tensor
 VERIFY = ("values", "structure", False)
@@ -81,7 +84,7 @@ def prune(
     max_latency: float | str | None = None, importance: str | Importance = "auto", scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (),
     round_to: int = 1, uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
-    granularity: str | None = None, progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
+    granularity: str | None = None, calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None, progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
     threshold: float | None = None, dry_run: bool = False, **further_budgets: float | str | None,
 ) -> CheckpointResult | Forecast:  # fmt: skip
     """Prune a checkpoint of safetensors files without holding its model.
@@ -138,7 +141,14 @@ def prune(
         StoreError: a file can't be read or written; what was written is kept, and the same call continues.
     """
     arguments = dict(locals())
-    asked, importance = importance, by_rule(arguments, further_budgets, False)
+    recover = recovery_of(recover, importance, calibration)
+    if callable(recover):
+        raise InputError(
+            "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
+        )
+    if recover is not None:
+        check_recovery(recover, calibration)
+    asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
     if max_latency is not None:
         raise InputError("max_latency needs a model that runs on this machine: use max_macs or max_params")
     request = Request.of(arguments, further_budgets)
@@ -161,17 +171,32 @@ def prune(
         if dry_run:
             return _forecast(original, graph, example_inputs, request, target, verify)
         _check_memory(original, bound, verify)
+        data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
         notes: list[str] = []
         drawn: Weights = DrawnValues(all_tensors(graph.model), _floats(graph.model))
         proof = drawn if graph.weights is weights else True
         with bytes_bar("reading weights", original.checkpoint.bytes, progress) as weights.seen:
             try:
                 found = planned(
-                    graph, example_inputs, request, importance, None, proof if verify else False, notes, asked
+                    graph, example_inputs, request, importance, data, proof if verify else False, notes, asked
                 )
             finally:
                 weights.memory.save()
-        return written(original, weights, found, example_inputs, target, verify, notes, progress)
+        with scratch_for(target) as folder:
+            won = None
+            if recover is not None and data is not None:
+                won = recovered(
+                    graph,
+                    found.model,
+                    found.plan,
+                    data,
+                    recover,
+                    example_inputs,
+                    original.laid,
+                    folder,
+                    progress,
+                )
+            return written(original, weights, found, example_inputs, target, verify, notes, progress, won)
     finally:
         original.checkpoint.close()
 

@@ -30,6 +30,7 @@ class FromFiles:
     ) -> None:
         """Read from `checkpoint`, where the model's `tensors` lie as `laid` says; `memory` has what was computed before."""
         self.checkpoint, self.laid, self.tensors, self.memory = checkpoint, laid, tensors, memory
+        self.room = 1 << 26
         self.seen: Callable[[int], Any] = lambda count: None  # is told how many bytes were read
 
     def whole(self, name: str) -> Tensor:

@@ -99,7 +99,7 @@ class InputStatistic:
                 seen[call.consumer].add(stack, x)
 
         wanted = {r.consumer for rs in self.readers.values() for r in rs}
-        Watch(graph.model, wanted, see).run_all(data, "observing inputs")
+        Watch(graph.running, wanted, see).run_all(data, "observing inputs")
         self.scores: dict[Consumer, Scores] = {}
         for consumer, columns in seen.items():
             if columns.count:

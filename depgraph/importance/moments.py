@@ -241,11 +241,11 @@ def observed(
                 moments.add_gradient(reached, gradient)
 
         if objective is None:
-            Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
+            Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
         else:
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
-                watch = GradientWatch(graph.model, by_consumer, see, see_gradient, objective)
+                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, objective)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:

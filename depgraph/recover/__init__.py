@@ -20,7 +20,6 @@ from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
 from ..plan.plan import Plan
-from ..tracing.trace import trace
 from .changes import Changes
 from .compensation import compensate
 from .pairs import Pair, pairs
@@ -84,7 +83,6 @@ def recover(
     if callable(how):
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
-    steps = _steps(how)
     data: Any = calibration
     if not isinstance(data, Calibration):
         if example_inputs is None and isinstance(data, Iterable) and not isinstance(data, torch.Tensor):
@@ -93,9 +91,13 @@ def recover(
         data = Calibration(data, first if example_inputs is None else example_inputs, progress=progress)
     batches = list(data.batches("reading calibration data"))
     example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
-    task = Task(model, Changes(small), batches, progress=progress)
+    return carried_out(Task(model, Changes(small), batches, progress=progress), how, graph, plan, example)
+
+
+def carried_out(task: Task, how: How, graph: DependencyGraph, plan: Plan, example: Any) -> Recovery:
+    """As `recover`, of a task, by methods that are known; after an exception its changes are undone."""
     try:
-        _run(task, steps, graph, plan, example)
+        _run(task, _steps(how), graph, plan, example)
     except BaseException:
         task.changes.undo()
         raise
@@ -137,8 +139,9 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
     error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
-        recorded = trace(changes.model, example)
-        found, recovery.skipped = pairs(graph.state, propagate(recorded), plan)
+        every, recovery.skipped = pairs(graph.state, propagate(changes.traced(example)), plan)
+        recovery.skipped += [(p.name, why) for p in every if p.loses and (why := changes.refuses(p.name))]
+        found = [_shifted(p, changes) for p in every if not changes.refuses(p.name)]
     for step in steps:
         done = len(recovery.layers)
         changes.begin()
@@ -158,6 +161,11 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
         else:
             error = new
     recovery.output = None if first is None or error is None else (first, error)
+
+
+def _shifted(pair: Pair, changes: Changes) -> Pair:
+    """A pair without the place for its constant, where that can't be changed."""
+    return replace(pair, shift=None) if pair.shift is not None and changes.refuses(pair.shift.name) else pair
 
 
 def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs: int) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from ..data.calibration import Batch
 from ..data.consumers import Consumer
 from ..data.watch import Call, StopRun, Watch
+from ..surgery.on_demand import OnDemand
 
 
 class Run:
@@ -82,6 +83,6 @@ class Run:
     def write(self, name: str, values: torch.Tensor) -> None:
         """Tensor `name` has changed: so must this run's copy, where it has one."""
         mine: Any = self.watch.tensors[name]
-        if mine.data_ptr() != values.data_ptr():
+        if not isinstance(mine, OnDemand) and mine.data_ptr() != values.data_ptr():
             with torch.no_grad():
                 mine.copy_(values)

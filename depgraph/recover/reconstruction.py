@@ -142,8 +142,8 @@ class Reconstruction:
             return None, None
         share = max(self.samples, 4 * pair.columns.shape[1]) / max(count, 1)
         work = _Work(pair, members, share, grams)
-        weight = torch.zeros(pair.at.shape, dtype=wide(work.device), device=work.device)
-        change, found = Change(weight, weight.new_zeros(pair.at.shape[:2])), False
+        weight = torch.zeros(pair.sizes, dtype=wide(work.device), device=work.device)
+        change, found = Change(weight, weight.new_zeros(pair.sizes[:2])), False
         totals = [0.0, 0.0]
         blocks = slices(pair.columns.shape[1], 1, COLUMNS)
         for stacks in slices(len(pair.stacks), blocks[0].stop ** 2, ENTRIES):

@@ -127,7 +127,7 @@ def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
-        grams = accumulate(p.at[:, 0].numel() * p.columns.shape[1] for p in wanted)
+        grams = accumulate(p.columns.numel() * p.columns.shape[1] for p in wanted)
         count = max(1, sum(entries <= 4 * ENTRIES for entries in grams))
         _solve_at_once(task, wanted[:count], settings)
         wanted = wanted[count:]
@@ -157,7 +157,7 @@ def sums_of_removed(
         a pair, its sums to fit, its sums to judge by (all of both where either has none), and the squares of the
         results there. Pairs that no batch reached are noted in the task.
     """
-    sizes = {p: (p.at.shape[0], p.at.shape[2] if kept else 0, p.at.shape[1]) for p in found}
+    sizes = {p: (p.sizes[0], p.sizes[2] if kept else 0, p.sizes[1]) for p in found}
     sums = {
         p: [Sums.zero(*n, task.changes.tensors[p.name].device) for _ in range(2)] for p, n in sizes.items()
     }

@@ -16,6 +16,7 @@ from ..base.switches import eagerly, same_random_state, without_fast_attention, 
 from ..base.values import map_tensors, tensor_leaves
 from ..base.weights import InMemory, Weights
 from ..plan.plan import Plan
+from ..surgery.on_demand import OnDemand, Use, Weight
 from ..tracing.caches import nothing_kept
 from ..tracing.outputs import Call
 from ..tracing.tensors import all_tensors, skeleton
@@ -23,7 +24,7 @@ from ..tracing.training import NoDropout
 from .conditions import seed_all
 from .masked import Draws, MaskedRun, Widened
 from .power import Effects
-from .weights import DrawnValues, OnDemand, Use, Weight, too_large, widened
+from .weights import DrawnValues, too_large, widened
 
 Tensor = torch.Tensor
 
