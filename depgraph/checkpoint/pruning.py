@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -22,9 +23,9 @@ from ..base.weights import Weights
 from ..data.calibration import Calibration, Loss
 from ..grouping.graph import DependencyGraph
 from ..grouping.naming import Name, given_names
-from ..importance import Importance
+from ..importance import Importance, needs_of
 from ..plan.plan import Plan
-from ..prune import Constraint, analyzed, by_rule, planned, recovery_of, stated_constraints
+from ..prune import Constraint, analyzed, by_rule, check_finite, planned, recovery_of, stated_constraints
 from ..recover import check as check_recovery
 from ..select import Request, Scope
 from ..select.budget_kinds import BYTES
@@ -40,7 +41,7 @@ from .writing import check_out, scratch_for
 
 Tensor = torch.Tensor
 VERIFY = ("values", "structure", False)
-WORKING = 300_000_000  # bytes that reading and writing take beside what the process has: blocks, sums, plans
+WORKING = 120_000_000  # bytes that reading and writing take beside what the process has: blocks, sums, plans
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def prune(
         out: the smaller checkpoint; a new folder.
         factory: builds the model, or ``"package.module:function"``; its ``state_dict`` has the names that are in the files. Not
             needed where ``config.json`` in the folder names a class that `from_pretrained` knows.
-        memory: bytes that may be resident at most, such as ``"6GB"``; what takes more is refused with what it takes.
+        memory: bytes that this may take at most, such as ``"6GB"``, beside what the process has when it is called (libraries, your
+            data); what takes more is refused with what it takes.
         verify: ``"values"``: the smaller model is compared with the masked original on weights drawn from a seed, and then on
             those in the files, which exist only while their module runs. ``"structure"``: on drawn ones alone, which reads
             nothing. False: not at all.
@@ -111,7 +113,9 @@ def prune(
         max_bytes: likewise.
         max_memory: likewise.
         max_latency: refused: it needs a model that runs here.
-        importance: likewise; a criterion that looks at weights alone.
+        importance: likewise. Criteria that look at inputs (``"wanda"``, ``"flap"``, ``"obs"``, ``"kfac_obs"`` ...) run the model on the
+            calibration data with weights that are read when they are used; those that need gradients of all weights
+            (``"taylor"`` and its like) take the model in memory, where that fits.
         scope: likewise.
         max_ratio: likewise.
         normalise: likewise.
@@ -121,6 +125,10 @@ def prune(
         uniform: likewise.
         constraints: likewise.
         granularity: likewise.
+        calibration: likewise, for criteria that look at data, and for recovery.
+        loss: likewise.
+        recover: likewise, but for functions of your own; each layer is solved when all batches have come to it, and new values
+            are put aside in a file.
         progress: show bars with bytes, rate and time left; None: on a terminal alone.
         strict: likewise.
         already_pruned: likewise.
@@ -163,15 +171,21 @@ def prune(
     source, target = a_path("folder", folder), a_path("out", out)
     if not dry_run:
         check_out(target, source)
+    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     original = Original.of(source, factory)
     try:
         weights = original.weights()
+        weights.check = Bound(bound).check
+        weights.room = min(weights.room, bound // 8)
         how = (names, strict, stated, granularity)
-        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run)
+        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
         if dry_run:
             return _forecast(original, graph, example_inputs, request, target, verify)
-        _check_memory(original, bound, verify)
-        data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
+        room = 0 if data is None else weights.room
+        _check_memory(original, bound, verify, room)
+        if data is not None:
+            data.memory = bound - needed_memory(original, False, room)[0]
+            check_finite(graph, set())
         notes: list[str] = []
         drawn: Weights = DrawnValues(all_tensors(graph.model), _floats(graph.model))
         proof = drawn if graph.weights is weights else True
@@ -182,20 +196,12 @@ def prune(
                 )
             finally:
                 weights.memory.save()
-        with scratch_for(target) as folder:
+        with scratch_for(target) as aside:
             won = None
             if recover is not None and data is not None:
-                won = recovered(
-                    graph,
-                    found.model,
-                    found.plan,
-                    data,
-                    recover,
-                    example_inputs,
-                    original.laid,
-                    folder,
-                    progress,
-                )
+                task = graph, found.model, found.plan, data, recover, example_inputs
+                won = recovered(*task, weights, aside, progress)
+            weights.check = lambda what: None
             return written(original, weights, found, example_inputs, target, verify, notes, progress, won)
     finally:
         original.checkpoint.close()
@@ -241,13 +247,21 @@ def _analyzed(
     how: tuple[Any, ...],
     bound: int,
     dry_run: bool,
+    needs: str,
 ) -> DependencyGraph:
-    """The graph of the model without values; where its code needs them, and they fit into memory, of the model with them."""
+    """The graph of the model without values; where its code or a criterion needs them all, and they fit, of the model with them."""
     names, strict, stated, granularity = how
+    needed = 3 * original.checkpoint.bytes
     try:
-        return analyzed(original.model, example_inputs, names, strict, stated, granularity, weights)
+        if needs != "loss" or dry_run:
+            return analyzed(original.model, example_inputs, names, strict, stated, granularity, weights)
+        needed = 5 * original.checkpoint.bytes
+        if needed > bound:
+            raise InputError(
+                f"this importance takes gradients of all weights, and for that the model in memory, about {needed / 1e9:.2g} GB; "
+                f"memory={bound / 1e9:.2g} GB\n  fix: give more memory, or importance='kfac_obs', 'obs', 'wanda' or 'flap'"
+            )
     except TraceError as error:
-        needed = 3 * original.checkpoint.bytes + held()
         if needed > bound:
             raise TraceError(
                 f"{error}\n  (it was run without values, as memory={bound / 1e9:.2g} GB allows; with them it would take "
@@ -268,6 +282,33 @@ def _analyzed(
     return analyzed(model, example_inputs, names, strict, stated, granularity)
 
 
+class Bound:
+    """What may be taken beside what is resident now."""
+
+    def __init__(self, most: int) -> None:
+        """Up to `most` bytes."""
+        self.most, self.before = most, held()
+
+    def check(self, what: str) -> None:
+        """Raise an `InputError` where more is taken when `what` is read."""
+        if held() - self.before <= self.most:
+            return
+        _give_back()
+        taken = held() - self.before
+        if taken > self.most:
+            raise InputError(
+                f"memory={self.most / 1e9:.3g} GB is too little: {taken / 1e9:.3g} GB are taken where {what} is read\n"
+                f'  fix: memory="{math.ceil(taken / 5e7) / 10:g}GB", or smaller batches of calibration data'
+            )
+
+
+def _give_back() -> None:
+    """Let the allocator return what is free to the system, where it can be told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def held() -> int:
     """Bytes that this process has resident now; 0 where the system does not say it."""
     try:
@@ -276,20 +317,23 @@ def held() -> int:
         return 0
 
 
-def needed_memory(original: Original, verify: Any) -> tuple[int, str]:
-    """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it."""
-    here = held() + WORKING
+def needed_memory(original: Original, verify: Any, room: int = 0) -> tuple[int, str]:
+    """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it.
+
+    `room` is what runs on data keep of weights; what else they take is known when they run.
+    """
+    tensors = named_tensors(original.model)[0]
+    here = WORKING + room
     if not verify:
         return here, ""
-    tensors = named_tensors(original.model)[0]
     made = {n: 3 * 8 * t.numel() for n, t in tensors.items() if t.is_meta and t.dim() != 2}
     largest = max(made, key=lambda n: made[n], default="")
     return here + min(ROOM, sum(t.numel() for t in tensors.values())) * 8 + made.get(largest, 0), largest
 
 
-def _check_memory(original: Original, bound: int, verify: Any) -> None:
+def _check_memory(original: Original, bound: int, verify: Any, room: int) -> None:
     """Refuse a bound that can't hold."""
-    needed, largest = needed_memory(original, verify)
+    needed, largest = needed_memory(original, verify, room)
     if needed > bound:
         most = (
             f", most of it to compare {largest!r}"

@@ -24,7 +24,7 @@ from ..store.layout import Laid
 from ..surgery.on_demand import OnDemand, Recent, standing_in
 from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
-from .source import FromFiles
+from .source import FromFiles, is_plain
 from .writing import BLOCK
 
 Tensor = torch.Tensor
@@ -78,6 +78,18 @@ class Smaller:
         """Computed anew."""
         return compute()
 
+    def put(self, name: str, values: Tensor) -> Tensor:
+        """Tensor `name` has new `values`; what is left of them in the type of the files."""
+        stored = values.to(self.original.laid[name].dtype)
+        self.changed[name] = self.shelf.put(stored)
+        return stored
+
+    def refuses(self, name: str) -> str:
+        """Why a tensor can't have new values, or nothing."""
+        laid, cut = self.original.laid.get(name), self.cuts.get(name)
+        plain = laid is not None and len(laid.parts) == 1 and is_plain(laid.parts[0], laid)
+        return "" if plain and (cut is None or cut.numbers is None) else ELSEWHERE
+
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The new values of tensor `name`, block by block."""
         place = self.changed[name]
@@ -129,16 +141,21 @@ class Recovered:
 
 
 def recovered(
-    graph: DependencyGraph, small: nn.Module, plan: Plan, data: Calibration, how: Any, example_inputs: Any, laid: Mapping[str, Laid],
+    graph: DependencyGraph, small: nn.Module, plan: Plan, data: Calibration, how: Any, example_inputs: Any, weights: FromFiles,
     folder: Path, progress: bool | None,
 ) -> Recovered:  # fmt: skip
-    """As `recover`, of models whose values are elsewhere; new ones are written into `folder`."""
-    weights: Any = graph.weights
+    """As `recover`, of a model whose values are in files; new ones are written into `folder`."""
     values = Smaller(weights, plan.cuts, Shelf(folder))
-    changes = ChangesElsewhere(small, values, Recent(weights.room), laid)
     batches = list(data.batches("reading calibration data"))
-    task = Task(graph.running, changes, batches, progress=progress)
-    return Recovered(carried_out(task, how, graph, plan, example_inputs), values)
+    if graph.weights is weights:
+        changes: Changes = ChangesElsewhere(small, values, Recent(weights.room))
+        task = Task(graph.running, changes, batches, progress=progress, memory=data.memory, shelf=values.shelf)
+        return Recovered(carried_out(task, how, graph, plan, example_inputs), values)
+    changes = ChangesHere(small, values)
+    found = carried_out(Task(graph.model, changes, batches, progress=progress), how, graph, plan, example_inputs)
+    for name in changes.before:
+        values.put(name, changes.value(name))
+    return Recovered(found, values)
 
 
 def _columns(found: Tensor, cut: Cut) -> Tensor:
@@ -156,10 +173,10 @@ class _Version(NamedTuple):
 class ChangesElsewhere(Changes):
     """Changes of a smaller model whose values are elsewhere: new ones are written beside them, in the type of the files."""
 
-    def __init__(self, shell: nn.Module, source: Smaller, use: Recent, laid: Mapping[str, Laid]) -> None:
-        """Run `shell` with the values of `source`, those used last kept by `use`; `laid`: how they are in the files."""
+    def __init__(self, shell: nn.Module, source: Smaller, use: Recent) -> None:
+        """Run `shell` with the values of `source`, those used last kept by `use`."""
         super().__init__(standing_in(shell, source, use))
-        self.shell, self.source, self.use, self.laid = shell, source, use, laid
+        self.shell, self.source, self.use = shell, source, use
 
     def traced(self, example: Any) -> Trace:
         """A recorded run of the shell."""
@@ -167,12 +184,7 @@ class ChangesElsewhere(Changes):
 
     def refuses(self, name: str) -> str:
         """Why a tensor can't be changed, or nothing."""
-        laid = self.laid.get(name)
-        plain = laid is not None and len(laid.parts) == 1
-        if laid is None or not plain or laid.parts != Laid.stored(laid.parts[0].name, laid.shape).parts:
-            return ELSEWHERE
-        cut = self.source.cuts.get(name)
-        return ELSEWHERE if cut is not None and cut.numbers is not None else ""
+        return self.source.refuses(name)
 
     def value(self, name: str) -> Tensor:
         """What tensor `name` holds: read, and kept for as long as `use` has room."""
@@ -198,9 +210,21 @@ class ChangesElsewhere(Changes):
             elif values.held is not None:
                 tensor.data.copy_(values.held)
             return
-        stored = values.to(self.laid[name].dtype)
-        self.source.changed[name] = self.source.shelf.put(stored)
+        stored = self.source.put(name, values)
         self.value(name).copy_(stored)  # runs that have begun hold this very tensor
+
+
+class ChangesHere(Changes):
+    """Changes of a smaller model in memory, whose files are to have the new values."""
+
+    def __init__(self, model: nn.Module, source: Smaller) -> None:
+        """Nothing is changed yet."""
+        super().__init__(model)
+        self.source = source
+
+    def refuses(self, name: str) -> str:
+        """Why a tensor can't be changed, or nothing."""
+        return self.source.refuses(name)
 
 
 def stored_as(laid: Mapping[str, Laid], model: nn.Module, changed: Mapping[str, Any]) -> dict[str, Any]:

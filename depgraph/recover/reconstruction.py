@@ -166,6 +166,14 @@ class Reconstruction:
         return (change if found else None), layer
 
 
+def work_of(pair: Pair) -> int:
+    """Bytes that solving a pair takes, about: Gram matrices, sums, and the positions of what is changed."""
+    stacks, rows, columns = pair.sizes
+    grams = min(columns, COLUMNS) ** 2
+    together = max(1, min(stacks, ENTRIES // max(1, grams)))
+    return 8 * (5 * together * grams + 6 * together * rows * min(columns, COLUMNS) + 4 * stacks * rows * columns)
+
+
 @dataclass
 class Change:
     """What is added to a weight [stacks, rows, columns] and to its constant [stacks, rows]."""

@@ -26,6 +26,7 @@ from ..plan.plan import Cut
 from ..tracing.tensors import all_tensors, place_of, skeleton
 
 Tensor = torch.Tensor
+READ = 1 << 22  # entries of a weight that are read at a time
 BLOCK = 1 << 17  # entries of the blocks of rows in which large ones are multiplied
 
 
@@ -269,7 +270,7 @@ class Recent(Use):
             while self.held and weight.bytes + sum(v.nbytes for _, v in self.held.values()) > self.room:
                 self.held.popitem(last=False)
             with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
-                known = weight, weight.whole()
+                known = weight, _by_rows(weight)
         self.held[id(weight)] = known
         return known[1]
 
@@ -307,14 +308,23 @@ class Recent(Use):
         self.held.pop(id(weight), None)
 
 
-def standing_in(model: nn.Module, weights: Weights, use: Use) -> nn.Module:
-    """A copy of `model`, in which parameters that are on the meta device are made of `weights` when they are used.
+def _by_rows(weight: Weight) -> Tensor:
+    """All values, read block by block, so that they are not there twice."""
+    if not weight.shape or weight.cut is not None:
+        return weight.whole()
+    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    step = max(1, READ // max(1, prod(weight.shape[1:])))
+    for first in range(0, weight.shape[0], step):
+        last = min(first + step, weight.shape[0])
+        out[first:last] = weight.values.rows(weight.name, first, last)
+    return out
 
-    Everything else is shared with `model`.
-    """
+
+def standing_in(model: nn.Module, weights: Weights, use: Use) -> nn.Module:
+    """A copy of `model`, in which parameters that are on the meta device are made of `weights` when they are used."""
     tensors = all_tensors(model)
     stands: dict[int, Tensor] = {
-        id(t): OnDemand(Weight(n, t, None, False, weights, t.dtype), use) if t.is_meta else t
+        id(t): OnDemand(Weight(n, t, None, False, weights, t.dtype), use) if t.is_meta else t.clone()
         for n, t in tensors.items()
     }
     return skeleton(model, stands)
