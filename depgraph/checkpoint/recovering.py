@@ -145,11 +145,11 @@ def recovered(
     folder: Path, progress: bool | None,
 ) -> Recovered:  # fmt: skip
     """As `recover`, of a model whose values are in files; new ones are written into `folder`."""
-    values = Smaller(weights, plan.cuts, Shelf(folder))
+    values = Smaller(weights, plan.cuts, Shelf(folder / "values"))
     batches = list(data.batches("reading calibration data"))
     if graph.weights is weights:
         changes: Changes = ChangesElsewhere(small, values, Recent(weights.room))
-        task = Task(graph.running, changes, batches, progress=progress, memory=data.memory, shelf=values.shelf)
+        task = Task(graph.running, changes, batches, progress=progress, memory=data.memory, folder=folder)
         return Recovered(carried_out(task, how, graph, plan, example_inputs), values)
     changes = ChangesHere(small, values)
     found = carried_out(Task(graph.model, changes, batches, progress=progress), how, graph, plan, example_inputs)

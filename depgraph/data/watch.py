@@ -22,6 +22,7 @@ from ..base.switches import eagerly, open_functions, same_random_state
 from ..surgery.on_demand import OnDemand, is_fact
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
+from .aside import Activations
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, layout_of
@@ -135,6 +136,7 @@ class Watch:
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
+        self.activations: Activations | None = None  # where those of the run are noted
         self.paused = 0
         self.failure: BaseException | None = None
 
@@ -200,6 +202,8 @@ class Watch:
         if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
+        if self.activations is not None:
+            self.activations.note((args, kwargs), out)
         for consumer in () if self.before else found:
             self._tell(Call(consumer, args, out, self.choices))
         for consumer in joined:

@@ -68,10 +68,10 @@ class _Lockstep:
 
     def _start(self) -> None:
         dense, small = [p.dense for p in self.found], [p.small for p in self.found]
-        joins = [p for p in self.found if p.joins and self.settings.streams]
+        joins, waiting = [p for p in self.found if p.joins and self.settings.streams], self.task.waiting()
         for batch in self.task.batches:
-            first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins])
-            second = Run(self.task.changes.model, small, batch.copy(), True, [p.small for p in joins])
+            first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins], waiting)
+            second = Run(self.task.changes.model, small, batch.copy(), True, [p.small for p in joins], waiting)
             self.runs.append((first, second))
 
     def _next(self, waiting: list[Run], steps: Iterator[Pair]) -> None:
@@ -94,7 +94,7 @@ class _Lockstep:
             dense, small = self.runs[i]
             call = dense.to(pair.dense)
             if call is not None and small.call is not None:
-                members.append(Member(call, small.call, self.task.held_out[i]))
+                members.append(Member(call, small.call, self.task.held_out[i], (dense, small)))
         if len(members) < len(here) or not all(m.matches() for m in members):
             self.unmatched.append(pair)
             return
@@ -112,10 +112,11 @@ class _Lockstep:
             self.task.recovery.layers.append(said)
         if change is not None:
             self.task.changes.add(pair, change.weight, change.constant)
-            for _, small in self.runs:
-                self.task.changes.hand_to(small, pair)
-            for i in here:
-                self.task.changes.repeat(self.runs[i][1])
+            for i, (_, small) in enumerate(self.runs):
+                with small.there(changed=True):
+                    self.task.changes.hand_to(small, pair)
+                    if i in here:
+                        self.task.changes.repeat(small)
 
 
 def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -> None:

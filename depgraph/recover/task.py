@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from ..base.progress import track
 from ..base.shelf import Place, Shelf
+from ..data.aside import Waiting
 from ..data.calibration import Batch
 from .changes import Changes
 from .result import Recovery
@@ -36,7 +39,7 @@ class Task:
 
     Attributes:
         memory: bytes that a layer's solution may take; None: no bound.
-        shelf: where what is needed later waits; None: in memory.
+        folder: for files in which waits what there is no room for; None: it waits in memory.
     """
 
     model: nn.Module
@@ -45,13 +48,19 @@ class Task:
     recovery: Recovery = field(default_factory=Recovery)
     progress: bool | None = None
     memory: int | None = None
+    folder: Path | None = None
     shelf: Shelf | None = None
 
     def aside(self, tensors: list[Tensor]) -> Aside:
         """`tensors`, until they are needed."""
-        if self.shelf is None:
+        if self.folder is None:
             return Aside(tensors)
+        self.shelf = self.shelf or Shelf(self.folder / "outputs")
         return Aside([], [self.shelf.put(t) for t in tensors], self.shelf)
+
+    def waiting(self) -> Waiting | None:
+        """Where the activations of runs that wait are; None: in memory."""
+        return None if self.folder is None or self.memory is None else Waiting(self.folder, self.memory // 4)
 
     @property
     def held_out(self) -> list[bool]:
