@@ -265,7 +265,7 @@ def _analyzed(
         if needed > bound:
             raise TraceError(
                 f"{error}\n  (it was run without values, as memory={bound / 1e9:.2g} GB allows; with them it would take "
-                f"{needed / 1e9:.2f} GB)"
+                f"{needed / 1e9:.2g} GB)"
             ) from error
     model = shell_of(original.make)
     if original.files is not None:

@@ -152,7 +152,9 @@ def recovered(
         task = Task(graph.running, changes, batches, progress=progress, memory=data.memory, folder=folder)
         return Recovered(carried_out(task, how, graph, plan, example_inputs), values)
     changes = ChangesHere(small, values)
-    found = carried_out(Task(graph.model, changes, batches, progress=progress), how, graph, plan, example_inputs)
+    found = carried_out(
+        Task(graph.model, changes, batches, progress=progress), how, graph, plan, example_inputs
+    )
     for name in changes.before:
         values.put(name, changes.value(name))
     return Recovered(found, values)

@@ -117,4 +117,4 @@ def _address(tensor: Tensor) -> int | None:
 
 
 def _octets(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

@@ -184,7 +184,9 @@ def work_of(pair: Pair) -> int:
     stacks, rows, columns = pair.sizes
     grams = min(columns, COLUMNS) ** 2
     together = max(1, min(stacks, ENTRIES // max(1, grams)))
-    return 8 * (5 * together * grams + 6 * together * rows * min(columns, COLUMNS) + 4 * stacks * rows * columns)
+    return 8 * (
+        5 * together * grams + 6 * together * rows * min(columns, COLUMNS) + 4 * stacks * rows * columns
+    )
 
 
 @dataclass
@@ -313,9 +315,7 @@ class _Work:
             with member.there():
                 yield from self._of(i, member, stacks)
 
-    def _of(
-        self, place: int, member: Member, stacks: slice
-    ) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+    def _of(self, place: int, member: Member, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
         """The samples of one member."""
         call, layout = member.small, member.small.layout
 

@@ -71,7 +71,9 @@ class _Lockstep:
         joins, waiting = [p for p in self.found if p.joins and self.settings.streams], self.task.waiting()
         for batch in self.task.batches:
             first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins], waiting)
-            second = Run(self.task.changes.model, small, batch.copy(), True, [p.small for p in joins], waiting)
+            second = Run(
+                self.task.changes.model, small, batch.copy(), True, [p.small for p in joins], waiting
+            )
             self.runs.append((first, second))
 
     def _next(self, waiting: list[Run], steps: Iterator[Pair]) -> None:

@@ -266,18 +266,24 @@ class Recent(Use):
     def made(self, weight: Weight) -> Tensor:
         """The values, which are not to be written into."""
         known = self.held.pop(id(weight), None)
+        if known is not None and known[1]._version:
+            self._refuse(weight)
         if known is None:
             while self.held and weight.bytes + sum(v.nbytes for _, v in self.held.values()) > self.room:
                 self.held.popitem(last=False)
             with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
-                known = weight, _by_rows(weight)
+                known = weight, _by_rows(weight).data  # which counts the writes from here on
         self.held[id(weight)] = known
         return known[1]
 
     def wrote(self, tensor: OnDemand, values: Tensor) -> None:
         """What is shared by runs can't take them: an `InputError`."""
+        self._refuse(tensor.weight)
+
+    @staticmethod
+    def _refuse(weight: Weight) -> None:
         raise InputError(
-            f"forward writes into its own weight {tensor.weight.name}, which is read from elsewhere: "
+            f"forward writes into its own weight {weight.name}, which is read from elsewhere: "
             "use depgraph.prune, on the model in memory"
         )
 
