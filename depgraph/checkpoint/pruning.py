@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import re
@@ -102,8 +103,8 @@ def prune(
         out: the smaller checkpoint; a new folder.
         factory: builds the model, or ``"package.module:function"``; its ``state_dict`` has the names that are in the files. Not
             needed where ``config.json`` in the folder names a class that `from_pretrained` knows.
-        memory: bytes that this may take at most, such as ``"6GB"``, beside what the process has when it is called (libraries, your
-            data); what takes more is refused with what it takes.
+        memory: bytes that this may take at most, such as ``"6GB"``, beside what the process has when the model is built (libraries,
+            your data); what takes more is refused with what it takes.
         verify: ``"values"``: the smaller model is compared with the masked original on weights drawn from a seed, and then on
             those in the files, which exist only while their module runs. ``"structure"``: on drawn ones alone, which reads
             nothing. False: not at all.
@@ -176,7 +177,7 @@ def prune(
     try:
         weights = original.weights()
         weights.check = Bound(bound).check
-        weights.room = min(weights.room, bound // 8)
+        weights.room = min(weights.room, bound // 16)
         how = (names, strict, stated, granularity)
         graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
         if dry_run:
@@ -298,12 +299,13 @@ class Bound:
         if taken > self.most:
             raise InputError(
                 f"memory={self.most / 1e9:.3g} GB is too little: {taken / 1e9:.3g} GB are taken where {what} is read\n"
-                f'  fix: memory="{math.ceil(taken / 5e7) / 10:g}GB", or smaller batches of calibration data'
+                f'  fix: memory="{math.ceil(taken / 8e7) / 10:g}GB", or smaller batches of calibration data'
             )
 
 
 def _give_back() -> None:
-    """Let the allocator return what is free to the system, where it can be told."""
+    """Let go of what nobody can reach, and let the allocator return what is free to the system, where it can be told."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

@@ -88,10 +88,10 @@ class Run:
             self.activations.wait()
         self._come.release()
         self._go.acquire()
-        if self.activations is not None:
-            self.activations.go_on()
         if self.closing:
             raise StopRun
+        if self.activations is not None:
+            self.activations.go_on()
 
     @contextmanager
     def there(self, changed: bool = False) -> Iterator[bool]:

@@ -63,6 +63,7 @@ class _Lockstep:
                 for pair in self.runs:
                     for run in pair:
                         run.close()
+                self.runs = []
         missed = [p for i, p in enumerate(self.found) if i not in self.solved and p.loses]
         recovery.skipped += [(p.name, UNREACHED) for p in missed]
 
