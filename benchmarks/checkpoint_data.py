@@ -124,7 +124,9 @@ def deviation(out: Path, recover: bool) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a tiny Llama, nothing is downloaded")
+    parser.add_argument(
+        "--small", action="store_true", help="recovery of a tiny Llama, nothing is downloaded"
+    )
     parser.add_argument("--layers", type=int, help="the first layers of SmolLM2 alone")
     parser.add_argument("--only", choices=["criteria", "recovery"])
     parser.add_argument(
@@ -150,7 +152,7 @@ def main() -> int:
         source, tokens = source_of(out, arguments.layers, arguments.small)
         torch.save(tokens, out / "tokens.pt")
         for what in ("criteria", "recovery"):
-            if arguments.only not in (None, what):
+            if (arguments.only or ("recovery" if arguments.small else what)) != what:
                 continue
             found = {}
             for way in ("files", "memory"):

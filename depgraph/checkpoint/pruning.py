@@ -42,6 +42,7 @@ from .writing import check_out, scratch_for
 
 Tensor = torch.Tensor
 VERIFY = ("values", "structure", False)
+PROOF = 60_000_000  # bytes of what both runs of a proof compute with
 WORKING = 120_000_000  # bytes that reading and writing take beside what the process has: blocks, sums, plans
 
 
@@ -53,7 +54,7 @@ class Forecast:
         bytes_read: of the checkpoint.
         bytes_written: of the smaller one; exact where every group loses its own share, else about.
         parameters: of the model, before and (likewise) after.
-        memory: bytes that it will have resident at most, about.
+        memory: bytes that it will take at most beside what the process has, about.
         seconds: about, at the rate of a block in memory on this machine; a slower disk takes longer.
         free: bytes that the disk of `out` has left.
     """
@@ -181,14 +182,15 @@ def prune(
         how = (names, strict, stated, granularity)
         graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
         if dry_run:
-            return _forecast(original, graph, example_inputs, request, target, verify)
-        room = 0 if data is None else weights.room
-        _check_memory(original, bound, verify, room)
+            needed = needed_memory(original, verify, weights.room, data is not None)[0]
+            return _forecast(original, graph, example_inputs, request, target, needed)
+        _check_memory(original, bound, verify, weights.room, data is not None)
         if data is not None:
-            data.memory = bound - needed_memory(original, False, room)[0]
+            data.memory = bound - needed_memory(original, False, weights.room, True)[0]
             check_finite(graph, set())
         notes: list[str] = []
-        drawn: Weights = DrawnValues(all_tensors(graph.model), _floats(graph.model))
+        drawn = DrawnValues(all_tensors(graph.model), _floats(graph.model))
+        drawn.room = weights.room
         proof = drawn if graph.weights is weights else True
         with bytes_bar("reading weights", original.checkpoint.bytes, progress) as weights.seen:
             try:
@@ -200,7 +202,7 @@ def prune(
         with scratch_for(target) as aside:
             won = None
             if recover is not None and data is not None:
-                task = graph, found.model, found.plan, data, recover, example_inputs
+                task = found.graph, found.model, found.plan, data, recover, example_inputs
                 won = recovered(*task, weights, aside, progress)
             weights.check = lambda what: None
             return written(original, weights, found, example_inputs, target, verify, notes, progress, won)
@@ -319,27 +321,28 @@ def held() -> int:
         return 0
 
 
-def needed_memory(original: Original, verify: Any, room: int = 0) -> tuple[int, str]:
+def needed_memory(original: Original, verify: Any, kept: int, runs: bool = False) -> tuple[int, str]:
     """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it.
 
-    `room` is what runs on data keep of weights; what else they take is known when they run.
+    `kept` is what runs keep of weights; whether there are `runs` on data, which say what else they take when they are made.
     """
     tensors = named_tensors(original.model)[0]
-    here = WORKING + room
+    here = WORKING + (kept if runs else 0)
     if not verify:
         return here, ""
     made = {n: 3 * 8 * t.numel() for n, t in tensors.items() if t.is_meta and t.dim() != 2}
     largest = max(made, key=lambda n: made[n], default="")
-    return here + min(ROOM, sum(t.numel() for t in tensors.values())) * 8 + made.get(largest, 0), largest
+    widened = 2 * 8 * min(ROOM, kept // 8, sum(t.numel() for t in tensors.values()))
+    return here + PROOF + widened + made.get(largest, 0), largest
 
 
-def _check_memory(original: Original, bound: int, verify: Any, room: int) -> None:
+def _check_memory(original: Original, bound: int, verify: Any, kept: int, runs: bool) -> None:
     """Refuse a bound that can't hold."""
-    needed, largest = needed_memory(original, verify, room)
+    needed, largest = needed_memory(original, verify, kept, runs)
     if needed > bound:
         most = (
             f", most of it to compare {largest!r}"
-            if largest and needed_memory(original, False)[0] <= bound
+            if largest and needed_memory(original, False, kept, runs)[0] <= bound
             else ""
         )
         fix = f'memory="{math.ceil(needed / 1e8) / 10:g}GB"' + (", or verify=False" if most else "")
@@ -357,7 +360,7 @@ class _Unread(DrawnValues):
 
 
 def _forecast(
-    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, verify: Any
+    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, memory: int
 ) -> Forecast:
     """What it will take, by a plan for scores that are drawn."""
     graph.weights = _Unread(all_tensors(graph.model), set())
@@ -372,6 +375,6 @@ def _forecast(
     rate = 4 * 2 * len(block) / (time.perf_counter() - begin)
     parent = next(p for p in (out, *out.parents) if p.exists())
     return Forecast(
-        size, written, (before, after), needed_memory(original, verify)[0], (size + written + size) / rate,
+        size, written, (before, after), memory, (size + written + size) / rate,
         shutil.disk_usage(parent).free,
     )  # fmt: skip

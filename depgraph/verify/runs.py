@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -139,7 +140,9 @@ class Setup:
         tensors = self.tensors(model)
         if self.dtype is None:
             tensors = {n: t for n, t in tensors.items() if t.is_meta}
-        return set() if self.whole else too_large(tensors)
+        elsewhere = self.values is not None and any(t.is_meta for t in tensors.values())
+        room = self.values.room // 8 if elsewhere and self.values is not None else sys.maxsize
+        return set() if self.whole else too_large(tensors, room)
 
     def values_of_smaller(self, original: Tensor | None, held: Tensor, name: str) -> Weights | None:
         """Where the smaller model's tensor `name` gets its values from that are cut out of the original's; None: has its own."""

@@ -31,12 +31,12 @@ def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.clone()
 
 
-def too_large(tensors: Mapping[str, Tensor]) -> set[str]:
-    """The parameters that are made on demand: those that do not fit into `ROOM` beside all smaller ones."""
-    used, found = 0, set()
+def too_large(tensors: Mapping[str, Tensor], room: int) -> set[str]:
+    """The parameters that are made on demand: those that do not fit into `room` entries, at most `ROOM`, beside all smaller ones."""
+    used, found, room = 0, set(), min(room, ROOM)
     for name, tensor in sorted(tensors.items(), key=lambda pair: pair[1].numel()):
         used += tensor.numel()
-        if used > ROOM and isinstance(tensor, nn.Parameter) and not tensor.is_complex() and tensor.dim() > 1:
+        if used > room and isinstance(tensor, nn.Parameter) and not tensor.is_complex() and tensor.dim() > 1:
             found.add(name)
     return found
 
