@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +32,11 @@ from depgraph.integrations import hugging_face
 
 CRITERIA = ("activation_mean", "activation_variance", "wanda", "flap")
 IGNORED = ["*embed*", "lm_head"]
+
+
+def peak() -> int:
+    """Kilobytes that were resident at most since this program began; what its parent had, which ``ru_maxrss`` takes over, is left out."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
 
 
 def source_of(folder: Path, layers: int | None, small: bool) -> tuple[Path, torch.Tensor]:
@@ -74,7 +79,7 @@ def one(way: str, source: Path, tokens: torch.Tensor, out: Path, recover: bool) 
     torch.set_num_threads(1)
     batches = [{"input_ids": t, "use_cache": False} for t in tokens]
     inputs = {"input_ids": tokens[0][:, :16], "use_cache": False}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     options: dict[str, Any] = {
         "importance": "wanda", "recover": "auto", "calibration": batches, "pruning_ratio": 0.2, "ignore": IGNORED, "verify": False,
     }  # fmt: skip
@@ -105,7 +110,7 @@ def one(way: str, source: Path, tokens: torch.Tensor, out: Path, recover: bool) 
             for name, values in scores_of(graph, criterion, calibration=calibration).items()
         }
         save_file(scores, out / f"{way}-scores.safetensors")
-    found["peak"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    found["peak"] = (peak() - before) / 1000
     return found
 
 
