@@ -291,13 +291,15 @@ class Bound:
     def __init__(self, most: int) -> None:
         """Up to `most` bytes."""
         self.most, self.before = most, held()
+        self.watched = most * 3 // 4  # from where on what is free is given back
 
     def check(self, what: str) -> None:
         """Raise an `InputError` where more is taken when `what` is read."""
-        if held() - self.before <= self.most:
+        if held() - self.before <= self.watched:
             return
         _give_back()
         taken = held() - self.before
+        self.watched = min(self.most, max(self.watched, taken + self.most // 20))
         if taken > self.most:
             raise InputError(
                 f"memory={self.most / 1e9:.3g} GB is too little: {taken / 1e9:.3g} GB are taken where {what} is read\n"

@@ -147,7 +147,6 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
         every, recovery.skipped = pairs(graph.state, propagate(changes.traced(example)), plan)
         recovery.skipped += [(p.name, why) for p in every if p.loses and (why := changes.refuses(p.name))]
         found = [_shifted(p, changes) for p in every if not changes.refuses(p.name)]
-        found = _fitting(found, task)
     for step in steps:
         done = len(recovery.layers)
         changes.begin()
@@ -196,7 +195,9 @@ def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs
         solved = {r.name for r in task.recovery.layers if r.kept and r.method == "reconstruction"}
         compensate(task, [p for p in found if p.name not in solved])
     else:
-        reconstruct(task, found, step if isinstance(step, Reconstruction) else Reconstruction(), runs)
+        reconstruct(
+            task, _fitting(found, task), step if isinstance(step, Reconstruction) else Reconstruction(), runs
+        )
 
 
 def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
