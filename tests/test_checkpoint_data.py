@@ -442,6 +442,7 @@ def peak():  # unlike ru_maxrss, without what the parent had
 
 x = torch.randn(1, 512)
 data = [torch.randn(64, 512, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+depgraph.analyze(nn.Linear(2, 2), torch.ones(1, 2))  # imports what is imported late
 before = peak()
 found = depgraph.checkpoint.prune(
     {source!r}, x, out={out!r}, factory=Wide, verify=False, importance="wanda", recover="compensation", calibration=data,

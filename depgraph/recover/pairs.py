@@ -23,7 +23,7 @@ from ..tracing.recorder import Node, record_of
 
 Tensor = torch.Tensor
 LARGEST = 1 << 29  # entries of a parameter whose positions are carried along
-ROWS_OF = 1 << 22  # entries whose positions are compared at a time
+ROWS_OF = 1 << 18  # entries whose positions are compared at a time
 MOVES = {"view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose", "permute", "numpy_T", "mT",
          "select", "slice", "narrow", "unsqueeze", "squeeze", "split", "split_with_sizes", "chunk", "unbind", "movedim",
          "flatten", "unflatten"}  # fmt: skip
