@@ -59,6 +59,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.coverage $(SMALL)
 	$(PY) -m benchmarks.store $(SMALL)
 	$(PY) -m benchmarks.checkpoint $(SMALL)
+	$(PY) -m benchmarks.checkpoint_data $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.default_call $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)

@@ -188,6 +188,8 @@ def _mesh_of(tensor: Any) -> Any:
 class _Gathered:
     """The values of a sharded model: one parameter at a time is whole. All processes ask for the same in the same order."""
 
+    room = 0
+
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
         self.last: tuple[str, torch.Tensor] | None = None

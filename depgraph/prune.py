@@ -348,7 +348,7 @@ def planned(
         VerificationError: the result would not equal the masked original.
     """
     asked = importance if asked is None else asked
-    _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
+    check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
     found = _Widths(importance, data, example_inputs, notes, timer=timer).cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
@@ -365,7 +365,7 @@ def _shortened(
     verify: bool,
 ) -> Shortened:
     """As `planned`, with fewer branches, too."""
-    _check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
+    check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
     found = shorten(
         graph,
         widths.example_inputs,
@@ -478,7 +478,7 @@ def _check_has_values(model: nn.Module) -> None:
         )
 
 
-def _check_finite(graph: DependencyGraph, scored: set[str]) -> None:
+def check_finite(graph: DependencyGraph, scored: set[str]) -> None:
     """Refuse NaN and infinite weights; those in `scored` are looked at when they are ranked."""
     named = [(n, p) for n, p in graph.model.named_parameters() if n not in scored and p.is_floating_point()]
     bad = [n for n, p in named if not _is_finite(graph.weights, n, p)]

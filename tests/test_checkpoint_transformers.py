@@ -118,6 +118,30 @@ def test_experts_that_the_model_stacks(tmp_path: Path, ignore: Any) -> None:
 
 
 @pytest.mark.slow
+def test_experts_that_the_model_stacks_are_not_recovered(tmp_path: Path) -> None:
+    """Which tokens an expert gets is decided by values, so the model is in memory; its other layers get new values."""
+    mixtral().save_pretrained(tmp_path / "source")
+    data = [
+        {
+            "input_ids": torch.randint(0, 97, (4, 7), generator=torch.Generator().manual_seed(i)),
+            "use_cache": False,
+        }
+        for i in range(4)
+    ]
+    found = depgraph.checkpoint.prune(
+        tmp_path / "source",
+        INPUTS,
+        out=tmp_path / "out",
+        importance="l1",
+        calibration=data,
+        recover="reconstruction",
+    )
+    before, after = found.report.recovery.output
+    assert after < before
+    assert any("experts" in name and "another layout" in why for name, why in found.report.recovery.skipped)
+
+
+@pytest.mark.slow
 def test_a_base_model_s_files_and_tensors_that_its_class_passes_over(tmp_path: Path) -> None:
     """Files of a whole model, loaded as its trunk: the head, which the model lacks, depends on what is cut."""
     model = llama()

@@ -458,7 +458,12 @@ def test_a_checkpoint_is_pruned_from_file_to_file(own: Path, capsys: pytest.Capt
     assert found["verification"]["status"] == "equal"
     assert "depgraph.load(factory" in found["load"]
     assert depgraph.load("mine:net", own / "small").a.out_features == 11
+    (own / "more.py").write_text("import torch\nbatches = lambda: [torch.randn(16, 5) for _ in range(4)]\n")
+    with_data = ["--importance", "obs", "--calibration", "more:batches", "--recover", "reconstruction"]
+    found = data(capsys, *words, "--out", "recovered", *with_data)
+    assert found["recovery"]["layers"]
     for extra, text in (
+        (["--out", "x", "--latency"], "--checkpoint does not take --latency"),
         ([], "give --out FOLDER"),
         (["--out", "x", "--html", "page.html"], "--checkpoint does not take --html"),
         (["--out", "x", "--memory", "some"], "memory must be a number of bytes"),

@@ -150,7 +150,7 @@ def test_a_plan_holds_an_order_and_so_does_its_text() -> None:
 
 def test_an_order_is_proved_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a large matrix are widened in blocks; those that an order brings together lie far apart."""
-    monkeypatch.setattr(importlib.import_module("depgraph.verify.weights"), "BLOCK", 33)
+    monkeypatch.setattr(importlib.import_module("depgraph.surgery.on_demand"), "BLOCK", 33)
     model = fresh(
         lambda: nn.Sequential(nn.Linear(11, 26), nn.ReLU(), nn.Linear(26, 22), nn.ReLU(), nn.Linear(22, 3))
     ).float()

@@ -132,7 +132,7 @@ def test_memory_is_bounded_by_the_largest_tensor(monkeypatch: pytest.MonkeyPatch
     result = depgraph.prune(model, x, verify=False)
     made: list[int] = []
     monkeypatch.setattr(sys.modules["depgraph.verify.weights"], "ROOM", 1 << 14)
-    weights = sys.modules["depgraph.verify.weights"]
+    weights = sys.modules["depgraph.surgery.on_demand"]
     plain = weights.Weight.whole
 
     def counted(self: Any) -> Tensor:

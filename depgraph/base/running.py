@@ -69,7 +69,8 @@ def _memory(tensor: Any) -> int | None:
     """What tells the memory of a tensor from that of others; None where it is not one plain piece."""
     if tensor.layout is not torch.strided or is_traceable_wrapper_subclass(tensor):
         return None
-    return int(tensor.untyped_storage()._cdata)
+    with torch._C.DisableTorchFunctionSubclass():  # one that is made on demand is not asked for its values
+        return int(tensor.untyped_storage()._cdata)
 
 
 class WriteGuardMode(CallMode):

@@ -15,7 +15,13 @@ Tensor = torch.Tensor
 
 
 class Weights(Protocol):
-    """A source of values. What it gives is not to be written into, and valid until the next call."""
+    """A source of values. What it gives is not to be written into, and valid until the next call.
+
+    Attributes:
+        room: bytes of values that a run of the model may keep between uses, where they are not in memory anyhow.
+    """
+
+    room: int
 
     def whole(self, name: str) -> Tensor:
         """All values of tensor `name`."""
@@ -32,6 +38,8 @@ class Weights(Protocol):
 
 class InMemory:
     """The values that tensors hold."""
+
+    room = 0
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """`tensors` by name."""

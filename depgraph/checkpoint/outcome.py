@@ -19,6 +19,7 @@ from torch import nn
 from ..base.errors import InputError, VerificationError, listed
 from ..base.progress import bytes_bar
 from ..base.version import __version__
+from ..base.weights import Weights
 from ..plan.plan import Cut, Plan
 from ..report import Report
 from ..search import Settled
@@ -33,6 +34,7 @@ from ..tracing.tensors import all_tensors, named_tensors
 from ..verify.verify import Verification
 from ..verify.verify import verify as verify_values
 from .original import Original
+from .recovering import Blocks, Recovered, stored_as
 from .shell import laid_by_name, shell_of
 from .source import FromFiles, Notes
 from .writing import Folder, Written, cut_blocks, folder_for, total
@@ -97,18 +99,20 @@ class Layout:
 
 def written(
     original: Original, weights: FromFiles, found: Settled, example_inputs: Any, out: Path, verify: Any,
-    notes: list[str], progress: bool | None,
+    notes: list[str], progress: bool | None, recovered: Recovered | None = None,
 ) -> CheckpointResult:  # fmt: skip
-    """Write what `found` leaves, compare it, and report."""
+    """Write what `found` leaves, with values that were `recovered`, compare it, and report."""
     plan, small = found.plan, found.model
     shell = small if _is_elsewhere(found) else apply(original.model, plan)
-    layout = _layout(original, weights, plan, shell)
+    changed = {} if recovered is None else recovered.values.changed
+    layout = _layout(original, weights, plan, shell, recovered)
     notes += layout.notes
     size = total(layout.files)
     proof = found.verification
     print_of = hashlib.sha256(
         json.dumps([__version__, _cuts_of(plan), original.checkpoint.state(), str(original.checkpoint.folder),
-                    {f: [(t.name, t.code, t.shape) for t in tensors] for f, tensors in layout.files.items()}]).encode()
+                    {f: [(t.name, t.code, t.shape) for t in tensors] for f, tensors in layout.files.items()},
+                    {name: place.crc32 for name, place in changed.items()}]).encode()
     ).hexdigest()  # fmt: skip
     with folder_for(out, print_of, size) as new:
         entries: dict[str, Entry] = {}
@@ -121,9 +125,10 @@ def written(
                     entries[one.name] = Entry(dtype, one.shape, file, sums[one.name])
         _beside(original, layout, new, entries, shell, plan)
         if verify == "values" and _is_elsewhere(found):
-            proof = _compared(original, weights, new, found, example_inputs, layout)
+            proof = _compared(original, weights, new, found, example_inputs, layout, recovered)
         new.finish()
-    report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes)
+    won = None if recovered is None else recovered.report
+    report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won)
     wrong = layout.wrong or []
     if layout.stock:
         line = f"from_pretrained({str(out)!r})"
@@ -145,7 +150,9 @@ def _cuts_of(plan: Plan) -> Any:
     return data
 
 
-def _layout(original: Original, weights: FromFiles, plan: Plan, small: nn.Module) -> Layout:
+def _layout(
+    original: Original, weights: FromFiles, plan: Plan, small: nn.Module, recovered: Recovered | None
+) -> Layout:
     """Files with the names of the original's where its config describes the result, else those that `depgraph.load` reads.
 
     Raises:
@@ -162,7 +169,12 @@ def _layout(original: Original, weights: FromFiles, plan: Plan, small: nn.Module
                 shapes = {n: s.shape for n, s in original.checkpoint.stored.items()}
                 cuts, names = pulled_back(original.laid, plan.cuts, shapes)
                 cuts |= _of_ties(original, plan)
-                return Layout(*_as_stored(original, cuts, names), wrong, True, notes)
+                new = (
+                    {}
+                    if recovered is None
+                    else stored_as(original.laid, original.model, recovered.values.written())
+                )
+                return Layout(*_as_stored(original, cuts, names, new), wrong, True, notes)
             except NotMoved as error:
                 wrong = [f"the names and layout on disk can't express what is left of {error}"]
     if original.further:
@@ -170,7 +182,8 @@ def _layout(original: Original, weights: FromFiles, plan: Plan, small: nn.Module
             f"the files have tensors that the model lacks ({', '.join(list(original.further)[:5])}), and what is written can't keep them\n"
             "  fix: give a factory whose model has them, or take them out of the checkpoint"
         )
-    return Layout(*_as_model(original, weights, plan, small), wrong, False, notes)
+    new = {} if recovered is None else recovered.values.written()
+    return Layout(*_as_model(original, weights, plan, small, new), wrong, False, notes)
 
 
 def _check_further(original: Original, plan: Plan) -> None:
@@ -205,9 +218,12 @@ def _of_ties(original: Original, plan: Plan) -> dict[str, Cut]:
 
 
 def _as_stored(
-    original: Original, cuts: Mapping[str, Cut], names: Mapping[str, str | None]
+    original: Original,
+    cuts: Mapping[str, Cut],
+    names: Mapping[str, str | None],
+    changed: Mapping[str, Blocks],
 ) -> tuple[dict[str, list[Written]], dict[str, dict[str, str]]]:
-    """The files of the original, each tensor cut."""
+    """The files of the original, each tensor cut, those that are `changed` with their new values."""
     checkpoint = original.checkpoint
     files: dict[str, list[Written]] = {file: [] for file in checkpoint.files}
     for name, one in checkpoint.stored.items():
@@ -216,7 +232,7 @@ def _as_stored(
             continue
         cut = cuts.get(name)
         shape = one.shape if cut is None else cut.new_shape
-        blocks = partial(
+        blocks = changed.get(name) or partial(
             cut_blocks,
             partial(checkpoint.rows, name),
             partial(checkpoint.whole, name),
@@ -229,7 +245,7 @@ def _as_stored(
 
 
 def _as_model(
-    original: Original, weights: FromFiles, plan: Plan, small: nn.Module
+    original: Original, weights: FromFiles, plan: Plan, small: nn.Module, changed: Mapping[str, Blocks]
 ) -> tuple[dict[str, list[Written]], dict[str, dict[str, str]]]:
     """Files with the model's own names, each tied tensor once."""
     codes = {name: code for code, name in CODES.items()}
@@ -246,7 +262,9 @@ def _as_model(
             rows, whole = partial(weights.rows, name), partial(weights.stored, name)
             if not weights.tensors[name].is_meta:
                 rows = partial(_rows_of, partial(weights.stored, name))
-            blocks = partial(cut_blocks, rows, whole, tuple(laid.shape), laid.dtype.itemsize, cut)
+            blocks = changed.get(name) or partial(
+                cut_blocks, rows, whole, tuple(laid.shape), laid.dtype.itemsize, cut
+            )
             one = Written(name, codes[NAMES[laid.dtype]], tuple(tensor.shape), blocks)
         else:
             one = Written(name, codes[NAMES[tensor.dtype]], tuple(tensor.shape), partial(_held, tensor))
@@ -309,16 +327,22 @@ def _beside(
 
 
 def _compared(
-    original: Original, weights: FromFiles, new: Folder, found: Settled, example_inputs: Any, layout: Layout
-) -> Verification:
-    """The proof on the values in the files, those of the smaller model read from what was written."""
+    original: Original, weights: FromFiles, new: Folder, found: Settled, example_inputs: Any, layout: Layout,
+    recovered: Recovered | None,
+) -> Verification:  # fmt: skip
+    """The proof on the values in the files, those of the smaller model read from what was written.
+
+    Of tensors that were recovered there is what was cut: that the files have the new values, their checksums say.
+    """
     made = opened(new.work)
     try:
         if layout.stock:
             laid = original.files.laid(found.model, made)[0]
         else:
             laid = laid_by_name(found.model, made)[0]
-        smaller = FromFiles(made, laid, all_tensors(found.model), Notes(made, laid))
+        smaller: Weights = FromFiles(made, laid, all_tensors(found.model), Notes(made, laid))
+        if recovered is not None:
+            smaller = recovered.values.before(smaller)
         proof = verify_values(
             found.graph.model, found.model, found.plan, example_inputs, weights=weights, smaller=smaller
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from ..base.checks import a_path, flag, is_whole, shown
 from ..base.errors import InputError, TraceError
 from ..base.progress import bytes_bar
 from ..base.weights import Weights
+from ..data.calibration import Calibration, Loss
 from ..grouping.graph import DependencyGraph
 from ..grouping.naming import Name, given_names
-from ..importance import Importance
+from ..importance import Importance, needs_of
 from ..plan.plan import Plan
-from ..prune import Constraint, analyzed, by_rule, planned, stated_constraints
+from ..prune import Constraint, analyzed, by_rule, check_finite, planned, recovery_of, stated_constraints
+from ..recover import check as check_recovery
 from ..select import Request, Scope
 from ..select.budget_kinds import BYTES
 from ..surgery.apply import assign
@@ -31,13 +35,15 @@ from ..tracing.tensors import all_tensors, named_tensors
 from ..verify.weights import ROOM, DrawnValues
 from .original import Original
 from .outcome import CheckpointResult, written
+from .recovering import recovered
 from .shell import fill_buffers, shell_of
 from .source import FromFiles
-from .writing import check_out
+from .writing import check_out, scratch_for
 
 Tensor = torch.Tensor
 VERIFY = ("values", "structure", False)
-WORKING = 300_000_000  # bytes that reading and writing take beside what the process has: blocks, sums, plans
+PROOF = 60_000_000  # bytes of what both runs of a proof compute with
+WORKING = 120_000_000  # bytes that reading and writing take beside what the process has: blocks, sums, plans
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Forecast:
         bytes_read: of the checkpoint.
         bytes_written: of the smaller one; exact where every group loses its own share, else about.
         parameters: of the model, before and (likewise) after.
-        memory: bytes that it will have resident at most, about.
+        memory: bytes that it will take at most beside what the process has, about.
         seconds: about, at the rate of a block in memory on this machine; a slower disk takes longer.
         free: bytes that the disk of `out` has left.
     """
@@ -81,7 +87,8 @@ def prune(
     max_latency: float | str | None = None, importance: str | Importance = "auto", scope: str | Sequence[Scope] | None = None,
     max_ratio: float | None = None, normalise: str | None = None, per_cost: bool | None = None, ignore: Name | Sequence[Name] = (),
     round_to: int | str = "auto", uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
-    granularity: str | None = None, progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
+    granularity: str | None = None, calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None,
+    progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
     threshold: float | None = None, dry_run: bool = False, **further_budgets: float | str | None,
 ) -> CheckpointResult | Forecast:  # fmt: skip
     """Prune a checkpoint of safetensors files without holding its model.
@@ -98,7 +105,8 @@ def prune(
         out: the smaller checkpoint; a new folder.
         factory: builds the model, or ``"package.module:function"``; its ``state_dict`` has the names that are in the files. Not
             needed where ``config.json`` in the folder names a class that `from_pretrained` knows.
-        memory: bytes that may be resident at most, such as ``"6GB"``; what takes more is refused with what it takes.
+        memory: bytes that this may take at most, such as ``"6GB"``, beside what the process has when the model is built (libraries,
+            your data); what takes more is refused with what it takes.
         verify: ``"values"``: the smaller model is compared with the masked original on weights drawn from a seed, and then on
             those in the files, which exist only while their module runs. ``"structure"``: on drawn ones alone, which reads
             nothing. False: not at all.
@@ -108,7 +116,9 @@ def prune(
         max_bytes: likewise.
         max_memory: likewise.
         max_latency: refused: it needs a model that runs here.
-        importance: likewise; a criterion that looks at weights alone.
+        importance: likewise. Criteria that look at inputs (``"wanda"``, ``"flap"``, ``"obs"``, ``"kfac_obs"`` ...) run the model on the
+            calibration data with weights that are read when they are used; those that need gradients of all weights
+            (``"taylor"`` and its like) take the model in memory, where that fits.
         scope: likewise.
         max_ratio: likewise.
         normalise: likewise.
@@ -118,6 +128,10 @@ def prune(
         uniform: likewise.
         constraints: likewise.
         granularity: likewise.
+        calibration: likewise, for criteria that look at data, and for recovery.
+        loss: likewise.
+        recover: likewise, but for functions of your own; each layer is solved when all batches have come to it, and new values
+            are put aside in a file.
         progress: show bars with bytes, rate and time left; None: on a terminal alone.
         strict: likewise.
         already_pruned: likewise.
@@ -138,7 +152,14 @@ def prune(
         StoreError: a file can't be read or written; what was written is kept, and the same call continues.
     """
     arguments = dict(locals())
-    asked, importance = importance, by_rule(arguments, further_budgets, False)
+    recover = recovery_of(recover, importance, calibration)
+    if callable(recover):
+        raise InputError(
+            "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
+        )
+    if recover is not None:
+        check_recovery(recover, calibration)
+    asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
     if max_latency is not None:
         raise InputError("max_latency needs a model that runs on this machine: use max_macs or max_params")
     request = Request.of(arguments, further_budgets)
@@ -153,25 +174,39 @@ def prune(
     source, target = a_path("folder", folder), a_path("out", out)
     if not dry_run:
         check_out(target, source)
+    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     original = Original.of(source, factory)
     try:
         weights = original.weights()
+        weights.check = Bound(bound).check
+        weights.room = min(weights.room, bound // 16)
         how = (names, strict, stated, granularity)
-        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run)
+        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
         if dry_run:
-            return _forecast(original, graph, example_inputs, request, target, verify)
-        _check_memory(original, bound, verify)
+            needed = needed_memory(original, verify, weights.room, data is not None)[0]
+            return _forecast(original, graph, example_inputs, request, target, needed)
+        _check_memory(original, bound, verify, weights.room, data is not None)
+        if data is not None:
+            data.memory = bound - needed_memory(original, False, weights.room, True)[0]
+            check_finite(graph, set())
         notes: list[str] = []
-        drawn: Weights = DrawnValues(all_tensors(graph.model), _floats(graph.model))
+        drawn = DrawnValues(all_tensors(graph.model), _floats(graph.model))
+        drawn.room = weights.room
         proof = drawn if graph.weights is weights else True
         with bytes_bar("reading weights", original.checkpoint.bytes, progress) as weights.seen:
             try:
                 found = planned(
-                    graph, example_inputs, request, importance, None, proof if verify else False, notes, asked
+                    graph, example_inputs, request, importance, data, proof if verify else False, notes, asked
                 )
             finally:
                 weights.memory.save()
-        return written(original, weights, found, example_inputs, target, verify, notes, progress)
+        with scratch_for(target) as aside:
+            won = None
+            if recover is not None and data is not None:
+                task = found.graph, found.model, found.plan, data, recover, example_inputs
+                won = recovered(*task, weights, aside, progress)
+            weights.check = lambda what: None
+            return written(original, weights, found, example_inputs, target, verify, notes, progress, won)
     finally:
         original.checkpoint.close()
 
@@ -216,17 +251,25 @@ def _analyzed(
     how: tuple[Any, ...],
     bound: int,
     dry_run: bool,
+    needs: str,
 ) -> DependencyGraph:
-    """The graph of the model without values; where its code needs them, and they fit into memory, of the model with them."""
+    """The graph of the model without values; where its code or a criterion needs them all, and they fit, of the model with them."""
     names, strict, stated, granularity = how
+    needed = 3 * original.checkpoint.bytes
     try:
-        return analyzed(original.model, example_inputs, names, strict, stated, granularity, weights)
+        if needs != "loss" or dry_run:
+            return analyzed(original.model, example_inputs, names, strict, stated, granularity, weights)
+        needed = 5 * original.checkpoint.bytes
+        if needed > bound:
+            raise InputError(
+                f"this importance takes gradients of all weights, and for that the model in memory, about {needed / 1e9:.2g} GB; "
+                f"memory={bound / 1e9:.2g} GB\n  fix: give more memory, or importance='kfac_obs', 'obs', 'wanda' or 'flap'"
+            )
     except TraceError as error:
-        needed = 3 * original.checkpoint.bytes + held()
         if needed > bound:
             raise TraceError(
                 f"{error}\n  (it was run without values, as memory={bound / 1e9:.2g} GB allows; with them it would take "
-                f"{needed / 1e9:.2f} GB)"
+                f"{needed / 1e9:.2g} GB)"
             ) from error
     model = shell_of(original.make)
     if original.files is not None:
@@ -243,6 +286,36 @@ def _analyzed(
     return analyzed(model, example_inputs, names, strict, stated, granularity)
 
 
+class Bound:
+    """What may be taken beside what is resident now."""
+
+    def __init__(self, most: int) -> None:
+        """Up to `most` bytes."""
+        self.most, self.before = most, held()
+        self.watched = most * 3 // 4  # from where on what is free is given back
+
+    def check(self, what: str) -> None:
+        """Raise an `InputError` where more is taken when `what` is read."""
+        if held() - self.before <= self.watched:
+            return
+        _give_back()
+        taken = held() - self.before
+        self.watched = min(self.most, max(self.watched, taken + self.most // 20))
+        if taken > self.most:
+            raise InputError(
+                f"memory={self.most / 1e9:.3g} GB is too little: {taken / 1e9:.3g} GB are taken where {what} is read\n"
+                f'  fix: memory="{math.ceil(taken / 8e7) / 10:g}GB", or smaller batches of calibration data'
+            )
+
+
+def _give_back() -> None:
+    """Let go of what nobody can reach, and let the allocator return what is free to the system, where it can be told."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def held() -> int:
     """Bytes that this process has resident now; 0 where the system does not say it."""
     try:
@@ -251,24 +324,28 @@ def held() -> int:
         return 0
 
 
-def needed_memory(original: Original, verify: Any) -> tuple[int, str]:
-    """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it."""
-    here = held() + WORKING
+def needed_memory(original: Original, verify: Any, kept: int, runs: bool = False) -> tuple[int, str]:
+    """Bytes that a pruning takes at most, about, and the name of the tensor that takes most of it.
+
+    `kept` is what runs keep of weights; whether there are `runs` on data, which say what else they take when they are made.
+    """
+    tensors = named_tensors(original.model)[0]
+    here = WORKING + (kept if runs else 0)
     if not verify:
         return here, ""
-    tensors = named_tensors(original.model)[0]
     made = {n: 3 * 8 * t.numel() for n, t in tensors.items() if t.is_meta and t.dim() != 2}
     largest = max(made, key=lambda n: made[n], default="")
-    return here + min(ROOM, sum(t.numel() for t in tensors.values())) * 8 + made.get(largest, 0), largest
+    widened = 2 * 8 * min(ROOM, kept // 8, sum(t.numel() for t in tensors.values()))
+    return here + PROOF + widened + made.get(largest, 0), largest
 
 
-def _check_memory(original: Original, bound: int, verify: Any) -> None:
+def _check_memory(original: Original, bound: int, verify: Any, kept: int, runs: bool) -> None:
     """Refuse a bound that can't hold."""
-    needed, largest = needed_memory(original, verify)
+    needed, largest = needed_memory(original, verify, kept, runs)
     if needed > bound:
         most = (
             f", most of it to compare {largest!r}"
-            if largest and needed_memory(original, False)[0] <= bound
+            if largest and needed_memory(original, False, kept, runs)[0] <= bound
             else ""
         )
         fix = f'memory="{math.ceil(needed / 1e8) / 10:g}GB"' + (", or verify=False" if most else "")
@@ -286,7 +363,7 @@ class _Unread(DrawnValues):
 
 
 def _forecast(
-    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, verify: Any
+    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, memory: int
 ) -> Forecast:
     """What it will take, by a plan for scores that are drawn."""
     graph.weights = _Unread(all_tensors(graph.model), set())
@@ -301,6 +378,6 @@ def _forecast(
     rate = 4 * 2 * len(block) / (time.perf_counter() - begin)
     parent = next(p for p in (out, *out.parents) if p.exists())
     return Forecast(
-        size, written, (before, after), needed_memory(original, verify)[0], (size + written + size) / rate,
+        size, written, (before, after), memory, (size + written + size) / rate,
         shutil.disk_usage(parent).free,
     )  # fmt: skip

@@ -30,21 +30,25 @@ class FromFiles:
     ) -> None:
         """Read from `checkpoint`, where the model's `tensors` lie as `laid` says; `memory` has what was computed before."""
         self.checkpoint, self.laid, self.tensors, self.memory = checkpoint, laid, tensors, memory
+        self.room = 1 << 26
+        self.check: Callable[[str], Any] = lambda name: None  # is told what is read next, and may refuse it
         self.seen: Callable[[int], Any] = lambda count: None  # is told how many bytes were read
 
     def whole(self, name: str) -> Tensor:
         """All values of tensor `name`."""
+        self.check(name)
         return self.stored(name) if self._is_read(name) else self.tensors[name].detach()
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Some entries along dim 0; of a tensor of no dims the only one."""
+        self.check(name)
         if not self._is_read(name):
             held = self.tensors[name].detach()
             return held[first:last] if held.dim() else held
         return self._assembled(self.laid[name], first, last)
 
     def _assembled(self, laid: Laid, first: int, last: int) -> Tensor:
-        if len(laid.parts) == 1 and _is_plain(laid.parts[0], laid):
+        if len(laid.parts) == 1 and is_plain(laid.parts[0], laid):
             found = self.checkpoint.rows(laid.parts[0].name, first, last)
             self.seen(found.numel() * found.element_size())
             return found
@@ -83,7 +87,7 @@ class FromFiles:
         first = self.laid[name]
         out = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)
         for i, row in enumerate(index.tolist()):
-            out[i] = self.rows(name, row, row + 1)[0]
+            out[i] = self._assembled(first, row, row + 1)[0]
         return out
 
     def stored(self, name: str) -> Tensor:
@@ -132,7 +136,7 @@ class FromFiles:
         return ""
 
 
-def _is_plain(part: Part, laid: Laid) -> bool:
+def is_plain(part: Part, laid: Laid) -> bool:
     """Whether a part is the whole of a tensor as it is stored, so that its rows are read without a copy."""
     return part == Laid.stored(part.name, laid.shape).parts[0]
 

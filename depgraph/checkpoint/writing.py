@@ -274,6 +274,25 @@ def folder_for(out: Path, fingerprint: str, size: int) -> Iterator[Folder]:
 
 
 @contextmanager
+def scratch_for(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is put aside meanwhile; it is gone at the end.
+
+    Raises:
+        StoreError: it can't be made.
+    """
+    folder = out.with_name(f".{out.name}.aside")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} can't be made: {error}") from error
+    with _alone(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _alone(work: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield

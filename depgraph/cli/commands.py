@@ -159,10 +159,10 @@ def _prune_checkpoint(options: argparse.Namespace) -> int:
     if options.out is None and not options.dry_run:
         raise InputError("give --out FOLDER, where the smaller checkpoint is written")
     request = _request(options)
-    refused = [f"--{n}" for n in ("calibration", "loss", "recover", "latency") if request.pop(n)]
+    refused = ["--latency"] if request.pop("latency") else []
     refused += [f"--{n}" for n in ("html", "pretrained") if getattr(options, n)]
     if refused:
-        raise InputError(f"--checkpoint does not take {', '.join(refused)}: it looks at weights alone")
+        raise InputError(f"--checkpoint does not take {', '.join(refused)}: there is no model in memory")
     factory = None if options.model is None else function(options.model, "the model")
     request["verify"] = options.proof if request["verify"] else False
     shell = None if options.input else checkpoint.shell(options.checkpoint, factory)

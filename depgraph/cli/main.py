@@ -134,7 +134,7 @@ def _prune(add: Add) -> None:
         "--memory",
         default="6GB",
         metavar="N",
-        help="bytes that may be resident at most (default: %(default)s)",
+        help="bytes that this may take at most, beside the libraries (default: %(default)s)",
     )
     files.add_argument(
         "--proof", choices=("values", "structure"), default="values",

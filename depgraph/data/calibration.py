@@ -89,6 +89,9 @@ class Calibration:
         # Masks that are added may hold -inf.
         self._infinite = any(bool(torch.isinf(_values(t)).any()) for t in tensors)
         self.loss, self.progress = loss, progress
+        self.memory: int | None = (
+            None  # bytes that what is computed on the batches may take at once; None: no bound
+        )
 
     def batches(self, text: str = "calibration") -> Generator[Batch, None, None]:
         """Each batch, checked, its tensors copied (a model may write into them).

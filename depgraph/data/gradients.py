@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.errors import InputError
 from ..base.switches import without_cudnn
+from ..surgery.on_demand import OnDemand, Recent
 from .calibration import Batch
 from .consumers import Consumer
 from .watch import Call, Watch, prepared, twin
@@ -77,7 +79,7 @@ class GradientWatch(Watch):
         """
         self.reached = []
         try:
-            with prepared(), without_cudnn():  # its recurrent layers have no backward in eval mode
+            with prepared(), without_cudnn(), self._weights_again():  # cuDNN has no backward in eval mode
                 out = self.run_prepared(batch)
                 with torch.inference_mode(False), torch.enable_grad():
                     self._find_edges()
@@ -89,6 +91,10 @@ class GradientWatch(Watch):
                             self.see_gradient(reached, gradient)
         finally:
             self.reached = []
+
+    def _weights_again(self) -> AbstractContextManager[None]:
+        uses = [t.use for t in self.tensors.values() if isinstance(t, OnDemand)]
+        return uses[0].again() if uses and isinstance(uses[0], Recent) else nullcontext()
 
     def perform(self, op: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
         """As in `Watch`; the input of a recurrent layer is replaced by an alias of which the gradient can be told."""
@@ -159,5 +165,7 @@ def no_derivative(error: RuntimeError) -> str:
 
 
 def _alias(parameter: Tensor) -> Tensor:
+    if isinstance(parameter, OnDemand):
+        return parameter
     shared = parameter.detach().clone() if parameter.is_inference() else parameter.detach()
     return nn.Parameter(shared, requires_grad=shared.is_floating_point() or shared.is_complex())

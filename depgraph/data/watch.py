@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -18,8 +19,10 @@ from ..axes.op_call import Product
 from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuard
 from ..base.switches import eagerly, open_functions, same_random_state
+from ..surgery.on_demand import OnDemand, is_fact
 from ..tracing.tensors import all_tensors, skeleton
 from ..tracing.whole import PACKED, WHOLE, in_order, is_composite
+from .aside import Activations
 from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, layout_of
@@ -128,10 +131,12 @@ class Watch:
         self.keys = keys.known
         self.makers = {form[0] for form in self.keys if isinstance(form, tuple)}
         self.twin, self.tensors = self.copy_of(model)
-        self.kept = WriteGuard(self.twin.parameters())
+        held = [p for p in self.twin.parameters() if not isinstance(p, OnDemand)]
+        self.kept, self.lazy = WriteGuard(held), len(held) < len(list(self.twin.parameters()))
         self.named = {id(t): self.keys[n] for n, t in self.tensors.items() if n in self.keys}
         self.made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.noting, self.choices = choices, 0
+        self.activations: Activations | None = None  # where those of the run are noted
         self.paused = 0
         self.failure: BaseException | None = None
 
@@ -197,6 +202,8 @@ class Watch:
         if self.noting and base_name(op) in PICKS:
             self.note(args)
         out = run()
+        if self.activations is not None:
+            self.activations.note((args, kwargs), out)
         for consumer in () if self.before else found:
             self._tell(Call(consumer, args, out, self.choices))
         for consumer in joined:
@@ -207,6 +214,23 @@ class Watch:
             if number is not None:
                 self._made(out, number)
         return out
+
+    def given(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What `func` is called with, in which consumers' weights that are made on demand are made, and known by their values."""
+        if not self.lazy or func is embedding or is_fact(func):  # a table is read by rows
+            return args, kwargs
+
+        def made(t: Any) -> Any:
+            number = self.named.get(id(t))
+            if number is None or not isinstance(t, OnDemand):
+                return t
+            value = t.use.made(t.weight)
+            value = value.detach().requires_grad_() if self.gradients else value
+            self.made[id(value)] = weakref.ref(value), number
+            return value
+
+        found: tuple[Any, Any] = pytree.tree_map(made, (args, kwargs))
+        return found
 
     def operands(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """What a call that a trace records whole is made with."""
@@ -309,8 +333,8 @@ class _Python(TorchFunctionMode):
         self.watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         watch = self.watch
+        args, kwargs = watch.given(func, args, kwargs or {})
         whole = WHOLE.get(func) if func.__hash__ is not None else None
         if whole is None or watch.paused:
             if watch.noting and not watch.paused and getattr(func, "__name__", "") in PICKS:

@@ -16,6 +16,7 @@ from ..base.switches import same_random_state
 from ..config.origin import build, built_from, outermost
 from ..plan.plan import Plan, Removal, Repair
 from ..surgery.apply import apply
+from ..surgery.on_demand import Use
 from ..surgery.remove import CONTAINERS
 from ..tracing.attributes import INTERNALS, holders, numbers_in, put
 from ..tracing.caches import nothing_kept
@@ -23,7 +24,6 @@ from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from ..verify.compare import apart
 from ..verify.masked import Draws
 from ..verify.runs import Setup, run_smaller, silence
-from ..verify.weights import Use
 from .branches import Branch, Residual
 
 Place = tuple[Any, ...]  # (module path, attribute, *keys into it)

@@ -25,6 +25,7 @@ from ..base.weights import InMemory, Weights
 from ..config.arguments import Rebuilt
 from ..config.origin import Origins, origins
 from ..plan.plan import Cut
+from ..surgery.on_demand import Recent, standing_in
 from ..tracing.trace import Node, Trace
 from .given import Place, axis_at, checked_indices, checked_masks, first_name
 from .members import Group, Indices, Member, Role, named_groups, places_of, roles_of
@@ -120,6 +121,13 @@ class DependencyGraph:
     def dims(self, name: str) -> Dims:
         """The axes of the parameter or buffer `name`; empty for one that no trace reached."""
         return self._dims.get(self.trace.aliases.get(name, name), [])
+
+    @cached_property
+    def running(self) -> torch.nn.Module:
+        """`model`; where its parameters are elsewhere a copy, which makes each of `weights` when it is used."""
+        if isinstance(self.weights, InMemory):
+            return self.model
+        return standing_in(self.model, self.weights, Recent(self.weights.room))
 
     @cached_property
     def _roles(self) -> dict[tuple[Axis, Node, int], Role]:

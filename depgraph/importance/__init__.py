@@ -75,6 +75,12 @@ def normalisation(importance: str | Importance) -> str:
     return str(getattr(named, "normalise", "mean"))
 
 
+def needs_of(importance: str | Importance) -> str:
+    """What a criterion looks at: "inputs" of layers, gradients of a "loss" for all weights, or weights alone."""
+    named = CRITERIA.get(importance.lower()) if isinstance(importance, str) else importance
+    return str(getattr(named, "needs", "weights"))
+
+
 def by_cost(importance: str | Importance) -> bool:
     """Whether budgets best take the least score per saved cost first: what the criterion says, or not."""
     named = CRITERIA.get(importance.lower()) if isinstance(importance, str) else importance
@@ -151,6 +157,7 @@ __all__ = [
     "by_cost",
     "criterion_of",
     "is_auto",
+    "needs_of",
     "normalisation",
     "ruled",
     "scores_of",

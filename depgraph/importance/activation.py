@@ -24,6 +24,7 @@ from .magnitude import L2
 from .readers import matrices, readers
 
 Tensor = torch.Tensor
+ENTRIES = 1 << 22  # of a weight that are looked at together
 
 
 @dataclass
@@ -99,7 +100,7 @@ class InputStatistic:
                 seen[call.consumer].add(stack, x)
 
         wanted = {r.consumer for rs in self.readers.values() for r in rs}
-        Watch(graph.model, wanted, see).run_all(data, "observing inputs")
+        Watch(graph.running, wanted, see).run_all(data, "observing inputs")
         self.scores: dict[Consumer, Scores] = {}
         for consumer, columns in seen.items():
             if columns.count:
@@ -117,11 +118,14 @@ class InputStatistic:
 def _column_sums(call: Call) -> tuple[Tensor, Tensor]:
     """[stacks, width]: for each column, the sums of |w| and of w^2 over the weights that meet it."""
     weight = matrices(call)
-    wide = weight if weight.dtype == torch.float64 else weight.float()
-    sums = wide.abs().sum((1, 3)), wide.square().sum((1, 3))
+    sums = [torch.zeros((), dtype=torch.float32, device=weight.device)] * 2
+    step = max(1, ENTRIES // max(1, weight.shape[0] * weight[0, 0].numel()))
+    for rows in weight.split(step, 1):
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        sums = [sums[0] + wide.abs().sum((1, 3)), sums[1] + wide.square().sum((1, 3))]
     if weight.shape[0] * weight.shape[2] == call.consumer.width:  # blocks have columns of their own
         return sums[0].reshape(1, -1), sums[1].reshape(1, -1)
-    return sums
+    return sums[0], sums[1]
 
 
 class ActivationMean(InputStatistic):

@@ -217,6 +217,9 @@ def observed(
     planned = _plan(readers, windows, widest)
     for moments in planned:
         moments.differentiated = objective is not None
+    if data.memory is not None:
+        memory = min(memory, data.memory // 2)
+        _check_room(planned, data.memory)
     for lot in _lots(planned, memory):
         by_consumer: dict[Consumer, list[Moments]] = {}
         for moments in lot:
@@ -241,11 +244,11 @@ def observed(
                 moments.add_gradient(reached, gradient)
 
         if objective is None:
-            Watch(graph.model, by_consumer, see).run_all(data, "observing inputs")
+            Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
         else:
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
-                watch = GradientWatch(graph.model, by_consumer, see, see_gradient, objective)
+                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, objective)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:
@@ -290,6 +293,17 @@ def _parts(reader: Reader, group: str, positions: int, widest: int) -> Iterator[
                 columns = np.unique(taken[some])
                 use = Use(consumer, group, units[some], np.searchsorted(columns, taken[some]))
                 yield Moments([consumer], columns, [use], positions, block=block)
+
+
+def _check_room(every: Iterable[Moments], room: int) -> None:
+    """Refuse matrices that can't be solved in `room` bytes: one is held beside three that are made of it."""
+    for moments in every:
+        if (needed := 4 * moments.bytes) > room:
+            raise InputError(
+                f"the second moments of what {moments.consumers[0].name} is given take about {needed / 1e9:.2g} GB, and there is room "
+                f"for {room / 1e9:.2g} GB\n  fix: give more memory, or an importance that looks at each column alone, such as "
+                "'wanda' or 'flap'"
+            )
 
 
 def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:

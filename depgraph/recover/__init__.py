@@ -20,16 +20,16 @@ from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
 from ..plan.plan import Plan
-from ..tracing.trace import trace
 from .changes import Changes
 from .compensation import compensate
 from .pairs import Pair, pairs
-from .reconstruction import Reconstruction
+from .reconstruction import Reconstruction, work_of
 from .result import LayerRecovery, Recovery
 from .sequence import reconstruct
 from .statistics import estimate, has_statistics
 from .task import Task
 
+AT_ONCE = 1 << 22  # entries of outputs that are compared at a time
 METHODS = ("reconstruction", "compensation", "statistics")
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
 
@@ -84,7 +84,6 @@ def recover(
     if callable(how):
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
-    steps = _steps(how)
     data: Any = calibration
     if not isinstance(data, Calibration):
         if example_inputs is None and isinstance(data, Iterable) and not isinstance(data, torch.Tensor):
@@ -93,9 +92,13 @@ def recover(
         data = Calibration(data, first if example_inputs is None else example_inputs, progress=progress)
     batches = list(data.batches("reading calibration data"))
     example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
-    task = Task(model, Changes(small), batches, progress=progress)
+    return carried_out(Task(model, Changes(small), batches, progress=progress), how, graph, plan, example)
+
+
+def carried_out(task: Task, how: How, graph: DependencyGraph, plan: Plan, example: Any) -> Recovery:
+    """As `recover`, of a task, by methods that are known; after an exception its changes are undone."""
     try:
-        _run(task, steps, graph, plan, example)
+        _run(task, _steps(how), graph, plan, example)
     except BaseException:
         task.changes.undo()
         raise
@@ -133,19 +136,24 @@ def _steps(how: Any) -> list[Any]:
 def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, example: Any) -> None:
     recovery, changes = task.recovery, task.changes
     judges = [b for b, held_out in zip(task.batches, task.held_out, strict=True) if held_out] or task.batches
-    wanted = [_outputs(task.model, b) for b in judges]
-    error = first = _error(wanted, [_outputs(changes.model, b) for b in judges])
+    wanted = [task.aside(_outputs(task.model, b)) for b in judges]
+
+    def judged() -> float | None:
+        return _error((w.taken() for w in wanted), (_outputs(changes.model, b) for b in judges))
+
+    error = first = judged()
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
-        recorded = trace(changes.model, example)
-        found, recovery.skipped = pairs(graph.state, propagate(recorded), plan)
+        every, recovery.skipped = pairs(graph.state, propagate(changes.traced(example)), plan)
+        recovery.skipped += [(p.name, why) for p in every if p.loses and (why := changes.refuses(p.name))]
+        found = [_shifted(p, changes) for p in every if not changes.refuses(p.name)]
     for step in steps:
         done = len(recovery.layers)
         changes.begin()
         _step(step, task, found, graph, len(each_example(example)))
         if not changes.since:
             continue
-        new = _error(wanted, [_outputs(changes.model, b) for b in judges])
+        new = judged()
         if error is not None and new is not None and not new <= error:
             changes.take_back()
             name = step if isinstance(step, str) else "reconstruction"
@@ -160,6 +168,24 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
     recovery.output = None if first is None or error is None else (first, error)
 
 
+def _fitting(found: list[Pair], task: Task) -> list[Pair]:
+    """The pairs for whose solution there is memory; the others are noted."""
+    fits = []
+    for pair in found:
+        needed = work_of(pair)
+        if task.memory is None or needed <= task.memory:
+            fits.append(pair)
+        else:
+            why = f"takes {needed / 1e9:.2g} GB to solve, and there is room for {task.memory / 1e9:.2g} GB"
+            task.recovery.skipped.append((pair.name, why))
+    return fits
+
+
+def _shifted(pair: Pair, changes: Changes) -> Pair:
+    """A pair without the place for its constant, where that can't be changed."""
+    return replace(pair, shift=None) if pair.shift is not None and changes.refuses(pair.shift.name) else pair
+
+
 def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs: int) -> None:
     """One method; constants are for layers that were not reconstructed, which has found theirs."""
     if step == "statistics":
@@ -169,7 +195,9 @@ def _step(step: Any, task: Task, found: list[Pair], graph: DependencyGraph, runs
         solved = {r.name for r in task.recovery.layers if r.kept and r.method == "reconstruction"}
         compensate(task, [p for p in found if p.name not in solved])
     else:
-        reconstruct(task, found, step if isinstance(step, Reconstruction) else Reconstruction(), runs)
+        reconstruct(
+            task, _fitting(found, task), step if isinstance(step, Reconstruction) else Reconstruction(), runs
+        )
 
 
 def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
@@ -182,7 +210,7 @@ def _outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
     return [t for t in found if t.is_floating_point()]
 
 
-def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> float | None:
+def _error(wanted: Iterable[list[torch.Tensor]], got: Iterable[list[torch.Tensor]]) -> float | None:
     """Squares of the difference over squares of what is wanted, where that is finite.
 
     None where shapes differ or there is nothing to compare; infinite where `got` is not finite and should be.
@@ -192,11 +220,12 @@ def _error(wanted: list[list[torch.Tensor]], got: list[list[torch.Tensor]]) -> f
         if [t.shape for t in one] != [t.shape for t in other]:
             return None
         for a, b in zip(one, other, strict=True):
-            fine = torch.isfinite(a)
-            a, b = (a, b) if bool(fine.all()) else (a[fine], b[fine])
-            a, b = a.double(), b.double()
-            missing += float((a - b).square().sum())
-            whole += float(a.square().sum())
+            for x, y in zip(a.flatten().split(AT_ONCE), b.flatten().split(AT_ONCE), strict=True):
+                fine = torch.isfinite(x)
+                x, y = (x, y) if bool(fine.all()) else (x[fine], y[fine])
+                x, y = x.double(), y.double()
+                missing += float((x - y).square().sum())
+                whole += float(x.square().sum())
     if not math.isfinite(missing):
         return math.inf
     return missing / whole if whole else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ..tracing.tensors import named_tensors
+from ..tracing.trace import Trace, trace
 from .lockstep import Run
 from .pairs import Pair
 
@@ -19,15 +22,34 @@ class Changes:
         """Nothing is changed yet."""
         self.model = model
         self.tensors = named_tensors(model)[0]
-        self.before: dict[str, Tensor] = {}
-        self.since: dict[str, Tensor] = {}
+        self.before: dict[str, Any] = {}
+        self.since: dict[str, Any] = {}
+
+    def traced(self, example: Any) -> Trace:
+        """A recorded run of the model."""
+        return trace(self.model, example)
+
+    def refuses(self, name: str) -> str:
+        """Why a tensor can't be changed, or nothing."""
+        return ""
+
+    def value(self, name: str) -> Tensor:
+        """What tensor `name` holds."""
+        return self.tensors[name].detach()
+
+    def version(self, name: str) -> Any:
+        """What `write` brings this state of tensor `name` back with."""
+        return self.value(name).clone()
+
+    def write(self, name: str, values: Any) -> None:
+        """Tensor `name` holds `values`, or is in the state of a version."""
+        self.tensors[name].data.copy_(values)
 
     def set(self, name: str, values: Tensor) -> None:
         """Tensor `name` takes `values`."""
         with torch.no_grad():
-            tensor = self.tensors[name]
             self._remember(name)
-            tensor.data.copy_(values)
+            self.write(name, values)
 
     def add(self, pair: Pair, weight: Tensor | None, constant: Tensor) -> None:
         """Add to the weight of a pair [stacks, rows, columns], and where it has a place for it the constant [stacks, rows]."""
@@ -37,29 +59,29 @@ class Changes:
             self._add(pair.shift.name, pair.shift.at, constant * pair.shift.sign)
 
     def _add(self, name: str, at: Tensor, values: Tensor) -> None:
-        tensor, where = self.tensors[name].data, at.flatten().to(values.device)
         self._remember(name)
+        tensor, where = self.value(name), at.flatten().to(values.device)
         flat = tensor.flatten()  # the tensor's own memory, where that is contiguous
         flat[where] = (flat[where].to(values.dtype) + values.flatten()).to(flat.dtype)
-        tensor.copy_(flat.view(tensor.shape))
+        self.write(name, flat.view(tensor.shape))
 
     def hand_to(self, run: Run, pair: Pair) -> None:
         """Let a run that has begun see the change: its buffers are copies, and the operands of a call may be casts."""
         for name in (pair.name, *([pair.shift.name] if pair.shift is not None else [])):
-            run.write(name, self.tensors[name].detach())
+            run.write(name, self.value(name))
         if run.call is None or run.call.consumer is not pair.small:
             return
         with torch.no_grad():
-            operand, tensor = run.call.weight, self.tensors[pair.name].detach()
+            operand, tensor = run.call.weight, self.value(pair.name)
             if operand.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                 values = tensor.flatten()[pair.operand.to(tensor.device)]
                 for d in [d for d in range(operand.dim()) if operand.stride(d) == 0]:
                     operand, values = operand.narrow(d, 0, 1), values.narrow(d, 0, 1)
-                operand.copy_(values)
+                operand.data.copy_(values)
             if pair.shift is not None and pair.shift.argument is not None:
-                bias, tensor = run.call.args[pair.shift.argument], self.tensors[pair.shift.name].detach()
+                bias, tensor = run.call.args[pair.shift.argument], self.value(pair.shift.name)
                 if bias.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
-                    bias.copy_(tensor.view(bias.shape))
+                    bias.data.copy_(tensor.view(bias.shape))
 
     @staticmethod
     def repeat(run: Run) -> None:
@@ -83,11 +105,10 @@ class Changes:
 
     def _remember(self, name: str) -> None:
         if name not in self.since:
-            values = self.tensors[name].detach().clone()
-            self.since[name] = values
-            self.before.setdefault(name, values)
+            self.since[name] = self.version(name)
+            self.before.setdefault(name, self.since[name])
 
-    def _restore(self, values: dict[str, Tensor]) -> None:
+    def _restore(self, versions: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name, tensor in values.items():
-                self.tensors[name].data.copy_(tensor)
+            for name, version in versions.items():
+                self.write(name, version)

@@ -9,24 +9,34 @@ batches' runs hold at one layer.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.aside import Waiting
 from ..data.calibration import Batch
 from ..data.consumers import Consumer
 from ..data.watch import Call, StopRun, Watch
+from ..surgery.on_demand import OnDemand
 
 
 class Run:
     """A model on one batch, which stops at the calls of consumers."""
 
     def __init__(
-        self, model: nn.Module, wanted: list[Consumer], batch: Batch, before: bool, joins: list[Consumer]
-    ) -> None:
-        """Stop `before` each call, or else after it; at those in `joins` when their result is added to a stream."""
+        self, model: nn.Module, wanted: list[Consumer], batch: Batch, before: bool, joins: list[Consumer],
+        waiting: Waiting | None = None,
+    ) -> None:  # fmt: skip
+        """Stop `before` each call, or else after it; at those in `joins` when their result is added to a stream.
+
+        While it stops, its activations are where `waiting` has room for them.
+        """
         self.watch = Watch(model, wanted, self._stop, before, choices=True, joins=joins)
+        self.activations = None if waiting is None else waiting.of_a_run()
+        self.watch.activations = self.activations
         self.batch = batch
         self.call: Call | None = None
         self.done = self.closing = False
@@ -74,14 +84,30 @@ class Run:
         if self.closing:
             raise StopRun
         self.call = call
+        if self.activations is not None:
+            self.activations.wait()
         self._come.release()
         self._go.acquire()
         if self.closing:
             raise StopRun
+        if self.activations is not None:
+            self.activations.go_on()
+
+    @contextmanager
+    def there(self, changed: bool = False) -> Iterator[bool]:
+        """What the call at which it stands was given is in memory; it may be `changed`. Whether it was not before."""
+        if self.activations is None or not self.activations.away:
+            yield False
+            return
+        self.activations.bring()
+        try:
+            yield True
+        finally:
+            self.activations.take_away(changed)
 
     def write(self, name: str, values: torch.Tensor) -> None:
         """Tensor `name` has changed: so must this run's copy, where it has one."""
         mine: Any = self.watch.tensors[name]
-        if mine.data_ptr() != values.data_ptr():
+        if not isinstance(mine, OnDemand) and mine.data_ptr() != values.data_ptr():
             with torch.no_grad():
                 mine.copy_(values)

@@ -23,6 +23,7 @@ from ..tracing.recorder import Node, record_of
 
 Tensor = torch.Tensor
 LARGEST = 1 << 29  # entries of a parameter whose positions are carried along
+ROWS_OF = 1 << 18  # entries whose positions are compared at a time
 MOVES = {"view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose", "permute", "numpy_T", "mT",
          "select", "slice", "narrow", "unsqueeze", "squeeze", "split", "split_with_sizes", "chunk", "unbind", "movedim",
          "flatten", "unflatten"}  # fmt: skip
@@ -54,8 +55,7 @@ class Pair:
         dense, small: the consumers.
         shape: (stacks, rows, columns) of the original.
         stacks: [stacks] which of the original's are left; rows, columns: [stacks, n] likewise, of each.
-        at: [stacks, rows, columns] positions in the smaller parameter.
-        operand: the same in the shape of the smaller operand.
+        size: the shape of the smaller parameter.
         shift: where a constant can be added to the result, if anywhere.
         joins: whether the result goes nowhere but into a sum with another activation (a residual stream).
     """
@@ -66,8 +66,7 @@ class Pair:
     stacks: Tensor
     rows: Tensor
     columns: Tensor
-    at: Tensor
-    operand: Tensor
+    size: tuple[int, ...]
     shift: Shift | None
     joins: bool
 
@@ -80,6 +79,26 @@ class Pair:
     def loses(self) -> bool:
         """Whether some of its inputs were removed."""
         return self.columns.shape[1] < self.shape[2]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(stacks, rows, columns) that are left."""
+        return len(self.stacks), self.rows.shape[1], self.columns.shape[1]
+
+    @property
+    def at(self) -> Tensor:
+        """[stacks, rows, columns]: the positions of its entries in the smaller parameter, which take more than it does."""
+        return self._positions()[1].long()
+
+    @property
+    def operand(self) -> Tensor:
+        """The same in the shape of the smaller operand."""
+        return self._positions()[0].long()
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        found = _matrices(self.small.calls[0], _numbered(self.size))
+        assert found is not None  # noqa: S101  else it were no pair
+        return found
 
     @property
     def gone(self) -> Tensor:
@@ -186,6 +205,12 @@ def _layout(product: Product, operand: Tensor) -> Layout:
     return layout_of(product.node.target, product.node.args, shape, operand, product.letters)
 
 
+def _numbered(shape: tuple[int, ...]) -> Tensor:
+    """A tensor in which each entry is its own position."""
+    count = torch.Size(shape).numel()
+    return torch.arange(count, dtype=torch.int32 if count < 1 << 31 else torch.int64).view(shape)
+
+
 def _matrices(product: Product, positions: Tensor) -> tuple[Tensor, Tensor] | None:
     """Positions as the operand has them, and as [stacks, rows, columns]."""
     operand = moved(product.weight, positions)
@@ -200,22 +225,26 @@ def _pair(consumer: Consumer, other: Consumer, dense: DimFacts, small: DimFacts,
     same = product.node.target is rest.node.target and product.letters == rest.letters
     if other.reason or count > LARGEST or not same:
         return None
-    kind = torch.int32 if count < 1 << 31 else torch.int64
-    before = torch.arange(count, dtype=kind).view(shape)
-    after = torch.arange(torch.Size(smaller).numel(), dtype=kind).view(smaller)
+    before, after = _numbered(shape), _numbered(smaller)
     cut = plan.cuts.get(name)
     whole, part = _matrices(product, before), _matrices(rest, before if cut is None else cut.slice(before))
     places = _matrices(rest, after)
     if whole is None or part is None or places is None or not part[1].numel():
         return None
-    inverse = torch.full((count,), -1, dtype=kind)
-    inverse[whole[1].flatten().long()] = torch.arange(whole[1].numel(), dtype=kind)
-    at = inverse[part[1].long()].long()
-    _, rows, columns = whole[1].shape
-    stack, row, column = at[:, 0, 0] // (rows * columns), at[:, :, 0] // columns % rows, at[:, 0, :] % columns
-    wanted = (stack[:, None, None] * rows + row[:, :, None]) * columns + column[:, None, :]
-    if bool((at < 0).any()) or not torch.equal(wanted, at):
-        return None
+    at, (_, rows, columns) = part[1], whole[1].shape
+    as_it_is = whole[1].is_contiguous() and whole[1].data_ptr() == before.data_ptr()
+    if not (as_it_is and whole[1].numel() == count):
+        inverse = torch.full((count,), -1, dtype=before.dtype)
+        inverse[whole[1].flatten().long()] = torch.arange(whole[1].numel(), dtype=before.dtype)
+        at = inverse[at.long()]
+    stack, row, column = (t.long() for t in (at[:, 0, 0], at[:, :, 0], at[:, 0, :]))
+    stack, row, column = stack // (rows * columns), row // columns % rows, column % columns
+    step = max(1, ROWS_OF // at.shape[2])
+    for first in range(0, at.shape[1], step):
+        some = slice(first, first + step)
+        wanted = (stack[:, None, None] * rows + row[:, some, None]) * columns + column[:, None, :]
+        if bool((at[:, some] < 0).any()) or not torch.equal(wanted, at[:, some].long()):
+            return None
     sizes = (whole[1].shape[0], rows, columns)
     return Pair(
         consumer,
@@ -224,8 +253,7 @@ def _pair(consumer: Consumer, other: Consumer, dense: DimFacts, small: DimFacts,
         stack,
         row,
         column,
-        places[1].long(),
-        places[0].long(),
+        smaller,
         _shift(small, rest, places[1]),
         _joins(dense, product.node) and _joins(small, rest.node),
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..axes.nodes import is_convolution, is_grouped
 from ..base.errors import InputError
 from ..data.layout import Runs, Samples, slices
 from ..data.watch import Call
+from .lockstep import Run
 from .pairs import Pair
 from .result import LayerRecovery
 from .solve import Sums, summed_in, wide
@@ -47,13 +49,23 @@ class NotFinite(Exception):
 
 @dataclass
 class Member:
-    """One batch at one layer: the call in the original (after it) and in the smaller model (before it)."""
+    """One batch at one layer: the call in the original (after it) and in the smaller model (before it), and the runs of both."""
 
     dense: Call
     small: Call
     held_out: bool
+    runs: tuple[Run, ...] = ()
     out: Any = None
     target: Any = None
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """What the runs have is in memory; of what waits in files nothing that is computed inside is kept, either."""
+        with ExitStack() as stack:
+            brought = [stack.enter_context(run.there()) for run in self.runs]
+            yield
+            if any(brought):
+                self.out = self.target = None
 
     def result(self) -> Tensor:
         """What the smaller model's call gives with the weight as it is, and the stream that it is added to."""
@@ -77,7 +89,8 @@ class Member:
         same = self.dense.choices == self.small.choices
         if not same or (self.dense.stream is None) != (self.small.stream is None):
             return False
-        return _samples(self.dense, self.wanted()) == _samples(self.small, self.result())
+        with self.there():
+            return _samples(self.dense, self.wanted()) == _samples(self.small, self.result())
 
 
 def _samples(call: Call, out: Tensor) -> int:
@@ -142,8 +155,8 @@ class Reconstruction:
             return None, None
         share = max(self.samples, 4 * pair.columns.shape[1]) / max(count, 1)
         work = _Work(pair, members, share, grams)
-        weight = torch.zeros(pair.at.shape, dtype=wide(work.device), device=work.device)
-        change, found = Change(weight, weight.new_zeros(pair.at.shape[:2])), False
+        weight = torch.zeros(pair.sizes, dtype=wide(work.device), device=work.device)
+        change, found = Change(weight, weight.new_zeros(pair.sizes[:2])), False
         totals = [0.0, 0.0]
         blocks = slices(pair.columns.shape[1], 1, COLUMNS)
         for stacks in slices(len(pair.stacks), blocks[0].stop ** 2, ENTRIES):
@@ -164,6 +177,16 @@ class Reconstruction:
         detail = f"damping {change.damping:g}, {count} samples" if found else ""
         layer = LayerRecovery(pair.name, "reconstruction", error, error * min(ratio, 1.0), found, detail)
         return (change if found else None), layer
+
+
+def work_of(pair: Pair) -> int:
+    """Bytes that solving a pair takes, about: Gram matrices, sums, and the positions of what is changed."""
+    stacks, rows, columns = pair.sizes
+    grams = min(columns, COLUMNS) ** 2
+    together = max(1, min(stacks, ENTRIES // max(1, grams)))
+    return 8 * (
+        5 * together * grams + 6 * together * rows * min(columns, COLUMNS) + 4 * stacks * rows * columns
+    )
 
 
 @dataclass
@@ -221,12 +244,13 @@ def _errors(pair: Pair, members: list[Member]) -> tuple[float, float, int]:
     several = any(m.held_out for m in members)
     for member in members:
         every = slice(None)
-        given = member.small.layout.outputs(member.small.args, member.result(), every, every)
-        count += given.shape[1]
-        if member.held_out or not several:
-            wanted = _wanted(pair, member, every, every)
-            missing += _square(wanted - given)
-            whole += _square(wanted)
+        with member.there():
+            given = member.small.layout.outputs(member.small.args, member.result(), every, every)
+            count += given.shape[1]
+            if member.held_out or not several:
+                wanted = _wanted(pair, member, every, every)
+                missing += _square(wanted - given)
+                whole += _square(wanted)
     return missing, whole, count
 
 
@@ -288,25 +312,30 @@ class _Work:
     def samples(self, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
         """(stacks, x [stacks, n, columns], what is missing [stacks, n, rows], held out) in pieces."""
         for i, member in enumerate(self.members):
-            call, layout = member.small, member.small.layout
+            with member.there():
+                yield from self._of(i, member, stacks)
 
-            def some(count: int, start: int, batch: int = i) -> Tensor | None:
-                if self.share >= 1:
-                    return None  # all; else the same random ones for every layer that has as many
-                generator = torch.Generator().manual_seed(batch * 100_003 + start)
-                wanted = max(1, round(count * self.share))
-                return torch.randperm(count, generator=generator)[:wanted].sort().values.to(self.device)
+    def _of(self, place: int, member: Member, stacks: slice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+        """The samples of one member."""
+        call, layout = member.small, member.small.layout
 
-            for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
-                given = layout.outputs(call.args, member.result(), part, samples)
-                missing = _wanted(self.pair, member, part, samples) - given
-                x, missing = summed_in(x), summed_in(missing)
-                if self.alone:
-                    held_out = torch.arange(x.shape[1], device=x.device) % 5 == 4
-                    yield part, x[:, ~held_out], missing[:, ~held_out], False
-                    yield part, x[:, held_out], missing[:, held_out], True
-                else:
-                    yield part, x, missing, member.held_out
+        def some(count: int, start: int) -> Tensor | None:
+            if self.share >= 1:
+                return None  # all; else the same random ones for every layer that has as many
+            generator = torch.Generator().manual_seed(place * 100_003 + start)
+            wanted = max(1, round(count * self.share))
+            return torch.randperm(count, generator=generator)[:wanted].sort().values.to(self.device)
+
+        for part, samples, x in layout.inputs(call.args, call.x, stacks, some):
+            given = layout.outputs(call.args, member.result(), part, samples)
+            missing = _wanted(self.pair, member, part, samples) - given
+            x, missing = summed_in(x), summed_in(missing)
+            if self.alone:
+                held_out = torch.arange(x.shape[1], device=x.device) % 5 == 4
+                yield part, x[:, ~held_out], missing[:, ~held_out], False
+                yield part, x[:, held_out], missing[:, held_out], True
+            else:
+                yield part, x, missing, member.held_out
 
     def sums(self, stacks: slice, block: slice, change: Change) -> list[Sums]:
         """Sums of the fitted and of the held-out samples, for some columns."""

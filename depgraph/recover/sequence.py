@@ -63,15 +63,18 @@ class _Lockstep:
                 for pair in self.runs:
                     for run in pair:
                         run.close()
+                self.runs = []
         missed = [p for i, p in enumerate(self.found) if i not in self.solved and p.loses]
         recovery.skipped += [(p.name, UNREACHED) for p in missed]
 
     def _start(self) -> None:
         dense, small = [p.dense for p in self.found], [p.small for p in self.found]
-        joins = [p for p in self.found if p.joins and self.settings.streams]
+        joins, waiting = [p for p in self.found if p.joins and self.settings.streams], self.task.waiting()
         for batch in self.task.batches:
-            first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins])
-            second = Run(self.task.changes.model, small, batch.copy(), True, [p.small for p in joins])
+            first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins], waiting)
+            second = Run(
+                self.task.changes.model, small, batch.copy(), True, [p.small for p in joins], waiting
+            )
             self.runs.append((first, second))
 
     def _next(self, waiting: list[Run], steps: Iterator[Pair]) -> None:
@@ -94,7 +97,7 @@ class _Lockstep:
             dense, small = self.runs[i]
             call = dense.to(pair.dense)
             if call is not None and small.call is not None:
-                members.append(Member(call, small.call, self.task.held_out[i]))
+                members.append(Member(call, small.call, self.task.held_out[i], (dense, small)))
         if len(members) < len(here) or not all(m.matches() for m in members):
             self.unmatched.append(pair)
             return
@@ -112,10 +115,11 @@ class _Lockstep:
             self.task.recovery.layers.append(said)
         if change is not None:
             self.task.changes.add(pair, change.weight, change.constant)
-            for _, small in self.runs:
-                self.task.changes.hand_to(small, pair)
-            for i in here:
-                self.task.changes.repeat(self.runs[i][1])
+            for i, (_, small) in enumerate(self.runs):
+                with small.there(changed=True):
+                    self.task.changes.hand_to(small, pair)
+                    if i in here:
+                        self.task.changes.repeat(small)
 
 
 def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -> None:
@@ -127,7 +131,7 @@ def from_original(task: Task, found: Iterable[Pair], settings: Reconstruction) -
         elif pair.loses:
             wanted.append(pair)
     while wanted:  # as many at once as memory has room for
-        grams = accumulate(p.at[:, 0].numel() * p.columns.shape[1] for p in wanted)
+        grams = accumulate(p.columns.numel() * p.columns.shape[1] for p in wanted)
         count = max(1, sum(entries <= 4 * ENTRIES for entries in grams))
         _solve_at_once(task, wanted[:count], settings)
         wanted = wanted[count:]
@@ -157,7 +161,7 @@ def sums_of_removed(
         a pair, its sums to fit, its sums to judge by (all of both where either has none), and the squares of the
         results there. Pairs that no batch reached are noted in the task.
     """
-    sizes = {p: (p.at.shape[0], p.at.shape[2] if kept else 0, p.at.shape[1]) for p in found}
+    sizes = {p: (p.sizes[0], p.sizes[2] if kept else 0, p.sizes[1]) for p in found}
     sums = {
         p: [Sums.zero(*n, task.changes.tensors[p.name].device) for _ in range(2)] for p, n in sizes.items()
     }

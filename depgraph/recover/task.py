@@ -4,24 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..base.progress import track
+from ..base.shelf import Place, Shelf
+from ..data.aside import Waiting
 from ..data.calibration import Batch
 from .changes import Changes
 from .result import Recovery
 
+Tensor = torch.Tensor
+
+
+@dataclass
+class Aside:
+    """Tensors that wait, in memory or on a shelf."""
+
+    held: list[Tensor]
+    places: list[Place] = field(default_factory=list)
+    shelf: Shelf | None = None
+
+    def taken(self) -> list[Tensor]:
+        """The tensors."""
+        return self.held if self.shelf is None else [self.shelf.get(p) for p in self.places]
+
 
 @dataclass
 class Task:
-    """The original, the changes of the smaller model, the calibration batches, and what was done so far."""
+    """The original, the changes of the smaller model, the calibration batches, and what was done so far.
+
+    Attributes:
+        memory: bytes that a layer's solution may take; None: no bound.
+        folder: for files in which waits what there is no room for; None: it waits in memory.
+    """
 
     model: nn.Module
     changes: Changes
     batches: list[Batch]
     recovery: Recovery = field(default_factory=Recovery)
     progress: bool | None = None
+    memory: int | None = None
+    folder: Path | None = None
+    shelf: Shelf | None = None
+
+    def aside(self, tensors: list[Tensor]) -> Aside:
+        """`tensors`, until they are needed."""
+        if self.folder is None:
+            return Aside(tensors)
+        self.shelf = self.shelf or Shelf(self.folder / "outputs")
+        return Aside([], [self.shelf.put(t) for t in tensors], self.shelf)
+
+    def waiting(self) -> Waiting | None:
+        """Where the activations of runs that wait are; None: in memory."""
+        return None if self.folder is None or self.memory is None else Waiting(self.folder, self.memory // 4)
 
     @property
     def held_out(self) -> list[bool]:

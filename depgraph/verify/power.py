@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..plan.plan import Cut
+from ..surgery.on_demand import Use, Weight
 from .compare import moderate, spread
-from .weights import Use, Weight
 
 Tensor = torch.Tensor
 MOVES = 1e-5  # of an output's spread: what moves it by less is not told from what does not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..base.switches import eagerly, same_random_state, without_fast_attention, 
 from ..base.values import map_tensors, tensor_leaves
 from ..base.weights import InMemory, Weights
 from ..plan.plan import Plan
+from ..surgery.on_demand import OnDemand, Use, Weight
 from ..tracing.caches import nothing_kept
 from ..tracing.outputs import Call
 from ..tracing.tensors import all_tensors, skeleton
@@ -23,7 +25,7 @@ from ..tracing.training import NoDropout
 from .conditions import seed_all
 from .masked import Draws, MaskedRun, Widened
 from .power import Effects
-from .weights import DrawnValues, OnDemand, Use, Weight, too_large, widened
+from .weights import DrawnValues, too_large, widened
 
 Tensor = torch.Tensor
 
@@ -138,7 +140,9 @@ class Setup:
         tensors = self.tensors(model)
         if self.dtype is None:
             tensors = {n: t for n, t in tensors.items() if t.is_meta}
-        return set() if self.whole else too_large(tensors)
+        elsewhere = self.values is not None and any(t.is_meta for t in tensors.values())
+        room = self.values.room // 8 if elsewhere and self.values is not None else sys.maxsize
+        return set() if self.whole else too_large(tensors, room)
 
     def values_of_smaller(self, original: Tensor | None, held: Tensor, name: str) -> Weights | None:
         """Where the smaller model's tensor `name` gets its values from that are cut out of the original's; None: has its own."""

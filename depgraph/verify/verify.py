@@ -24,6 +24,7 @@ from ..base.weights import Weights
 from ..plan.names import fitted
 from ..plan.plan import Plan
 from ..surgery.apply import apply
+from ..surgery.on_demand import Use
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors
 from ..tracing.training import differs_in_training
@@ -32,7 +33,7 @@ from .conditions import drawn_inputs, other_sizes
 from .masked import Draws, Unfollowed
 from .power import MOVES, Effects, Place, places
 from .runs import Setup, is_number, run_masked, run_smaller
-from .weights import DrawnValues, Use
+from .weights import DrawnValues
 
 Tensor = torch.Tensor
 TOLERANCE = 1e-5  # of values computed in float64, relative to the spread of each output
