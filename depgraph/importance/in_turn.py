@@ -26,6 +26,8 @@ from .moments import Entries
 
 Tensor = torch.Tensor
 ROUNDS = 64  # in which the units of a group go; scores are made anew after each
+GONE = -1  # owner of a column that is gone
+LEFT = 0.75  # of the columns, below which the matrices are made smaller
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Part:
     Attributes:
         curvature: [m, m]: the sum of W'gg'W over samples.
         inverse: [m, m]: of the damped moments.
-        owner: [m]: the unit that each column goes with.
+        owner: [m]: the unit that each column goes with, or `GONE`.
     """
 
     curvature: Tensor
@@ -50,33 +52,38 @@ class Part:
     def scores(self, units: int) -> Tensor:
         """[units]: what each that is left costs alone; 0 for those without columns here."""
         found = self.inverse.new_zeros(units)
-        order = torch.argsort(self.owner, stable=True)
-        count = torch.bincount(self.owner, minlength=units)
-        start = count.cumsum(0) - count
+        count = torch.bincount(self.owner + 1, minlength=units + 1)  # first of those that are gone
+        start = (count.cumsum(0) - count)[1:]
+        order, count = torch.argsort(self.owner, stable=True), count[1:]
         for k in count[count > 0].unique().tolist():
             some = (count == k).nonzero()[:, 0]
-            at = order[
-                start[some][:, None] + torch.arange(k, device=order.device)
-            ]  # [units with k columns, k]
+            at = order[start[some][:, None] + torch.arange(k, device=order.device)]  # [units with k columns, k]
             found[some] = _least(
                 self.inverse[at[:, :, None], at[:, None, :]], self.curvature[at[:, :, None], at[:, None, :]]
             )
         return found
 
-    def without(self, gone: Tensor) -> tuple[Part, float]:
-        """What is left without the columns of the units `gone`, the others updated, and what they cost together."""
-        out = torch.isin(self.owner, gone)
-        if not bool(out.any()):
-            return self, 0.0
-        s, r = out.nonzero()[:, 0], (~out).nonzero()[:, 0]
-        own = self.inverse[s][:, s]
-        among = self.curvature[s][:, s]
-        across = self.inverse[s][:, r]
-        update = torch.linalg.solve(own, across)  # [s, r]: W_R loses W_S update
-        mixed = self.curvature[r][:, s] @ update
-        curvature = self.curvature[r][:, r] - mixed - mixed.mT + update.mT @ (among @ update)
+    def remove(self, gone: Tensor) -> float:
+        """Take the columns of the units `gone` away and update the others; what these units cost together.
+
+        Rows and columns that are gone become 0 (with U the update of the others, C is less C_S'U, and W'GW becomes
+        (W - W_S U)'G(W - W_S U)), and leave the matrices when they are a quarter of them.
+        """
+        s = torch.isin(self.owner, gone).nonzero()[:, 0]
+        if not len(s):
+            return 0.0
+        own, among = self.inverse[s][:, s], self.curvature[s][:, s]
         cost = float(_least(own[None], among[None]))
-        return Part(curvature, self.inverse[r][:, r] - across.mT @ update, self.owner[r]), max(cost, 0.0)
+        update = torch.linalg.solve(own, self.inverse[s])
+        half = self.curvature[s] - 0.5 * (among @ update)
+        self.curvature.addmm_(update.mT, half, alpha=-1).addmm_(half.mT, update, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, s], update, alpha=-1)
+        self.owner[s] = GONE
+        left = (self.owner != GONE).nonzero()[:, 0]
+        if len(left) < LEFT * len(self.owner):
+            self.curvature, self.inverse = self.curvature[left][:, left], self.inverse[left][:, left]
+            self.owner = self.owner[left]
+        return max(cost, 0.0)
 
 
 def _least(inverse: Tensor, curvature: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ def _alone(parts: list[Part], units: int) -> Tensor:
 
 
 def in_turn(parts: list[Part], units: int) -> Tensor:
-    """[units]: what each costs, given that those with lower scores are gone.
+    """[units]: what each costs, given that those with lower scores are gone. The parts are used up.
 
     The units that go in one round share what they cost together in proportion to what they cost alone. Scores never fall
     from one round to the next: a unit can't go before what it is scored without.
@@ -105,10 +112,8 @@ def in_turn(parts: list[Part], units: int) -> Tensor:
         alone, order = _alone(parts, units)[left].sort(stable=True)
         mine = alone[: -(-units // ROUNDS)]
         going = left[order[: len(mine)]]
-        steps = [part.without(going) for part in parts]
-        parts = [part for part, _ in steps]
-        whole = float(mine.sum())
-        share = sum(cost for _, cost in steps) / whole if whole else 0.0
+        together, whole = sum(part.remove(going) for part in parts), float(mine.sum())
+        share = together / whole if whole else 0.0
         found[going] = (mine * share).clamp(min=least)
         least = float(found[going].max())
         left = left[order[len(mine) :]].sort().values
@@ -151,11 +156,11 @@ class KfacInTurn(KfacObs):
         if group in self.alone:
             super().take(group, solved, weight, entries, share)
             return
-        owner = torch.full((len(weight),), -1)
+        owner = torch.full((len(weight),), GONE)
         for units, at in entries:
             owner[torch.from_numpy(at)] = torch.from_numpy(units)[:, None].expand(at.shape)
         owner = owner.to(weight.device)
-        own = (owner >= 0).nonzero()[:, 0]
+        own = (owner != GONE).nonzero()[:, 0]
         self.parts.setdefault(group, []).append(Part(weight[own][:, own], solved[own][:, own], owner[own]))
         if sum(part.bytes for parts in self.parts.values() for part in parts) > self.memory:
             self.alone.add(group)
