@@ -61,6 +61,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.checkpoint $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.default_call $(SMALL)
+	$(PY) -m benchmarks.in_turn $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.masks $(SMALL)
 	$(PY) -m benchmarks.elastic $(SMALL)

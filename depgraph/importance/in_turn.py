@@ -57,7 +57,9 @@ class Part:
         order, count = torch.argsort(self.owner, stable=True), count[1:]
         for k in count[count > 0].unique().tolist():
             some = (count == k).nonzero()[:, 0]
-            at = order[start[some][:, None] + torch.arange(k, device=order.device)]  # [units with k columns, k]
+            at = order[
+                start[some][:, None] + torch.arange(k, device=order.device)
+            ]  # [units with k columns, k]
             found[some] = _least(
                 self.inverse[at[:, :, None], at[:, None, :]], self.curvature[at[:, :, None], at[:, None, :]]
             )
