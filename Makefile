@@ -62,6 +62,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.checkpoint_data $(SMALL)
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.default_call $(SMALL)
+	$(PY) -m benchmarks.in_turn $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.exports --seconds $(SMALL)
 	$(PY) -m benchmarks.latency_budget $(SMALL)

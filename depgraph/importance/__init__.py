@@ -14,6 +14,7 @@ from .activation import ActivationMean, ActivationVariance, Flap, InputStatistic
 from .auto import AUTO, is_auto, ruled
 from .criterion import Importance, Prepared, Scores
 from .gradient import Fisher, GradientSize, Hessian, Taylor, TaylorEntries, TaylorSamples, TaylorSquared
+from .in_turn import KfacInTurn
 from .kfac import KfacObs
 from .magnitude import L1, L2, ConsumerNorm, GeometricMedian, Lamp, Magnitude, Random, Scale, Spectrum
 from .second_order import Correlation, Obs, Redundancy, SecondMoments
@@ -43,6 +44,7 @@ CRITERIA: dict[str, Callable[[], Importance]] = {
     "redundancy": Redundancy,
     "obs": Obs,
     "kfac_obs": KfacObs,
+    "kfac_in_turn": KfacInTurn,
 }
 
 
@@ -138,6 +140,7 @@ __all__ = [
     "Hessian",
     "Importance",
     "InputStatistic",
+    "KfacInTurn",
     "KfacObs",
     "Lamp",
     "Magnitude",

@@ -67,10 +67,10 @@ class KfacObs(Obs):
                 raise
             self._without_gradients(graph, calibration)
         samples = min((n for n, _ in self.counts), default=1) if self.scores else 1
+        averages = [average / samples for n in self.scores if (average := self.average_alone(n))]
+        self.scale = float(np.mean(averages)) if averages else None
         for scores in self.scores.values():
             scores /= samples
-        average = [s.mean() for s in self.scores.values() if s.any()]
-        self.scale = float(np.mean(average)) if average else None
 
     def _without_gradients(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
         """Errors as they are, each group's mean 1: of a model that computes under ``no_grad`` no more can be known."""
@@ -119,6 +119,10 @@ class KfacObs(Obs):
         block = solved[entries[:, :, None], entries[:, None, :]]
         curvature = weight[entries[:, :, None], entries[:, None, :]]
         return torch.linalg.solve(block, curvature).diagonal(dim1=1, dim2=2).sum(1)
+
+    def average_alone(self, group: str) -> float:
+        """What a unit of a group costs alone, on average."""
+        return float(self.scores[group].mean())
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""

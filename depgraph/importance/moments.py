@@ -21,6 +21,7 @@ from ..tracing.recorder import record_of
 from .readers import Reader, blocks, matrices
 
 Tensor = torch.Tensor
+Entries = tuple[Indices, Indices]  # units [n], and where the columns of each lie in a matrix [n, k]
 STILL = 1e-12  # a variance of so much of the mean square is rounding
 
 
@@ -53,6 +54,7 @@ class Moments:
         weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
         squares: with gradients g at the results of each consumer, by block or stacked matrix: the sum of g g' [rows, rows], or
             where that is larger than [m, m] (and for recurrent layers) of W'g g'W, float64.
+        last_of: the groups that no later moments have a use of.
     """
 
     consumers: list[Consumer]
@@ -69,6 +71,7 @@ class Moments:
     weight: dict[Consumer, Tensor] = field(default_factory=dict)
     squares: dict[tuple[Consumer, int], Tensor] = field(default_factory=dict)
     differentiated: bool = False
+    last_of: list[str] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -184,7 +187,7 @@ class Moments:
             weight = weight[:, torch.from_numpy(own).to(weight.device)]
         return weight.double().flatten(1)
 
-    def entries(self, use: Use, block: int) -> Iterator[tuple[Indices, Indices]]:
+    def entries(self, use: Use, block: int) -> Iterator[Entries]:
         """Pairs (units [n], their entries in a block [n, k * positions]), of units with equally many there."""
         size = self.width // self.positions
         here = use.columns // size == block if self.blocks > 1 else np.ones(use.columns.shape, dtype=bool)
@@ -220,6 +223,9 @@ def observed(
     if data.memory is not None:
         memory = min(memory, data.memory // 2)
         _check_room(planned, data.memory)
+    last = {use.group: moments for moments in planned for use in moments.uses}
+    for group, its_last in last.items():
+        its_last.last_of.append(group)
     for lot in _lots(planned, memory):
         by_consumer: dict[Consumer, list[Moments]] = {}
         for moments in lot:

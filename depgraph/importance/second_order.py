@@ -17,7 +17,7 @@ from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph, Group, Indices
 from .criterion import Importance, Prepared, Scores, needed
 from .magnitude import L2
-from .moments import Moments, Use, observed
+from .moments import Entries, Moments, Use, observed
 from .readers import Reader, readers
 
 Tensor = torch.Tensor
@@ -79,16 +79,26 @@ class SecondMoments:
                     weight = self.weight(moments, use, stack, block)
                     if weight is None:
                         continue
-                    scores = self.scores.setdefault(use.group, np.zeros(graph.named[use.group].units))
-                    for units, entries in moments.entries(use, block):
-                        scores[units] += self._in_pieces(solved, weight, entries) * self.share(moments, stack)
+                    self.scores.setdefault(use.group, np.zeros(graph.named[use.group].units))
+                    entries = list(moments.entries(use, block))
+                    self.take(use.group, solved, weight, entries, self.share(moments, stack))
                     self.seen.setdefault(use.group, set()).add(use.consumer)
+            for group in moments.last_of:
+                self.complete(group)
         few = sum(n < width for n, width in self.counts)
         if few and self.damping:
             self.notes.append(
                 f"importance: {few} of {len(self.counts)} matrices of second moments are of more inputs than there are calibration "
                 f"samples: they are of full rank only by the damping, {self.damping:g} of their mean"
             )
+
+    def take(self, group: str, solved: Any, weight: Tensor, entries: list[Entries], share: float) -> None:
+        """Add what one matrix says of the units of a group to its scores."""
+        for units, at in entries:
+            self.scores[group][units] += self._in_pieces(solved, weight, at) * share
+
+    def complete(self, group: str) -> None:
+        """All consumers of a group have been taken."""
 
     def observed(
         self, graph: DependencyGraph, table: dict[str, list[Reader]], data: Calibration
