@@ -37,16 +37,12 @@ WITH_DATA = [
     Method(
         "depgraph",
         "default, by score",
-        {"importance": "kfac_in_turn", "per_cost": False, "recover": "auto"},
+        {"importance": "kfac_obs", "per_cost": False, "recover": "auto"},
         **_DATA,
     ),
     Method(
-        "depgraph",
-        "default, local",
-        {"importance": "kfac_in_turn", "scope": "local", "recover": "auto"},
-        **_DATA,
+        "depgraph", "default, local", {"importance": "kfac_obs", "scope": "local", "recover": "auto"}, **_DATA
     ),
-    Method("depgraph", "units alone", {"importance": "kfac_obs", "recover": "auto"}, **_DATA),
     Method("depgraph", "obs, global", {"importance": "obs", "scope": "global", "recover": "auto"}, **_DATA),
     Method("depgraph", "l2, local", {"importance": "l2", "scope": "local", "recover": "auto"}, **_DATA),
 ]
