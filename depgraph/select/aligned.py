@@ -12,6 +12,7 @@ from math import prod
 
 from ..axes import polynomials
 from ..axes.axes import Axis
+from ..axes.nodes import is_convolution
 from ..axes.ragged import is_ragged
 from ..base.checks import whole_number
 from ..base.errors import InputError
@@ -45,7 +46,7 @@ def channels(graph: DependencyGraph) -> Iterator[Axis]:
     """The channels that two-dimensional convolutions read and write, each once."""
     seen: set[Axis] = set()
     for node in graph.trace.graph.nodes:
-        if node.op != "call_function" or "convolution" not in str(node.target):
+        if node.op != "call_function" or not is_convolution(node.target):
             continue
         for tensor in (node.args[0], node):
             dims = graph.state.dims[tensor][0] if tensor in graph.state.dims else []
