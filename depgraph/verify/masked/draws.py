@@ -92,14 +92,19 @@ class Draws:
         self.done += 1
         result = out[-1] if isinstance(out, (tuple, list)) else out
         value = draw.cut(result.shape) if isinstance(result, Tensor) else None
+        drawn = name == "aten::native_dropout" or not isinstance(
+            out, (tuple, list)
+        )  # attention's results are none
         if value is None:
-            if isinstance(result, Tensor) and result.dim() == draw.value.dim() and not result.is_complex():
+            if (
+                drawn and isinstance(result, Tensor) and result.dim() == draw.value.dim() and not result.is_complex()
+            ):  # fmt: skip
                 sizes = enumerate(zip(result.shape, draw.value.shape, strict=True))
                 self.short[self.done - 1] = tuple(d for d, (now, before) in sizes if now != before)
             return out
         if name == "aten::native_dropout":
             return _dropped(args, value), value
-        if isinstance(out, (tuple, list)):
+        if not drawn:
             return out
         if func._schema.is_mutable:
             return out.copy_(value)
