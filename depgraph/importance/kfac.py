@@ -122,7 +122,7 @@ class KfacObs(Obs):
 
     def average_alone(self, group: str) -> float:
         """What a unit of a group costs alone, on average."""
-        return float(self.scores[group].mean())
+        return float(self.scores[group].mean()) if len(self.scores[group]) else 0.0
 
     def __call__(self, group: Group) -> Scores:
         """[units] float64."""

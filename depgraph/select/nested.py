@@ -57,9 +57,8 @@ def removed_units(graph: DependencyGraph, plan: Plan | None) -> dict[Axis, Bools
         why = "; ".join(f"{g.name!r} {graph.reason(g.axis)}" for g in held[:3])
         raise StaysWhole(f"within cuts what must stay whole: {why}", graph, held)
     found = {g.axis: gone for g in graph.groups if (gone := _removed(g, plan)).any()}
-    again = build_plan(
-        graph, {graph.by_axis[axis].name: ~gone for axis, gone in found.items() if not gone.all()}
-    )
+    there = {a: gone for a, gone in found.items() if _left(graph.by_axis[a], plan) is not None}
+    again = build_plan(graph, {graph.by_axis[axis].name: ~gone for axis, gone in there.items()})
     left = [n for n in plan.cuts.keys() | again.cuts.keys() if not plan.drops(n)]
     names = [n for n in left if not plan.mask(n).equal(again.mask(n))]
     if names:
