@@ -34,7 +34,7 @@ from zoo_entry import Entry, image, tokens, vector, words
 import depgraph
 from depgraph import rules
 from depgraph.axes.axes import Axis
-from depgraph.rules import REGISTRY, OpCall
+from depgraph.rules import REGISTRY, OpCall, convolution
 
 RULES_FOLDER = str(Path(rules.__file__).parent)
 PRUNE, SITE = sys.modules["depgraph.prune"], sys.modules["depgraph.axes.op_call"]
@@ -53,7 +53,7 @@ LEFT_OUT = [
     if function.__module__ == "depgraph.rules.gradients"
     or name.startswith("*::")
     or name == "aten::segment_reduce"
-]
+] + [convolution._in_groups]
 for _name, _function in REGISTRY.items():
     if _function in LEFT_OUT:
         continue
@@ -595,6 +595,11 @@ tiny("RotatedProduct", [13], lambda m, x: flat(m, torch.rot90(outer(m, m.e(x)).f
      e=(5, 13), a=(13, 7), b=(13, 11), head=(77, 3))
 tiny("NoiseAsWide", [7], lambda m, x: m.head(next(h + 0 * torch.rand(h.shape) for h in [m.a(x)])), a=(5, 7), head=(7, 3))
 tiny("StridedByHand", [11], lambda m, x: m.head(deep(m, x).as_strided((x.shape[0], 7), (7, 1))), **DEEP, head=(7, 3))
+tiny("StridedOverAgain", [11], lambda m, x: flat(m, deep(m, x).as_strided((x.shape[0], 7, 3), (7, 1, 0))), **DEEP, head=(21, 3))
+tiny("StridedToHeads", [3, 7], lambda m, x: flat(m, m.a(x).as_strided((x.shape[0], m.n, m.w), (m.n * m.w, m.w, 1))),
+     a=(5, 21), head=(21, 3), n=lambda: 3, w=lambda: 7)
+tiny("StridedWindows", [7], lambda m, x: flat(m, outer(m, x).as_strided((x.shape[0], m.n, 4, 3), (m.n * 11, 11, 2, 1))),
+     a=(5, 7), b=(5, 11), head=(84, 3), n=lambda: 7)
 tiny("RolledWhole", [11], lambda m, x: m.head(deep(m, x).roll(2)), **DEEP, head=(7, 3))
 tiny("Shuffled", [7], lambda m, x: flat(m, F.pixel_shuffle(outer(m, x)[:, :, None], 2)), a=(5, 28), b=(5, 11), head=(308, 3))
 tiny("ShuffledToOne", [11], lambda m, x: flat(m, F.pixel_shuffle(deep(m, x)[:, :, None, None], 2)),

@@ -70,6 +70,10 @@ EQUIVALENT = {  # mutants that no network can tell from the rule
     "index: lock both in `middle = site.broadcast(*groups, size=shape)`": "the next lines freeze them anyway",
     "trace: refuse": FREEZES,
     "squeeze: drop floor in `site.at_least(axis, 2)`": "a replay of the smaller model finds that it calls other ops, and keeps the axis",
+    "as_strided: swap factors in `counted = product([a for a in (*between, *inner) if a is not None])`": COUNTED,
+    "as_strided: free in `between = found[i + 1:] if regular else [site.fixed(steps[k] // step, 'is a number of steps in memor`": (
+        "no tensor has a dim of that many, so none is cut"
+    ),
     "lstm: drop weight in `site.weight(weight, [rows], [columns])`": "weight_hh consumes the projected channels too",
 }  # fmt: skip
 

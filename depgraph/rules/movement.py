@@ -394,10 +394,10 @@ def as_strided(site: OpCall) -> list[Dims]:
     laid = sorted((-step, d) for d, step in enumerate(record.strides[0]) if record.shape[d] != 1)
     order = [d for _, d in laid]  # from the slowest to the fastest
     dense = [math.prod(record.shape[e] for e in order[i + 1 :]) for i in range(len(order))]
-    if [-step for step, _ in laid] != dense or site.given("storage_offset"):
-        return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
     sizes, steps = (list(map(int, given)) for given in site.args[1:3])
-    walks = _walks([(record.shape[d], step) for d, step in zip(order, dense, strict=True)], sizes, steps)
+    memory = [(record.shape[d], step) for d, step in zip(order, dense, strict=True)]
+    whole = [-step for step, _ in laid] == dense and not site.given("storage_offset")
+    walks = _walks(memory, sizes, steps) if whole else None
     if walks is None:
         return site.lock_all(f"goes through {site.node.target}, which picks entries by position")
     out: Dims = [None] * len(sizes)
