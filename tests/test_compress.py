@@ -51,6 +51,7 @@ def test_the_nearest_is_taken() -> None:
     assert off(model, result.model, BATCHES[3::4]) == pytest.approx(tried[taken], rel=1e-5)
     assert result.report.parameters[1] <= 0.6 * result.report.parameters[0]
     assert sum(p.numel() for p in result.model.parameters()) == result.report.parameters[1]
+    assert result.report.verification.status == "equal"
     assert str(result).startswith(taken)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curvature import Given, batches, of_two_readers, ones, plain, scores, watched
 from oracle import assert_equal_to_masked
-from test_kfac import Given, _plain, batches, ones, scores, watched
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,21 +46,7 @@ def by_hand(every: list[Given], samples: int) -> list[float]:
 
 
 def test_linear_layers_and_several_consumers() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.enter, self.wide, self.narrow = nn.Linear(3, 7), nn.Linear(7, 19), nn.Linear(7, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.tanh(self.enter(x))
-            return torch.tanh(self.wide(x)).sum(1, keepdim=True) + self.narrow(x)
-
-    torch.manual_seed(0)
-    net, data = Two().double(), batches((3,), 2)
-    found = watched(net, data, F.cross_entropy, "wide", "narrow")
-    every = [
-        (x, g, m.weight.detach(), ones(7)) for (x, g), m in zip(found, (net.wide, net.narrow), strict=True)
-    ]
+    net, data, every = of_two_readers()
     expected = by_hand(every, 33)
     np.testing.assert_allclose(scores(net, data, 7, "kfac_in_turn", F.cross_entropy), expected, rtol=1e-7)
 
@@ -73,7 +59,7 @@ def test_windows_of_convolutions(groups: int) -> None:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).double()  # fmt: skip
     data = batches((2, 4, 5), 3)
-    ((x, g),) = watched(_plain(net), data, F.cross_entropy, "2")
+    ((x, g),) = watched(plain(net), data, F.cross_entropy, "2")
     width, rows = 6 // groups, 4 // groups  # of the first block, whose units are a group of their own
     windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)[:, : width * 6]
     results = g.flatten(2).transpose(1, 2).flatten(0, 1)[:, :rows]

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from curvature import Given, batches, of_two_readers, ones, plain, scores, watched
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
 from depgraph import InputError
-from depgraph.data.calibration import Calibration
 from depgraph.importance import L2, KfacObs
 from depgraph.importance.kfac import signed
-
-Loss = Callable[[Any, Any], Tensor]
-# What one consumer is given [n, m], the gradients of its results [n, rows], its weight [rows, m], and each unit's columns.
-Given = tuple[Tensor, Tensor, Tensor, list[list[int]]]
 
 
 def by_hand(every: Sequence[Given], damping: float, samples: int) -> list[float]:
@@ -35,28 +30,6 @@ def by_hand(every: Sequence[Given], damping: float, samples: int) -> list[float]
             block = torch.linalg.inv(inverse[columns][:, columns])
             totals[u] += float(torch.trace(fisher @ w @ block @ w.T))
     return totals
-
-
-def scores(net: nn.Module, data: list[Any], units: int, criterion: Any, loss: Loss | None) -> Any:
-    example = data[0][0] if isinstance(data[0], tuple) else data[0]
-    graph = depgraph.analyze(net, example)
-    group = next(g for g in graph.groups if g.units == units)
-    calibration = Calibration(data, example, loss, False)
-    return depgraph.scores_of(graph, criterion, calibration=calibration)[group.name]
-
-
-def watched(net: nn.Module, data: list[Any], objective: Loss, *names: str) -> list[tuple[Tensor, Tensor]]:
-    """(inputs, gradients of the results) of modules, of all batches one after the other."""
-    inputs: dict[str, list[Tensor]] = {n: [] for n in names}
-    gradients: dict[str, list[Tensor]] = {n: [] for n in names}
-    twin = copy.deepcopy(net).eval()
-    for n in names:
-        module = twin.get_submodule(n)
-        module.register_forward_pre_hook(lambda _, args, n=n: inputs[n].append(args[0].detach()))
-        module.register_full_backward_hook(lambda _, __, out, n=n: gradients[n].append(out[0].detach()))
-    for x, target in data:
-        objective(twin(x.clone().requires_grad_()), target).backward()
-    return [(torch.cat(inputs[n]), torch.cat(gradients[n])) for n in names]
 
 
 class Attention(nn.Module):
@@ -79,14 +52,6 @@ class Attention(nn.Module):
         return self.out(y).mean(1)
 
 
-def batches(shape: tuple[int, ...], classes: int, count: int = 3) -> list[Any]:
-    return [(torch.randn(11, *shape).double(), torch.randint(0, classes, (11,))) for _ in range(count)]
-
-
-def ones(units: int) -> list[list[int]]:
-    return [[u] for u in range(units)]
-
-
 def test_linear_layers_with_a_loss() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -94,36 +59,13 @@ def test_linear_layers_with_a_loss() -> None:
     ).double()
     data = batches((3,), 2)
     for name, units in (("2", 7), ("4", 5)):
-        ((x, g),) = watched(_plain(net), data, F.cross_entropy, name)
+        ((x, g),) = watched(plain(net), data, F.cross_entropy, name)
         expected = by_hand([(x, g, net.get_submodule(name).weight.detach(), ones(units))], 0.01, 33)
         np.testing.assert_allclose(scores(net, data, units, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
 
-def _plain(net: nn.Module) -> nn.Module:
-    """The same without writing in place, which hooks of modules do not stand."""
-    found = copy.deepcopy(net)
-    for m in found.modules():
-        if isinstance(m, nn.ReLU):
-            m.inplace = False
-    return found
-
-
 def test_wide_results_and_several_consumers_add_up() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.enter, self.wide, self.narrow = nn.Linear(3, 7), nn.Linear(7, 19), nn.Linear(7, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.tanh(self.enter(x))
-            return torch.tanh(self.wide(x)).sum(1, keepdim=True) + self.narrow(x)
-
-    torch.manual_seed(0)
-    net, data = Two().double(), batches((3,), 2)
-    found = watched(net, data, F.cross_entropy, "wide", "narrow")
-    every = [
-        (x, g, m.weight.detach(), ones(7)) for (x, g), m in zip(found, (net.wide, net.narrow), strict=True)
-    ]
+    net, data, every = of_two_readers()
     np.testing.assert_allclose(scores(net, data, 7, KfacObs(0.3), F.cross_entropy), by_hand(every, 0.3, 33))
 
 
@@ -135,7 +77,7 @@ def test_windows_of_convolutions(groups: int) -> None:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).double()  # fmt: skip
     data = batches((2, 4, 5), 3)
-    ((x, g),) = watched(_plain(net), data, F.cross_entropy, "2")
+    ((x, g),) = watched(plain(net), data, F.cross_entropy, "2")
     windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)
     results = g.flatten(2).transpose(1, 2).flatten(0, 1)
     totals: list[float] = []

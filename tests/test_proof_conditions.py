@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from types import SimpleNamespace
@@ -328,7 +329,13 @@ def test_what_lies_outside_of_an_image_is_not_what_was_removed() -> None:
     """An op without a handler gives zeros there whatever goes in: no sign of a removed channel."""
     corners = torch.tensor([[0, 1, 1, 6, 6], [0, 2, 0, 9, 7], [0, 5, 5, 30, 30], [0, -9, -9, -2, 3]])
     inputs = (torch.randn(1, 3, 8, 8), corners.float())
-    result = depgraph.prune(Regions().eval(), inputs, pruning_ratio=0.5)
+    model = Regions().eval()
+    result = depgraph.prune(model, inputs, pruning_ratio=0.5)
     assert result.plan.new_shape("features.weight") == (4, 3, 3, 3)
     assert result.report.verification.status == "equal"
     assert not any("differ" in note for note in result.report.notes)
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in masked.named_parameters():
+            tensor.mul_(result.plan.mask(name))
+        torch.testing.assert_close(result.model(*inputs), masked(*inputs))

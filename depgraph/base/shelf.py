@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -85,14 +86,19 @@ class Shelf:
     def _fill(self, tensor: Tensor, place: Place, offset: int) -> None:
         try:
             with self.path.open("rb", buffering=0) as stream:
-                stream.seek(place.begin + offset)
-                left = _octets(tensor)
-                while left and (n := stream.readinto(left)):
-                    left = left[n:]
+                whole = filled(stream, place.begin + offset, _octets(tensor))
         except OSError as error:
             raise StoreError(f"{self.path} can't be read: {error}") from error
-        if left:
+        if not whole:
             raise StoreError(f"{self.path} was changed while it was used")
+
+
+def filled(stream: Any, begin: int, room: memoryview) -> bool:
+    """Read a file that is open without a buffer from byte `begin` on into `room`; whether it holds so many."""
+    stream.seek(begin)
+    while room and (n := stream.readinto(room)):
+        room = room[n:]
+    return not room
 
 
 def _octets(tensor: Tensor) -> memoryview:

@@ -32,7 +32,6 @@ from ..recipe import Recipe
 from ..recipe.sources import called, function, inputs_of, model_of, pretrained
 from ..report import reachable
 from ..select import BUDGETS, OPTIONS
-from ..simplify.compress import KINDS
 from ..simplify.compress import compress as nearest_of
 from ..simplify.fusion import fuse as fuse_norms
 from ..simplify.low_rank import factorise as as_factors
@@ -278,7 +277,7 @@ def compress(options: argparse.Namespace) -> int:
     return _simplified(
         options,
         nearest_of(
-            model, inputs_of(options.input, model), kinds=options.kinds or KINDS, ignore=options.ignore,
+            model, inputs_of(options.input, model), kinds=options.kinds, ignore=options.ignore,
             **_data(options), **_budgets(options),
         ),
     )  # fmt: skip

@@ -199,7 +199,9 @@ def _compress(add: Add) -> None:
         "depgraph compress mypackage.models:make_net --input 1x3x224x224 --max-params 0.7 --calibration mypackage.data:batches",
         model=MODEL,
     )  # fmt: skip
-    made.add_argument("--kinds", nargs="+", choices=KINDS, help="which may be used (default: all of them)")
+    made.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="which may be used (default: all of them)"
+    )
     _ignore(made)
     _add_budgets(made.add_argument_group("how much", "at least one of these"), number)
     _data(made)

@@ -68,10 +68,9 @@ def compress(
         raise InputError(
             f"compress compares on batches that were held out: give at least two, not {len(batches)}"
         )
-    held = batches[HELD_OUT - 1 :: HELD_OUT] or batches[-1:]
-    seen = [b for i, b in enumerate(batches) if i % HELD_OUT != HELD_OUT - 1]
-    seen = seen if len(seen) < len(batches) else batches[:-1]
-    judge = Calibration(held, example_inputs, loss, progress)
+    held = set(range(HELD_OUT - 1, len(batches), HELD_OUT)) or {len(batches) - 1}
+    seen = [b for i, b in enumerate(batches) if i not in held]
+    judge = Calibration([batches[i] for i in sorted(held)], example_inputs, loss, progress)
     cut = partial(
         prune, example_inputs=example_inputs, calibration=seen, loss=loss, ignore=ignore, verify=verify,
         progress=progress,
@@ -83,17 +82,17 @@ def compress(
     def ranks(given: nn.Module, amounts: dict[str, Any]) -> Found:
         return factorise(given, example_inputs, seen, ignore=ignore, verify=verify, **amounts)
 
-    steps: dict[str, Step] = {
-        "width": widths, "depth": partial(widths, depth=Depth(alone=True)), "rank": ranks,
-        "width and depth": partial(widths, depth=Depth()),
+    steps: dict[tuple[str, ...], Step] = {
+        ("width",): widths, ("depth",): partial(widths, depth=Depth(alone=True)), ("rank",): ranks,
+        ("width", "depth"): partial(widths, depth=Depth()),
     }  # fmt: skip
     search = _Search(model, example_inputs, limits, judge)
-    both = ["width and depth"] if {"width", "depth"} <= set(ways) else []
-    for way in (*ways, *both):
-        search.attempt(way, steps[way])
-    if "rank" in ways:
-        for way in [w for w in (*ways, *both) if w != "rank"]:
-            search.attempt(f"{way}, then rank", steps[way], ranks)
+    wanted = [way for way in steps if set(way) <= set(ways)]
+    for way in wanted:
+        search.attempt(" and ".join(way), way, steps[way])
+    for way in wanted if "rank" in ways else ():
+        if way != ("rank",):
+            search.attempt(f"{' and '.join(way)}, then rank", (*way, "rank"), steps[way], ranks)
     return search.result()
 
 
@@ -115,9 +114,9 @@ class _Search:
         self.failed: DepgraphError | None = None
         self.impossible: set[str] = set()  # kinds of which this model has nothing
 
-    def attempt(self, way: str, *steps: Step) -> None:
-        """Take equal parts of the way to the budgets by each of `steps`, and compare."""
-        if any(kind in way for kind in self.impossible):
+    def attempt(self, way: str, kinds: Sequence[str], *steps: Step) -> None:
+        """Take equal parts of the way to the budgets by each of `steps`, which use these `kinds`, and compare."""
+        if self.impossible & set(kinds):
             return
         found: Found | None = None
         try:
@@ -128,8 +127,8 @@ class _Search:
             off = distance(self.model, found.model, self.judge, f"comparing {way}")
         except DepgraphError as error:
             self.failed = self.failed or error
-            if way in KINDS and isinstance(error, NothingToPruneError):
-                self.impossible.add(way)
+            if len(kinds) == 1 and isinstance(error, NothingToPruneError):
+                self.impossible.update(kinds)
             why = " ".join(line.strip() for line in str(error).splitlines()[:2])
             self.rows.append({"way": way, "parameters": "-", "off": "-", "why": why})
             return

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..base.errors import InputError, StoreError, listed
+from ..base.shelf import filled
 from .weights import CODES, DTYPES
 
 Tensor = torch.Tensor
@@ -115,15 +116,11 @@ class Checkpoint:
     def _read(self, one: Stored, offset: int, count: int) -> Tensor:
         room = self._buffer(count)
         octets: Any = room.numpy()
-        left = memoryview(octets)[:count]
         try:
-            stream = self._handle(one.file)
-            stream.seek(one.begin + offset)
-            while left and (n := stream.readinto(left)):
-                left = left[n:]
+            whole = filled(self._handle(one.file), one.begin + offset, memoryview(octets)[:count])
         except OSError as error:
             raise StoreError(f"{self.folder / one.file} can't be read: {error}") from error
-        if left:
+        if not whole:
             raise StoreError(f"{self.folder / one.file} ends within {one.name!r}")
         return room[:count].view(one.dtype)
 

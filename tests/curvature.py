@@ -1,0 +1,78 @@
+"""What criteria of second order are given, seen by hooks: for tests that compute their scores by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import depgraph
+from depgraph.data.calibration import Calibration
+
+Loss = Callable[[Any, Any], Tensor]
+# What one consumer is given [n, m], the gradients of its results [n, rows], its weight [rows, m], and each unit's columns.
+Given = tuple[Tensor, Tensor, Tensor, list[list[int]]]
+
+
+def scores(net: nn.Module, data: list[Any], units: int, criterion: Any, loss: Loss | None) -> Any:
+    example = data[0][0] if isinstance(data[0], tuple) else data[0]
+    graph = depgraph.analyze(net, example)
+    group = next(g for g in graph.groups if g.units == units)
+    calibration = Calibration(data, example, loss, False)
+    return depgraph.scores_of(graph, criterion, calibration=calibration)[group.name]
+
+
+def watched(net: nn.Module, data: list[Any], objective: Loss, *names: str) -> list[tuple[Tensor, Tensor]]:
+    """(inputs, gradients of the results) of modules, of all batches one after the other."""
+    inputs: dict[str, list[Tensor]] = {n: [] for n in names}
+    gradients: dict[str, list[Tensor]] = {n: [] for n in names}
+    twin = copy.deepcopy(net).eval()
+    for n in names:
+        module = twin.get_submodule(n)
+        module.register_forward_pre_hook(lambda _, args, n=n: inputs[n].append(args[0].detach()))
+        module.register_full_backward_hook(lambda _, __, out, n=n: gradients[n].append(out[0].detach()))
+    for x, target in data:
+        objective(twin(x.clone().requires_grad_()), target).backward()
+    return [(torch.cat(inputs[n]), torch.cat(gradients[n])) for n in names]
+
+
+def batches(shape: tuple[int, ...], classes: int, count: int = 3) -> list[Any]:
+    return [(torch.randn(11, *shape).double(), torch.randint(0, classes, (11,))) for _ in range(count)]
+
+
+def ones(units: int) -> list[list[int]]:
+    return [[u] for u in range(units)]
+
+
+def plain(net: nn.Module) -> nn.Module:
+    """The same without writing in place, which hooks of modules do not stand."""
+    found = copy.deepcopy(net)
+    for m in found.modules():
+        if isinstance(m, nn.ReLU):
+            m.inplace = False
+    return found
+
+
+class TwoReaders(nn.Module):
+    """Seven units that a wide layer and a narrow one read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.wide, self.narrow = nn.Linear(3, 7), nn.Linear(7, 19), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.enter(x))
+        return torch.tanh(self.wide(x)).sum(1, keepdim=True) + self.narrow(x)
+
+
+def of_two_readers() -> tuple[nn.Module, list[Any], list[Given]]:
+    """The network, batches for it, and what its two readers are given."""
+    torch.manual_seed(0)
+    net, data = TwoReaders().double(), batches((3,), 2)
+    found = watched(net, data, F.cross_entropy, "wide", "narrow")
+    readers = zip(found, (net.wide, net.narrow), strict=True)
+    return net, data, [(x, g, m.weight.detach(), ones(7)) for (x, g), m in readers]
