@@ -1,6 +1,6 @@
 """Widths, depth, ranks, masks and mixes at one budget: the figures of docs/which-to-take.md.
 
-    python -m benchmarks.kinds --small                       # a vision transformer on digits at half its parameters
+    python -m benchmarks.kinds --small                       # a tiny vision transformer on digits at half its parameters
     python -m benchmarks.kinds --case vit --case demo        # curves at 0.7, 0.5 and 0.3 of the parameters
     python -m benchmarks.kinds --case demo --macs            # the same of the MACs
     python -m benchmarks.kinds --case minilm --share 0.7
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
         return self.head(self.norm(h).mean(1))
 
 
-def vit() -> Case:
+def vit(width: int = 48, depth: int = 6, epochs: int = 30) -> Case:
     """A vision transformer trained here, on the digits of the demo."""
     plain = the_demo()
 
@@ -77,13 +77,13 @@ def vit() -> Case:
         data = demo.load_data()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = Transformer()
+            model = Transformer(width, depth)
             batches = list(zip(data.train_x.split(64), data.train_y.split(64), strict=True))
-            depgraph.finetune(model, batches, F.cross_entropy, epochs=30, lr=1e-3, progress=False)
+            depgraph.finetune(model, batches, F.cross_entropy, epochs=epochs, lr=1e-3, progress=False)
         return model.eval()
 
     return replace(
-        plain, name="vit", title="digits, a vision transformer of 6 layers", build=trained,
+        plain, name="vit", title=f"digits, a vision transformer of {depth} layers", build=trained,
         hints=Hints(lambda model: {}),
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shares = [0.5] if options.small else options.share or SHARES
     console, good = Console(), True
     for name in options.case or ["vit"]:
-        case = NAMED[name]() if name in NAMED else cases.case(name)
+        case = vit(16, 2, 3) if options.small else NAMED[name]() if name in NAMED else cases.case(name)
         good = run(case, shares, "macs" if options.macs else "params", options.seed, console) and good
     return 0 if good else 1
 
