@@ -112,7 +112,7 @@ def analyzed(
     graph = graph_of()
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
     if graph.meets_literals or choices:  # most models have neither, and need only one run
-        graph = graph_of(literals=graph.meets_literals, other_ways=choices)
+        graph = graph_of(literals=True, other_ways=choices)
     if weights is not None:
         graph.weights = weights
     return graph.finish(constraints)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from oracle import assert_equal_to_masked
 from torch import nn
 
 import depgraph
@@ -40,8 +41,11 @@ def test_a_decision_stays_what_it_was(verify: bool):
     assert widths(9.0, verify=verify) == (4, 6)
 
 
-def test_sizes_that_are_computed_with_stay():
-    assert widths(3.0, True, verify=False) == (8, 6)
+def test_sizes_that_are_computed_with_stay_what_they_were():
+    model, x = Net(3.0, True).double(), torch.randn(2, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert result.model.a.out_features == 4
+    assert_equal_to_masked(model, result, x)
 
 
 class Base(nn.Module):

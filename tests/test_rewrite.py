@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import io
+import math
 import traceback
 from typing import Any
 
@@ -36,6 +37,10 @@ def doubled(method: Any) -> Any:
         return 2 * method(*args, **kwargs)
 
     return run
+
+
+def rows(h: Tensor) -> int:
+    return h.shape[0]
 
 
 def viewed(h: Tensor) -> Tensor:
@@ -151,7 +156,45 @@ class Branches(Base):
         return {"y": self.last} if self.training else self.last
 
 
+class ReadScales(Base):
+    """What is computed with a size that gets smaller stays what it was, in each way to read it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h * (2 / h.shape[-1])
+        return self.b(h / math.sqrt(h.size(1)) + int(h.size(dim=-1))) * x.shape[0]
+
+
+class ReadHelper(Base):
+    def scaled(self, h: Tensor) -> Tensor:
+        h = h.view(rows(h), 14)
+        return h * h.shape[1] ** -0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.scaled(self.a(x)))
+
+
+class ReadBranch(Base):
+    """The size is read on the way that the example does not take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h) if x.sum() > 100 else self.b(h * h.shape[1])
+
+
+class ReadBoth(Base):
+    """One read for a shape, another one of the same size for a scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h.view(-1, h.shape[1]) * h.shape[1])
+
+
 CHANGED = [
+    ReadScales,
+    ReadHelper,
+    ReadBranch,
+    ReadBoth,
     Position,
     Keyword,
     Starred,
@@ -247,9 +290,71 @@ class SuperCall(Position):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(
-    "kind", [Shared, Free, Global, Default, Computed, SuperCall], ids=lambda kind: kind.__name__
-)
+class ReadOnce(Base):
+    """One read for a shape and for a scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        width = h.shape[-1]
+        return self.b(h.view(-1, width) * width)
+
+
+class ReadOfACall(Base):
+    """Without the read, the call would be gone, and what it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * self.a(x).shape[-1])
+
+
+class ReadOfSeveral(Base):
+    """One read in the code, of sizes that are not the same."""
+
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * h.shape[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(self.b(self.scaled(self.a(x))))
+
+
+class ReadWithRows(Base):
+    """A size that other inputs change, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h * h.flatten().shape[0])
+
+
+class ReadCompared(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        width = h.shape[-1]
+        if width != 14:
+            raise ValueError(width)
+        return self.b(h * width)
+
+
+class ReadInFunction(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(scaled(self.a(x)))
+
+
+def scaled(h: Tensor) -> Tensor:
+    return h * h.shape[-1]
+
+
+class ReadToCount(Base):
+    """As many steps as there are entries: with the number that it was, the last ones are not there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h + sum(h[:, i : i + 1] for i in range(int(h.shape[-1]))))
+
+
+HELD = [Shared, Free, Global, Default, Computed, SuperCall, ReadOnce, ReadOfACall, ReadOfSeveral, ReadWithRows,
+        ReadCompared, ReadInFunction, ReadToCount]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.__name__)
 def test_a_number_that_can_not_change_holds_its_axis(kind: Any) -> None:
     """Also without verification."""
     model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), kind()), torch.randn(3, 8)
@@ -291,7 +396,7 @@ def copies(small: nn.Module) -> list[nn.Module]:
     return [small, copy.copy(small), copy.deepcopy(small), torch.load(buffer, weights_only=False)]
 
 
-@pytest.mark.parametrize("kind", [Position, Decorated, Method], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Position, Decorated, Method, ReadScales], ids=lambda kind: kind.__name__)
 def test_copies_and_pickles(kind: Any) -> None:
     x = torch.randn(3, 6)
     once = depgraph.prune(kind(), x, pruning_ratio=0.3).model
@@ -321,6 +426,14 @@ def test_the_source_is_the_users_with_the_new_number() -> None:
     assert "view(-1, 14)" in inspect.getsource(Position.forward)
     assert inspect.getsourcefile(small.forward) == __file__
     assert inspect.signature(small.forward) == inspect.signature(Position().forward)
+
+
+def test_the_source_has_the_size_that_was_read() -> None:
+    small: Any = depgraph.prune(ReadScales(), torch.randn(3, 6)).model
+    source = inspect.getsource(small.forward)
+    assert "h * (2 / 14)" in source
+    assert "math.sqrt(14) + int(14)) * x.shape[0]" in source
+    assert torch.equal(torch.jit.script(small)(torch.ones(4, 6)), small(torch.ones(4, 6)))
 
 
 def test_a_traceback_names_the_users_file_and_line() -> None:

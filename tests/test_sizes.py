@@ -17,8 +17,12 @@ from depgraph.tracing.sizes import Size, expression
 WIDTH = ("attr", "", "width")
 
 
+def width_of(a):
+    return a.shape[-1]
+
+
 class Scaled(nn.Module):
-    """Two projections multiplied, over a number that is computed from their width."""
+    """Two projections multiplied, over a number that is computed from their width, which a function reads."""
 
     def __init__(self, scale):
         super().__init__()
@@ -27,26 +31,43 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         a, b = self.a(x), self.b(x)
+        return self.head(self.scale((a.unsqueeze(1) * b.unsqueeze(0)).sum(-1), width_of(a)))
+
+
+class ScaledHere(Scaled):
+    """Its own method reads the width."""
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
         return self.head(self.scale((a.unsqueeze(1) * b.unsqueeze(0)).sum(-1), a.shape[-1]))
 
 
-@pytest.mark.parametrize(
-    "scale",
-    [
-        lambda y, n: y / math.sqrt(2 * n),
-        lambda y, n: y / np.sqrt(2 * n),
-        lambda y, n: y * (3.0 / np.power(n, -0.5)),
-        lambda y, n: y / (np.float64(2) * n + 1.0),
-        lambda y, n: y / np.log(n),
-        lambda y, n: torch.add(y, y, alpha=math.sqrt(3 * n)),
-        lambda y, n: torch.mul(y, other=math.sqrt(3 * n)),
-    ],
-)
+SCALES = [
+    lambda y, n: y / math.sqrt(2 * n),
+    lambda y, n: y / np.sqrt(2 * n),
+    lambda y, n: y * (3.0 / np.power(n, -0.5)),
+    lambda y, n: y / (np.float64(2) * n + 1.0),
+    lambda y, n: y / np.log(n),
+    lambda y, n: torch.add(y, y, alpha=math.sqrt(3 * n)),
+    lambda y, n: torch.mul(y, other=math.sqrt(3 * n)),
+]
+
+
+@pytest.mark.parametrize("scale", SCALES)
 def test_a_scale_computed_from_a_width_keeps_the_width(scale):
     """Also without verification, which would find out."""
     graph = depgraph.analyze(Scaled(scale), torch.randn(4, 5))
     assert not graph.groups
     assert any("sets a number that the op computes with" in str(lock) for lock in graph.lock_summary())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_computed_from_a_width_keeps_its_value(scale):
+    """Where the method of a module reads the width, that read becomes the number."""
+    model, x = ScaledHere(scale).double(), torch.randn(4, 5).double()
+    result = depgraph.prune(model, x, verify=False)
+    assert result.model.a.out_features < 14
+    assert_equal_to_masked(model, result, x)
 
 
 def test_numpy_of_a_tracked_number():

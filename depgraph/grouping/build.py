@@ -57,6 +57,10 @@ def build_plan(
                 plan.rewrites.append(Rewrite(path, name, keys[0], old, int(value)))
             else:
                 plan.repairs.append(Repair(path, name, tuple(keys), int(value), old))
+    for place, size in graph.sizes.held.items():
+        old = graph.sizes.value(size)
+        if polynomials.evaluate(graph.sizes.polynomial(size) or {}, counts) != old:
+            plan.rewrites.append(Rewrite(*place, old, old))
     if plan.cuts:
         plan.repairs.extend(
             field_repairs(

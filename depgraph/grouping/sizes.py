@@ -2,7 +2,8 @@
 
 Every `SizeUse` is an equation: the expression that the code computes must equal the number of kept indices. With an
 attribute, or a number in the code of a method, alone on one side, that is set. An equation between sizes ("C // heads is
-the width of a head") becomes a constraint for the planner. A number of unknown origin can't be changed.
+the width of a head") becomes a constraint for the planner. A number of unknown origin can't be changed. Where the code
+computes with a size itself (``h * h.shape[-1]``), the read of it becomes the number that it was, if nothing else uses it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import operator
 from collections.abc import Container
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
 from ..tracing.recorder import Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
-from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, evaluate, sources_in
+from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
 from .decisions import Decision, decision
 
 
@@ -57,6 +59,7 @@ class SizeSystem:
             False  # whether a size that may change was compared with a number of unknown origin
         )
         self.decisions: dict[Node, Decision] = {}
+        self.held: dict[Place, Expr] = {}  # reads of sizes that become the numbers that they were
         self.multiples: list[
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
@@ -437,7 +440,8 @@ class SizeSystem:
         for expr, how, module, source in self.state.trace.losses:
             atoms = self.atoms_of(expr)
             self.meets_literals |= bool(atoms)
-            self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
+            if not self._hold(expr):
+                self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
 
     def _scalars(self) -> None:
         """A number the op computes with must stay what it was, unless it only decides something, or scales gradients."""
@@ -446,7 +450,31 @@ class SizeSystem:
                 continue
             text = f"sets a number that the op computes with ({use.value:g})"
             reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)
-            self._freeze(self.atoms_of(use.expr), reason)
+            atoms = self.atoms_of(use.expr)
+            self.meets_literals |= any(s[0] == "dim" and self.atoms_of(s) for s in sources_in(use.expr))
+            if not self._hold(use.expr):
+                self._freeze(atoms, reason)
+
+    @cached_property
+    def _followed(self) -> set[Place]:
+        """Reads that must not become numbers: a shape or a test depends on them, or they were of several sizes."""
+        trace = self.state.trace
+        several = {
+            place
+            for place, dims in trace.sizes_read.items()
+            if len({self.value(dim) for dim in dims}) > 1 or not all(map(self._is_fixed, dims))
+        }
+        shapes = (places_in(use.expr) for use in trace.size_uses)
+        tests = (places_in(side) for _, *sides, _ in trace.comparisons for side in sides)
+        return several.union(*shapes, *tests)
+
+    def _hold(self, expr: Expr) -> bool:
+        """Whether `expr` can stay what it was: each size that may change comes from a read that can become a number."""
+        sources = [s for s in sources_in(expr) if self.atoms_of(s)]
+        if not all(s[0] == "dim" and len(s) > 3 and s[3] not in self._followed for s in sources):
+            return False
+        self.held.update((s[3], s) for s in sources)
+        return True
 
     def _decides(self, use: ScalarUse) -> bool:
         """Whether the number goes into a tensor that only decides; then it is noted for `flipped`."""

@@ -1,4 +1,4 @@
-"""Numbers in the user's code -> other numbers, in one module alone.
+"""Numbers in the user's code -> other numbers, and reads of sizes -> the numbers that they were, in one module alone.
 
 The module gets a class of its own, below the one it had, whose methods are the same functions with other constants: the
 same decorators, closures, globals and lines. The class can be pickled, and `inspect` shows the source with the new
@@ -32,7 +32,7 @@ def misfit(module: nn.Module, edit: Rewrite) -> str:
     if found is None or edit.number >= len(found[1].values):
         return f"the code of {where} holds no number {edit.number}"
     number = numbers_of(module).get((edit.function, edit.number), found[1].values[edit.number])
-    if number not in (edit.old, edit.value):
+    if number not in (edit.old, edit.value, None):
         return f"number {edit.number} in the code of {where} is {number}, the plan is for {edit.old}"
     return ""
 
@@ -93,12 +93,16 @@ def _kind(metaclass: Any) -> Any:
     return kind
 
 
-def _show(function: Any, literals: Literals, values: Sequence[int]) -> None:
+def _show(function: Any, literals: Literals, values: Sequence[int | None]) -> None:
     """Let `inspect.getsource` show what `function` does: its source with the new numbers, as a file of no disk."""
     code = function.__code__
     lines = [line.encode() for line in linecache.getlines(code.co_filename)]
-    changes = [c for c in zip(literals.spans, literals.values, values, strict=True) if c[1] != c[2]]
-    for (first, start, last, end), _, value in reversed(changes):
+    changes = {
+        span: new
+        for span, old, new in zip(literals.spans, literals.values, values, strict=True)
+        if old != new
+    }
+    for (first, start, last, end), value in sorted(changes.items(), reverse=True):
         text = str(value).encode() + b"\n" * (last - first)
         lines[first - 1 : last] = (lines[first - 1][:start] + text + lines[last - 1][end:]).splitlines(True)
     name = f"<{code.co_filename}, smaller: {id(code)}>"
@@ -122,12 +126,12 @@ def _rewrite_graph(module: fx.GraphModule, changed: dict[tuple[str, int], int]) 
     lines = linecache.getlines(function.__code__.co_filename)
     nodes = {node.name: node for node in module.graph.nodes}
     for line in dict.fromkeys(span[0] for span in literals.spans):
-        mine = [i for i, span in enumerate(literals.spans) if span[0] == line]
+        mine = [i for i, s in enumerate(literals.spans) if s[0] == line and literals.values[i] is not None]
         if any(("forward", i) in changed for i in mine):
             node = nodes[lines[line - 1].split()[0].rstrip(":")]
             numbers = iter([changed.get(("forward", i), literals.values[i]) for i in mine])
 
-            def changing(value: Any, numbers: Iterator[int] = numbers) -> Any:
+            def changing(value: Any, numbers: Iterator[Any] = numbers) -> Any:
                 return next(numbers) if type(value) is int and is_size(value) else value
 
             node.args, node.kwargs = map_aggregate((node.args, dict(node.kwargs)), changing)

@@ -1,9 +1,10 @@
-"""Numbers written in the code of methods: tracked in a run, and changed for one module alone.
+"""Numbers written in the code of methods, and reads of sizes: tracked in a run, and changed for one module alone.
 
 A method's source is parsed and compiled again with a mark in the place of every number. What is compiled without marks
 must be the very code that runs, so the text is the right one; in the marked code the constants can then be any objects:
-tracked numbers while a model is traced, other numbers in a smaller model. Everything else of the function stays:
-globals, closure, defaults, decorators, names and lines.
+tracked numbers while a model is traced, other numbers in a smaller model. A read of a size (``h.shape[-1]``, ``h.size(1)``)
+tells in a run where it stands, and can become a number: what is computed from a size that gets smaller then stays what it
+was. Everything else of the function stays: globals, closure, defaults, decorators, names and lines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import linecache
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,25 +33,40 @@ FUTURE = functools.reduce(
 )
 
 
+Asked = tuple[str, str, int]  # the text of a file, its name, and the futures that it is compiled with
+
+
 @dataclass(frozen=True)
 class Literals:
-    """The numbers written in one function.
+    """The numbers written in one function, and behind them the sizes that it reads.
 
     Attributes:
-        values: the numbers, in the order of the text; of an expression of numbers alone, its value.
+        values: the numbers, in the order of the text; of an expression of numbers alone, its value. Then None for each read
+            of a size, in the order of the text.
         spans: for each its first line and column, its last line and the column behind it, as in `ast`.
         marks: the number of each mark.
-        marked: the code of the function with ``(MARK, n)`` in the place of mark n.
+        place: name and first line of the function.
+        file: what to compile.
     """
 
-    values: tuple[int, ...]
+    values: tuple[int | None, ...]
     spans: tuple[Span, ...]
     marks: tuple[int, ...]
-    marked: types.CodeType
+    place: tuple[str, int]
+    file: Asked
 
     def code(self, values: Sequence[Any]) -> types.CodeType:
-        """The code of the function with `values` in the places of its numbers."""
-        filled: types.CodeType = _filled(self.marked, dict(zip(self.marks, values, strict=True)))
+        """The code of the function with `values` in the places of its numbers and reads.
+
+        For a read: None leaves it as it stands, a number is put in its place, and a function is called with what it reads.
+        """
+        by_mark = dict(zip(self.marks, values, strict=True))
+        reads = {
+            mark: by_mark[mark] for mark, old in zip(self.marks, self.values, strict=True) if old is None
+        }
+        told = frozenset(mark for mark, value in reads.items() if callable(value))
+        numbers = frozenset(mark for mark, value in reads.items() if value is not None) - told
+        filled: types.CodeType = _filled(_marked(*self.file, told, numbers)[self.place], by_mark)
         return filled
 
 
@@ -74,30 +90,42 @@ def is_size(value: int) -> bool:
 
 
 class _Marking(ast.NodeTransformer):
-    """Puts a mark in the place of each number that can be a size, but not in what is run before the function."""
+    """Puts a mark in the place of each number that can be a size, but not in what is run before the function.
 
-    def __init__(self) -> None:
+    Reads of sizes have marks, too; those in `numbers` are replaced by theirs, those in `told` are given to it.
+    """
+
+    def __init__(self, told: frozenset[int] = frozenset(), numbers: frozenset[int] = frozenset()) -> None:
+        self.told, self.numbers = told, numbers
         self.inside: list[list[int]] = []  # the marks in each function around the node that is visited
-        self.values: list[int] = []
+        self.values: list[int | None] = []
         self.spans: list[Span] = []
         self.functions: dict[tuple[str, int], list[int]] = {}
 
     def visit(self, node: ast.AST) -> Any:
-        """A number, or an expression of numbers alone, becomes a mark."""
+        """A number, or an expression of numbers alone, becomes a mark; a read of a size gets one where that is asked for."""
         if self.inside and isinstance(node, (ast.Constant, ast.UnaryOp, ast.BinOp)) and _of_numbers(node):
             try:
                 value = ast.literal_eval(node) if isinstance(node, ast.Constant) else _value(node)
             except (ArithmeticError, TypeError, ValueError):
                 return node
-            if type(value) is not int or not is_size(value):
-                return node
-            for marks in self.inside:
-                marks.append(len(self.values))
-            self.values.append(value)
-            self.spans.append((node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0))
-            mark: Any = (MARK, len(self.values) - 1)
-            return ast.copy_location(ast.Constant(mark), node)
+            return self._mark(node, value)[1] if type(value) is int and is_size(value) else node
+        if self.inside and isinstance(node, (ast.Subscript, ast.Call)) and _reads_size(node):
+            number, mark = self._mark(node, None)
+            read = super().visit(node)
+            if number in self.told:
+                return ast.copy_location(ast.Call(mark, [read], []), node)
+            return mark if number in self.numbers else read
         return super().visit(node)
+
+    def _mark(self, node: Any, value: int | None) -> tuple[int, ast.expr]:
+        """The number of a new mark, and the mark."""
+        for marks in self.inside:
+            marks.append(len(self.values))
+        self.values.append(value)
+        self.spans.append((node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0))
+        mark: Any = (MARK, len(self.values) - 1)
+        return mark[1], ast.copy_location(ast.Constant(mark), node)
 
     def _function(self, node: Any) -> Any:
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
@@ -133,6 +161,22 @@ def _of_numbers(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
+def _reads_size(node: ast.Subscript | ast.Call) -> bool:
+    """Whether a node is ``x.shape[0]`` or ``x.size(0)`` of a variable or an attribute, whatever the number is."""
+    if isinstance(node, ast.Subscript):
+        read, name, given = node.value, "shape", [node.slice]
+        plain = isinstance(node.ctx, ast.Load)
+    else:
+        read, name, given = node.func, "size", [*node.args, *(k.value for k in node.keywords)]
+        plain = all(k.arg == "dim" for k in node.keywords)
+    if not (plain and isinstance(read, ast.Attribute) and read.attr == name):
+        return False
+    owner = read.value
+    while isinstance(owner, ast.Attribute):
+        owner = owner.value
+    return isinstance(owner, ast.Name) and len(given) == 1 and _of_numbers(given[0])
+
+
 def _value(node: ast.expr) -> Any:
     """The value of an expression of numbers; no powers, which could take for ever."""
     if any(isinstance(n, (ast.Pow, ast.LShift)) for n in ast.walk(node)):
@@ -142,23 +186,25 @@ def _value(node: ast.expr) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def literals_of(code: types.CodeType) -> Literals | None:
-    """The numbers written in the function that has `code`; None where its source is not known for sure."""
+    """The numbers and reads of sizes in the function that has `code`; None where its source is not known for sure."""
     place, flags = (code.co_name, code.co_firstlineno), code.co_flags & FUTURE
-    file = _read("".join(linecache.getlines(code.co_filename)), code.co_filename, flags)
+    asked = "".join(linecache.getlines(code.co_filename)), code.co_filename, flags
+    file = _read(*asked)
     if file is None or file.plain.get(place) != code:
         return None
     marking = file.marking
-    marks = sorted(marking.functions.get(place, ()), key=marking.spans.__getitem__)
+    marks = sorted(
+        marking.functions.get(place, ()), key=lambda m: (marking.values[m] is None, marking.spans[m])
+    )
     values, spans = tuple(marking.values[m] for m in marks), tuple(marking.spans[m] for m in marks)
-    return Literals(values, spans, tuple(marks), file.marked[place])
+    return Literals(values, spans, tuple(marks), place, asked)
 
 
 @dataclass(frozen=True)
 class _File:
-    """The functions of a file, compiled as they stand and with marks."""
+    """The functions of a file, compiled as they stand, and the marks in them."""
 
     plain: dict[tuple[str, int], types.CodeType]
-    marked: dict[tuple[str, int], types.CodeType]
     marking: _Marking
 
 
@@ -168,9 +214,18 @@ def _read(text: str, filename: str, flags: int) -> _File | None:
     try:
         tree = ast.parse(text)
         plain = _codes(tree, filename, flags)
-        return _File(plain, _codes(marking.visit(tree), filename, flags), marking)
+        marking.visit(tree)
+        return _File(plain, marking)
     except (ValueError, TypeError, SyntaxError, RecursionError):
         return None
+
+
+@functools.lru_cache(maxsize=64)
+def _marked(
+    text: str, filename: str, flags: int, told: frozenset[int], numbers: frozenset[int]
+) -> dict[tuple[str, int], types.CodeType]:
+    """The functions of a file that `_read` could read, with marks: ``(MARK, n)`` in the place of mark n."""
+    return _codes(_Marking(told, numbers).visit(ast.parse(text)), filename, flags)
 
 
 def _codes(source: ast.Module, filename: str, flags: int) -> dict[tuple[str, int], types.CodeType]:
@@ -207,20 +262,40 @@ def methods_of(kind: type[nn.Module]) -> dict[str, tuple[Function, Literals]]:
     return methods
 
 
-def track_literals(model: nn.Module, run: int = 0) -> None:
-    """Let the methods of `model`, a copy that nobody else sees, find tracked numbers where numbers are written."""
+def track_literals(model: nn.Module, run: int, told: Callable[[sizes.Place, sizes.Expr], None]) -> None:
+    """Let the methods of `model`, a copy that nobody else sees, find tracked numbers where numbers are written.
+
+    Args:
+        model: the copy.
+        run: the number of the run.
+        told: called with the place of a read of a size, and what was read, each time.
+    """
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         known = numbers_of(module)
         for name, (function, literals) in methods_of(class_of(module)).items():
-            values = [known.get((name, i), value) for i, value in enumerate(literals.values)]
-            tracked = [
-                sizes.Size(v, ("literal", sizes.OfRun(path, run), name, i, v)) for i, v in enumerate(values)
-            ]
-            made = replaced(function, literals.code(tracked))
+            marks: list[Any] = []
+            for i, value in enumerate(literals.values):
+                number = known.get((name, i), value)
+                place = sizes.OfRun(path, run), name, i
+                if number is not None:
+                    marks.append(sizes.Size(number, ("literal", *place, number)))
+                else:
+                    marks.append(None if isinstance(module, fx.GraphModule) else _telling(place, told))
+            made = replaced(function, literals.code(marks))
             if made is not None:
                 vars(module)[name] = types.MethodType(made, module)
+
+
+def _telling(place: sizes.Place, told: Callable[[sizes.Place, Any], None]) -> Callable[[Any], Any]:
+    def read(size: Any) -> Any:
+        if type(size) is not sizes.Size or size.expr[0] != "dim":
+            return size
+        told(place, size.expr)
+        return sizes.Size(sizes.plain(size), (*size.expr[:3], place))
+
+    return read
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

@@ -210,6 +210,9 @@ class Recorder:
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
         self.losses: list[Loss] = []
+        self.sizes_read: dict[
+            sizes.Place, set[sizes.Expr]
+        ] = {}  # what was read where, in code that can be changed
         self.places: dict[Comparison, tuple[str, str]] = {}
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
@@ -387,6 +390,10 @@ class Recorder:
     def read(self, value: Any) -> None:
         """An object that a module holds was asked for `value`."""
         self.reads.update(sizes.expressions_in(value))
+
+    def size_read(self, place: sizes.Place, expr: sizes.Expr) -> None:
+        """The dim `expr` was read at `place`."""
+        self.sizes_read.setdefault(place, set()).add(expr)
 
     def lost(self, expr: sizes.Expr, how: str) -> None:
         """A number became something that carries no expression."""

@@ -6,8 +6,8 @@ expression, such as "dim 2 of this tensor // attribute `num_heads` of blocks.0.a
 the argument of a view, the surgeon knows what to repair, or which counts must keep fitting together.
 
 An expression is an ``int`` or ``float`` (a number of unknown origin), ``("attr", path, name, *keys)``, ``("literal",
-path, method, position, value)`` (a number in the code of a method, see `literals.py`), ``("dim", node, d)`` or ``(name,
-*expressions)``, where the name is one of `OPERATORS`. What turns a tracked number into anything else (a plain number, a
+path, method, position, value)`` (a number in the code of a method, see `literals.py`), ``("dim", node, d)``, with
+the `Place` of the read behind it where that is known, or ``(name, *expressions)``, where the name is one of `OPERATORS`. What turns a tracked number into anything else (a plain number, a
 text, the truth of a test) is told to whoever listens.
 """
 
@@ -31,6 +31,7 @@ from ..base.values import is_plain_object
 from .attributes import Items
 
 Expr = Any  # int | float | tuple, as the module docstring says
+Place = tuple[str, str, int]  # of a read of a size in code: module, method, position in it
 _OWN_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -393,6 +394,11 @@ def sources_in(expr: Expr) -> set[Expr]:
     if not isinstance(expr, tuple):
         return set()
     return {expr} if expr[0] in SOURCES else set().union(*map(sources_in, expr[1:]))
+
+
+def places_in(expr: Expr) -> set[Place]:
+    """The places of the reads that an expression is computed from."""
+    return {source[3] for source in sources_in(expr) if source[0] == "dim" and len(source) > 3}
 
 
 def attributes_in(expr: Expr) -> set[Expr]:

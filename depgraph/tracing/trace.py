@@ -58,6 +58,7 @@ class Trace:
         choices: tests in methods of modules -> the sizes that were tested, () where it was values.
         other_ways: those that came out as they did not in further runs.
         losses: sizes that became plain numbers there.
+        sizes_read: the dims that each read of a size in the code of methods was of, where those were tracked.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         calls: path of a module -> what each call of it returned.
@@ -85,6 +86,7 @@ class Trace:
     choices: dict[Choice, tuple[sizes.Expr, ...]]
     other_ways: tuple[Choice, ...]
     losses: list[Loss]
+    sizes_read: dict[sizes.Place, set[sizes.Expr]]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     calls: dict[str, list[ModuleCall]]
@@ -250,7 +252,7 @@ def _recorded(
         if tracked:
             sizes.track_attributes(twin, recorder.run)
         if tracked and literals:
-            track_literals(twin, recorder.run)
+            track_literals(twin, recorder.run, recorder.size_read)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             write_record(node, [tensor], kind="input")
@@ -360,6 +362,7 @@ def _written_down(
         choices=recorder.choices,
         other_ways=other_ways,
         losses=recorder.losses,
+        sizes_read=recorder.sizes_read,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         calls=recorder.calls,
