@@ -48,8 +48,8 @@ docs: $(VENV)/.installed  ## write docs/ops.md from the rules, and the reference
 test: $(VENV)/.installed  ## the tests of every topic but the slow ones, on all cores, in about three minutes
 	$(PY) -m pytest $(ON_ALL_CORES) -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed  ## all tests
-	$(PY) -m pytest $(ON_ALL_CORES) $(PYTEST_ARGS)
+test-all: test  ## all tests: those of `make test`, and the slow ones behind them
+	$(PY) -m pytest $(ON_ALL_CORES) -m slow $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network on real data
 	$(PY) examples/demo.py
