@@ -111,7 +111,10 @@ def analyzed(
 
     graph = graph_of()
     choices = graph.sizes.open_choices()[:OTHER_WAYS]
-    if graph.meets_literals or choices:  # most models have neither, and need only one run
+    literals = graph.meets_literals
+    if literals or choices:  # most models have neither, and need only one run
+        graph = graph_of(literals=literals, other_ways=choices)
+    if graph.meets_literals and not literals:  # on a way that the first run did not take
         graph = graph_of(literals=True, other_ways=choices)
     if weights is not None:
         graph.weights = weights
