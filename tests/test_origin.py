@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -224,3 +225,24 @@ def test_a_simple_namespace_is_a_config() -> None:
         n: p.shape for n, p in result.model.named_parameters()
     }
     assert result.model.config.width < 11
+
+
+class Rounded(Small):
+    """A number that was rounded when it was computed from the config; forward never reads it."""
+
+    def __init__(self, config: Shape) -> None:
+        super().__init__(config)
+        self.tiles = math.ceil(config.width / 5)
+        self.inner = nn.Linear(config.classes, -(-config.classes // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(super().forward(x))
+
+
+def test_a_rounded_number_follows() -> None:
+    torch.manual_seed(0)
+    result = depgraph.prune(Rounded(Shape()), torch.randn(2, 6, 7), pruning_ratio=0.5)
+    width = result.model.config.width
+    assert width < 24
+    assert result.model.tiles == math.ceil(width / 5)
+    assert shapes(Rounded(result.model.config)) == shapes(result.model)

@@ -182,6 +182,17 @@ class ReadBranch(Base):
         return self.b(h) if x.sum() > 100 else self.b(h * h.shape[1])
 
 
+class ReadBeforeAnError(Base):
+    """The way that the example does not take ends in an error, after it read a size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if x.sum() > 100:
+            g = h.relu()
+            return self.b(g.view(1, g.shape[1] + 1000))
+        return self.b(h * h.shape[1])
+
+
 class ReadBoth(Base):
     """One read for a shape, another one of the same size for a scale."""
 
@@ -194,6 +205,7 @@ CHANGED = [
     ReadScales,
     ReadHelper,
     ReadBranch,
+    ReadBeforeAnError,
     ReadBoth,
     Position,
     Keyword,

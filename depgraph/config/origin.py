@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -266,15 +267,24 @@ def solved(
 
 
 def evaluate(expr: Expr, known: dict[Key, int]) -> int | None:
-    """The value of an expression of whole numbers, or None."""
+    """The value of an expression, where it is a whole number; else None."""
+    value = _number(expr, known)
+    return int(value) if value is not None and math.isfinite(value) and value == int(value) else None
+
+
+def _number(expr: Expr, known: dict[Key, int]) -> int | float | None:
     if not isinstance(expr, tuple):
-        return expr if isinstance(expr, int) else None
+        return expr if isinstance(expr, (int, float)) else None
     if expr[0] == "attr":
         return known.get(expr)
-    a, b = evaluate(expr[1], known), evaluate(expr[2], known)
-    if a is None or b is None or expr[0] not in OPERATORS or (expr[0] in ("floordiv", "mod") and not b):
+    parts = [_number(e, known) for e in expr[1:]]
+    if None in parts or expr[0] not in OPERATORS:
         return None
-    return int(OPERATORS[expr[0]](a, b))
+    try:
+        value = OPERATORS[expr[0]](*parts)
+    except (ArithmeticError, ValueError, TypeError):  # no result for these numbers
+        return None
+    return value if isinstance(value, (int, float)) else None
 
 
 def _solve(expr: Expr, value: int, known: dict[Key, int]) -> tuple[Key, int] | None:
@@ -283,6 +293,8 @@ def _solve(expr: Expr, value: int, known: dict[Key, int]) -> tuple[Key, int] | N
         return None
     if expr[0] == "attr":
         return None if expr in known else (expr, value)
+    if len(expr) != 3:  # what is rounded has several solutions
+        return None
     name, left, right = expr
     a, b = evaluate(left, known), evaluate(right, known)
     if (a is None) == (b is None):

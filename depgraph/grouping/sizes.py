@@ -459,11 +459,10 @@ class SizeSystem:
     def _followed(self) -> set[Place]:
         """Reads that must not become numbers: a shape or a test depends on them, or they were of several sizes."""
         trace = self.state.trace
-        several = {
-            place
-            for place, dims in trace.sizes_read.items()
-            if len({self.value(dim) for dim in dims}) > 1 or not all(map(self._is_fixed, dims))
-        }
+        read: dict[Place, set[Any]] = {}
+        for place, dim in trace.sizes_read:
+            read.setdefault(place, set()).add(self.value(dim) if self._is_fixed(dim) else None)
+        several = {place for place, found in read.items() if len(found) > 1 or None in found}
         shapes = (places_in(use.expr) for use in trace.size_uses)
         tests = (places_in(side) for _, *sides, _ in trace.comparisons for side in sides)
         return several.union(*shapes, *tests)

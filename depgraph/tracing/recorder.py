@@ -210,9 +210,7 @@ class Recorder:
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
         self.losses: list[Loss] = []
-        self.sizes_read: dict[
-            sizes.Place, set[sizes.Expr]
-        ] = {}  # what was read where, in code that can be changed
+        self.sizes_read: list[tuple[sizes.Place, sizes.Expr]] = []  # in code that can be changed
         self.places: dict[Comparison, tuple[str, str]] = {}
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
@@ -259,6 +257,7 @@ class Recorder:
             self.scalar_uses,
             self.comparisons,
             self.losses,
+            self.sizes_read,
             self.parametrized,
             self.escapes,
         )
@@ -393,7 +392,7 @@ class Recorder:
 
     def size_read(self, place: sizes.Place, expr: sizes.Expr) -> None:
         """The dim `expr` was read at `place`."""
-        self.sizes_read.setdefault(place, set()).add(expr)
+        self.sizes_read.append((place, expr))
 
     def lost(self, expr: sizes.Expr, how: str) -> None:
         """A number became something that carries no expression."""

@@ -58,7 +58,7 @@ class Trace:
         choices: tests in methods of modules -> the sizes that were tested, () where it was values.
         other_ways: those that came out as they did not in further runs.
         losses: sizes that became plain numbers there.
-        sizes_read: the dims that each read of a size in the code of methods was of, where those were tracked.
+        sizes_read: places of reads of sizes in the code of methods, and the dims that they were of, where those were tracked.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         calls: path of a module -> what each call of it returned.
@@ -86,7 +86,7 @@ class Trace:
     choices: dict[Choice, tuple[sizes.Expr, ...]]
     other_ways: tuple[Choice, ...]
     losses: list[Loss]
-    sizes_read: dict[sizes.Place, set[sizes.Expr]]
+    sizes_read: list[tuple[sizes.Place, sizes.Expr]]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     calls: dict[str, list[ModuleCall]]
