@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,11 +25,9 @@ from ..base.values import is_plain_object
 from ..plan.plan import Plan, Repair
 from ..surgery.remove import StandIn
 from ..tracing.attributes import held_at, read_attribute
-from ..tracing.sizes import Expr, Size, attributes_in, expression, track_inside
+from ..tracing.sizes import OPERATORS, Expr, Size, attributes_in, expression, track_inside
 
 Key = tuple[Any, ...]  # ("attr", module path, attribute, *keys), as in sizes.py
-OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
-             "mod": operator.mod}  # fmt: skip
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 
 
