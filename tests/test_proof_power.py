@@ -13,6 +13,11 @@ from torch import Tensor, nn
 import depgraph
 
 
+def width_of(h: Tensor) -> float:
+    """Outside of the modules, where no read of a size can become a number."""
+    return float(int(h.shape[1]))
+
+
 class Empty(Two):
     """A width as a number, hidden behind something that the example does not show."""
 
@@ -21,7 +26,7 @@ class Empty(Two):
         self.gate = nn.Parameter(torch.zeros(1))
 
     def between(self, h: Tensor) -> Tensor:
-        return h * float(int(h.shape[1]))
+        return h * width_of(h)
 
 
 class Gated(Empty):

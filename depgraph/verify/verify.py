@@ -143,6 +143,8 @@ class _Proof:
         parameters = {n for n, p in model.named_parameters() if is_number(p)}
         watched = [p for n, cut in plan.cuts.items() if n in parameters for p in places(n, cut)]
         self.unmoved: dict[Place, Tensor | None] = dict.fromkeys(watched)  # which indices; None: all
+        self.refused: set[Any] = set()  # inputs and weights that told nothing of this example
+        self.narrow = torch.float32  # in which others are compared: float64 once rounding was too coarse
         self.restricted: set[str] = set()
         self.unseen: dict[str, None] = {}
         self.error = 0.0
@@ -270,6 +272,7 @@ class _Proof:
         if self.unmoved and self.sources["values"] is None:
             self._check_values()
         own, shown = self.sources["values"], True
+        self.refused, self.narrow = set(), torch.float32
         if self.count <= SPARING or self.unmoved:
             shown = self._attempt(arguments, [*self._anew(), own])
         for turn in range(1, TURNS):  # what a closed gate or a dead unit hides, other values show
@@ -322,24 +325,31 @@ class _Proof:
         """
         own = self.sources["values"]
         sizes = other_sizes(arguments) if self.count <= SPARING else ()
-        for resized in (*sizes, arguments):
+        for place, resized in enumerate((*sizes, arguments)):
             for values, free in [(v, f) for v in weights for f in (True, False)]:
+                way = place, values is own, free
+                if way in self.refused or place in self.refused:
+                    continue
                 inputs = drawn_inputs(resized, 1 + turn, free)
                 how: dict[str, Any] = {"values": values, "training": training, "batch": _batch(arguments)}
                 if values is not own:
                     how["smaller"] = None
-                run = self._run(inputs, torch.float32, **how)
+                run = self._run(inputs, self.narrow, **how)
                 try:
                     try:
                         self._compare(run)
                     except VerificationError:  # rounding alone?
-                        run.dtype = torch.float64
+                        if self.narrow == torch.float64:
+                            raise
+                        run.dtype = self.narrow = torch.float64
                         self._compare(run)
                 except VerificationError:
                     raise
                 except _NotAccepted:
+                    self.refused.add(way)
                     continue
                 except Exception:  # noqa: BLE001  the original does not accept these inputs
+                    self.refused.add(place)
                     break
                 self._try_one_by_one(run)
                 return True
