@@ -149,3 +149,23 @@ def test_units_that_are_dead_on_the_example_are_looked_at(unit: int) -> None:
     else:
         with pytest.raises(depgraph.VerificationError):
             depgraph.verify(model, small, plan, x)
+
+
+class Halves(nn.Module):
+    """Units that are one half where their weights are zero, in a layer's sum, or added up."""
+
+    def __init__(self, added: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.added = nn.Linear(6, 16), nn.Linear(16, 5), added
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).sigmoid()
+        return self.b(h) * (h.sum(-1, keepdim=True) if self.added else 1)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_sums_of_what_is_not_zero_are_named(added: bool) -> None:
+    torch.manual_seed(0)
+    proof = depgraph.prune(Halves(added).eval(), torch.randn(4, 6)).report.verification
+    assert proof.status == "equal"
+    assert proof.restricted == (("sum",) if added else ())

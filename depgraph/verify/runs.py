@@ -188,9 +188,12 @@ def is_number(tensor: Tensor) -> bool:
 
 
 def run_masked(
-    model: nn.Module, plan: Plan, run: Setup, drawn: Draws | None = None
+    model: nn.Module, plan: Plan, run: Setup, drawn: Draws | None = None, *, absent: bool = True
 ) -> tuple[list[Tensor], MaskedRun]:
-    """The tensors that the masked original gives away under `run`, and the run of masks, whose draws `drawn` takes."""
+    """The tensors that the masked original gives away under `run`, and the run of masks, whose draws `drawn` takes.
+
+    Where what is removed is not `absent`, its weights are zeros, and that is all: a sigmoid makes halves of it.
+    """
     on_demand = run.on_demand(model)
     replaced: dict[int, Any] = {}
     shared: list[Tensor] = []
@@ -217,12 +220,14 @@ def run_masked(
         if cut is not None:
             masks.append((replaced[id(source)], weight.mask()))
     record = MaskedRun(run.dtype, shared, drawn)
-    use = _Masked(record)
+    masked = _Masked(record)
+    use = masked if absent else Use()
     for held, mask in masks:
-        record.give(held, mask)
+        if absent:
+            record.give(held, mask)
     lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
     twin = skeleton(model, {**replaced, **lazy}).train(run.training)
-    silence(twin, plan, use.quietly)
+    silence(twin, plan, masked.quietly)
     seed_all()
     try:
         with (

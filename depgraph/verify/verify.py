@@ -235,8 +235,19 @@ class _Proof:
         if not error <= self.tolerance:
             raise VerificationError(_deviates(error, self.tolerance) + str(run))
         if run.batch is None:
+            if record.raised and not record.restricted and self._ranges(run, expected):
+                self.restricted.add("sum")
             self.error, self.outputs = max(self.error, error), expected
             self.unseen.update(dict.fromkeys(run.unseen))
+
+    def _ranges(self, run: Setup, expected: list[Tensor]) -> bool:
+        """Whether more than the kept entries would count where nothing but weights is zero, as after a sigmoid."""
+        try:
+            return (
+                not apart(run_masked(self.model, self.plan, run, absent=False)[0], expected) <= self.tolerance
+            )
+        except Exception:  # noqa: BLE001  other integers, other places of what is not finite; or it does not run so
+            return True
 
     def _of_smaller(self, run: Setup, draws: Draws, power: bool) -> list[Tensor]:
         """The smaller model's output; with `power` noted, where its code can be run with gradients."""

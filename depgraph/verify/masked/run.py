@@ -143,6 +143,7 @@ class MaskedRun(Widened):
         self.masks: dict[int, Tensor] = {}
         self.alive: dict[int, weakref.ref[Tensor]] = {}
         self.restricted: set[str] = set()
+        self.raised = False  # whether an op made dead entries something else than zero, as a sigmoid does
         self.probed: set[str] = set()
         self.drawn = Draws() if drawn is None else drawn
         self.paused = False  # what runs is no op of the model's
@@ -207,9 +208,14 @@ class MaskedRun(Widened):
         if zero and (out.is_floating_point() or out.is_complex()):
             dead = mask == 0
             if dead.any() and not _overlaps(out):
-                out.masked_fill_(dead, 0)
+                self.emptied(out, dead)
         self.give(out, mask)
         return out
+
+    def emptied(self, out: Tensor, dead: Tensor) -> None:
+        """Make the `dead` entries of `out` zero, in place."""
+        self.raised = self.raised or bool(out.masked_select(dead).any())
+        out.masked_fill_(dead, 0)
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -244,10 +250,11 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             run.full(args[0]).copy_(mask)
             dead = mask == 0
             if dead.any() and result.is_floating_point():
-                result.masked_fill_(dead, 0)
+                run.emptied(result, dead)
             return result
         numbers = result.is_floating_point() or result.is_complex()
         if numbers and not in_place and bool((mask == 0).any()):
+            run.raised = run.raised or bool(result.masked_select(mask == 0).any())
             result = result.masked_fill(mask == 0, 0)
             if isinstance(out, Tensor):
                 out = result
