@@ -515,3 +515,33 @@ def test_a_config_says_the_result_by_value(how: dict) -> None:
     kept = [result.plan.mask(f"blocks.{i}.up.bias") for i in range(3)]
     assert len({int(k.sum()) for k in kept}) == 1
     assert not torch.equal(kept[0], kept[1])
+
+
+class Retention(nn.Module):
+    """Heads that differ by a fixed decay, as wide together as the stream: none can go alone, but widths can."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.d = heads, width // heads
+        self.embed = nn.Linear(5, width)
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.norm, self.proj, self.out = (
+            nn.GroupNorm(heads, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 3),
+        )
+        self.register_buffer("decay", torch.linspace(0.5, 0.9, heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, t, c = x.shape
+        q, k, v = (f(x).view(n, t, self.heads, self.d).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = (q @ k.transpose(-2, -1) * self.decay[:, None, None]) @ v
+        return self.out(x + self.proj(self.norm(y.transpose(1, 2).reshape(n * t, c)).view(n, t, c)))
+
+
+def test_where_no_head_can_go_widths_do() -> None:
+    model, x = Retention().eval(), torch.randn(2, 6, 5)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.report.parameters[1] < 0.6 * result.report.parameters[0]
+    assert result.report.verification.status == "equal"

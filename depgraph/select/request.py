@@ -208,16 +208,23 @@ class Request:
         """
         usual = MOST if self.max_ratio is None and self._competes(bool(budgets)) else self.max_ratio
         failed: list[BudgetError] = []
+        idle: list[Masks] = []  # where whole heads can't go one at a time, widths can
         for granularity in self._granularities(graph):
             for most in dict.fromkeys((usual, self.max_ratio)):
                 try:
-                    return self.selection(graph, scores, most, granularity).choose(budgets, self.per_cost)
+                    found = self.selection(graph, scores, most, granularity).choose(budgets, self.per_cost)
                 except BudgetError as error:
                     failed.append(error)
+                    continue
+                if self.threshold is not None or not all(mask.all() for mask in found.values()):
+                    return found
+                idle.append(found)
+        if idle:
+            return idle[0]
         raise min(failed, key=lambda e: e.over)
 
     def _granularities(self, graph: DependencyGraph) -> list[str]:
-        """How products are cut: as was asked, or coarsely where budgets can be met so, and finely otherwise.
+        """How products are cut: as was asked, or coarsely where that removes something and meets budgets, and finely otherwise.
 
         Raises:
             InputError: neither way cuts the groups that `within` cuts.
