@@ -70,6 +70,25 @@ def test_a_scale_computed_from_a_width_keeps_its_value(scale):
     assert_equal_to_masked(model, result, x)
 
 
+class Padded(nn.Module):
+    """How far an input is padded is computed by numpy, and becomes a plain number."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 12, 3), nn.Conv1d(12, 4, 1)
+
+    def forward(self, x):
+        whole = int(np.ceil(x.shape[-1] / 4)) * 4
+        x = nn.functional.pad(x, (0, whole - x.shape[-1]))
+        return self.b(self.a(x).relu())
+
+
+def test_lengths_that_numpy_computes():
+    result = depgraph.prune(Padded(), torch.randn(2, 3, 10))
+    assert result.model.a.out_channels < 12
+    assert result.report.verification.status == "equal"
+
+
 def test_numpy_of_a_tracked_number():
     """Values are numpy's own; a float keeps its expression, in further arithmetic too; arrays do not."""
     n = Size(16, WIDTH)

@@ -145,6 +145,7 @@ def through_numpy(self: Any, function: Any, method: str, *inputs: Any, **options
     if method != "__call__" or type(out) is not np.float64:
         return out
     name = NUMPY_NAMES.get(function.__name__, f"numpy.{function.__name__}")
+    OPERATORS.setdefault(name, function)
     expressions = (*map(expression, inputs), *((0.5,) if function is np.sqrt else ()))
     return NumpyScalar(out, (name, *expressions))
 
