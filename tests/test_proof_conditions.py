@@ -386,3 +386,25 @@ def test_the_nearest_of_the_entries_that_stay() -> None:
     assert result.report.verification.status == "equal"
     assert "argmin" in result.report.verification.restricted
     assert_equal_to_masked(model, result, x, tol=1e-5)
+
+
+class Bags(Two):
+    """Words are looked up and joined by bags."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bags = nn.EmbeddingBag(20, 16, mode=mode)
+
+    def forward(self, x: Tensor) -> Any:
+        words = torch.arange(3 * len(x)).view(-1, 3) % 20
+        return self.b((self.a(x + self.free(x)) * self.bags(words)).relu())
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_words_are_compared(mode: str) -> None:
+    torch.manual_seed(0)
+    model, x = Bags(mode).eval(), torch.randn(4, 6)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, importance=random_importance(0))
+    assert result.model.bags.embedding_dim == 8
+    assert result.report.verification.status == "equal"
+    assert_equal_to_masked(model, result, x, tol=1e-5)
