@@ -112,7 +112,7 @@ def _tracked(module: nn.Module, arguments: dict[str, Any]) -> Rebuilt | None:
     for path, part in twin.named_modules():
         for name, value in vars(part).items():
             for steps, number in tracked_in(value):
-                found.attributes["attr", path, name, *steps] = number.expr
+                found.attributes[("attr", path, name, *steps)] = number.expr
     for name, parameter in twin.named_parameters():
         made: tuple[Expr, ...] | None = exprs.get(parameter.untyped_storage()._cdata)
         if made is not None and len(made) == parameter.dim():
