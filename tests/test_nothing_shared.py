@@ -171,8 +171,13 @@ class Config:
         return self
 
 
+class Sizes:
+    def __init__(self) -> None:
+        self.width, self.table = 16, torch.rand(16)
+
+
 class Configured(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config | Sizes) -> None:
         super().__init__()
         self.config = config
         self.a, self.c, self.b = nn.Linear(6, config.width), nn.Linear(6, 10), nn.Linear(26, 5)
@@ -189,6 +194,38 @@ def test_objects_that_copy_to_themselves_are_not_changed() -> None:
     result = prune_and_check(model, torch.randn(2, 6))
     assert vars(config) == before
     assert type(config.width) is int
+    assert result.model.c.out_features == 5
+
+
+SIZES = {"wide": Sizes(), "list": [16]}
+
+
+class FillsItsCopies(Configured):
+    """A copy takes its sizes from a table that the class keeps, as the original did."""
+
+    def __init__(self) -> None:
+        super().__init__(Sizes())
+        self.config, self.sizes = SIZES["wide"], SIZES
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("config", "sizes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.config, self.sizes = SIZES["wide"], SIZES
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.sizes["list"][0]
+
+
+def test_what_copies_are_filled_from_is_not_changed() -> None:
+    before, table = dict(vars(SIZES["wide"])), SIZES["wide"].table.clone()
+    result = prune_and_check(FillsItsCopies().eval(), torch.randn(2, 6))
+    assert type(SIZES["wide"]) is Sizes
+    assert vars(SIZES["wide"]) == before
+    assert type(SIZES["wide"].width) is type(SIZES["list"][0]) is int
+    assert torch.equal(SIZES["wide"].table, table)
+    assert result.model.config is SIZES["wide"]
     assert result.model.c.out_features == 5
 
 

@@ -339,3 +339,72 @@ def test_what_lies_outside_of_an_image_is_not_what_was_removed() -> None:
         for name, tensor in masked.named_parameters():
             tensor.mul_(result.plan.mask(name))
         torch.testing.assert_close(result.model(*inputs), masked(*inputs))
+
+
+class Follows(Two):
+    """A second pair of layers follows the first slowly: its weights are written in place, through what shares their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = nn.Linear(6, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            for mine, theirs in ((self.c, self.a), (self.d, self.b)):
+                mine.weight.data.mul_(0.9).add_(theirs.weight.data, alpha=0.1)
+                mine.bias.detach().lerp_(theirs.bias, 0.1)
+        return super().forward(x) - self.d(self.c(x).relu())
+
+
+def test_what_is_written_through_shared_memory_is_seen() -> None:
+    torch.manual_seed(0)
+    model, x = Follows().eval(), torch.randn(3, 6)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, importance=random_importance(0))
+    assert (result.report.verification.status, result.report.notes) == ("equal", [])
+    assert [m.out_features for m in (result.model.a, result.model.c)] == [8, 8]
+    assert_equal_to_masked(model, result, x, tol=1e-5)
+
+
+class Nearest(Two):
+    """Each row is replaced by the entry of a table that is nearest to it; entries of the table go, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+
+    def between(self, h: Tensor) -> Tensor:
+        table = self.table.weight
+        far = h.square().sum(1, keepdim=True) + table.square().sum(1) - 2 * h @ table.T
+        return self.table(far.argmin(1)) + 0.1 * h
+
+
+def test_the_nearest_of_the_entries_that_stay() -> None:
+    torch.manual_seed(0)
+    model, x = Nearest().eval(), torch.randn(7, 6)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, importance=random_importance(0))
+    assert result.model.table.weight.shape == (10, 8)
+    assert result.report.verification.status == "equal"
+    assert "argmin" in result.report.verification.restricted
+    assert_equal_to_masked(model, result, x, tol=1e-5)
+
+
+class Bags(Two):
+    """Words are looked up and joined by bags."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bags = nn.EmbeddingBag(20, 16, mode=mode)
+
+    def forward(self, x: Tensor) -> Any:
+        words = torch.arange(3 * len(x)).view(-1, 3) % 20
+        return self.b((self.a(x + self.free(x)) * self.bags(words)).relu())
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_words_are_compared(mode: str) -> None:
+    torch.manual_seed(0)
+    model, x = Bags(mode).eval(), torch.randn(4, 6)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, importance=random_importance(0))
+    assert result.model.bags.embedding_dim == 8
+    assert result.report.verification.status == "equal"
+    assert_equal_to_masked(model, result, x, tol=1e-5)

@@ -271,6 +271,61 @@ def test_the_class_tells_equal_sizes_apart() -> None:
     assert (again.square.inside, again.square.outside) == (6, 9)
 
 
+class FromTable(nn.Module):
+    """Built from a dict, which only the method that puts another head on reads again."""
+
+    def __init__(self, table: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.table = table or {"widths": [10, 10, 14], "head": {"inside": 14, "classes": 5}}
+        a, b, c = self.table["widths"]
+        self.a, self.b, self.c = nn.Conv2d(3, a, 3), nn.Conv2d(a, b, 3), nn.Conv2d(b, c, 3)
+        self.head = nn.Linear(c, self.table["head"]["classes"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.a(x).relu()).relu()).relu().mean((2, 3)))
+
+    def reset_classifier(self, classes: int) -> None:
+        self.table["head"]["classes"] = classes
+        self.head = nn.Linear(self.table["head"]["inside"], classes).double()
+
+
+@budgets
+def test_a_dict_follows(options: dict[str, Any]) -> None:
+    model, x = fresh(FromTable), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    small = prune_and_check(model, x, **options).model
+    assert model.table["widths"] == [10, 10, 14]
+    assert small.table["widths"] == [m.out_channels for m in (small.a, small.b, small.c)]
+    small.reset_classifier(7)
+    assert small(x).shape == (2, 7)
+
+
+class ByDefault(nn.Module):
+    """Widths are the defaults of its class, one of them as large as what it is compared with."""
+
+    def __init__(self, width: int = 12, longest: int = 12, words: int = 20) -> None:
+        super().__init__()
+        self.wide = width
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(longest, width)
+        self.up, self.down = nn.Linear(width, longest), nn.Linear(longest, width)
+        self.out = nn.Linear(width, words)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.out(x + self.down(self.up(x).relu()))
+
+    def more_words(self, words: int) -> None:
+        self.words, self.out = nn.Embedding(words, self.wide), nn.Linear(self.wide, words)
+        self.double()
+
+
+def test_defaults_tell_equal_sizes_apart() -> None:
+    model, tokens = fresh(ByDefault), torch.randint(20, (2, 7))
+    small = prune_and_check(model, tokens, pruning_ratio={"words": 0.5, "up": 0.25}).model
+    assert (small.words.embedding_dim, small.up.out_features) == (6, 9)
+    small.more_words(30)
+    assert small(tokens).shape == (2, 7, 30)
+
+
 class Wrapping(nn.Module):
     """A layer in a module that repeats its sizes under the same names, with an update of low rank beside it."""
 

@@ -1,13 +1,14 @@
 """What a module was built with, where it keeps no object that says so: found by calling its class.
 
 The arguments of a constructor are looked for among the attributes of the same names, the defaults and the sizes of the module's
-tensors; those are right that make tensors of the same shapes. Called with these once more, as tracked numbers, the class
+tensors; those are right that make tensors of the same shapes. Called with these once more, and all numbers in them tracked, the class
 says which attribute comes from which argument, and which dims do: of two sizes that were equal, which one an
 attribute repeats.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from typing import Any
 
 from torch import nn
 
-from ..tracing.sizes import Expr, Size, attributes_in
-from .origin import Key, Origins, build, constructor, evaluate, shapes_of, solved
+from ..base.values import is_plain_object
+from ..tracing.sizes import Expr, attributes_in, track_inside
+from .origin import Key, Origins, build, constructor, evaluate, shapes_of, solved, tracked_in
 
 TRIES = 64  # calls of one class
 LARGEST = 40  # modules in one that is built again so often; a larger one only once
 MOST_MISSING = 3  # arguments that are found by trying
+GIVEN = (int, float, bool, str, type(None), list, tuple, dict)  # what an argument that a module keeps may be
 
 
 @dataclass
@@ -72,7 +75,7 @@ def _arguments(module: nn.Module) -> Iterator[dict[str, Any]]:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
         value = held.get(p.name, held.get(f"_{p.name}", inspect.Parameter.empty))
-        if type(value) in (int, float, bool, str, type(None)):
+        if type(value) in GIVEN or is_plain_object(value):
             known[p.name] = value
         elif p.default is p.empty:
             missing.append(p.name)
@@ -92,16 +95,24 @@ def _arguments(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 def _tracked(module: nn.Module, arguments: dict[str, Any]) -> Rebuilt | None:
     """The class called with `arguments` as tracked numbers."""
-    keys: dict[Key, int] = {("attr", "", ("argument", n)): v for n, v in arguments.items() if type(v) is int}
-    tracked = {k[2][1]: Size(v, k) for k, v in keys.items()}
-    twin, exprs = build(type(module), {**arguments, **tracked})
+    parameters = constructor(type(module))  # type: ignore[arg-type]
+    defaults = {p.name: p.default for p in parameters if type(p.default) is int}
+    try:
+        tracked = {
+            n: track_inside(copy.deepcopy(v), ("", ("argument", n)), set())
+            for n, v in {**defaults, **arguments}.items()
+        }
+    except Exception:  # noqa: BLE001  what can't be copied can't be used
+        return None
+    keys = {size.expr: int(size) for v in tracked.values() for _, size in tracked_in(v)}
+    twin, exprs = build(type(module), tracked)
     if twin is None:
         return None
     found = Origins()
     for path, part in twin.named_modules():
         for name, value in vars(part).items():
-            if isinstance(value, Size):
-                found.attributes["attr", path, name] = value.expr
+            for steps, number in tracked_in(value):
+                found.attributes[("attr", path, name, *steps)] = number.expr
     for name, parameter in twin.named_parameters():
         made: tuple[Expr, ...] | None = exprs.get(parameter.untyped_storage()._cdata)
         if made is not None and len(made) == parameter.dim():

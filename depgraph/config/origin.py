@@ -58,7 +58,7 @@ def origins(model: nn.Module) -> Origins:
         for inner, part in twin.named_modules():
             place = ".".join(filter(None, (path, inner)))
             for name, value in vars(part).items():
-                for steps, number in _numbers(value):
+                for steps, number in tracked_in(value):
                     if held_at(model, (place, name, *steps)) == number:  # forward may have set others since
                         found.attributes[("attr", place, name, *steps)] = number.expr
         for name, parameter in twin.named_parameters():
@@ -165,12 +165,16 @@ def _left(shapes: dict[str, torch.Size], module: nn.Module) -> dict[str, torch.S
     return {n: s for n, s in shapes.items() if not n.startswith(gone)} if gone else shapes
 
 
-def _numbers(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
+def tracked_in(value: Any, steps: Key = ()) -> Iterator[tuple[Key, Size]]:
+    """The tracked whole numbers in nested lists, tuples and dicts, and the keys that lead to them."""
     if isinstance(value, Size):
         yield steps, value
     elif isinstance(value, (tuple, list)) and len(value) <= 64:
         for i, v in enumerate(value):
-            yield from _numbers(v, (*steps, i))
+            yield from tracked_in(v, (*steps, i))
+    elif type(value) is dict and len(value) <= 256:
+        for k, v in value.items():
+            yield from tracked_in(v, (*steps, k))
 
 
 def field_repairs(

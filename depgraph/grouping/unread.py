@@ -136,7 +136,7 @@ def _of_class(graph: DependencyGraph, plan: Plan, key: Key) -> int | None:
 def _numbers(key: Key, value: Any) -> Iterator[dict[Key, int]]:
     """The numbers in an attribute that can be sizes: one, or those of a list, which are sizes all or none.
 
-    Also each field of a list of dicts, and the lists that a plain object there holds.
+    Also each entry of a dict, each field of a list of dicts, and the lists that a plain object there holds.
     """
     if type(value) is int and value >= SMALLEST:
         yield {key: value}
@@ -147,6 +147,10 @@ def _numbers(key: Key, value: Any) -> Iterator[dict[Key, int]]:
             for name in value[0]:
                 if all(type(v.get(name)) is int for v in value):
                     yield {(*key, i, name): v[name] for i, v in enumerate(value)}
+    elif type(value) is dict and len(value) <= LONGEST:
+        for name, held in value.items():
+            if type(name) in (str, int):
+                yield from _numbers((*key, name), held)
     elif is_plain_object(value):
         for name, held in vars(value).items():
             if type(held) in (list, tuple):

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from ..base.values import is_plain_object
-from .attributes import Items
+from .attributes import INTERNALS, Items
 
 Expr = Any  # int | float | tuple, as the module docstring says
 Place = tuple[str, str, int]  # of a read of a size in code: module, method, position in it
@@ -324,23 +324,51 @@ class OfRun(str):
         return str, (str(self),)
 
 
-def track_attributes(model: nn.Module, run: int = 0) -> None:
-    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one of that run."""
+def track_attributes(model: nn.Module, original: nn.Module, run: int = 0) -> None:
+    """Replace every int and float that a module, or an object it holds, has as an attribute by a tracked one of that run.
+
+    Except in what `model`, a copy, shares with the `original` (a class may fill its copies from a table that it keeps).
+    """
     seen: set[int] = set()
-    internals = set(vars(nn.Module()))
+    for *_, value in _own_attributes(original):
+        _note_holders(value, seen)
+    for path, module, name, value in _own_attributes(model):
+        vars(module)[name] = track_inside(value, (OfRun(path, run), name), seen)
+
+
+def _own_attributes(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Path, module, name and value of each attribute that is not torch's own."""
     for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for name, value in list(vars(module).items()):
-            if name not in internals:
-                vars(module)[name] = track_inside(value, (OfRun(path, run), name), seen)
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield from ((path, module, n, v) for n, v in list(vars(module).items()) if n not in INTERNALS)
+
+
+def _note_holders(value: Any, found: set[int]) -> None:
+    """Add the ids of the lists, dicts and objects that `track_inside` would change."""
+    if isinstance(value, (list, tuple)):
+        items: Any = value
+    elif type(value) is dict:
+        items = value.values()
+    elif is_plain_object(value):
+        items = vars(value).values()
+    else:
+        return
+    if id(value) not in found:
+        found.add(id(value))
+        for item in items:
+            _note_holders(item, found)
 
 
 def track_inside(value: Any, key: tuple[Any, ...], seen: set[int]) -> Any:
-    """`value` with every int and float in it tracked; lists, dicts and objects are changed in place, each once."""
+    """`value` with every int and float in it tracked; lists, dicts and objects are changed in place, each once.
+
+    Those whose ids are in `seen` stay as they are.
+    """
     kind = type(value)
     if kind in (int, float):
         return track(value, ("attr", *key))
+    if kind in (list, dict) and id(value) in seen:
+        return value
     if kind in (tuple, list) and len(value) <= 64:
         items = [track_inside(v, (*key, i), seen) for i, v in enumerate(value)]
         if kind is list:

@@ -250,7 +250,7 @@ def _recorded(
             {id(stand_in[id(t)]): name for name, t in every.items()}, attribute_tensors, outside
         )
         if tracked:
-            sizes.track_attributes(twin, recorder.run)
+            sizes.track_attributes(twin, model, recorder.run)
         if tracked and literals:
             track_literals(twin, recorder.run, recorder.size_read)
         for i, tensor in enumerate(tensor_leaves(examples)):

@@ -137,6 +137,21 @@ def embedding(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
+@handles("_embedding_bag _embedding_bag_forward_only")
+def embedding_bag(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """Bags of rows have the channels that all rows have."""
+    rows = run.full(args[0])
+    channels = rows.amax(0)
+    others = [a for a in args[1:] if isinstance(a, Tensor)]
+    if (rows != channels).any() or any((run.full(a) == 0).any() for a in others):
+        raise Unfollowed(f"{op_name(func)} of rows that are not alike")
+    out = func(*args, **kwargs)
+    for t in out:
+        if t.dim() == 2:
+            run.give(t, channels.expand(t.shape).clone())
+    return out
+
+
 PUTS = frozenset({"index_put", "_index_put_impl", "_unsafe_index_put"})
 
 

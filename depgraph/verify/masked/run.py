@@ -223,7 +223,7 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 @handles(
-    "copy _to_copy clone contiguous detach alias lift_fresh where masked_fill bernoulli zeros_like ones_like "
+    "copy _to_copy clone contiguous lift_fresh where masked_fill bernoulli zeros_like ones_like "
     "empty_like full_like rand_like randn_like native_dropout dropout clamp prelu _prelu_kernel nan_to_num "
     "lerp addcmul addcdiv hardswish hardsigmoid hardtanh mish fill zero glu_jvp type_as log_sigmoid_forward "
     "softplus uniform normal exponential geometric log_normal cauchy random poisson "
@@ -259,6 +259,14 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             if isinstance(out, Tensor):
                 out = result
         run.give(result, mask)
+    return out
+
+
+@handles("detach alias")
+def alias(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The same entries: what is written into one is written into the other, values and masks."""
+    out = func(*args, **kwargs)
+    run.give(out, run.full(args[0]))
     return out
 
 

@@ -161,7 +161,7 @@ def batch_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return out
 
 
-@handles("cumsum cumprod sort argsort argmax argmin")
+@handles("cumsum cumprod sort argsort")
 def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Ops along dims that lost nothing: the mask of one index there is that of every one."""
     out = func(*args, **kwargs)
@@ -176,6 +176,24 @@ def along(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
             run.give(t, one.expand(t.shape).clone())
         else:
             run.give(t, one.squeeze(d).clone())
+    return out
+
+
+@handles("argmax argmin")
+def extreme(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The position of the largest or least of the alive entries."""
+    given = named(func, args, kwargs)
+    x, mask, d = args[0], run.full(args[0]), given.get("dim")
+    every = list(range(x.dim())) if d is None else d
+    alive = mask.amax(every, keepdim=bool(given.get("keepdim")))
+    if (mask.amax(every) != mask.amin(every)).any():
+        run.restricted.add(op_name(func))
+    dead = float("-inf") if "argmax" in op_name(func) else float("inf")
+    filled = x.masked_fill(mask == 0, dead) if x.is_floating_point() else x
+    if filled is x and not (mask == 1).all():
+        raise Unfollowed(f"{op_name(func)} of whole numbers along a pruned dim")
+    out = func(filled, *args[1:], **kwargs)
+    run.give(out, alive)
     return out
 
 
