@@ -63,13 +63,10 @@ class SizeSystem:
         self.multiples: list[
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
-        self.of_tensors = {
-            a
-            for node in state.trace.tensors.values()
-            for axis in state.dims[node][0]
-            if axis is not None
-            for a in axes.atoms(axis)
-        }
+        self.dims_of_tensors = [
+            axis for node in state.trace.tensors.values() for axis in state.dims[node][0] if axis is not None
+        ]
+        self.of_tensors = {a for axis in self.dims_of_tensors for a in axes.atoms(axis)}
         self.lost_lengths = {
             self.value(expr)
             for expr, *_ in state.trace.losses
@@ -90,6 +87,7 @@ class SizeSystem:
         }
         pending = self._direct_uses()
         self._comparisons()
+        self._places()
         for use, target in pending:
             self._infer(use.expr, target)
         self._bounds()
@@ -145,7 +143,7 @@ class SizeSystem:
         axis = self.state.dims[use.node][0][use.dim]
         if axis is None:
             return {(): use.value}
-        prefix = self._prefix(axis, use.extent)
+        prefix = self._prefix(axis, use.extent or 0)
         if prefix is None:
             return None
         before = polynomials.count(axis, self.free) if use.negative else prefix if use.minus else {}
@@ -186,6 +184,8 @@ class SizeSystem:
         """Attributes and literals used bare; returns the uses that compute."""
         pending = []
         for use in self.state.trace.size_uses:
+            if use.extent is None:
+                continue
             target = self._target(use)
             if target is None:
                 axis = (
@@ -204,6 +204,21 @@ class SizeSystem:
                 self.known.setdefault(use.expr, target)
                 pending.append((use, target))
         return pending
+
+    def _places(self) -> None:
+        """A dim of the model's tensors that other inputs divide elsewhere must stay whole."""
+        for use in self.state.trace.size_uses:
+            axis = (
+                self.state.dims[use.node][0][use.dim]
+                if use.node in self.state.dims and use.dim is not None
+                else None
+            )
+            if axis is None or not self._ranges(use.expr) or not self._of_tensors(axis):
+                continue
+            atoms = set(axes.atoms(axis))
+            for whole in self.dims_of_tensors:
+                if not atoms.isdisjoint(axes.atoms(whole)):
+                    self._freeze_axis(whole, use, f"is divided in {use.function} by a size of an input")
 
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
         self._declared(key)
@@ -306,8 +321,9 @@ class SizeSystem:
 
     def _is_fixed(self, source: Expr) -> bool:
         axis = self.state.dims[source[1]][0][source[2]]
-        if axis is None:
-            return bool(source[1].op == "get_attr")
+        return bool(source[1].op == "get_attr") if axis is None else self._of_tensors(axis)
+
+    def _of_tensors(self, axis: Axis) -> bool:
         return all(a in self.of_tensors for a in axes.atoms(axis))
 
     def _divides(self, left: Expr, right: Expr) -> bool:
