@@ -155,7 +155,7 @@ class Divided(nn.Module):
         lambda h, n: torch.cat([part * i for i, part in enumerate(h.chunk(n, 1))], 1),
         lambda h, n: torch.cat([part * i for i, part in enumerate(h.tensor_split(n, 1))], 1),
         lambda h, n: h.unflatten(1, (n, -1)).cumsum(1).flatten(1),
-        lambda h, n: nn.functional.group_norm(h, n),
+        nn.functional.group_norm,
         lambda h, n: h + h.topk(n, 1)[0].sum(1, keepdim=True),
     ],
     ids=["slice", "max", "roll", "step", "chunk", "tensor_split", "unflatten", "group_norm", "topk"],

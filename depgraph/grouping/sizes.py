@@ -3,7 +3,7 @@
 Every `SizeUse` is an equation: the expression that the code computes must equal the number of kept indices. With an
 attribute, or a number in the code of a method, alone on one side, that is set. An equation between sizes ("C // heads is
 the width of a head") becomes a constraint for the planner. A number of unknown origin can't be changed. Where the code
-computes with a size itself (``h * h.shape[-1]``), the read of it becomes the number that it was, if nothing else uses it.
+computes with a size itself (``h * h.shape[-1]``), the load of it becomes the number that it was, if nothing else uses it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SizeSystem:
             False  # whether a size that may change was compared with a number of unknown origin
         )
         self.decisions: dict[Node, Decision] = {}
-        self.held: dict[Place, Expr] = {}  # reads of sizes that become the numbers that they were
+        self.held: dict[Place, Expr] = {}  # loads of sizes that become the numbers that they were
         self.multiples: list[
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
@@ -473,21 +473,28 @@ class SizeSystem:
 
     @cached_property
     def _followed(self) -> set[Place]:
-        """Reads that must not become numbers: a shape or a test depends on them, or they were of several sizes."""
+        """Loads that must not become numbers: a shape or a test depends on them, they were of several sizes, or go on."""
         trace = self.state.trace
         several = {
             place
             for place, dims in trace.sizes_read.items()
-            if len({self.value(dim) for dim in dims}) > 1 or not all(map(self._is_fixed, dims))
+            if not all(dim is not None and dim[1] in self.state.dims and self._is_fixed(dim) for dim in dims)
+            or len({self.value(dim) for dim in dims}) > 1
         }
         shapes = (places_in(use.expr) for use in trace.size_uses)
         tests = (places_in(side) for _, *sides, _ in trace.comparisons for side in sides)
         return several.union(*shapes, *tests)
 
+    def _holds(self, place: Place) -> bool:
+        """Whether a load can become a number: no code that did not run may lead there with another size."""
+        path, method, _ = place
+        leads = path.split(".") if method == "forward" else [method]
+        return place not in self._followed and self.state.trace.not_run.isdisjoint(leads)
+
     def _hold(self, expr: Expr) -> bool:
-        """Whether `expr` can stay what it was: each size that may change comes from a read that can become a number."""
+        """Whether `expr` can stay what it was: each size that may change comes from a load that can become a number."""
         sources = [s for s in sources_in(expr) if self.atoms_of(s)]
-        if not all(s[0] == "dim" and len(s) > 3 and s[3] not in self._followed for s in sources):
+        if not all(s[0] == "dim" and len(s) > 3 and self._holds(s[3]) for s in sources):
             return False
         self.held.update((s[3], s) for s in sources)
         return True

@@ -148,9 +148,9 @@ def source_line() -> str:
 
 @lru_cache(maxsize=4096)
 def _column(code: CodeType, instruction: int) -> int:
-    """Where in its line an instruction stands: it does not depend on the constants of the code."""
+    """Where in its line an instruction stands, also where marks stand in the code (see `literals.py`)."""
     if not hasattr(code, "co_positions"):  # before Python 3.11
-        return instruction
+        return 0
     *_, column, _ = list(code.co_positions())[instruction // 2]
     return column or 0
 
@@ -212,7 +212,8 @@ class Recorder:
         self.losses: list[Loss] = []
         self.sizes_read: dict[
             sizes.Place, set[sizes.Expr]
-        ] = {}  # what was read where, in code that can be changed
+        ] = {}  # what was loaded where, in code that can be changed
+        self.not_run: frozenset[str] = frozenset()  # attributes that are named there and nowhere where it ran
         self.places: dict[Comparison, tuple[str, str]] = {}
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
@@ -391,8 +392,8 @@ class Recorder:
         """An object that a module holds was asked for `value`."""
         self.reads.update(sizes.expressions_in(value))
 
-    def size_read(self, place: sizes.Place, expr: sizes.Expr) -> None:
-        """The dim `expr` was read at `place`."""
+    def size_read(self, place: sizes.Place, expr: sizes.Expr | None) -> None:
+        """The dim `expr` was loaded at `place`, or something else."""
         self.sizes_read.setdefault(place, set()).add(expr)
 
     def lost(self, expr: sizes.Expr, how: str) -> None:
