@@ -412,7 +412,44 @@ class ReadElsewhere(Base):
         return y if more is None else y + self.scaled(more)
 
 
-HELD = [Shared, Free, Global, Default, Computed, SuperCall, ReadOfACall, ReadOfSeveral, ReadWithRows,
+def viewed_or_scaled(h: Tensor, width: int, view: Any) -> Tensor:
+    return h * width if view is None else h.view(-1, width)
+
+
+class ReadForOthers(Base):
+    """What a function does with the number where it did not run, nobody sees."""
+
+    def forward(self, x: Tensor, view: Any = None) -> Tensor:
+        h = self.a(x)
+        return self.b(viewed_or_scaled(h, h.shape[-1], view))
+
+
+class ByAnotherName(Base):
+    """The module that reads the size is also called by another name, or none, where these inputs do not lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scaling()
+        self.again = self.scale
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.b(self.scale(self.a(x)))
+        return y if more is None else y + self.again(more)
+
+
+class InAVariable(ByAnotherName):
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        scale = self.scale
+        y = self.b(scale(self.a(x)))
+        return y if more is None else y + scale(more)
+
+
+class Scaling(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h * h.shape[-1]
+
+
+HELD = [ReadForOthers, ByAnotherName, InAVariable, Shared, Free, Global, Default, Computed, SuperCall, ReadOfACall, ReadOfSeveral, ReadWithRows,
         ReadInFunction, ReadToCount, ReadAndKept, ReadInList, ReadAndReturned, ReadOfWhatever, ReadElsewhere]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
+from ..tracing.literals import ANY
 from ..tracing.recorder import Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
@@ -488,8 +489,16 @@ class SizeSystem:
     def _holds(self, place: Place) -> bool:
         """Whether a load can become a number: no code that did not run may lead there with another size."""
         path, method, _ = place
-        leads = path.split(".") if method == "forward" else [method]
+        leads = {method, ANY} if method != "forward" else self._names_of.get(path, set())
         return place not in self._followed and self.state.trace.not_run.isdisjoint(leads)
+
+    @cached_property
+    def _names_of(self) -> dict[str, set[str]]:
+        """Path of a module -> the names by which code may call it."""
+        names: dict[int, set[str]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            names.setdefault(id(module), set()).update((*path.split("."), ANY) if path else ())
+        return {path: names[id(module)] for path, module in self.model.named_modules()}
 
     def _hold(self, expr: Expr) -> bool:
         """Whether `expr` can stay what it was: each size that may change comes from a load that can become a number."""

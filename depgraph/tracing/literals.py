@@ -39,6 +39,7 @@ FUTURE = functools.reduce(
 Asked = tuple[str, str, int]  # the text of a file, its name, and the futures that it is compiled with
 # What a mark stands for: a number, a load that can be one, a value that goes on to other code, something that runs or not.
 NUMBER, LOAD, PASSED, RUN = range(4)
+ANY = "*"  # among names: whatever a variable is
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Literals:
         spans: for each its first line and column, its last line and the column behind it, as in `ast`.
         marks: the number of each mark.
         kinds: what each stands for.
-        names: of what runs or not, the attributes that are named there; else nothing.
+        names: of what runs or not, the attributes that are named there, or ANY; else nothing.
         place: name and first line of the function.
         file: what to compile.
     """
@@ -110,7 +111,7 @@ class _Marking(ast.NodeTransformer):
     def __init__(self, told: bool = False, numbers: frozenset[int] = frozenset()) -> None:
         self.told, self.numbers = told, numbers
         self.inside: list[list[int]] = []  # the marks in each function around the node that is visited
-        self.own: frozenset[str] = frozenset()  # the variables of the outermost one
+        self.own: frozenset[str] | None = None  # the variables of the outermost one in the same class
         self.values: list[int | None] = []
         self.spans: list[Span] = []
         self.kinds: list[int] = []
@@ -148,10 +149,21 @@ class _Marking(ast.NodeTransformer):
         self.values.append(value)
         self.spans.append((node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0))
         self.kinds.append(kind)
-        named = (n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)) if kind == RUN else ()
-        self.names.append(frozenset(named))
+        self.names.append(self._named(node) if kind == RUN else frozenset())
         mark: Any = (MARK, len(self.values) - 1)
         return mark[1], ast.copy_location(ast.Constant(mark), node)
+
+    def _named(self, node: ast.AST) -> frozenset[str]:
+        """The attributes that code names, and ANY where it calls a variable."""
+        found: set[str] = set()
+        for n in ast.walk(node):
+            if isinstance(n, ast.Attribute):
+                found.add(n.attr)
+            elif isinstance(n, ast.Constant) and isinstance(n.value, str):  # getattr(self, "name")
+                found.add(n.value)
+            elif isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in (self.own or ()):
+                found.add(ANY)
+        return frozenset(found)
 
     def _given(self, mark: ast.expr, value: Any) -> Any:
         return ast.copy_location(ast.Call(mark, [value], []), value) if self.told else value
@@ -183,7 +195,7 @@ class _Marking(ast.NodeTransformer):
     def _loads_size(self, node: ast.Name | ast.Subscript | ast.Call) -> bool:
         """Whether a node is a variable, or ``x.shape[0]`` or ``x.size(0)`` of a variable or an attribute of one."""
         if isinstance(node, ast.Name):
-            return isinstance(node.ctx, ast.Load) and node.id in self.own
+            return isinstance(node.ctx, ast.Load) and node.id in (self.own or ())
         if isinstance(node, ast.Subscript):
             read, name, given = node.value, "shape", [node.slice]
             plain = isinstance(node.ctx, ast.Load)
@@ -195,7 +207,7 @@ class _Marking(ast.NodeTransformer):
         owner = read.value
         while isinstance(owner, ast.Attribute):
             owner = owner.value
-        known = isinstance(owner, ast.Name) and owner.id in self.own
+        known = isinstance(owner, ast.Name) and owner.id in (self.own or ())
         return known and len(given) == 1 and _of_numbers(given[0])
 
     def _statements(self, statements: list[Any]) -> list[Any]:
@@ -204,12 +216,18 @@ class _Marking(ast.NodeTransformer):
 
     def _function(self, node: Any) -> Any:
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        if not self.inside:
-            self.own = _variables(node)
+        around, self.own = self.own, _variables(node) if self.own is None else self.own
         self.inside.append([])
         node.body = self._statements(node.body)
         self.functions[node.name, first] = self.inside.pop()
+        self.own = around
         return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        around, self.own = self.own, None
+        made = self.generic_visit(node)
+        self.own = around
+        return made
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         return self._function(node)
@@ -247,9 +265,10 @@ class _Marking(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name):
             node.func = self.visit(node.func)
-        elif self.inside and node.func.id == "int" and "int" not in self.own:
+        elif self.inside and node.func.id == "int" and "int" not in (self.own or ()):
             node.func = self._given(self._mark(node.func, PASSED)[1], node.func)
-        node.args = [self.visit(a) for a in node.args]
+        away = isinstance(node.func, ast.Name) and node.func.id == "setattr"
+        node.args = [self._part(a, PASSED) if away else self.visit(a) for a in node.args]
         node.keywords = [self.visit(k) for k in node.keywords]
         return node
 

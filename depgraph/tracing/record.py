@@ -190,6 +190,8 @@ class PythonMode(TorchFunctionMode):
             number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
             if number and isinstance(out, torch.Tensor):
                 node = self.recorder.node(out)
+                if type(value) is sizes.Size:
+                    self.recorder.computed_with(value.expr)
                 self.recorder.scalar_uses.append(
                     ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
                 )

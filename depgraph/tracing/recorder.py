@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import math
 import operator
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import CodeType, MappingProxyType
+from types import CodeType, FunctionType, MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -133,6 +134,17 @@ def is_written_by_user(code: CodeType) -> bool:
     """Whether code is neither torch's nor ours."""
     name = code.co_filename
     return not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
+
+
+def is_told(code: CodeType) -> bool:
+    """Whether code tells what it loads, by functions among its constants (see `literals.py`)."""
+    return any(isinstance(constant, FunctionType) for constant in code.co_consts)
+
+
+@lru_cache(maxsize=4096)
+def has_ways(code: CodeType) -> bool:
+    """Whether some of the code may not run where the rest does."""
+    return any("JUMP" in op.opname and "IF" in op.opname for op in dis.get_instructions(code))
 
 
 def source_line() -> str:
@@ -396,9 +408,21 @@ class Recorder:
         """The dim `expr` was loaded at `place`, or something else."""
         self.sizes_read.setdefault(place, set()).add(expr)
 
+    def computed_with(self, expr: sizes.Expr) -> None:
+        """Code computes with `expr`; where that is other code than loaded it, it may use it otherwise on other ways."""
+        places = sizes.places_in(expr)
+        frame: Any = sys._getframe(1) if places else None
+        while frame is not None and not is_told(frame.f_code):
+            if is_written_by_user(frame.f_code) and has_ways(frame.f_code):
+                for place in places:
+                    self.size_read(place, None)
+                return
+            frame = frame.f_back
+
     def lost(self, expr: sizes.Expr, how: str) -> None:
         """A number became something that carries no expression."""
         if not self.paused:
+            self.computed_with(expr)
             self.losses.append((expr, how, self.stack[-1][0], source_line()))
 
     def escape(self, values: Any, text: str) -> None:
