@@ -164,3 +164,24 @@ def test_a_dim_that_other_inputs_divide_elsewhere_stays_whole(divide):
     """The example says where it is divided for one batch only; also without verification."""
     graph = depgraph.analyze(Divided(divide), torch.randn(4, 5))
     assert [g.units for g in graph.groups] == [8]
+
+
+@pytest.mark.parametrize(
+    "also",
+    [lambda h: h.shape[-1], lambda h: h.shape, lambda h: {"cost": [h.size(1) * 2.0]}],
+    ids=["size", "shape", "cost"],
+)
+def test_a_size_that_is_returned_stays_what_it_was(also):
+    class Returning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            h = self.a(self.first(x))
+            return self.b(h), also(h)
+
+    model, x = Returning(), torch.randn(4, 5)
+    small = depgraph.prune(model, x, verify=False).model
+    assert small.first.out_features == 4
+    assert small(x)[1] == model(x)[1]

@@ -27,7 +27,7 @@ from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
 from ..tracing.literals import ANY
-from ..tracing.recorder import Choice, Node, record_of
+from ..tracing.recorder import RETURNED, Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
 from .decisions import Decision, decision
@@ -70,8 +70,8 @@ class SizeSystem:
         self.of_tensors = {a for axis in self.dims_of_tensors for a in axes.atoms(axis)}
         self.lost_lengths = {
             self.value(expr)
-            for expr, *_ in state.trace.losses
-            if isinstance(expr, tuple) and self._ranges(expr)
+            for expr, how, *_ in state.trace.losses
+            if how != RETURNED and isinstance(expr, tuple) and self._ranges(expr)
         }
         self.pinned: set[Axis] = set()  # those that an equation fixes by itself
         self.tests: list[

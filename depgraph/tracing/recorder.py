@@ -32,6 +32,8 @@ Loss = tuple[
 
 Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
 
+RETURNED = "being returned"  # what makes a plain number of a size that the model gives away
+
 SLOT = "depgraph"  # where in a node's `meta` its record lies
 
 

@@ -29,7 +29,7 @@ from .literals import track_literals
 from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules, watch_scripts
 from .record import AtenMode, PythonMode
-from .recorder import Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
+from .recorder import RETURNED, Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, fakes_of, is_elsewhere, named_tensors, skeleton
 from .training import differs_in_training
@@ -304,6 +304,8 @@ def _given_away(twin: nn.Module, example: Arguments, recorder: Recorder) -> list
     with recorder.unseen():
         call = Call(twin, example)
     out = example.run(twin)
+    for expr in sizes.expressions_in(example.counting(out)):
+        recorder.losses.append((expr, RETURNED, "", ""))
     with recorder.unseen():
         found = call.outputs(out)
     return [recorder.node(t) for t in found]
