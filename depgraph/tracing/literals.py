@@ -268,7 +268,15 @@ class _Marking(ast.NodeTransformer):
         elif self.inside and node.func.id == "int" and "int" not in (self.own or ()):
             node.func = self._given(self._mark(node.func, PASSED)[1], node.func)
         away = isinstance(node.func, ast.Name) and node.func.id == "setattr"
-        node.args = [self._part(a, PASSED) if away else self.visit(a) for a in node.args]
+        lists = ast.List, ast.Tuple  # what takes one uses it at once
+        node.args = [
+            self._part(a, PASSED)
+            if away
+            else self.generic_visit(a)
+            if isinstance(a, lists)
+            else self.visit(a)
+            for a in node.args
+        ]
         node.keywords = [self.visit(k) for k in node.keywords]
         return node
 
