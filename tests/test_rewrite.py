@@ -10,6 +10,7 @@ import math
 import traceback
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checks import check_result
@@ -201,8 +202,42 @@ class ReadBoth(Base):
         return self.b(h.view(-1, h.shape[1]) * h.shape[1])
 
 
+class ReadOnce(Base):
+    """One variable for a shape and for a scale: where it is a scale it becomes the number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        rows, width = h.shape
+        return self.b(h.view(rows, int(width)) * int(width))
+
+
+class ReadWhereNothingElseRan(Base):
+    """The variable also is a shape where these inputs do not lead."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        h = self.a(x)
+        width = h.shape[-1]
+        if shift is not None:
+            h = h.view(-1, width) + shift
+        return self.b(h * width)
+
+
+class ReadCompared(Base):
+    """The number that it is compared with follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        width = h.shape[-1]
+        if width != 14:
+            raise ValueError(width)
+        return self.b(h * width)
+
+
 CHANGED = [
+    ReadCompared,
     ReadScales,
+    ReadOnce,
+    ReadWhereNothingElseRan,
     ReadHelper,
     ReadBranch,
     ReadBeforeAnError,
@@ -302,15 +337,6 @@ class SuperCall(Position):
         return super().forward(x)
 
 
-class ReadOnce(Base):
-    """One read for a shape and for a scale."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.a(x)
-        width = h.shape[-1]
-        return self.b(h.view(-1, width) * width)
-
-
 class ReadOfACall(Base):
     """Without the read, the call would be gone, and what it does."""
 
@@ -336,15 +362,6 @@ class ReadWithRows(Base):
         return self.b(h * h.flatten().shape[0])
 
 
-class ReadCompared(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.a(x)
-        width = h.shape[-1]
-        if width != 14:
-            raise ValueError(width)
-        return self.b(h * width)
-
-
 class ReadInFunction(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(scaled(self.a(x)))
@@ -362,8 +379,108 @@ class ReadToCount(Base):
         return self.b(h + sum(h[:, i : i + 1] for i in range(int(h.shape[-1]))))
 
 
-HELD = [Shared, Free, Global, Default, Computed, SuperCall, ReadOnce, ReadOfACall, ReadOfSeveral, ReadWithRows,
-        ReadCompared, ReadInFunction, ReadToCount]  # fmt: skip
+class ReadAndKept(Base):
+    """What an attribute holds may be anything to code that did not run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.width = h.shape[-1]
+        return self.b(h * self.width)
+
+
+class ReadInList(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h * [x.shape[0], h.shape[-1]][1])
+
+
+class ReadAndReturned(Base):
+    def width(self, h: Tensor) -> int:
+        return h.shape[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h * self.width(h))
+
+
+class ReadOfWhatever(Base):
+    """One read, of a tensor and of something else."""
+
+    def scaled(self, h: Any) -> Any:
+        return h * h.shape[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.scaled(self.a(x))) * float(self.scaled(np.ones((1, 3))).sum())
+
+
+class ReadElsewhere(Base):
+    """The method is also called where these inputs do not lead, for a tensor of another size."""
+
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * h.shape[-1]
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.b(self.scaled(self.a(x)))
+        return y if more is None else y + self.scaled(more)
+
+
+def viewed_or_scaled(h: Tensor, width: int, view: Any) -> Tensor:
+    return h * width if view is None else h.view(-1, width)
+
+
+class ReadForOthers(Base):
+    """What a function does with the number where it did not run, nobody sees."""
+
+    def forward(self, x: Tensor, view: Any = None) -> Tensor:
+        h = self.a(x)
+        return self.b(viewed_or_scaled(h, h.shape[-1], view))
+
+
+class ByAnotherName(Base):
+    """The module that reads the size is also called by another name, or none, where these inputs do not lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scaling()
+        self.again = self.scale
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        y = self.b(self.scale(self.a(x)))
+        return y if more is None else y + self.again(more)
+
+
+class InAVariable(ByAnotherName):
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        scale = self.scale
+        y = self.b(scale(self.a(x)))
+        return y if more is None else y + scale(more)
+
+
+class Scaling(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h * h.shape[-1]
+
+
+HELD = [ReadForOthers, ByAnotherName, InAVariable, Shared, Free, Global, Default, Computed, SuperCall, ReadOfACall, ReadOfSeveral, ReadWithRows,
+        ReadInFunction, ReadToCount, ReadAndKept, ReadInList, ReadAndReturned, ReadOfWhatever, ReadElsewhere]  # fmt: skip
+
+
+def test_ways_that_the_example_does_not_take_are_right() -> None:
+    torch.manual_seed(0)
+    model, x = ReadWhereNothingElseRan(), torch.randn(3, 6)
+    small = depgraph.prune(model, x, verify=False)
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in masked.named_parameters():
+            p.mul_(small.plan.mask(name))
+    torch.testing.assert_close(small.model(x, torch.zeros(1)), masked(x, torch.zeros(1)))
+
+
+def test_what_an_instance_calls_by_the_name_of_a_method_is_left_as_it_is() -> None:
+    model, x = Method(), torch.randn(3, 6)
+    model.split = lambda h: h * 3  # type: ignore[method-assign]
+    result = depgraph.prune(model, x, pruning_ratio=0.3)
+    check_result(model, result, x)
 
 
 @pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.__name__)

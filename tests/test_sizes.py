@@ -144,3 +144,63 @@ def test_sizes_that_a_cache_kept_from_another_run() -> None:
         except depgraph.NothingToPruneError:
             continue
         assert_equal_to_masked(model, result, x)
+
+
+class Divided(nn.Module):
+    """The hidden width is divided at a place, or into as many parts, as the batch has rows; another layer can go."""
+
+    def __init__(self, divide):
+        super().__init__()
+        self.divide = divide
+        self.first, self.a, self.b, self.c = (
+            nn.Linear(5, 8),
+            nn.Linear(8, 12),
+            nn.Linear(12, 3),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.b(self.divide(self.a(x), x.shape[0])) + self.c(x)
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda h, n: torch.cat([h[:, :n] * 2, h[:, n:]], 1),
+        lambda h, n: torch.cat([h[:, : max(h.shape[1] - n, 1)] * 2, h[:, max(h.shape[1] - n, 1) :]], 1),
+        lambda h, n: h.roll(n, 1),
+        lambda h, n: h + h[:, ::n].sum(1, keepdim=True),
+        lambda h, n: torch.cat([part * i for i, part in enumerate(h.chunk(n, 1))], 1),
+        lambda h, n: torch.cat([part * i for i, part in enumerate(h.tensor_split(n, 1))], 1),
+        lambda h, n: h.unflatten(1, (n, -1)).cumsum(1).flatten(1),
+        nn.functional.group_norm,
+        lambda h, n: h + h.topk(n, 1)[0].sum(1, keepdim=True),
+    ],
+    ids=["slice", "max", "roll", "step", "chunk", "tensor_split", "unflatten", "group_norm", "topk"],
+)
+def test_a_dim_that_other_inputs_divide_elsewhere_stays_whole(divide):
+    """The example says where it is divided for one batch only; also without verification."""
+    graph = depgraph.analyze(Divided(divide), torch.randn(4, 5))
+    assert [g.units for g in graph.groups] == [8]
+
+
+@pytest.mark.parametrize(
+    "also",
+    [lambda h: h.shape[-1], lambda h: h.shape, lambda h: {"cost": [h.size(1) * 2.0]}],
+    ids=["size", "shape", "cost"],
+)
+def test_a_size_that_is_returned_stays_what_it_was(also):
+    class Returning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            h = self.a(self.first(x))
+            return self.b(h), also(h)
+
+    model, x = Returning(), torch.randn(4, 5)
+    small = depgraph.prune(model, x, verify=False).model
+    assert small.first.out_features == 4
+    assert small(x)[1] == model(x)[1]

@@ -3,7 +3,7 @@
 Every `SizeUse` is an equation: the expression that the code computes must equal the number of kept indices. With an
 attribute, or a number in the code of a method, alone on one side, that is set. An equation between sizes ("C // heads is
 the width of a head") becomes a constraint for the planner. A number of unknown origin can't be changed. Where the code
-computes with a size itself (``h * h.shape[-1]``), the read of it becomes the number that it was, if nothing else uses it.
+computes with a size itself (``h * h.shape[-1]``), the load of it becomes the number that it was, if nothing else uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ..axes.polynomials import Polynomial
 from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
-from ..tracing.recorder import Choice, Node, record_of
+from ..tracing.literals import ANY
+from ..tracing.recorder import RETURNED, Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
 from .decisions import Decision, decision
@@ -59,21 +60,18 @@ class SizeSystem:
             False  # whether a size that may change was compared with a number of unknown origin
         )
         self.decisions: dict[Node, Decision] = {}
-        self.held: dict[Place, Expr] = {}  # reads of sizes that become the numbers that they were
+        self.held: dict[Place, Expr] = {}  # loads of sizes that become the numbers that they were
         self.multiples: list[
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
-        self.of_tensors = {
-            a
-            for node in state.trace.tensors.values()
-            for axis in state.dims[node][0]
-            if axis is not None
-            for a in axes.atoms(axis)
-        }
+        self.dims_of_tensors = [
+            axis for node in state.trace.tensors.values() for axis in state.dims[node][0] if axis is not None
+        ]
+        self.of_tensors = {a for axis in self.dims_of_tensors for a in axes.atoms(axis)}
         self.lost_lengths = {
             self.value(expr)
-            for expr, *_ in state.trace.losses
-            if isinstance(expr, tuple) and self._ranges(expr)
+            for expr, how, *_ in state.trace.losses
+            if how != RETURNED and isinstance(expr, tuple) and self._ranges(expr)
         }
         self.pinned: set[Axis] = set()  # those that an equation fixes by itself
         self.tests: list[
@@ -90,6 +88,7 @@ class SizeSystem:
         }
         pending = self._direct_uses()
         self._comparisons()
+        self._places()
         for use, target in pending:
             self._infer(use.expr, target)
         self._bounds()
@@ -145,7 +144,7 @@ class SizeSystem:
         axis = self.state.dims[use.node][0][use.dim]
         if axis is None:
             return {(): use.value}
-        prefix = self._prefix(axis, use.extent)
+        prefix = self._prefix(axis, use.extent or 0)
         if prefix is None:
             return None
         before = polynomials.count(axis, self.free) if use.negative else prefix if use.minus else {}
@@ -186,6 +185,8 @@ class SizeSystem:
         """Attributes and literals used bare; returns the uses that compute."""
         pending = []
         for use in self.state.trace.size_uses:
+            if use.extent is None:
+                continue
             target = self._target(use)
             if target is None:
                 axis = (
@@ -204,6 +205,21 @@ class SizeSystem:
                 self.known.setdefault(use.expr, target)
                 pending.append((use, target))
         return pending
+
+    def _places(self) -> None:
+        """A dim of the model's tensors that other inputs divide elsewhere must stay whole."""
+        for use in self.state.trace.size_uses:
+            axis = (
+                self.state.dims[use.node][0][use.dim]
+                if use.node in self.state.dims and use.dim is not None
+                else None
+            )
+            if axis is None or not self._ranges(use.expr) or not self._of_tensors(axis):
+                continue
+            atoms = set(axes.atoms(axis))
+            for whole in self.dims_of_tensors:
+                if not atoms.isdisjoint(axes.atoms(whole)):
+                    self._freeze_axis(whole, use, f"is divided in {use.function} by a size of an input")
 
     def _attribute(self, key: Expr, target: Polynomial, use: SizeUse) -> None:
         self._declared(key)
@@ -306,8 +322,9 @@ class SizeSystem:
 
     def _is_fixed(self, source: Expr) -> bool:
         axis = self.state.dims[source[1]][0][source[2]]
-        if axis is None:
-            return bool(source[1].op == "get_attr")
+        return bool(source[1].op == "get_attr") if axis is None else self._of_tensors(axis)
+
+    def _of_tensors(self, axis: Axis) -> bool:
         return all(a in self.of_tensors for a in axes.atoms(axis))
 
     def _divides(self, left: Expr, right: Expr) -> bool:
@@ -457,20 +474,36 @@ class SizeSystem:
 
     @cached_property
     def _followed(self) -> set[Place]:
-        """Reads that must not become numbers: a shape or a test depends on them, or they were of several sizes."""
+        """Loads that must not become numbers: a shape or a test depends on them, they were of several sizes, or go on."""
         trace = self.state.trace
-        read: dict[Place, set[Any]] = {}
-        for place, dim in trace.sizes_read:
-            read.setdefault(place, set()).add(self.value(dim) if self._is_fixed(dim) else None)
-        several = {place for place, found in read.items() if len(found) > 1 or None in found}
+        several = {
+            place
+            for place, dims in trace.sizes_read.items()
+            if not all(dim is not None and dim[1] in self.state.dims and self._is_fixed(dim) for dim in dims)
+            or len({self.value(dim) for dim in dims}) > 1
+        }
         shapes = (places_in(use.expr) for use in trace.size_uses)
         tests = (places_in(side) for _, *sides, _ in trace.comparisons for side in sides)
         return several.union(*shapes, *tests)
 
+    def _holds(self, place: Place) -> bool:
+        """Whether a load can become a number: no code that did not run may lead there with another size."""
+        path, method, _ = place
+        leads = {method, ANY} if method != "forward" else self._names_of.get(path, set())
+        return place not in self._followed and self.state.trace.not_run.isdisjoint(leads)
+
+    @cached_property
+    def _names_of(self) -> dict[str, set[str]]:
+        """Path of a module -> the names by which code may call it."""
+        names: dict[int, set[str]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            names.setdefault(id(module), set()).update((*path.split("."), ANY) if path else ())
+        return {path: names[id(module)] for path, module in self.model.named_modules()}
+
     def _hold(self, expr: Expr) -> bool:
-        """Whether `expr` can stay what it was: each size that may change comes from a read that can become a number."""
+        """Whether `expr` can stay what it was: each size that may change comes from a load that can become a number."""
         sources = [s for s in sources_in(expr) if self.atoms_of(s)]
-        if not all(s[0] == "dim" and len(s) > 3 and s[3] not in self._followed for s in sources):
+        if not all(s[0] == "dim" and len(s) > 3 and self._holds(s[3]) for s in sources):
             return False
         self.held.update((s[3], s) for s in sources)
         return True

@@ -133,15 +133,15 @@ class Repair:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A number in the code of module `path` becomes `value`, in this module alone; or a size that it reads does.
+    """A number in the code of module `path` becomes `value`, in this module alone; or a size that it loads does.
 
-    A size that is read (``h.shape[-1]``) becomes the number that it was where the code computes with it.
+    A size (``h.shape[-1]``, a variable that holds one) becomes the number that it was where the code computes with it.
 
     Attributes:
         path: the module; "" for the model itself.
         function: the method in whose code it stands, mostly ``"forward"``.
         number: which of the numbers there that can be sizes (2, 3, ... and -2, -3, ...), in the order of the text, from 0.
-            An expression of numbers alone, such as ``2 * 8``, is one of them. Behind them the sizes that are read there.
+            An expression of numbers alone, such as ``2 * 8``, is one of them. Behind them the sizes and variables that are loaded there.
         old: what it was.
         value: what it becomes.
     """

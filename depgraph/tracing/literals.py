@@ -1,10 +1,12 @@
-"""Numbers written in the code of methods, and reads of sizes: tracked in a run, and changed for one module alone.
+"""Numbers written in the code of methods, and loads of sizes: tracked in a run, and changed for one module alone.
 
 A method's source is parsed and compiled again with a mark in the place of every number. What is compiled without marks
 must be the very code that runs, so the text is the right one; in the marked code the constants can then be any objects:
-tracked numbers while a model is traced, other numbers in a smaller model. A read of a size (``h.shape[-1]``, ``h.size(1)``)
-tells in a run where it stands, and can become a number: what is computed from a size that gets smaller then stays what it
-was. Everything else of the function stays: globals, closure, defaults, decorators, names and lines.
+tracked numbers while a model is traced, other numbers in a smaller model. A size that is loaded (``h.shape[-1]``,
+``h.size(1)``, a variable that holds one) tells in a run where that is, and can become a number there: what is computed with
+a size that gets smaller then stays what it was. Where a size goes on from there to code that may not have run (into a
+container, an attribute or what is returned) it can't. Everything else of the function stays: globals, closure, defaults,
+decorators, names and lines.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import __future__
 import ast
 import functools
 import linecache
+import math
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,17 +37,22 @@ FUTURE = functools.reduce(
 
 
 Asked = tuple[str, str, int]  # the text of a file, its name, and the futures that it is compiled with
+# What a mark stands for: a number, a load that can be one, a value that goes on to other code, something that runs or not.
+NUMBER, LOAD, PASSED, RUN = range(4)
+ANY = "*"  # among names: whatever a variable is
 
 
 @dataclass(frozen=True)
 class Literals:
-    """The numbers written in one function, and behind them the sizes that it reads.
+    """The numbers written in one function, and behind them the sizes that it loads.
 
     Attributes:
-        values: the numbers, in the order of the text; of an expression of numbers alone, its value. Then None for each read
-            of a size, in the order of the text.
+        values: the numbers, in the order of the text; of an expression of numbers alone, its value. Then None for each load
+            of a variable or a size, in the order of the text, and for what else is told in a run.
         spans: for each its first line and column, its last line and the column behind it, as in `ast`.
         marks: the number of each mark.
+        kinds: what each stands for.
+        names: of what runs or not, the attributes that are named there, or ANY; else nothing.
         place: name and first line of the function.
         file: what to compile.
     """
@@ -52,20 +60,24 @@ class Literals:
     values: tuple[int | None, ...]
     spans: tuple[Span, ...]
     marks: tuple[int, ...]
+    kinds: tuple[int, ...]
+    names: tuple[frozenset[str], ...]
     place: tuple[str, int]
     file: Asked
 
     def code(self, values: Sequence[Any]) -> types.CodeType:
-        """The code of the function with `values` in the places of its numbers and reads.
+        """The code of the function with `values` in the places of its numbers and loads.
 
-        For a read: None leaves it as it stands, a number is put in its place, and a function is called with what it reads.
+        For a load: None leaves it as it stands, a number is put in its place. Or functions for all that is no number: they
+        are called with what is loaded.
         """
         by_mark = dict(zip(self.marks, values, strict=True))
-        reads = {
-            mark: by_mark[mark] for mark, old in zip(self.marks, self.values, strict=True) if old is None
-        }
-        told = frozenset(mark for mark, value in reads.items() if callable(value))
-        numbers = frozenset(mark for mark, value in reads.items() if value is not None) - told
+        numbers = frozenset(
+            mark
+            for mark, kind in zip(self.marks, self.kinds, strict=True)
+            if kind == LOAD and type(by_mark[mark]) in (int, sizes.Size)
+        )
+        told = any(callable(value) for value in values)
         filled: types.CodeType = _filled(_marked(*self.file, told, numbers)[self.place], by_mark)
         return filled
 
@@ -92,47 +104,130 @@ def is_size(value: int) -> bool:
 class _Marking(ast.NodeTransformer):
     """Puts a mark in the place of each number that can be a size, but not in what is run before the function.
 
-    Reads of sizes have marks, too; those in `numbers` are replaced by theirs, those in `told` are given to it.
+    Loads have marks, too; those in `numbers` are replaced by theirs. With `told`, all others are given to theirs, as is what
+    goes on to other code, and statements and parts of them that may not run are preceded by a call of theirs.
     """
 
-    def __init__(self, told: frozenset[int] = frozenset(), numbers: frozenset[int] = frozenset()) -> None:
+    def __init__(self, told: bool = False, numbers: frozenset[int] = frozenset()) -> None:
         self.told, self.numbers = told, numbers
         self.inside: list[list[int]] = []  # the marks in each function around the node that is visited
+        self.own: frozenset[str] | None = None  # the variables of the outermost one in the same class
         self.values: list[int | None] = []
         self.spans: list[Span] = []
+        self.kinds: list[int] = []
+        self.names: list[frozenset[str]] = []
         self.functions: dict[tuple[str, int], list[int]] = {}
 
     def visit(self, node: ast.AST) -> Any:
-        """A number, or an expression of numbers alone, becomes a mark; a read of a size gets one where that is asked for."""
-        if self.inside and isinstance(node, (ast.Constant, ast.UnaryOp, ast.BinOp)) and _of_numbers(node):
+        """A number, or an expression of numbers alone, becomes a mark; what is told gets one where that is asked for."""
+        if not self.inside:
+            return super().visit(node)
+        if isinstance(node, (ast.Constant, ast.UnaryOp, ast.BinOp)) and _of_numbers(node):
             try:
                 value = ast.literal_eval(node) if isinstance(node, ast.Constant) else _value(node)
             except (ArithmeticError, TypeError, ValueError):
                 return node
-            return self._mark(node, value)[1] if type(value) is int and is_size(value) else node
-        if self.inside and isinstance(node, (ast.Subscript, ast.Call)) and _reads_size(node):
-            number, mark = self._mark(node, None)
-            read = super().visit(node)
-            if number in self.told:
-                return ast.copy_location(ast.Call(mark, [read], []), node)
-            return mark if number in self.numbers else read
+            if type(value) is not int or not is_size(value):
+                return node
+            return self._mark(node, NUMBER, value)[1]
+        if isinstance(node, ast.stmt) and not (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            return self._after_told(node)
+        if isinstance(node, (ast.Name, ast.Subscript, ast.Call)) and self._loads_size(node):
+            number, mark = self._mark(node, LOAD)
+            load = super().visit(node)
+            return mark if number in self.numbers else self._given(mark, load)
+        if isinstance(node, (ast.List, ast.Tuple, ast.Dict, ast.Set)) and _is_load(node):
+            return self._given(self._mark(node, PASSED)[1], super().visit(node))
         return super().visit(node)
 
-    def _mark(self, node: Any, value: int | None) -> tuple[int, ast.expr]:
+    def _mark(self, node: Any, kind: int, value: int | None = None) -> tuple[int, ast.expr]:
         """The number of a new mark, and the mark."""
         for marks in self.inside:
             marks.append(len(self.values))
         self.values.append(value)
         self.spans.append((node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0))
+        self.kinds.append(kind)
+        self.names.append(self._named(node) if kind == RUN else frozenset())
         mark: Any = (MARK, len(self.values) - 1)
         return mark[1], ast.copy_location(ast.Constant(mark), node)
 
+    def _named(self, node: ast.AST) -> frozenset[str]:
+        """The attributes that code names, and ANY where it calls a variable."""
+        found: set[str] = set()
+        for n in ast.walk(node):
+            if isinstance(n, ast.Attribute):
+                found.add(n.attr)
+            elif isinstance(n, ast.Constant) and isinstance(n.value, str):  # getattr(self, "name")
+                found.add(n.value)
+            elif isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in (self.own or ()):
+                found.add(ANY)
+        return frozenset(found)
+
+    def _given(self, mark: ast.expr, value: Any) -> Any:
+        return ast.copy_location(ast.Call(mark, [value], []), value) if self.told else value
+
+    def _part(self, node: ast.expr, kind: int) -> Any:
+        """Part of an expression, with a mark around whatever it becomes."""
+        if not self.inside:
+            return self.visit(node)
+        mark = self._mark(node, kind)[1]
+        return self._given(mark, self.visit(node))
+
+    def _after_told(self, node: Any) -> Any:
+        """A statement, with a call before it that says that it runs; what it puts elsewhere is told."""
+        mark = self._mark(node, RUN)[1]
+        call = ast.copy_location(
+            ast.Expr(self._given(mark, ast.copy_location(ast.Constant(None), node))), node
+        )
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        away = isinstance(node, ast.Return) or any(
+            isinstance(t, (ast.Attribute, ast.Subscript)) for t in targets
+        )
+        value = getattr(node, "value", None)
+        passed = self._mark(value, PASSED)[1] if away and value is not None else None
+        made = super().visit(node)
+        if passed is not None:
+            made.value = self._given(passed, made.value)
+        return [call, made] if self.told and not isinstance(node, (ast.Global, ast.Nonlocal)) else made
+
+    def _loads_size(self, node: ast.Name | ast.Subscript | ast.Call) -> bool:
+        """Whether a node is a variable, or ``x.shape[0]`` or ``x.size(0)`` of a variable or an attribute of one."""
+        if isinstance(node, ast.Name):
+            return isinstance(node.ctx, ast.Load) and node.id in (self.own or ())
+        if isinstance(node, ast.Subscript):
+            read, name, given = node.value, "shape", [node.slice]
+            plain = isinstance(node.ctx, ast.Load)
+        else:
+            read, name, given = node.func, "size", [*node.args, *(k.value for k in node.keywords)]
+            plain = all(k.arg == "dim" for k in node.keywords)
+        if not (plain and isinstance(read, ast.Attribute) and read.attr == name):
+            return False
+        owner = read.value
+        while isinstance(owner, ast.Attribute):
+            owner = owner.value
+        known = isinstance(owner, ast.Name) and owner.id in (self.own or ())
+        return known and len(given) == 1 and _of_numbers(given[0])
+
+    def _statements(self, statements: list[Any]) -> list[Any]:
+        made = map(self.visit, statements)
+        return [one for part in made for one in (part if isinstance(part, list) else [part])]
+
     def _function(self, node: Any) -> Any:
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        around, self.own = self.own, _variables(node) if self.own is None else self.own
         self.inside.append([])
-        node.body = [self.visit(part) for part in node.body]
+        node.body = self._statements(node.body)
         self.functions[node.name, first] = self.inside.pop()
+        self.own = around
         return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        around, self.own = self.own, None
+        made = self.generic_visit(node)
+        self.own = around
+        return made
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         return self._function(node)
@@ -141,7 +236,7 @@ class _Marking(ast.NodeTransformer):
         return self._function(node)
 
     def visit_Lambda(self, node: ast.Lambda) -> Any:
-        node.body = self.visit(node.body)
+        node.body = self._part(node.body, PASSED)
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
@@ -149,8 +244,61 @@ class _Marking(ast.NodeTransformer):
         return node
 
     def visit_match_case(self, node: Any) -> Any:
-        node.body = [self.visit(part) for part in node.body]
+        node.body = self._statements(node.body)
         return node
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        node.test = self.visit(node.test)
+        node.body, node.orelse = self._part(node.body, RUN), self._part(node.orelse, RUN)
+        return node
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        first, *others = node.values
+        node.values = [self.visit(first), *(self._part(other, RUN) for other in others)]
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        if not isinstance(node.value, ast.Name):
+            node.value = self.visit(node.value)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        if not isinstance(node.func, ast.Name):
+            node.func = self.visit(node.func)
+        elif self.inside and node.func.id == "int" and "int" not in (self.own or ()):
+            node.func = self._given(self._mark(node.func, PASSED)[1], node.func)
+        away = isinstance(node.func, ast.Name) and node.func.id == "setattr"
+        lists = ast.List, ast.Tuple  # what takes one uses it at once
+        node.args = [
+            self._part(a, PASSED)
+            if away
+            else self.generic_visit(a)
+            if isinstance(a, lists)
+            else self.visit(a)
+            for a in node.args
+        ]
+        node.keywords = [self.visit(k) for k in node.keywords]
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        node.value = self.visit(node.value)
+        if isinstance(node.slice, ast.Tuple):
+            node.slice.elts = [self.visit(e) for e in node.slice.elts]
+        else:
+            node.slice = self.visit(node.slice)
+        return node
+
+
+def _is_load(node: Any) -> bool:
+    return isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+
+
+def _variables(function: ast.AST) -> frozenset[str]:
+    """The names that a function gives values to, itself or in functions within it, and that are not those of others."""
+    nodes = list(ast.walk(function))
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    return frozenset(made.difference(*(n.names for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)))))
 
 
 def _of_numbers(node: ast.AST) -> bool:
@@ -159,22 +307,6 @@ def _of_numbers(node: ast.AST) -> bool:
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, (ast.USub, ast.UAdd)) and _of_numbers(node.operand)
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
-
-
-def _reads_size(node: ast.Subscript | ast.Call) -> bool:
-    """Whether a node is ``x.shape[0]`` or ``x.size(0)`` of a variable or an attribute, whatever the number is."""
-    if isinstance(node, ast.Subscript):
-        read, name, given = node.value, "shape", [node.slice]
-        plain = isinstance(node.ctx, ast.Load)
-    else:
-        read, name, given = node.func, "size", [*node.args, *(k.value for k in node.keywords)]
-        plain = all(k.arg == "dim" for k in node.keywords)
-    if not (plain and isinstance(read, ast.Attribute) and read.attr == name):
-        return False
-    owner = read.value
-    while isinstance(owner, ast.Attribute):
-        owner = owner.value
-    return isinstance(owner, ast.Name) and len(given) == 1 and _of_numbers(given[0])
 
 
 def _value(node: ast.expr) -> Any:
@@ -193,11 +325,16 @@ def literals_of(code: types.CodeType) -> Literals | None:
     if file is None or file.plain.get(place) != code:
         return None
     marking = file.marking
-    marks = sorted(
-        marking.functions.get(place, ()), key=lambda m: (marking.values[m] is None, marking.spans[m])
+    marks = sorted(marking.functions.get(place, ()), key=lambda m: (marking.kinds[m], marking.spans[m]))
+    return Literals(
+        tuple(marking.values[m] for m in marks),
+        tuple(marking.spans[m] for m in marks),
+        tuple(marks),
+        tuple(marking.kinds[m] for m in marks),
+        tuple(marking.names[m] for m in marks),
+        place,
+        asked,
     )
-    values, spans = tuple(marking.values[m] for m in marks), tuple(marking.spans[m] for m in marks)
-    return Literals(values, spans, tuple(marks), place, asked)
 
 
 @dataclass(frozen=True)
@@ -222,7 +359,7 @@ def _read(text: str, filename: str, flags: int) -> _File | None:
 
 @functools.lru_cache(maxsize=64)
 def _marked(
-    text: str, filename: str, flags: int, told: frozenset[int], numbers: frozenset[int]
+    text: str, filename: str, flags: int, told: bool, numbers: frozenset[int]
 ) -> dict[tuple[str, int], types.CodeType]:
     """The functions of a file that `_read` could read, with marks: ``(MARK, n)`` in the place of mark n."""
     return _codes(_Marking(told, numbers).visit(ast.parse(text)), filename, flags)
@@ -262,40 +399,84 @@ def methods_of(kind: type[nn.Module]) -> dict[str, tuple[Function, Literals]]:
     return methods
 
 
-def track_literals(model: nn.Module, run: int, told: Callable[[sizes.Place, sizes.Expr], None]) -> None:
+Told = Callable[[sizes.Place, Any], None]
+
+
+def track_literals(model: nn.Module, run: int, told: Told) -> Callable[[], frozenset[str]]:
     """Let the methods of `model`, a copy that nobody else sees, find tracked numbers where numbers are written.
 
     Args:
         model: the copy.
         run: the number of the run.
-        told: called with the place of a read of a size, and what was read, each time.
+        told: called with the place of a load, and the dim that was loaded, each time; None where it is no dim, or where it
+            goes on to code that may not have run.
+
+    Returns:
+        what gives the attributes that are named in code that did not run, of methods that ran.
     """
+    ran: dict[tuple[str, str], set[int]] = {}
+    parts: dict[tuple[str, str], Literals] = {}
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        known = numbers_of(module)
+        known, inside = numbers_of(module), sizes.OfRun(path, run)
         for name, (function, literals) in methods_of(class_of(module)).items():
+            if name in vars(module):  # something of its own is called by that name
+                continue
             marks: list[Any] = []
-            for i, value in enumerate(literals.values):
-                number = known.get((name, i), value)
-                place = sizes.OfRun(path, run), name, i
+            for i, (value, kind) in enumerate(zip(literals.values, literals.kinds, strict=True)):
+                number, place = known.get((name, i), value), (inside, name, i)
                 if number is not None:
                     marks.append(sizes.Size(number, ("literal", *place, number)))
+                elif isinstance(module, fx.GraphModule):
+                    marks.append(None)
+                elif kind == RUN:
+                    marks.append(_noting(ran.setdefault((inside, name), set()), i))
                 else:
-                    marks.append(None if isinstance(module, fx.GraphModule) else _telling(place, told))
+                    marks.append(_telling(place, kind, told))
             made = replaced(function, literals.code(marks))
             if made is not None:
                 vars(module)[name] = types.MethodType(made, module)
+                parts[inside, name] = literals
+
+    def not_run() -> frozenset[str]:
+        found: set[str] = set()
+        for key, literals in parts.items():
+            for i, named in enumerate(literals.names if ran.get(key) else ()):
+                found |= set() if i in ran[key] else named
+        return frozenset(found)
+
+    return not_run
 
 
-def _telling(place: sizes.Place, told: Callable[[sizes.Place, Any], None]) -> Callable[[Any], Any]:
-    def read(size: Any) -> Any:
-        if type(size) is not sizes.Size or size.expr[0] != "dim":
-            return size
-        told(place, size.expr)
-        return sizes.Size(sizes.plain(size), (*size.expr[:3], place))
+def _noting(seen: set[int], number: int) -> Callable[[Any], Any]:
+    def runs(value: Any) -> Any:
+        seen.add(number)
+        return value
 
-    return read
+    return runs
+
+
+def _telling(place: sizes.Place, kind: int, told: Told) -> Callable[[Any], Any]:
+    def load(value: Any) -> Any:
+        if type(value) is sizes.Size and value.expr[0] == "dim" and kind == LOAD:
+            told(place, value.expr)
+            return sizes.Size(sizes.plain(value), (*value.expr[:3], place))
+        if value is int and kind == PASSED:
+            return _whole
+        told(place, None)
+        for expr in sizes.expressions_in(value):
+            for earlier in sizes.places_in(expr) if type(value) is not sizes.Scalar else ():
+                told(earlier, None)
+        return value
+
+    return load
+
+
+def _whole(*given: Any) -> int:
+    """``int(...)`` that keeps where a number came from."""
+    tracked = len(given) == 1 and type(given[0]) in (sizes.Size, sizes.Scalar)
+    return math.trunc(given[0]) if tracked else int(*given)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

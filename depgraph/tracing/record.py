@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from ..base.running import CallMode, WriteGuard
 from . import sizes
 from .recorder import Recorder, inner_dim, inside, source_line
-from .size_uses import NOTES, VALUED, Call, ScalarUse, SizeUse
+from .size_uses import DIVIDING, NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import MOVING, PACKED, WHOLE, in_order, is_composite, own_namespace
 
 aten = torch.ops.aten
@@ -127,6 +127,8 @@ class PythonMode(TorchFunctionMode):
                 self._note_scalars([a for a in (*args, *kwargs.values()) if isinstance(a, float)], out)
             elif before != len(r.graph.nodes):
                 self._note_scalars([*args, *kwargs.values()], out)
+            if name in DIVIDING:
+                _note_sizes(r, name, args, kwargs, out)
         return out
 
     def _note_numbers(self, func: Any, args: Any, kwargs: Any, before: int) -> None:
@@ -188,6 +190,8 @@ class PythonMode(TorchFunctionMode):
             number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
             if number and isinstance(out, torch.Tensor):
                 node = self.recorder.node(out)
+                if type(value) is sizes.Size:
+                    self.recorder.computed_with(value.expr)
                 self.recorder.scalar_uses.append(
                     ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
                 )
@@ -208,7 +212,7 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
     path, counts = r.stack[-1]
     occurrence = counts[name] = counts.get(name, -1) + 1
     call = Call(name, args, kwargs, out)
-    NOTES[name](call)
+    (NOTES.get(name) or DIVIDING[name])(call)
     source = source_line() if call.found else ""
     for value, expr, tensor, dim, extent, where, negative, minus in call.found:
         node = r.node_of.get(id(inside(tensor)))

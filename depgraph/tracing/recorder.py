@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import math
 import operator
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import CodeType, MappingProxyType
+from types import CodeType, FunctionType, MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,8 @@ Loss = tuple[
 ]  # of an expression: what made a plain number of it, in which module, where
 
 Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
+
+RETURNED = "being returned"  # what makes a plain number of a size that the model gives away
 
 SLOT = "depgraph"  # where in a node's `meta` its record lies
 
@@ -135,6 +138,17 @@ def is_written_by_user(code: CodeType) -> bool:
     return not (name.startswith((_TORCH_ROOT, _OWN_ROOT, "<")) or "contextlib" in name)
 
 
+def is_told(code: CodeType) -> bool:
+    """Whether code tells what it loads, by functions among its constants (see `literals.py`)."""
+    return any(isinstance(constant, FunctionType) for constant in code.co_consts)
+
+
+@lru_cache(maxsize=4096)
+def has_ways(code: CodeType) -> bool:
+    """Whether some of the code may not run where the rest does."""
+    return any("JUMP" in op.opname and "IF" in op.opname for op in dis.get_instructions(code))
+
+
 def source_line() -> str:
     """``file:line function`` of the innermost frame that is neither torch's nor ours."""
     frame: Any = sys._getframe(2)
@@ -148,9 +162,9 @@ def source_line() -> str:
 
 @lru_cache(maxsize=4096)
 def _column(code: CodeType, instruction: int) -> int:
-    """Where in its line an instruction stands: it does not depend on the constants of the code."""
+    """Where in its line an instruction stands, also where marks stand in the code (see `literals.py`)."""
     if not hasattr(code, "co_positions"):  # before Python 3.11
-        return instruction
+        return 0
     *_, column, _ = list(code.co_positions())[instruction // 2]
     return column or 0
 
@@ -210,7 +224,10 @@ class Recorder:
         self.comparisons: list[Comparison] = []
         self.reads: set[sizes.Expr] = set()
         self.losses: list[Loss] = []
-        self.sizes_read: list[tuple[sizes.Place, sizes.Expr]] = []  # in code that can be changed
+        self.sizes_read: dict[
+            sizes.Place, set[sizes.Expr]
+        ] = {}  # what was loaded where, in code that can be changed
+        self.not_run: frozenset[str] = frozenset()  # attributes that are named there and nowhere where it ran
         self.places: dict[Comparison, tuple[str, str]] = {}
         self.choices: dict[Choice, tuple[sizes.Expr, ...]] = {}
         self.other_way: Choice | None = None  # the test in forward that shall come out as it did not, once
@@ -257,7 +274,6 @@ class Recorder:
             self.scalar_uses,
             self.comparisons,
             self.losses,
-            self.sizes_read,
             self.parametrized,
             self.escapes,
         )
@@ -390,13 +406,25 @@ class Recorder:
         """An object that a module holds was asked for `value`."""
         self.reads.update(sizes.expressions_in(value))
 
-    def size_read(self, place: sizes.Place, expr: sizes.Expr) -> None:
-        """The dim `expr` was read at `place`."""
-        self.sizes_read.append((place, expr))
+    def size_read(self, place: sizes.Place, expr: sizes.Expr | None) -> None:
+        """The dim `expr` was loaded at `place`, or something else."""
+        self.sizes_read.setdefault(place, set()).add(expr)
+
+    def computed_with(self, expr: sizes.Expr) -> None:
+        """Code computes with `expr`; where that is other code than loaded it, it may use it otherwise on other ways."""
+        places = sizes.places_in(expr)
+        frame: Any = sys._getframe(1) if places else None
+        while frame is not None and not is_told(frame.f_code):
+            if is_written_by_user(frame.f_code) and has_ways(frame.f_code):
+                for place in places:
+                    self.size_read(place, None)
+                return
+            frame = frame.f_back
 
     def lost(self, expr: sizes.Expr, how: str) -> None:
         """A number became something that carries no expression."""
         if not self.paused:
+            self.computed_with(expr)
             self.losses.append((expr, how, self.stack[-1][0], source_line()))
 
     def escape(self, values: Any, text: str) -> None:

@@ -23,7 +23,8 @@ class SizeUse:
     """A number in the user's code that repeats a size: argument `value` of `function`, called by `module`.
 
     It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
-    the value that the rule of `node` says (the groups of a convolution).
+    the value that the rule of `node` says (the groups of a convolution). Where `extent` is None, it repeats no size: it is
+    a step, the number of parts into which the dim is divided, or how many of its indices are chosen.
     """
 
     function: str
@@ -31,7 +32,7 @@ class SizeUse:
     expr: sizes.Expr
     node: Node
     dim: int | None
-    extent: int
+    extent: int | None
     module: str
     source: str
     occurrence: int  # this is the n-th call of `function` in one call of `module`
@@ -57,7 +58,7 @@ class Call:
     def __init__(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """`name` of the function, its arguments and result."""
         self.name, self.args, self.kwargs, self.out = name, args, kwargs, out
-        self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int, Where, bool, bool]] = []
+        self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int | None, Where, bool, bool]] = []
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Positional argument `index`, or keyword `name`."""
@@ -85,6 +86,12 @@ class Call:
         if dim is None or 0 <= reach <= full:
             place = None if dim is None else dim % max(tensor.dim(), 1)
             self.found.append((number, expr, tensor, place, reach, where, number < 0 and not minus, minus))
+
+    def divides(self, value: Any, dim: int, where: Where) -> None:
+        """A tracked `value` is a step in `dim` of the first argument, or a number of parts or indices of it."""
+        if isinstance(value, sizes.Size) and isinstance(self.args[0], torch.Tensor):
+            place = dim % max(self.args[0].dim(), 1)
+            self.found.append((int(value), value.expr, self.args[0], place, None, where, False, False))
 
 
 def _shaped(first: int) -> Callable[[Call], None]:
@@ -168,9 +175,10 @@ def _split_at(dim: int | None) -> Callable[[Call], None]:
 
     def note(call: Call) -> None:
         key = "indices" if "indices" in call.kwargs else "indices_or_sections"
-        given = call.arg(1, key)
+        given = call.arg(1, key, call.kwargs.get("sections"))
         tensor = call.args[0]
         d = int(call.arg(2, "dim", 0)) if dim is None else min(dim, tensor.dim() - 1)
+        call.divides(given, d, (1,) if len(call.args) > 1 else (key,))
         for i, place in enumerate(given if isinstance(given, (list, tuple)) else ()):
             call.use(place, tensor, d, (1, i) if len(call.args) > 1 else (key, i))
 
@@ -198,9 +206,14 @@ def _padding(call: Call) -> None:
             call.use(amount, tensor, tensor.dim() - 1 - i // 2, where, minus=i % 2 == 0)
 
 
+def _chunks(call: Call) -> None:
+    call.divides(call.arg(1, "chunks"), int(call.arg(2, "dim", 0)), (1,))
+
+
 def _norm_groups(call: Call) -> None:
     """As many groups as channels: their number follows the channels."""
     value = call.arg(1, "num_groups")
+    call.divides(value, 1, (1,))
     if value is not None and call.out.dim() > 1 and int(value) == call.out.shape[1] > 1:
         call.use(value, call.out, None, (1,))
 
@@ -220,6 +233,7 @@ def _arange(call: Call) -> None:
 
 def _topk(call: Call) -> None:
     dim = int(call.arg(2, "dim", -1))
+    call.divides(call.arg(1, "k"), dim, (1,))
     call.use(call.arg(1, "k"), call.out[0], dim, (1,))
 
 
@@ -248,6 +262,8 @@ def _slices(call: Call) -> None:
     entries = index if isinstance(index, tuple) else (index,)
     dim = 0
     for i, entry in enumerate(entries):
+        if isinstance(entry, slice):
+            call.divides(entry.step, dim, (1, i, "step") if isinstance(index, tuple) else (1, "step"))
         if isinstance(entry, slice) and entry.step in (None, 1):
             for side, bound in (("start", entry.start), ("stop", entry.stop)):
                 if isinstance(bound, int) and int(bound) != 0 and abs(int(bound)) <= tensor.shape[dim]:
@@ -293,6 +309,9 @@ NOTES: dict[str, Callable[[Call], None]] = {
     "one_hot": _one_hot,
     "histc": _histc,
 }
+
+# Those of which nothing repeats a size: what is computed with them must stay what it was.
+DIVIDING: dict[str, Callable[[Call], None]] = dict.fromkeys(("chunk", "unsafe_chunk"), _chunks)
 
 # Functions that put numbers into a tensor: name -> index of the first argument that is a value.
 VALUED = {

@@ -413,7 +413,7 @@ def expressions_in(value: Any) -> list[Expr]:
     """The expressions of the tracked numbers in nested lists, tuples and dicts."""
     if type(value) in (Size, Scalar):
         return [value.expr]
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, torch.Size):
         return [e for v in value for e in expressions_in(v)]
     return [e for v in value.values() for e in expressions_in(v)] if type(value) is dict else []
 

@@ -29,7 +29,7 @@ from .literals import track_literals
 from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules, watch_scripts
 from .record import AtenMode, PythonMode
-from .recorder import Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
+from .recorder import RETURNED, Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
 from .tensors import all_tensors, fakes_of, is_elsewhere, named_tensors, skeleton
 from .training import differs_in_training
@@ -58,7 +58,9 @@ class Trace:
         choices: tests in methods of modules -> the sizes that were tested, () where it was values.
         other_ways: those that came out as they did not in further runs.
         losses: sizes that became plain numbers there.
-        sizes_read: places of reads of sizes in the code of methods, and the dims that they were of, where those were tracked.
+        sizes_read: the dims that each load of a size in the code of methods was of, where those were tracked; None among them
+            where it was of something else, or goes on to other code.
+        not_run: the attributes that are named in those parts of methods that ran which did not run.
         reads: attributes that forward took numbers from, for whatever purpose.
         parametrized: path of a list of parametrizations, the weight that it made.
         calls: path of a module -> what each call of it returned.
@@ -86,7 +88,8 @@ class Trace:
     choices: dict[Choice, tuple[sizes.Expr, ...]]
     other_ways: tuple[Choice, ...]
     losses: list[Loss]
-    sizes_read: list[tuple[sizes.Place, sizes.Expr]]
+    sizes_read: dict[sizes.Place, set[sizes.Expr]]
+    not_run: frozenset[str]
     reads: set[sizes.Expr]
     parametrized: list[tuple[str, Node]]
     calls: dict[str, list[ModuleCall]]
@@ -252,7 +255,7 @@ def _recorded(
         if tracked:
             sizes.track_attributes(twin, model, recorder.run)
         if tracked and literals:
-            track_literals(twin, recorder.run, recorder.size_read)
+            not_run = track_literals(twin, recorder.run, recorder.size_read)
         for i, tensor in enumerate(tensor_leaves(examples)):
             node = recorder.graph.placeholder(f"input_{i}")
             write_record(node, [tensor], kind="input")
@@ -272,6 +275,8 @@ def _recorded(
             for example in examples:
                 with recorder.attempt():
                     outputs += _given_away(twin, example, recorder)
+        if tracked and literals:
+            recorder.not_run = not_run()
         if not outputs:  # nothing to see in what the model returns: whatever no op reads may be in it
             made = [n for n in recorder.graph.nodes if n.op == "call_function" and not n.users]
             outputs = [n for n in made if len(record_of(n).shapes) == 1]
@@ -299,6 +304,8 @@ def _given_away(twin: nn.Module, example: Arguments, recorder: Recorder) -> list
     with recorder.unseen():
         call = Call(twin, example)
     out = example.run(twin)
+    for expr in sizes.expressions_in(example.counting(out)):
+        recorder.losses.append((expr, RETURNED, "", ""))
     with recorder.unseen():
         found = call.outputs(out)
     return [recorder.node(t) for t in found]
@@ -363,6 +370,7 @@ def _written_down(
         other_ways=other_ways,
         losses=recorder.losses,
         sizes_read=recorder.sizes_read,
+        not_run=recorder.not_run,
         reads=recorder.all_reads(),
         parametrized=recorder.parametrized,
         calls=recorder.calls,
