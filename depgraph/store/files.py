@@ -88,6 +88,14 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(s.bytes for s in self.stored.values())
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File -> bytes of its tensors."""
+        found = dict.fromkeys(self.metadata, 0)
+        for one in self.stored.values():
+            found[one.file] += one.bytes
+        return found
+
     def state(self) -> list[tuple[str, int, int]]:
         """What tells whether files have changed: name, size, time of the last change."""
         seen = [(name, (self.folder / name).stat()) for name in self.files]
