@@ -144,7 +144,7 @@ def main(case: str, world: int, folder: Path, group: str) -> None:
             try:
                 one_of(world, rank, case, folder, group)
                 status = 0
-            except BaseException:
+            except Exception:  # noqa: BLE001  it ends as its parent does not
                 traceback.print_exc()
             finally:
                 os._exit(status)

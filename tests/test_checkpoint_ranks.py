@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,14 @@ def run(case: str, world: int, folder: Path) -> list[int]:
     group = f"group-{len(list(folder.glob('group-*')))}"
     (folder / group).touch()
     words = [sys.executable, str(HERE / "ranks_worker.py"), case, str(world), str(folder), group]
-    done = subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, text=True, timeout=PATIENCE + 60, check=True
-    )
-    return list(json.loads(done.stdout))
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as launcher:
+        try:
+            return list(json.loads(launcher.communicate(timeout=PATIENCE + 60)[0]))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
 
 
 def results(folder: Path, world: int) -> list[dict[str, Any]]:

@@ -228,8 +228,8 @@ def prune(
                     task = found.graph, found.model, found.plan, data, recover, example_inputs
                     won = recovered(*task, weights, aside, progress)
                 weights.check = lambda what: None
-                how = example_inputs, target, verify, notes, progress, won, ranks
-                return written(original, weights, found, *how)
+                end = example_inputs, target, verify, notes, progress, won, ranks
+                return written(original, weights, found, *end)
         finally:
             original.checkpoint.close()
 
