@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.checkpoint import pruning, writing
+from depgraph.checkpoint import outcome, pruning, writing
 from depgraph.store.files import Checkpoint
 
-PATIENCE = 300.0
+PATIENCE = 600.0
+SHARD_BYTES = 4000  # of files that are written
 
 
 class Net(nn.Module):
@@ -100,7 +101,7 @@ def work(case: str, rank: int, folder: Path) -> None:
         return stream(self, handle, one, seen)
 
     pruning._read_together, writing.Folder._stream = watched, counted
-    writing.SYNC = 1
+    writing.SYNC, outcome.SHARD_BYTES = 1, SHARD_BYTES
     factory: Any = Net
     if case in ("killed", "raises") and rank == 1:
         writing.Folder._stream = ends(case)

@@ -7,17 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks_worker import PATIENCE, Net, options, words
+from ranks_worker import PATIENCE, SHARD_BYTES, Net, options, words
 from test_checkpoint import _equal_folders, contents, made, stored
 
 import depgraph
 from depgraph.base.processes import Processes
+from depgraph.checkpoint import outcome
 
 HERE = Path(__file__).parent
 
@@ -44,10 +46,16 @@ def results(folder: Path, world: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def alone(case: str, folder: Path) -> Any:
-    return depgraph.checkpoint.prune(
-        folder / "source", words(), out=folder / "alone", factory=Net, **options(case)
-    )
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What one process makes of it."""
+
+    def pruned(case: str, out: str = "alone", shard: int = SHARD_BYTES) -> Any:
+        monkeypatch.setattr(outcome, "SHARD_BYTES", shard)
+        where: dict[str, Any] = {"out": tmp_path / out, "factory": Net}
+        return depgraph.checkpoint.prune(tmp_path / "source", words(), **where, **options(case))
+
+    return pruned
 
 
 @pytest.mark.slow
@@ -55,14 +63,16 @@ def alone(case: str, folder: Path) -> Any:
     ("case", "world", "shards"),
     [("same", 2, 3), ("same", 3, 5), ("same", 3, 1), ("written", 2, 5), ("fpgm", 2, 3), ("own", 2, 3)],
 )
-def test_plan_and_bytes_are_those_of_one_process(tmp_path: Path, case: str, world: int, shards: int) -> None:
+def test_plan_and_bytes_are_those_of_one_process(
+    tmp_path: Path, alone: Callable[..., Any], case: str, world: int, shards: int
+) -> None:
     source = stored(made(Net), tmp_path / "source", shards)
     before = contents(source)
     assert run(case, world, tmp_path) == [0] * world
     found = results(tmp_path, world)
     notes = tmp_path / ".source.sums"
     sums = notes.rename(tmp_path / "sums").stat().st_size if notes.exists() else 0
-    wanted = alone(case, tmp_path)
+    wanted = alone(case)
     assert contents(source) == before
     _equal_folders(tmp_path / "out", tmp_path / "alone")
     assert not list(tmp_path.glob("out.*"))
@@ -75,6 +85,7 @@ def test_plan_and_bytes_are_those_of_one_process(tmp_path: Path, case: str, worl
     if case in ("same", "written"):  # each file is read for the scores by one process
         assert sum(map(len, files)) == len(wanted_files)
         assert set().union(*files) == wanted_files
+        assert all(one["streamed"] for one in found)
         assert sums == notes.stat().st_size
     else:
         assert not set().union(*files)
@@ -83,7 +94,7 @@ def test_plan_and_bytes_are_those_of_one_process(tmp_path: Path, case: str, worl
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "again"), [("killed", 3), ("raises", 2), ("killed", 1)])
 def test_a_process_that_ends_ends_the_others_and_the_next_run_continues(
-    tmp_path: Path, case: str, again: int
+    tmp_path: Path, alone: Callable[..., Any], case: str, again: int
 ) -> None:
     stored(made(Net), tmp_path / "source", 4)
     assert run(case, 2, tmp_path) == [0, -9 if case == "killed" else 0]
@@ -99,19 +110,17 @@ def test_a_process_that_ends_ends_the_others_and_the_next_run_continues(
     (tmp_path / "0.txt").unlink()
     work = tmp_path / "out.partial"
     assert not (tmp_path / "out").exists()
-    lines = [json.loads(line) for path in work.glob("journal*.jsonl") for line in path.open()]
+    lines = [json.loads(line) for p in work.glob("journal*.jsonl") for line in p.read_text().splitlines()]
     done = {name for line in lines for name in line.get("tensors", ())}
     assert done
     if again == 1:
-        depgraph.checkpoint.prune(
-            tmp_path / "source", words(), out=tmp_path / "out", factory=Net, pruning_ratio=0.5
-        )
+        alone("same", "out")
     else:
         assert run("same", again, tmp_path) == [0] * again
         streamed = [name for one in results(tmp_path, again) for name in one["streamed"]]
         assert not done & set(streamed)
         assert len(set(streamed)) == len(streamed)
-    alone("same", tmp_path)
+    alone("same")
     _equal_folders(tmp_path / "out", tmp_path / "alone")
     assert not list(tmp_path.glob("out.*"))
 
@@ -146,8 +155,9 @@ def test_what_is_wrong_is_an_error_in_all(tmp_path: Path, case: str, text: str) 
 
 
 @pytest.mark.slow
-def test_what_torchrun_starts_finds_itself(tmp_path: Path) -> None:
+def test_what_torchrun_starts_finds_itself(tmp_path: Path, alone: Callable[..., Any]) -> None:
     """On the command line nobody makes a process group; one process speaks."""
+    whole = outcome.SHARD_BYTES
     stored(made(Net), tmp_path / "source", 3)
     words_ = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "depgraph", "prune",
@@ -160,7 +170,7 @@ def test_what_torchrun_starts_finds_itself(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["out"] == str(tmp_path / "out")
-    alone("same", tmp_path)
+    alone("same", shard=whole)
     _equal_folders(tmp_path / "out", tmp_path / "alone")
 
 

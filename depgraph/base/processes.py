@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from torch import distributed as dist
 
@@ -100,6 +100,10 @@ class Processes:
         found = gathered(lambda: value, self.group)
         self.over = False
         return found
+
+    def of_first(self, value: T | None) -> T:
+        """The `value` of the first, which that of the others is not."""
+        return cast(T, self.gathered(value)[0])
 
     def failed(self, error: Exception) -> NoReturn:
         """Raise an error, and tell the others."""

@@ -143,7 +143,6 @@ def written(
             new.finish()
             won = None if recovered is None else recovered.report
             report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won)
-    report = ranks.gathered(report)[0]
     wrong = layout.wrong or []
     if layout.stock:
         line = f"from_pretrained({str(out)!r})"
@@ -151,7 +150,7 @@ def written(
         line = f"depgraph.integrations.hugging_face.load_pretrained({type(shell).__name__}, {str(out)!r})"
     else:
         line = f"depgraph.load(factory, {str(out)!r})"
-    return CheckpointResult(out, plan, report, wrong, line, resident())
+    return CheckpointResult(out, plan, ranks.of_first(report), wrong, line, resident())
 
 
 def _digest(*parts: Any) -> str:

@@ -256,7 +256,7 @@ def _chosen(
                 )
             finally:
                 weights.memory.save()
-    text = ranks.gathered(found.plan.to_json() if found else "")[0]
+    text = ranks.of_first(found.plan.to_json() if found else None)
     if found is not None:
         return found
     plan = Plan.from_json(text)

@@ -265,7 +265,7 @@ def folder_for(out: Path, fingerprint: str, size: int, ranks: Processes) -> Iter
     work = out.with_name(out.name + PARTIAL)
     try:
         if ranks.rank:
-            fingerprint, done = ranks.gathered(("", {}))[0]
+            fingerprint, done = ranks.of_first(None)
             if not _is_of(work / JOURNAL, fingerprint):
                 raise InputError(f"{out} must be on a disk that all processes share: there is no {work} here")
             own = Folder(out, work, done, f"journal-{ranks.rank}.jsonl")
@@ -282,7 +282,7 @@ def folder_for(out: Path, fingerprint: str, size: int, ranks: Processes) -> Iter
                 raise InputError(
                     f"{out} needs {(size - there) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB left: nothing was written"
                 )
-            ranks.gathered((fingerprint, done))
+            ranks.of_first((fingerprint, done))
             yield Folder(out, work, done)
     except OSError as error:
         raise StoreError(
