@@ -53,10 +53,15 @@ def words() -> torch.Tensor:
     return torch.arange(12).reshape(2, 6)
 
 
+def inputs_of(case: str) -> Any:
+    return {"input_ids": words(), "use_cache": False} if case == "llama" else words()
+
+
 def options(case: str) -> dict[str, Any]:
     """What the call of a case asks for."""
     known: dict[str, Any] = {
         "fpgm": {"importance": "fpgm"},
+        "llama": {"ignore": ["*self_attn*", "*embed*"], "uniform": True},
         "written": {"verify": False, "importance": depgraph.importance.L2(reduce="max"), "max_params": 0.6},
         "own": {"verify": False, "importance": lambda group: torch.arange(group.units) % 7},
         "data": {"calibration": [words()], "importance": "wanda"},
@@ -81,7 +86,28 @@ def ends(how: str) -> Any:
     return stream
 
 
+def saved(folder: Path) -> None:
+    """A sharded model, written by torch in three ways."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = Net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    state = {n: t for n, t in model.state_dict().items() if n != "head.weight"}  # which is tied
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / "own"))
+    dcp.save(
+        state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "pieces"), save_distributed=True)
+    )
+    whole = {"save_distributed": True, "enable_consolidation": True}
+    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "whole"), **whole))
+
+
 def work(case: str, rank: int, folder: Path) -> None:
+    if case == "saves":
+        saved(folder)
+        return
     source = folder / "source"
     read: list[str] = []
     streamed: list[str] = []
@@ -109,9 +135,8 @@ def work(case: str, rank: int, folder: Path) -> None:
         factory = Other
     if case == "llama":
         factory = None
-    inputs: Any = {"input_ids": words(), "use_cache": False} if case == "llama" else words()
     found = depgraph.checkpoint.prune(
-        source, inputs, out=folder / "out", factory=factory, timeout=PATIENCE, **options(case)
+        source, inputs_of(case), out=folder / "out", factory=factory, timeout=PATIENCE, **options(case)
     )
     torch.save(
         {"plan": found.plan.to_json(), "report": str(found.report), "load": found.load, "read": read, "streamed": streamed},
