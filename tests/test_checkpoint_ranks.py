@@ -85,7 +85,7 @@ def test_plan_and_bytes_are_those_of_one_process(
     if case in ("same", "written"):  # each file is read for the scores by one process
         assert sum(map(len, files)) == len(wanted_files)
         assert set().union(*files) == wanted_files
-        assert all(one["streamed"] for one in found)
+        assert sum(bool(one["streamed"]) for one in found) > 1
         assert sums == notes.stat().st_size
     else:
         assert not set().union(*files)

@@ -263,6 +263,7 @@ def folder_for(out: Path, fingerprint: str, size: int, ranks: Processes) -> Iter
         StoreError: it can't be written; what was written is kept for the next run.
     """
     work = out.with_name(out.name + PARTIAL)
+    done: dict[str, dict[str, int]]
     try:
         if ranks.rank:
             fingerprint, done = ranks.of_first(None)
