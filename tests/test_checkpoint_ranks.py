@@ -110,7 +110,7 @@ def test_a_process_that_ends_ends_the_others_and_the_next_run_continues(
     (tmp_path / "0.txt").unlink()
     work = tmp_path / "out.partial"
     assert not (tmp_path / "out").exists()
-    lines = [json.loads(line) for p in work.glob("journal*.jsonl") for line in p.read_text().splitlines()]
+    lines = [json.loads(line) for p in work.glob("journal.jsonl*") for line in p.read_text().splitlines()]
     done = {name for line in lines for name in line.get("tensors", ())}
     assert done
     if again == 1:

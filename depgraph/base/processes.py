@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
@@ -111,7 +111,8 @@ class Processes:
         def work() -> NoReturn:
             raise error
 
-        gathered(work, self.group)
+        with suppress(RuntimeError):  # the others may be gone
+            gathered(work, self.group)
         raise error
 
     def dealt(self, sizes: Mapping[str, int]) -> set[str]:

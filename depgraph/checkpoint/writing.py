@@ -33,7 +33,6 @@ Tensor = torch.Tensor
 BLOCK = 1 << 24  # bytes of the original that are cut at a time
 SYNC = 1 << 28  # bytes after which what was written is made to last, and noted
 JOURNAL = "journal.jsonl"
-JOURNALS = "journal*.jsonl"  # those of several processes
 PARTIAL = ".partial"
 # The order in which safetensors writes types: descending.
 ORDER = (
@@ -206,7 +205,7 @@ class Folder:
 
     def finish(self) -> None:
         """Give the folder its name."""
-        for journal in self.work.glob(JOURNALS):
+        for journal in self.work.glob(f"{JOURNAL}*"):
             journal.unlink()
         if self.out.exists():
             self.out.rmdir()  # it was empty
@@ -269,7 +268,7 @@ def folder_for(out: Path, fingerprint: str, size: int, ranks: Processes) -> Iter
             fingerprint, done = ranks.of_first(None)
             if not _is_of(work / JOURNAL, fingerprint):
                 raise InputError(f"{out} must be on a disk that all processes share: there is no {work} here")
-            own = Folder(out, work, done, f"journal-{ranks.rank}.jsonl")
+            own = Folder(out, work, done, f"{JOURNAL}.{ranks.rank}")
             (work / own.journal).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
             yield own
             return
@@ -337,7 +336,7 @@ def _is_of(journal: Path, fingerprint: str) -> bool:
 
 def _journals(work: Path, fingerprint: str) -> dict[str, dict[str, int]]:
     """What is on the disk already, now in one journal; all of it is removed where it is of something else."""
-    old = [path for path in sorted(work.glob(JOURNALS)) if _is_of(path, fingerprint)]
+    old = [path for path in sorted(work.glob(f"{JOURNAL}*")) if _is_of(path, fingerprint)]
     done: dict[str, dict[str, int]] = {}
     for path in old:
         whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may have been cut short
@@ -357,5 +356,5 @@ def _journals(work: Path, fingerprint: str) -> dict[str, dict[str, int]]:
     new.replace(work / JOURNAL)
     for path in old:
         if path.name != JOURNAL:
-            path.unlink()
+            path.unlink(missing_ok=True)
     return done
