@@ -66,7 +66,8 @@ def apply_to_optimizer(
     if not any(known):
         raise InputError(
             "the optimizer has no parameter of this model: pass the model that the optimizer was made for\n"
-            "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one)"
+            "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one); where the model is sharded by "
+            "fully_shard and has run forward, call model.reshard() before"
         )
 
     moves = plan.moves
