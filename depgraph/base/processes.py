@@ -20,6 +20,7 @@ from .errors import DepgraphError
 
 T = TypeVar("T")
 UNCHANGED = "nothing was changed here"
+START = 600.0  # seconds within which processes that torchrun started find each other
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def together(timeout: float, left: str = UNCHANGED) -> Iterator[Processes]:
     if _count() == 1:
         yield Processes()
         return
-    with _default_group(timeout, left), group_of_all(timeout, left) as group:
+    with _default_group(min(timeout, START), left), group_of_all(timeout, left) as group:
         found = Processes(group, dist.get_rank(group), dist.get_world_size(group))
         try:
             yield found
