@@ -19,7 +19,7 @@ from test_checkpoint import _equal_folders, contents, made, stored
 
 import depgraph
 from depgraph.base.processes import Processes
-from depgraph.checkpoint import outcome
+from depgraph.checkpoint import outcome, writing
 
 HERE = Path(__file__).parent
 
@@ -199,3 +199,20 @@ def test_a_folder_that_its_config_describes(tmp_path: Path) -> None:
     assert all(one["streamed"] for one in found)
     _equal_folders(tmp_path / "out", tmp_path / "alone")
     assert wanted.load.startswith("from_pretrained")
+
+
+def test_journals_of_several_processes_become_one(tmp_path: Path) -> None:
+    def journal(name: str, fingerprint: str, *entries: dict[str, Any], rest: str = "") -> None:
+        lines = [{"fingerprint": fingerprint}, *entries]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines) + rest)
+
+    journal("journal.jsonl", "this", {"file": "a", "tensors": {"x": 1}}, rest='{"file": "a", "tens')
+    journal("journal.jsonl.1", "this", {"file": "b", "tensors": {"y": 2}}, {"file": "b", "tensors": {"z": 3}})
+    (tmp_path / "journal.jsonl.2").write_text("")  # ended before it wrote a line
+    (tmp_path / "a").touch()
+    assert writing._journals(tmp_path, "this") == {"a": {"x": 1}, "b": {"y": 2, "z": 3}}
+    assert writing._journals(tmp_path, "this") == {"a": {"x": 1}, "b": {"y": 2, "z": 3}}
+    assert not (tmp_path / "journal.jsonl.1").exists()
+    assert (tmp_path / "a").exists()
+    assert writing._journals(tmp_path, "another") == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.jsonl"]
