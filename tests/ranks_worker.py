@@ -134,6 +134,8 @@ def work(case: str, rank: int, folder: Path) -> None:
     if case == "other" and rank == 1:
         factory = Other
     if case == "llama":
+        import vision_ops  # noqa: F401  # makes torchvision importable, which transformers imports
+
         factory = None
     found = depgraph.checkpoint.prune(
         source, inputs_of(case), out=folder / "out", factory=factory, timeout=PATIENCE, **options(case)

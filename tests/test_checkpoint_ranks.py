@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_worker import PATIENCE, SHARD_BYTES, Net, inputs_of, options, words
+from ranks_worker import PATIENCE, SHARD_BYTES, Net, options, words
 from test_checkpoint import _equal_folders, contents, made, stored
 
 import depgraph
@@ -179,26 +179,6 @@ def test_files_are_dealt_by_their_bytes() -> None:
     assert [Processes(rank=i, count=2).dealt(sizes) for i in range(2)] == [{"b", "d"}, {"a", "c"}]
     assert [Processes(rank=i, count=3).dealt({"a": 5}) for i in range(3)] == [{"a"}, set(), set()]
     assert Processes().dealt(sizes) == set(sizes)
-
-
-@pytest.mark.slow
-def test_a_folder_that_its_config_describes(tmp_path: Path) -> None:
-    """Names, index, config and files of transformers."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "source", max_shard_size="5KB")
-    assert run("llama", 2, tmp_path) == [0, 0]
-    found = results(tmp_path, 2)
-    wanted = depgraph.checkpoint.prune(
-        tmp_path / "source", inputs_of("llama"), out=tmp_path / "alone", **options("llama")
-    )
-    assert all(one["plan"] == wanted.plan.to_json() for one in found)
-    assert all(one["streamed"] for one in found)
-    _equal_folders(tmp_path / "out", tmp_path / "alone")
-    assert wanted.load.startswith("from_pretrained")
 
 
 def test_journals_of_several_processes_become_one(tmp_path: Path) -> None:
