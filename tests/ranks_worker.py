@@ -67,7 +67,8 @@ def options(case: str) -> dict[str, Any]:
         "data": {"calibration": [words()], "importance": "wanda"},
         "budget": {"max_params": 0.001},
     }
-    return {"pruning_ratio": 0.5, **known.get(case, {})} if case != "budget" else known[case]
+    asked = known.get(case, {})
+    return asked if "max_params" in asked else {"pruning_ratio": 0.5, **asked}
 
 
 def ends(how: str) -> Any:
