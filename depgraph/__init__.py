@@ -33,7 +33,7 @@ Everything else (modules in the folders, names that begin with an underscore) ma
 The folders are a staircase: they stand in the order in which data goes through them, and none imports one that stands below
 it in this list (`make check` holds that).
 
-* `base`: what every stage uses, such as errors, example inputs, nested values and the modes that a run is put into.
+* `base`: what every stage uses, such as errors, example inputs, messages between processes and the modes that a run is put into.
 * `tracing`: runs the model on the example inputs and records it.
 * `axes`: the algebra in which rules are stated.
 * `plan`: the plan as data, and what needs nothing else.

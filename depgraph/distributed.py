@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -27,8 +26,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from .base.checks import flag, function, number
-from .base.errors import DepgraphError, InputError
+from .base.checks import flag, function
+from .base.errors import InputError
+from .base.processes import gathered, group_of_all
 from .checkpoint.shell import shell_of
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
@@ -110,7 +110,7 @@ def prune(
     bare = model.get_submodule(inner) if inner else model
     shapes = {name: tuple(t.shape) for name, t in named_tensors(bare)[0].items()}
     with _group(timeout, options) as group:
-        every = _gathered(lambda: shapes, group)
+        every = gathered(lambda: shapes, group)
         if any(other != every[0] for other in every):
             raise InputError("models have different shapes in different processes: nothing was pruned")
         graph = _together(
@@ -337,7 +337,7 @@ def _sharded_like(
 
 @contextmanager
 def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
-    """A process group for the messages of one call, which ends with the call, however that ends."""
+    """A process group for the messages of one call."""
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
             "there is no process group\n  fix: torch.distributed.init_process_group, or depgraph.prune"
@@ -345,55 +345,18 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
     refused = {"inplace", "graph"} & options.keys()
     if refused:
         raise InputError(f"pruning in several processes does not take {', '.join(sorted(refused))}")
-    number("timeout", timeout, 0, above=True)
-    with _no_longer_than(timeout):
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        try:
-            yield group
-        finally:
-            dist.destroy_process_group(group)
+    with group_of_all(timeout) as group:
+        yield group
 
 
 def _first(group: Any) -> int:
     return dist.get_global_rank(group, 0)
 
 
-@contextmanager
-def _no_longer_than(timeout: float) -> Iterator[None]:
-    """A process that ended, or does not answer, is an error here and not a wait without an end."""
-    try:
-        yield
-    except DepgraphError:
-        raise
-    except RuntimeError as error:  # what torch.distributed raises
-        raise DepgraphError(
-            f"another process exited or did not respond within {timeout:g} s: {error}\n"
-            "  nothing was changed here; see the output of the other processes"
-        ) from error
-
-
-def _gathered(work: Callable[[], T], group: Any) -> list[T]:
-    """What `work` gives in each process. Where it raises in one, all raise."""
-    mine: tuple[Any, str] = None, ""
-    cause: Exception | None = None
-    try:
-        mine = work(), ""
-    except Exception as error:  # noqa: BLE001  whatever it is, the others must not wait for this process
-        mine, cause = (None, f"{type(error).__name__}: {error}"), error
-    every: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, mine, group=group)
-    if isinstance(cause, DepgraphError):
-        raise cause
-    problems = [f"process {i}: {text}" for i, (_, text) in enumerate(every) if text]
-    if problems:
-        raise DepgraphError("pruning failed in\n  " + "\n  ".join(problems)) from cause
-    return [value for value, _ in every]
-
-
 def _together(work: Callable[[], T], group: Any) -> T:
     """What `work` gives in this process, once it has succeeded in all."""
     found: list[T] = []
-    _gathered(lambda: found.append(work()), group)
+    gathered(lambda: found.append(work()), group)
     return found[0]
 
 

@@ -351,7 +351,7 @@ def planned(
         VerificationError: the result would not equal the masked original.
     """
     asked = importance if asked is None else asked
-    check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
+    check_finite(graph, scored_by(asked, graph))
     found = _Widths(importance, data, example_inputs, notes, timer=timer).cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
@@ -368,7 +368,7 @@ def _shortened(
     verify: bool,
 ) -> Shortened:
     """As `planned`, with fewer branches, too."""
-    check_finite(graph, set() if callable(asked) else {m.name for g in graph.groups for m in g.members})
+    check_finite(graph, scored_by(asked, graph))
     found = shorten(
         graph,
         widths.example_inputs,
@@ -481,6 +481,11 @@ def _check_has_values(model: nn.Module) -> None:
         )
 
 
+def scored_by(importance: str | Importance, graph: DependencyGraph) -> set[str]:
+    """The tensors whose values a criterion looks at, as far as it is known."""
+    return set() if callable(importance) else {m.name for g in graph.groups for m in g.members}
+
+
 def check_finite(graph: DependencyGraph, scored: set[str]) -> None:
     """Refuse NaN and infinite weights; those in `scored` are looked at when they are ranked."""
     named = [(n, p) for n, p in graph.model.named_parameters() if n not in scored and p.is_floating_point()]
@@ -494,7 +499,8 @@ def check_finite(graph: DependencyGraph, scored: set[str]) -> None:
 def _is_finite(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
     if not tensor.is_meta:
         return bool(torch.isfinite(tensor).all())
-    return bool(weights.kept(f"{name} finite", lambda: [_finite_by_rows(weights, name, tensor)])[0])
+    found = weights.kept(f"{name} finite", lambda: [_finite_by_rows(weights, name, tensor)])
+    return found is None or bool(found[0])
 
 
 def _finite_by_rows(weights: Weights, name: str, tensor: torch.Tensor) -> bool:

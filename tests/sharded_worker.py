@@ -71,6 +71,24 @@ def by_columns(mesh: Any) -> Any:
     return shard
 
 
+def trained(model: nn.Module, steps: int, optimizer: Any = None) -> torch.optim.Optimizer:
+    """Steps on data that all processes share."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01) if optimizer is None else optimizer
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x()).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
+    """The state of each parameter, gathered."""
+    return [
+        {k: getattr(t, "full_tensor", lambda t=t: t)().clone() for k, t in s.items()}
+        for s in optimizer.state.values()
+    ]
+
+
 def work(case: str, rank: int, world: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (world,))
     shard = by_columns(mesh) if case == "columns" else lambda m: fully_shard(m, mesh=mesh)
@@ -80,8 +98,15 @@ def work(case: str, rank: int, world: int, folder: Path) -> None:
     if case == "nan" and rank == 1:
         with torch.no_grad():
             model.b.weight.to_local()[0, 0] = float("nan")
+    optimizer = trained(model, 2) if case == "optimizer" else None
     options: dict[str, Any] = {} if case == "missing" else {"factory": factory, "shard": shard}
     result = distributed.prune(model, x(), pruning_ratio=0.5, timeout=PATIENCE, **options)
+    states = []
+    if optimizer is not None:
+        result.plan.apply_to_optimizer(optimizer, model, result.model)
+        states = [state_of(optimizer)]
+        trained(result.model, 1, optimizer)
+        states.append(state_of(optimizer))
     whole = {
         n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in result.model.state_dict().items()
     }
@@ -89,7 +114,7 @@ def work(case: str, rank: int, world: int, folder: Path) -> None:
     out = None if case == "columns" else result.model(x()).detach()
     torch.save(
         {"plan": result.plan.to_json(), "state": whole, "out": out, "spread": spread, "report": str(result.report),
-         "training": result.model.training},
+         "training": result.model.training, "states": states},
         folder / f"{rank}.pt",
     )  # fmt: skip
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_worker import inputs_of, options
 from safetensors.torch import load_file, save_file
+from test_checkpoint import contents
+from test_checkpoint_ranks import results, run
 
 import depgraph
 
@@ -181,3 +184,22 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
         with pytest.raises(depgraph.InputError, match=text):
             depgraph.checkpoint.prune(tmp_path / "source", INPUTS, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_does(tmp_path: Path) -> None:
+    """Names, index, config and files of transformers."""
+    model = llama()
+    model.save_pretrained(tmp_path / "source", max_shard_size="30KB")
+    assert run("llama", 2, tmp_path) == [0, 0]
+    found = results(tmp_path, 2)
+    wanted = depgraph.checkpoint.prune(
+        tmp_path / "source", inputs_of("llama"), out=tmp_path / "alone", **options("llama")
+    )
+    assert all(one["plan"] == wanted.plan.to_json() and one["streamed"] for one in found)
+    assert wanted.load.startswith("from_pretrained")
+    one, two = contents(tmp_path / "out"), contents(tmp_path / "alone")
+    assert one.keys() == two.keys()
+    assert all(
+        one[name] == two[name] for name in one.keys() - {"plan.json"}
+    )  # which says when it was written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sharded_worker import PATIENCE, net, x
+from sharded_worker import PATIENCE, net, state_of, trained, x
 
 import depgraph
 from depgraph import distributed
@@ -55,6 +56,23 @@ def test_shards_are_pruned_as_the_whole(tmp_path: Path, case: str, world: int) -
         if found["out"] is not None:
             assert torch.equal(found["out"], wanted.model(x()))
         assert ("verified: equals the masked original" in found["report"]) == (rank == 0)
+
+
+def test_the_state_of_an_optimizer_follows(tmp_path: Path) -> None:
+    assert run("optimizer", 2, tmp_path) == [0, 0]
+    model = net()
+    optimizer = trained(model, 2)
+    wanted = depgraph.prune(model, x(), pruning_ratio=0.5)
+    wanted.plan.apply_to_optimizer(optimizer, model, wanted.model)
+    states = [state_of(optimizer)]
+    trained(wanted.model, 1, optimizer)
+    states.append(state_of(optimizer))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert json.loads(found["plan"])["cuts"] == json.loads(wanted.plan.to_json())["cuts"]
+        for got, expected in zip(found["states"], states, strict=True):
+            torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(found["state"], dict(wanted.model.state_dict()))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,11 @@ class Weights(Protocol):
     def at(self, name: str, index: Tensor) -> Tensor:
         """The entries `index` [n] along dim 0 of tensor `name`."""
 
-    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-        """What `compute`, a function of values alone, gives; a source whose values never change may remember it by `key`."""
+    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
+        """What `compute`, a function of values alone, gives; a source whose values never change may remember it by `key`.
+
+        None: another process computes it.
+        """
 
 
 class InMemory:

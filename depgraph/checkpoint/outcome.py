@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..base.errors import InputError, VerificationError, listed
+from ..base.processes import Processes
 from ..base.progress import bytes_bar
 from ..base.version import __version__
 from ..base.weights import Weights
@@ -37,7 +38,7 @@ from .original import Original
 from .recovering import Blocks, Recovered, stored_as
 from .shell import laid_by_name, shell_of
 from .source import FromFiles, Notes
-from .writing import Folder, Written, cut_blocks, folder_for, total
+from .writing import Folder, Written, cut_blocks, folder_for
 
 Tensor = torch.Tensor
 WEIGHTS = (".safetensors", INDEX, *PICKLES, ".onnx", ".gguf", ".tflite", ".safetensors.partial")
@@ -96,39 +97,52 @@ class Layout:
     stock: bool
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File -> bytes of its tensors."""
+        return {file: sum(one.bytes for one in tensors) for file, tensors in self.files.items()}
+
 
 def written(
     original: Original, weights: FromFiles, found: Settled, example_inputs: Any, out: Path, verify: Any,
-    notes: list[str], progress: bool | None, recovered: Recovered | None = None,
+    notes: list[str], progress: bool | None, recovered: Recovered | None, ranks: Processes,
 ) -> CheckpointResult:  # fmt: skip
-    """Write what `found` leaves, with values that were `recovered`, compare it, and report."""
+    """Write what `found` leaves, with values that were `recovered`, compare it, and report.
+
+    Of several processes each writes its own files, and the first one does the rest.
+    """
     plan, small = found.plan, found.model
     shell = small if _is_elsewhere(found) else apply(original.model, plan)
     changed = {} if recovered is None else recovered.values.changed
     layout = _layout(original, weights, plan, shell, recovered)
     notes += layout.notes
-    size = total(layout.files)
-    proof = found.verification
-    print_of = hashlib.sha256(
-        json.dumps([__version__, _cuts_of(plan), original.checkpoint.state(), str(original.checkpoint.folder),
-                    {f: [(t.name, t.code, t.shape) for t in tensors] for f, tensors in layout.files.items()},
-                    {name: place.crc32 for name, place in changed.items()}]).encode()
-    ).hexdigest()  # fmt: skip
-    with folder_for(out, print_of, size) as new:
-        entries: dict[str, Entry] = {}
+    sizes = layout.sizes
+    state = original.checkpoint.state()
+    files = {f: [(t.name, t.code, t.shape) for t in tensors] for f, tensors in layout.files.items()}
+    what = _digest(__version__, _cuts_of(plan), files, [(name, count) for name, count, _ in state])
+    if any(other != what for other in ranks.gathered(what)):
+        raise InputError("the checkpoint or its model is another one in another process: nothing was written")
+    places = {name: place.crc32 for name, place in changed.items()}
+    print_of = _digest(what, state, str(original.checkpoint.folder), places)
+    report = None
+    with folder_for(out, print_of, sum(sizes.values()), ranks) as new:
+        own = ranks.dealt(original.checkpoint.sizes if layout.stock else sizes)
         weights.seen = lambda count: None
-        with bytes_bar("writing", size, progress) as seen:
-            for file, tensors in layout.files.items():
-                sums = new.write(file, tensors, layout.metadata[file], seen)
-                for one in tensors:
-                    dtype = next(t for t, n in NAMES.items() if n == CODES[one.code])
-                    entries[one.name] = Entry(dtype, one.shape, file, sums[one.name])
-        _beside(original, layout, new, entries, shell, plan)
-        if verify == "values" and _is_elsewhere(found):
-            proof = _compared(original, weights, new, found, example_inputs, layout, recovered)
-        new.finish()
-    won = None if recovered is None else recovered.report
-    report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won)
+        with bytes_bar("writing", sum(sizes[f] for f in sizes if f in own), progress) as seen:
+            sums = {
+                file: new.write(file, tensors, layout.metadata[file], seen)
+                for file, tensors in layout.files.items()
+                if file in own
+            }
+        every = {file: found for others in ranks.gathered(sums) for file, found in others.items()}
+        if not ranks.rank:
+            proof = found.verification
+            _beside(original, layout, new, _entries(layout, every), shell, plan)
+            if verify == "values" and _is_elsewhere(found):
+                proof = _compared(original, weights, new, found, example_inputs, layout, recovered)
+            new.finish()
+            won = None if recovered is None else recovered.report
+            report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won)
     wrong = layout.wrong or []
     if layout.stock:
         line = f"from_pretrained({str(out)!r})"
@@ -136,7 +150,21 @@ def written(
         line = f"depgraph.integrations.hugging_face.load_pretrained({type(shell).__name__}, {str(out)!r})"
     else:
         line = f"depgraph.load(factory, {str(out)!r})"
-    return CheckpointResult(out, plan, report, wrong, line, resident())
+    return CheckpointResult(out, plan, ranks.of_first(report), wrong, line, resident())
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _entries(layout: Layout, sums: Mapping[str, Mapping[str, int]]) -> dict[str, Entry]:
+    """Every tensor that was written, in the order of the files."""
+    entries = {}
+    for file, tensors in layout.files.items():
+        for one in tensors:
+            dtype = next(t for t, n in NAMES.items() if n == CODES[one.code])
+            entries[one.name] = Entry(dtype, one.shape, file, sums[file][one.name])
+    return entries
 
 
 def _is_elsewhere(found: Settled) -> bool:
@@ -315,7 +343,7 @@ def _beside(
         name, rest = (
             (f"{MODEL}{INDEX}", {}) if not layout.stock or checkpoint.index is None else checkpoint.index
         )
-        data = {**rest, "metadata": {**rest.get("metadata", {}), "total_size": total(layout.files)},
+        data = {**rest, "metadata": {**rest.get("metadata", {}), "total_size": sum(layout.sizes.values())},
                 "weight_map": {n: e.file for n, e in entries.items()}}  # fmt: skip
         (new.work / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     document, persistent, others = described(small, [plan], values_elsewhere=True)

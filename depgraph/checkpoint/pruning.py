@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import math
@@ -10,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +21,37 @@ from torch import nn
 
 from ..base.checks import a_path, flag, is_whole, shown
 from ..base.errors import InputError, TraceError
+from ..base.processes import Processes, together
 from ..base.progress import bytes_bar
 from ..base.weights import Weights
 from ..data.calibration import Calibration, Loss
 from ..grouping.graph import DependencyGraph
 from ..grouping.naming import Name, given_names
-from ..importance import Importance, needs_of
+from ..importance import Importance, Prepared, needs_of, scores_of
 from ..plan.plan import Plan
-from ..prune import Constraint, analyzed, by_rule, check_finite, planned, recovery_of, stated_constraints
+from ..prune import (
+    Constraint,
+    analyzed,
+    by_rule,
+    check_finite,
+    planned,
+    recovery_of,
+    scored_by,
+    stated_constraints,
+)
 from ..recover import check as check_recovery
+from ..search import Settled
 from ..select import Request, Scope
 from ..select.budget_kinds import BYTES
-from ..surgery.apply import assign
+from ..surgery.apply import apply, assign
 from ..tracing.tensors import all_tensors, named_tensors
+from ..verify.verify import Verification
 from ..verify.weights import ROOM, DrawnValues
 from .original import Original
 from .outcome import CheckpointResult, written
 from .recovering import recovered
 from .shell import fill_buffers, shell_of
-from .source import FromFiles
+from .source import FromFiles, Share, Unshared
 from .writing import check_out, scratch_for
 
 Tensor = torch.Tensor
@@ -89,7 +103,7 @@ def prune(
     round_to: int | str = "auto", uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None, calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None,
     progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
-    threshold: float | None = None, dry_run: bool = False, **further_budgets: float | str | None,
+    threshold: float | None = None, dry_run: bool = False, timeout: float = 21600.0, **further_budgets: float | str | None,
 ) -> CheckpointResult | Forecast:  # fmt: skip
     """Prune a checkpoint of safetensors files without holding its model.
 
@@ -97,6 +111,10 @@ def prune(
     rows; sums of them are kept beside the folder, so that another ratio needs no second reading. What stays is written
     file by file into ``out.partial``, which gets its name at the end; a run that was killed continues there. The checkpoint
     itself is not touched, and types stay as they are in its files.
+
+    Under torchrun, or in a process group of torch.distributed, all processes call this with the same arguments. Each
+    reads and writes its own files, on a disk that all share; the first one chooses and compares. All return the same, and the
+    result is that of one process.
 
     Args:
         folder: a folder of ``.safetensors`` files, with an index where there are several. What else is in it (tokenizer,
@@ -137,6 +155,8 @@ def prune(
         already_pruned: likewise.
         threshold: likewise.
         dry_run: say what it will take, read and write nothing.
+        timeout: seconds that one of several processes waits for another: more than one takes for its files, and the first one
+            for the proof. One that exits is noticed at once.
         **further_budgets: those of `register_budget`.
 
     Returns:
@@ -150,65 +170,117 @@ def prune(
         BudgetError: the budget is below what can be reached.
         VerificationError: the result would not equal the masked original. There is no `out`.
         StoreError: a file can't be read or written; what was written is kept, and the same call continues.
+        DepgraphError: what another process raised; or it ended, or kept this one waiting too long.
     """
     arguments = dict(locals())
-    recover = recovery_of(recover, importance, calibration)
-    if callable(recover):
-        raise InputError(
-            "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
-        )
-    if recover is not None:
-        check_recovery(recover, calibration)
-    asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
-    if max_latency is not None:
-        raise InputError("max_latency needs a model that runs on this machine: use max_macs or max_params")
-    request = Request.of(arguments, further_budgets)
-    names, stated = given_names("ignore", ignore), stated_constraints(constraints)
-    flag("strict", strict)
-    flag("dry_run", dry_run)
-    if not (verify is False or (isinstance(verify, str) and verify in VERIFY)):
-        raise InputError(f"verify must be 'values', 'structure' or False, not {shown(verify)}")
-    if progress is not None:
-        flag("progress", progress)
-    bound = byte_amount("memory", memory)
-    source, target = a_path("folder", folder), a_path("out", out)
-    if not dry_run:
-        check_out(target, source)
-    data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
-    original = Original.of(source, factory)
-    try:
-        weights = original.weights()
-        weights.check = Bound(bound).check
-        weights.room = min(weights.room, bound // 16)
-        how = (names, strict, stated, granularity)
-        graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
-        if dry_run:
-            needed = needed_memory(original, verify, weights.room, data is not None)[0]
-            return _forecast(original, graph, example_inputs, request, target, needed)
-        _check_memory(original, bound, verify, weights.room, data is not None)
-        if data is not None:
-            data.memory = bound - needed_memory(original, False, weights.room, True)[0]
-            check_finite(graph, set())
-        notes: list[str] = []
-        drawn = DrawnValues(all_tensors(graph.model), _floats(graph.model))
-        drawn.room = weights.room
-        proof = drawn if graph.weights is weights else True
-        with bytes_bar("reading weights", original.checkpoint.bytes, progress) as weights.seen:
+    with together(timeout, "what was written is kept: the same call continues") as ranks:
+        if ranks.count > 1 and calibration is not None:
+            raise InputError(
+                "calibration runs the model, which is the work of one process: leave it away, or call this in one process"
+            )
+        recover = recovery_of(recover, importance, calibration)
+        if callable(recover):
+            raise InputError(
+                "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
+            )
+        if recover is not None:
+            check_recovery(recover, calibration)
+        asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
+        if max_latency is not None:
+            raise InputError(
+                "max_latency needs a model that runs on this machine: use max_macs or max_params"
+            )
+        request = Request.of(arguments, further_budgets)
+        names, stated = given_names("ignore", ignore), stated_constraints(constraints)
+        flag("strict", strict)
+        flag("dry_run", dry_run)
+        if not (verify is False or (isinstance(verify, str) and verify in VERIFY)):
+            raise InputError(f"verify must be 'values', 'structure' or False, not {shown(verify)}")
+        if progress is not None:
+            flag("progress", progress)
+        bound = byte_amount("memory", memory)
+        source, target = a_path("folder", folder), a_path("out", out)
+        if not dry_run:
+            check_out(target, source)
+        progress = False if ranks.rank else progress
+        data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
+        original = Original.of(source, factory)
+        try:
+            weights = original.weights()
+            weights.check = Bound(bound).check
+            weights.room = min(weights.room, bound // 16)
+            how = (names, strict, stated, granularity)
+            graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
+            if dry_run:
+                needed = needed_memory(original, verify, weights.room, data is not None)[0]
+                return _forecast(original, graph, example_inputs, request, target, needed)
+            _check_memory(original, bound, verify, weights.room, data is not None)
+            if data is not None:
+                data.memory = bound - needed_memory(original, False, weights.room, True)[0]
+                check_finite(graph, set())
+            notes: list[str] = []
+            wanted = request, importance, asked, verify
+            found = _chosen(graph, weights, example_inputs, wanted, data, notes, progress, ranks)
+            with ExitStack() as stack:
+                won = None
+                if recover is not None and data is not None:
+                    aside = stack.enter_context(scratch_for(target))
+                    task = found.graph, found.model, found.plan, data, recover, example_inputs
+                    won = recovered(*task, weights, aside, progress)
+                weights.check = lambda what: None
+                end = example_inputs, target, verify, notes, progress, won, ranks
+                return written(original, weights, found, *end)
+        finally:
+            original.checkpoint.close()
+
+
+def _chosen(
+    graph: DependencyGraph, weights: FromFiles, example_inputs: Any, wanted: tuple[Any, ...], data: Calibration | None,
+    notes: list[str], progress: bool | None, ranks: Processes,
+) -> Settled:  # fmt: skip
+    """What goes, by values that all processes read, chosen and compared by the first of them."""
+    request, importance, asked, verify = wanted
+    drawn = DrawnValues(all_tensors(graph.model), _floats(graph.model))
+    drawn.room = weights.room
+    proof = drawn if graph.weights is weights else True
+    sizes = weights.checkpoint.sizes
+    own = ranks.dealt(sizes)
+    found = None
+    with bytes_bar("reading weights", sum(sizes[file] for file in own), progress) as weights.seen:
+        if ranks.count > 1 and graph.weights is weights:
+            _read_together(graph, weights, importance, asked, own, ranks)
+        if not ranks.rank:
             try:
                 found = planned(
                     graph, example_inputs, request, importance, data, proof if verify else False, notes, asked
                 )
             finally:
                 weights.memory.save()
-        with scratch_for(target) as aside:
-            won = None
-            if recover is not None and data is not None:
-                task = found.graph, found.model, found.plan, data, recover, example_inputs
-                won = recovered(*task, weights, aside, progress)
-            weights.check = lambda what: None
-            return written(original, weights, found, example_inputs, target, verify, notes, progress, won)
+    text = ranks.of_first(found.plan.to_json() if found else None)
+    if found is not None:
+        return found
+    plan = Plan.from_json(text)
+    return Settled(apply(graph.model, plan), plan, Verification("skipped"), graph)
+
+
+def _read_together(
+    graph: DependencyGraph, weights: FromFiles, importance: str | Importance, asked: str | Importance, files: set[str],
+    ranks: Processes,
+) -> None:  # fmt: skip
+    """Each process reads its own `files` for the scores; what it has found in them goes into the notes of all."""
+    stored = weights.checkpoint.stored
+    own = {name for name, laid in weights.laid.items() if stored[laid.parts[0].name].file in files}
+    graph.weights = Share(weights, own)
+    try:
+        check_finite(graph, scored_by(asked, graph))
+        if isinstance(importance, str | Prepared):
+            scores_of(graph, copy.deepcopy(importance))
+    except Unshared:
+        pass
     finally:
-        original.checkpoint.close()
+        graph.weights = weights
+    for news in ranks.gathered(weights.memory.news()):
+        weights.memory.add(news)
 
 
 def shell(folder: str | os.PathLike[str], factory: Callable[[], nn.Module] | str | None = None) -> nn.Module:

@@ -128,7 +128,7 @@ class _Before:
     def at(self, name: str, index: Tensor) -> Tensor:
         return self._of(name).at(name, index)
 
-    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
         return self.others.kept(key, compute)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,46 @@ class FromFiles:
         return ""
 
 
+class Unshared(Exception):
+    """A criterion compares values with each other: no process can do a part of it."""
+
+
+class Share:
+    """A `Weights` of one of several processes: it computes what is kept of its own tensors, the others compute the rest."""
+
+    def __init__(self, weights: FromFiles, names: Container[str]) -> None:
+        """Read the tensors in `names` from `weights`."""
+        self.weights, self.names, self.room = weights, names, weights.room
+        self.computing = False
+
+    def _source(self) -> FromFiles:
+        if not self.computing:
+            raise Unshared
+        return self.weights
+
+    def whole(self, name: str) -> Tensor:
+        """As `FromFiles`, and so are the following, while something that is kept is computed."""
+        return self._source().whole(name)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Likewise."""
+        return self._source().rows(name, first, last)
+
+    def at(self, name: str, index: Tensor) -> Tensor:
+        """Likewise."""
+        return self._source().at(name, index)
+
+    def kept(self, key: str, compute: Callable[[], Sequence[Any]]) -> Sequence[Any] | None:
+        """Of its own tensors, and what is in the notes; else None."""
+        if key.partition(" ")[0] not in self.names and key not in self.weights.memory.known:
+            return None
+        self.computing = True
+        try:
+            return self.weights.kept(key, compute)
+        finally:
+            self.computing = False
+
+
 def is_plain(part: Part, laid: Laid) -> bool:
     """Whether a part is the whole of a tensor as it is stored, so that its rows are read without a copy."""
     return part == Laid.stored(part.name, laid.shape).parts[0]
@@ -151,7 +191,7 @@ class Notes:
         state = json.dumps([str(folder), checkpoint.state(), {n: repr(one.parts) for n, one in laid.items()}])
         self.state = hashlib.sha256(state.encode()).hexdigest()
         self.known: dict[str, list[Any]] = {}
-        self.changed = False
+        self.fresh: set[str] = set()  # what no file has yet
         try:
             with safe_open(self.path, framework="numpy") as held:
                 if (held.metadata() or {}).get("state") == self.state:
@@ -168,12 +208,21 @@ class Notes:
         """What is known by `key`, or else what `compute` gives."""
         if key not in self.known:
             self.known[key] = [np.asarray(v) for v in compute()]
-            self.changed = True
+            self.fresh.add(key)
         return self.known[key]
+
+    def news(self) -> dict[str, list[Any]]:
+        """What no file has yet."""
+        return {key: [_narrow(v) for v in self.known[key]] for key in self.fresh}
+
+    def add(self, news: Mapping[str, list[Any]]) -> None:
+        """Take over what another process has found."""
+        self.known |= {key: [_wide(v) for v in parts] for key, parts in news.items()}
+        self.fresh |= news.keys()
 
     def save(self) -> None:
         """Write them; a place that can't be written to is left as it is."""
-        if not self.changed:
+        if not self.fresh:
             return
         table = {f"{key} {i}": _narrow(v) for key, parts in self.known.items() for i, v in enumerate(parts)}
         new = self.path.with_name(f"{self.path.name}.{os.getpid()}")

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..base.errors import InputError, StoreError
+from ..base.processes import Processes
 from ..plan.plan import Cut
 from ..store.weights import CODES, DTYPES
 
@@ -136,11 +137,13 @@ class Folder:
         out: where it will be.
         work: where it is meanwhile.
         done: file -> name of a tensor in it -> the checksum of its bytes; of those that are on the disk.
+        journal: the name of the file in it that says what is done.
     """
 
     out: Path
     work: Path
     done: dict[str, dict[str, int]] = field(default_factory=dict)
+    journal: str = JOURNAL
 
     def write(
         self, file: str, tensors: Sequence[Written], metadata: Mapping[str, str], seen: Callable[[int], Any]
@@ -161,7 +164,7 @@ class Folder:
             here += 1
         for one in ordered[here:]:
             known.pop(one.name, None)
-        with partial.open("r+b" if size else "w+b", buffering=0) as stream:
+        with partial.open("r+b" if size else "w+b", buffering=0) as stream, _alone(partial):
             if not here:
                 _put(stream.fileno(), header)
             stream.truncate(ends if here else len(header))
@@ -195,14 +198,15 @@ class Folder:
     def _note(self, handle: int, file: str, fresh: Mapping[str, int]) -> None:
         os.fsync(handle)
         if fresh:
-            with (self.work / JOURNAL).open("a", encoding="utf-8") as journal:
+            with (self.work / self.journal).open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps({"file": file, "tensors": fresh}) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
 
     def finish(self) -> None:
         """Give the folder its name."""
-        (self.work / JOURNAL).unlink(missing_ok=True)
+        for journal in self.work.glob(f"{JOURNAL}*"):
+            journal.unlink()
         if self.out.exists():
             self.out.rmdir()  # it was empty
         self.work.rename(self.out)
@@ -242,30 +246,43 @@ def check_out(out: Path, source: Path) -> None:
 
 
 @contextmanager
-def folder_for(out: Path, fingerprint: str, size: int) -> Iterator[Folder]:
+def folder_for(out: Path, fingerprint: str, size: int, ranks: Processes) -> Iterator[Folder]:
     """The folder in which `out` is written; one that a killed run with the same `fingerprint` left is continued.
+
+    Of several processes the first makes it, and looks at what is in it; each has a journal of its own.
 
     Args:
         out: where it will be.
         fingerprint: tells what is written, and of what.
         size: bytes that it will have.
+        ranks: the processes that write it.
 
     Raises:
-        InputError: another run writes there, or the disk has not enough space.
+        InputError: another run writes there, or the disk has not enough space, or is not the same for all processes.
         StoreError: it can't be written; what was written is kept for the next run.
     """
     work = out.with_name(out.name + PARTIAL)
+    done: dict[str, dict[str, int]]
     try:
+        if ranks.rank:
+            fingerprint, done = ranks.of_first(None)
+            if not _is_of(work / JOURNAL, fingerprint):
+                raise InputError(f"{out} must be on a disk that all processes share: there is no {work} here")
+            own = Folder(out, work, done, f"{JOURNAL}.{ranks.rank}")
+            (work / own.journal).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+            yield own
+            return
         out.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir(exist_ok=True)
         with _alone(work):
-            done = _journal(work, fingerprint)
+            done = _journals(work, fingerprint)
             there = sum(p.stat().st_size for p in work.iterdir() if p.is_file())
             free = shutil.disk_usage(work).free
             if size - there > free:
                 raise InputError(
                     f"{out} needs {(size - there) / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB left: nothing was written"
                 )
+            ranks.of_first((fingerprint, done))
             yield Folder(out, work, done)
     except OSError as error:
         raise StoreError(
@@ -308,33 +325,36 @@ def _alone(work: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _journal(work: Path, fingerprint: str) -> dict[str, dict[str, int]]:
-    """What is on the disk already; all of it is removed where it is of something else."""
-    path = work / JOURNAL
+def _is_of(journal: Path, fingerprint: str) -> bool:
+    """Whether a journal is about what has this fingerprint."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        same = json.loads(lines[0]).get("fingerprint") == fingerprint
-    except (OSError, ValueError, LookupError, AttributeError):
-        lines, same = [], False
+        with journal.open(encoding="utf-8") as lines:
+            return bool(json.loads(next(lines))["fingerprint"] == fingerprint)
+    except (OSError, ValueError, LookupError, TypeError, StopIteration):
+        return False
+
+
+def _journals(work: Path, fingerprint: str) -> dict[str, dict[str, int]]:
+    """What is on the disk already, now in one journal; all of it is removed where it is of something else."""
+    old = [path for path in sorted(work.glob(f"{JOURNAL}*")) if _is_of(path, fingerprint)]
     done: dict[str, dict[str, int]] = {}
-    if same:
-        for line in lines[1:-1]:  # the last one may have been cut short
+    for path in old:
+        whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one may have been cut short
+        for line in whole[1:]:
             try:
                 entry = json.loads(line)
                 done.setdefault(entry["file"], {}).update(entry["tensors"])
             except (ValueError, LookupError, TypeError):
                 break
-    else:
+    if not old:
         for left in work.iterdir():
             if left.is_file():
                 left.unlink()
     entries = [{"fingerprint": fingerprint}, *({"file": f, "tensors": t} for f, t in done.items())]
     new = work / (JOURNAL + PARTIAL)
     new.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    new.replace(path)
+    new.replace(work / JOURNAL)
+    for path in old:
+        if path.name != JOURNAL:
+            path.unlink(missing_ok=True)
     return done
-
-
-def total(files: Mapping[str, Iterable[Written]]) -> int:
-    """Bytes of all files."""
-    return sum(one.bytes for tensors in files.values() for one in tensors)

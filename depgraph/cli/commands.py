@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..base.errors import InputError, VerificationError
+from ..base.processes import is_first
 from ..base.tables import printed, table
 from ..costs import cost
 from ..costs.latency import latencies
@@ -170,6 +171,8 @@ def _prune_checkpoint(options: argparse.Namespace) -> int:
         factory=factory, memory=amount(options.memory), pruning_ratio=options.ratio, dry_run=options.dry_run,
         **_budgets(options), **request,
     )  # fmt: skip
+    if not is_first():
+        return DONE
     if isinstance(found, checkpoint.Forecast):
         _say(options, found.to_dict(), str(found))
         return DONE

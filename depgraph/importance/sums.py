@@ -160,8 +160,9 @@ class MemberSums:
                 device = place_of(tensor)
                 return [s.double().numpy() for s in _summed(entry, shape, tensor.dtype, wide, device, read)]
 
-            found = list(weights.kept(f"{name} {first}:{last} {entry.__name__}", summed))
-            self._noted(name, rows, found)
+            found = weights.kept(f"{name} {first}:{last} {entry.__name__}", summed)
+            if found is not None:
+                self._noted(name, rows, list(found))
 
     def clear(self) -> None:
         """Forget what was added."""

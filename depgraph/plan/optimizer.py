@@ -27,7 +27,8 @@ def apply_to_optimizer(
     modules are gone. Of its state,
     every tensor of the shape of its parameter (momentum, ``exp_avg``, ``exp_avg_sq`` ...) is cut as the plan cuts the
     parameter, also one that has size 1 along some dims (factored second moments); what belongs to no entry (step counts)
-    is copied. The object stays the same, so schedulers and a ``GradScaler`` that know it continue too. Gradients are not
+    is copied. State that is spread over processes (DTensors) is gathered, cut and spread as the smaller parameter is, one tensor
+    after the other, by all of them together. The object stays the same, so schedulers and a ``GradScaler`` that know it continue too. Gradients are not
     carried: call this between a step and the next backward pass. An average of weights is cut like any model:
     ``averaged.module = depgraph.apply(averaged.module, plan)``.
 
@@ -65,7 +66,8 @@ def apply_to_optimizer(
     if not any(known):
         raise InputError(
             "the optimizer has no parameter of this model: pass the model that the optimizer was made for\n"
-            "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one)"
+            "  fix: apply_to_optimizer(plan, optimizer, model=the original, small=the pruned one); where the model is sharded by "
+            "fully_shard and has run forward, call model.reshard() before"
         )
 
     moves = plan.moves
@@ -97,14 +99,31 @@ def apply_to_optimizer(
             continue
         cut = plan.cuts.get(plan.aliases.get(name, name))
         where = f"{type(optimizer).__name__}, {name}"
-        state[stand_in(parameter)] = {
-            key: _carried(value, tuple(parameter.shape), cut, f"{where}: {key!r}")
+        small_one = stand_in(parameter)
+        state[small_one] = {
+            key: _spread(_carried(_whole(value), tuple(parameter.shape), cut, f"{where}: {key!r}"), small_one)
             for key, value in entries.items()
         }
     for group, parameters in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = parameters
     optimizer.state = state
     return optimizer
+
+
+def _whole(value: Any) -> Any:
+    """All of a tensor, also of one that is spread over processes."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _spread(value: Any, parameter: Any) -> Any:
+    """State of the shape of its `parameter`, spread as that is; everything else as it is."""
+    if not (isinstance(value, torch.Tensor) and hasattr(parameter, "full_tensor")):
+        return value
+    if value.shape != parameter.shape or not value.dim():
+        return value
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  it takes long to import
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def _carried(value: Any, shape: tuple[int, ...], cut: Cut | None, where: str) -> Any:

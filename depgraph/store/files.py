@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
@@ -23,6 +24,17 @@ KEPT = 1 << 26  # bytes of the buffer that is read into again and again; what is
 INDEX = ".safetensors.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+PIECES = ".distcp"  # what torch.distributed.checkpoint calls its own files
+SAVED_BY_MANY = (
+    "DCP_SHARDING_INFO"  # in a header: where the pieces of tensors begin that processes saved, each its own
+)
+CONVERTED = (  # one tensor at a time
+    "import os, torch, torch.distributed.checkpoint as d; from safetensors.torch import save_file; "
+    "r, o = d.{reader}({folder}), {out}; os.mkdir(o); "
+    't = [(n, m) for n, m in r.read_metadata().state_dict_metadata.items() if hasattr(m, "size")]; '
+    "[(d.load(p := {{n: torch.empty(m.size, dtype=m.properties.dtype)}}, storage_reader=r), "
+    'save_file(p, f"{{o}}/model-{{i:05}}-of-{{len(t):05}}.safetensors")) for i, (n, m) in enumerate(t, 1)]'
+)
 PREFERRED = "model"  # the stem of the weights where a folder has several
 
 
@@ -87,6 +99,14 @@ class Checkpoint:
     def bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(s.bytes for s in self.stored.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File -> bytes of its tensors."""
+        found = dict.fromkeys(self.metadata, 0)
+        for one in self.stored.values():
+            found[one.file] += one.bytes
+        return found
 
     def state(self) -> list[tuple[str, int, int]]:
         """What tells whether files have changed: name, size, time of the last change."""
@@ -159,10 +179,16 @@ def opened(folder: Path) -> Checkpoint:
             problems.append(f"{file} is missing")
             continue
         try:
-            tensors, metadata[file] = _header(folder / file)
+            tensors, said = _header(folder / file)
         except (OSError, ValueError) as error:
             problems.append(f"{file}: {error}")
             continue
+        if _is_piece(said.pop(SAVED_BY_MANY, "{}")):
+            raise InputError(
+                f"{folder} has pieces of tensors, each process's own ({file})\n"
+                f"  fix: {_conversion(folder, 'HuggingFaceStorageReader')}"
+            )
+        metadata[file] = said
         for one in tensors:
             if one.name in stored:
                 problems.append(f"{one.name!r} is in {stored[one.name].file} and in {file}")
@@ -184,6 +210,11 @@ def _files_of(folder: Path) -> tuple[list[str], tuple[str, dict[str, Any]] | Non
     indices = [n for n in there if n.endswith(INDEX)]
     files = [n for n in there if n.endswith(".safetensors")]
     if not files and not indices:
+        if any(n.endswith(PIECES) for n in there):
+            raise InputError(
+                f"{folder} is a checkpoint of torch.distributed.checkpoint: what is where in it says a pickle, which may run code when it "
+                f"is opened: it never is\n  fix: where you trust it, {_conversion(folder, 'FileSystemReader')}"
+            )
         pickles = [n for n in there if n.endswith(PICKLES)]
         if pickles:
             raise InputError(
@@ -219,6 +250,22 @@ def _files_of(folder: Path) -> tuple[list[str], tuple[str, dict[str, Any]] | Non
     if len(files) > 1:
         return [], None, [f"it has several files and no index: {', '.join(files)}"]
     return files, None, []
+
+
+def _is_piece(saved: str) -> bool:
+    """Whether a header says that tensors in the file begin within larger ones."""
+    try:
+        return any(any(one["saved_offsets"]) for one in json.loads(saved).values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _conversion(folder: Path, reader: str) -> str:
+    """The line that makes safetensors files of what torch.distributed.checkpoint has written."""
+    folder = folder.resolve()
+    out = folder.with_name(f"{folder.name}-safetensors")
+    code = CONVERTED.format(reader=reader, folder=json.dumps(str(folder)), out=json.dumps(str(out)))
+    return f"python -c {shlex.quote(code)}"
 
 
 def _header(path: Path) -> tuple[list[Stored], dict[str, str]]:
