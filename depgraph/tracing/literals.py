@@ -269,14 +269,11 @@ class _Marking(ast.NodeTransformer):
             node.func = self._given(self._mark(node.func, PASSED)[1], node.func)
         away = isinstance(node.func, ast.Name) and node.func.id == "setattr"
         lists = ast.List, ast.Tuple  # what takes one uses it at once
-        node.args = [
-            self._part(a, PASSED)
-            if away
-            else self.generic_visit(a)
-            if isinstance(a, lists)
-            else self.visit(a)
-            for a in node.args
-        ]
+        arguments: list[Any] = []
+        for a in node.args:
+            one: Any = self._part if away else self.generic_visit if isinstance(a, lists) else self.visit
+            arguments.append(one(a, PASSED) if away else one(a))
+        node.args = arguments
         node.keywords = [self.visit(k) for k in node.keywords]
         return node
 
