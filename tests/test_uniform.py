@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -386,3 +387,32 @@ def test_a_field_of_which_the_config_takes_one_value_stays() -> None:
     assert any("the config does not take another config.inner" in note for note in result.report.notes)
     free = depgraph.prune(model, x, pruning_ratio=0.4)  # not asked to be what a config can say
     assert free.model.up.out_features < 34
+
+
+@dataclass
+class Fractions(Config):
+    """Widths by fractions of others, rounded."""
+
+    ratio: float = 0.5
+
+
+class Fractional(Classifier):
+    """A width, and a number that nothing shows, are rounded fractions of fields."""
+
+    def __init__(self, config: Fractions) -> None:
+        super().__init__(config)
+        self.side = nn.Linear(config.hidden, round(config.inner * config.ratio))
+        self.back = nn.Linear(math.ceil(config.inner / 2), config.hidden)
+        self.tiles = math.ceil(config.hidden / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = Encoder.forward(self, x)
+        return self.last((x + self.back(self.side(x).relu())).mean(1))
+
+
+def test_rounded_fractions_of_fields() -> None:
+    torch.manual_seed(0)
+    model, x = Fractional(Fractions()).double().eval(), torch.randn(2, 4, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    assert shapes(Fractional(result.model.config)) == shapes(result.model)
+    assert_equal_to_masked(model, result, x)

@@ -219,7 +219,7 @@ class _Fields:
 
     def _cancelled(self, expr: Expr) -> Expr:
         """``a // b * b`` is a, where it was when the model was built."""
-        if not isinstance(expr, tuple) or expr[0] == "attr":
+        if not isinstance(expr, tuple) or expr[0] == "attr" or not _of_whole_numbers(expr):
             return expr
         name, *parts = expr
         left, right = map(self._cancelled, parts)
@@ -232,6 +232,8 @@ class _Fields:
         """The one unknown field of ``expr == target``."""
         if expr[0] == "attr":
             return target
+        if not _of_whole_numbers(expr):  # what is rounded has several solutions
+            return None
         name, left, right = expr
         first = bool(attributes_in(left) - self.fields.keys())
         if first and attributes_in(right) - self.fields.keys():
@@ -255,6 +257,8 @@ class _Fields:
             return {(): int(expr)}, ONE
         if expr[0] == "attr":
             return self.fields[expr]
+        if not _of_whole_numbers(expr):
+            return {(): self._now(expr)}, ONE
         a, b = self._value(expr[1]), self._value(expr[2])
         if expr[0] == "mul":
             return _product(a, b)
@@ -274,6 +278,11 @@ class _Fields:
     def _exact(self, expr: Expr) -> bool:
         a, b = (evaluate(e, self.known.fields) for e in expr[1:])
         return a is not None and b is not None and b != 0 and a % b == 0
+
+
+def _of_whole_numbers(expr: Expr) -> bool:
+    """Whether an expression has two sides, neither of which is a fraction."""
+    return len(expr) == 3 and all(not isinstance(e, float) or e.is_integer() for e in expr[1:])
 
 
 def _proportion(powers: Mapping[Key, Fraction]) -> tuple[Key, Key] | None:
