@@ -169,3 +169,23 @@ def test_sums_of_what_is_not_zero_are_named(added: bool) -> None:
     proof = depgraph.prune(Halves(added).eval(), torch.randn(4, 6)).report.verification
     assert proof.status == "equal"
     assert proof.restricted == (("sum",) if added else ())
+
+
+class Normed(nn.Module):
+    """A norm over what stays whole, which in train mode alone is written into a new tensor first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(6, 16), nn.Linear(16, 6), nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        if self.training:
+            y = torch.zeros_like(y).add_(y)
+        return self.norm(x + y)
+
+
+def test_a_norm_over_what_stays_whole_is_not_named() -> None:
+    torch.manual_seed(0)
+    proof = depgraph.prune(Normed().train(), torch.randn(4, 6)).report.verification
+    assert (proof.status, proof.restricted) == ("equal", ())

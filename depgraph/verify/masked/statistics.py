@@ -107,7 +107,8 @@ def layer_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         out = out * given["weight"]
     if given.get("bias") is not None:
         out = out + given["bias"]
-    run.restricted.add("layer_norm")
+    if (mask.amax(dims) != mask.amin(dims)).any():
+        run.restricted.add("layer_norm")
     out = run.finish(out * m, mask)
     return (out, rstd) if rms else (out, mean, rstd)
 
@@ -128,7 +129,8 @@ def group_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         out = out * weight.view(spread)
     if bias is not None:
         out = out + bias.view(spread)
-    run.restricted.add("group_norm")
+    if (m.amax(-1) != m.amin(-1)).any():
+        run.restricted.add("group_norm")
     return run.finish(out * mask.to(x.dtype), mask), mean.reshape(n, groups), rstd.reshape(n, groups)
 
 
