@@ -88,7 +88,6 @@ class SizeSystem:
         }
         pending = self._direct_uses()
         self._comparisons()
-        self._places()
         for use, target in pending:
             self._infer(use.expr, target)
         self._bounds()
@@ -96,6 +95,8 @@ class SizeSystem:
             self._equate(use, target)
         self._losses()
         self._scalars()
+        self._pin()
+        self._places()
         self._pin()
 
     def _pin(self) -> None:
