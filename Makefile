@@ -57,6 +57,7 @@ demo: $(VENV)/.installed  ## train, prune, verify and fine-tune a small network 
 bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, about a quarter of an hour
 	$(PY) -m benchmarks.speed $(SMALL)
 	$(PY) -m benchmarks.coverage $(SMALL)
+	$(PY) -m benchmarks.corruption $(SMALL)
 	$(PY) -m benchmarks.store $(SMALL)
 	$(PY) -m benchmarks.checkpoint $(SMALL)
 	$(PY) -m benchmarks.checkpoint_data $(SMALL)
