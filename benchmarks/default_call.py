@@ -4,7 +4,6 @@
     python -m benchmarks.default_call --case demo --share 0.25       # the network of `make demo`
     python -m benchmarks.default_call --case minilm --without-data   # criteria of weights alone
     python -m benchmarks.default_call --case smollm --method default
-    python -m benchmarks.default_call --case smollm --depth --method "by influence"
 
 Each row prunes the case to its budget and scores what comes out, with batch norms re-estimated, too, where nothing is recovered.
 """
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from benchmarks.real import cases
 from benchmarks.real.case import Budget, Case, Hints
 from benchmarks.real.methods import DEFAULTS, MAGNITUDE, Method, prune, renorm
-from depgraph import DependencyGraph, Depth, Group
+from depgraph import DependencyGraph, Group
 from depgraph.importance import L1, L2, Random
 from examples import demo
 
@@ -47,18 +46,6 @@ WITH_DATA = [
     Method("depgraph", "obs, global", {"importance": "obs", "scope": "global", "recover": "auto"}, **_DATA),
     Method("depgraph", "l2, local", {"importance": "l2", "scope": "local", "recover": "auto"}, **_DATA),
 ]
-DEPTH = [
-    Method(
-        "depgraph",
-        f"depth, {what}by {by}{', recovered' if recover else ''}",
-        {"importance": "l1", "depth": Depth(by=by, alone=True), "uniform": bool(what)} | recover,
-        **_DATA,
-    )
-    for what in ("layers ", "")
-    for by in ("influence", "taylor", "loss")
-    for recover in ({}, {"recover": "auto"})
-]
-"""Whole branches, or layers, for a model that has them; asked for by `--depth`."""
 
 
 class Product:
@@ -165,26 +152,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--method", action="append", help="only methods whose name holds this text")
     parser.add_argument("--without-data", action="store_true", help="criteria of weights alone")
-    parser.add_argument("--depth", action="store_true", help="whole branches and layers")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--windows", type=int, default=cases.CALIBRATION_WINDOWS, help="of SmolLM2's calibration, of 98"
-    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started = time.perf_counter()
-    cases.CALIBRATION_WINDOWS = options.windows
     named = {"demo": the_demo, "digits": cases.small}
     name = "digits" if options.small else options.case
     case = named[name]() if name in named else cases.case(name)
     if options.share is not None:
         case = replace(case, budget=replace(case.budget, share=options.share))
-    if options.depth:
-        methods = DEPTH
-    elif options.without_data:
-        methods = without_data()
-    else:
-        methods = [*WITH_DATA, *([] if options.small else without_data())]
+    methods = (
+        without_data() if options.without_data else [*WITH_DATA, *([] if options.small else without_data())]
+    )
     if options.method:
         methods = [m for m in methods if any(text in m.name for text in options.method)]
     run(case, methods, options.seed)

@@ -408,3 +408,26 @@ def test_bags_of_words_are_compared(mode: str) -> None:
     assert result.model.bags.embedding_dim == 8
     assert result.report.verification.status == "equal"
     assert_equal_to_masked(model, result, x, tol=1e-5)
+
+
+class Sparing(nn.Module):
+    """Eval mode gives one row for a batch of another size; train mode gives all, and has a gain for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = nn.Linear(6, 16), nn.Linear(16, 5), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        if self.training:
+            return y + 1 if x.shape[0] == 4 else y * self.gain
+        return y if x.shape[0] == 4 else y[:1]
+
+
+def test_train_mode_is_asked_again_where_eval_mode_told_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = Sparing().eval(), torch.randn(4, 6)
+    result = depgraph.prune(model, x)
+    result.model.gain = 2.0
+    with pytest.raises(depgraph.VerificationError, match="train mode"):
+        depgraph.verify(model, result.model, result.plan, x)

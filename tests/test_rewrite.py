@@ -8,6 +8,7 @@ import inspect
 import io
 import math
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from checks import check_result
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.tracing.literals import methods_of
 
 WIDTH = 14
 
@@ -656,3 +658,13 @@ def test_a_changed_module_has_all_that_it_had() -> None:
             calls = one.calls
             assert one.eval() is one
             assert one.calls == calls + 1
+
+
+def test_a_plan_can_set_numbers_and_loads_alone() -> None:
+    """What else is marked in a run is no number of the code."""
+    model = Position()
+    plan = depgraph.prune(model, torch.randn(3, 6)).plan
+    count = len(methods_of(Position)["forward"][1].kinds)
+    told = count - 1  # behind the numbers and the loads
+    with pytest.raises(depgraph.PlanError, match="holds no number"):
+        depgraph.apply(model, replace(plan, rewrites=[replace(plan.rewrites[0], number=told)]))

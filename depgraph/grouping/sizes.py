@@ -96,7 +96,7 @@ class SizeSystem:
         self._losses()
         self._scalars()
         self._pin()
-        self._places()
+        self._divided()
         self._pin()
 
     def _pin(self) -> None:
@@ -190,12 +190,7 @@ class SizeSystem:
                 continue
             target = self._target(use)
             if target is None:
-                axis = (
-                    self.state.dims[use.node][0][use.dim]
-                    if use.node in self.state.dims and use.dim is not None
-                    else None
-                )
-                self._freeze_axis(axis, use, f"is used by part of a group in {use.function}")
+                self._freeze_axis(self._axis_of(use), use, f"is used by part of a group in {use.function}")
                 continue
             if not isinstance(use.expr, tuple):
                 if not is_constant(target):
@@ -207,14 +202,14 @@ class SizeSystem:
                 pending.append((use, target))
         return pending
 
-    def _places(self) -> None:
+    def _axis_of(self, use: SizeUse) -> Axis | None:
+        known = use.node in self.state.dims and use.dim is not None
+        return self.state.dims[use.node][0][use.dim] if known else None
+
+    def _divided(self) -> None:
         """A dim of the model's tensors that other inputs divide elsewhere must stay whole."""
         for use in self.state.trace.size_uses:
-            axis = (
-                self.state.dims[use.node][0][use.dim]
-                if use.node in self.state.dims and use.dim is not None
-                else None
-            )
+            axis = self._axis_of(use)
             if axis is None or not self._ranges(use.expr) or not self._of_tensors(axis):
                 continue
             atoms = set(axes.atoms(axis))

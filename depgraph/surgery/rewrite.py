@@ -1,4 +1,4 @@
-"""Numbers in the user's code -> other numbers, and reads of sizes -> the numbers that they were, in one module alone.
+"""Numbers in the user's code -> other numbers, and loads of sizes -> the numbers that they were, in one module alone.
 
 The module gets a class of its own, below the one it had, whose methods are the same functions with other constants: the
 same decorators, closures, globals and lines. The class can be pickled, and `inspect` shows the source with the new
@@ -19,7 +19,17 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from ..plan.plan import Rewrite
-from ..tracing.literals import Literals, class_of, innermost, is_size, methods_of, numbers_of, replaced
+from ..tracing.literals import (
+    LOAD,
+    NUMBER,
+    Literals,
+    class_of,
+    innermost,
+    is_size,
+    methods_of,
+    numbers_of,
+    replaced,
+)
 
 Numbers = tuple[tuple[tuple[str, int], int], ...]  # ((method, position in its code), number), sorted
 _classes: WeakValueDictionary[tuple[type[nn.Module], Numbers], Any] = WeakValueDictionary()
@@ -29,7 +39,8 @@ def misfit(module: nn.Module, edit: Rewrite) -> str:
     """Why `edit` can't be made in `module`; "" where it can, or is made already."""
     found = methods_of(class_of(module)).get(edit.function)
     where = f"{edit.function} of {edit.path or 'the model'!r}"
-    if found is None or edit.number >= len(found[1].values):
+    kinds = () if found is None else found[1].kinds
+    if found is None or edit.number >= len(kinds) or kinds[edit.number] not in (NUMBER, LOAD):
         return f"the code of {where} holds no number {edit.number}"
     number = numbers_of(module).get((edit.function, edit.number), found[1].values[edit.number])
     if number not in (edit.old, edit.value, None):

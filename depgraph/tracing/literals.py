@@ -379,7 +379,7 @@ def _codes(source: ast.Module, filename: str, flags: int) -> dict[tuple[str, int
 
 
 def methods_of(kind: type[nn.Module]) -> dict[str, tuple[Function, Literals]]:
-    """The functions of the user in which numbers stand, by the names under which modules of class `kind` call them."""
+    """The functions of the user that hold numbers or load variables, by the names under which modules of class `kind` call them."""
     found: dict[str, Any] = {}
     for owner in kind.__mro__:
         for name, value in vars(owner).items():

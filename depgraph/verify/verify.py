@@ -290,6 +290,7 @@ class _Proof:
             if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
                 self._attempt(arguments, [*self._anew(turn), own], turn=turn)
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
+            self.refused.clear()  # train mode may accept what eval mode does not
             if not self._attempt(arguments, [own], training=True):
                 self.remarks.append("in eval mode alone: train mode gave nothing to compare on such inputs")
             self._attempt(arguments, self._anew(), training=True)
@@ -364,6 +365,7 @@ class _Proof:
                     break
                 self._try_one_by_one(run)
                 return True
+        self.refused.clear()  # other inputs may tell
         return False
 
     def _try_one_by_one(self, run: Setup) -> None:
