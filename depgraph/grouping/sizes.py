@@ -203,8 +203,9 @@ class SizeSystem:
         return pending
 
     def _axis_of(self, use: SizeUse) -> Axis | None:
-        known = use.node in self.state.dims and use.dim is not None
-        return self.state.dims[use.node][0][use.dim] if known else None
+        if use.dim is None or use.node not in self.state.dims:
+            return None
+        return self.state.dims[use.node][0][use.dim]
 
     def _divided(self) -> None:
         """A dim of the model's tensors that other inputs divide elsewhere must stay whole."""
