@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 import depgraph
 from depgraph.costs.latency import now, pairs_of, seconds_since
 from depgraph.select import BUDGETS, Request
-from depgraph.select.budgets import ROUNDS, Targets, _target
+from depgraph.select.budgets import ROUNDS, Target, Targets, _target
 
 
 def chain() -> nn.Module:
@@ -63,6 +64,17 @@ def test_a_timer_of_ones_own(share: float, noise: float) -> None:
     turns = phone.calls[-6:]
     assert turns[::2] == [dense] * 3  # A B A B
     assert dense not in turns[1::2]
+
+
+def test_steps_widen_until_a_plan_fits() -> None:
+    """Noise, or a jump, makes each plan a little too slow: small steps would use up the tries before one fits."""
+    cost: Any = SimpleNamespace(value=lambda counts: counts)
+    target = Target(BUDGETS["max_latency"], limit=0.5, whole=1.0, measure=None, model=lambda graph: cost)
+    target.measure = lambda small: 0.505 if target.planned > 0.3 else 0.49
+    for _ in range(ROUNDS):
+        target.learn(cast("Any", target.planned), cast("Any", None), nn.Identity())
+    assert target.fits is not None
+    assert 0.15 < target.fits <= 0.3
 
 
 def test_what_can_not_be_reached_is_refused() -> None:

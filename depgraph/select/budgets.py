@@ -45,6 +45,7 @@ class Target:
         factor: measured over modelled, as far as is known.
         seen: measured over modelled, of each plan that was measured, where a measurement may give another number again.
         fits, over: what the model says of the largest plan that was measured to fit, and of the smallest that was not.
+        missed: how many plans in a row did not fit.
     """
 
     kind: BudgetKind
@@ -56,6 +57,7 @@ class Target:
     seen: list[float] = field(default_factory=list)
     fits: float | None = None
     over: float | None = None
+    missed: int = 0
 
     @property
     def near(self) -> float:
@@ -72,7 +74,10 @@ class Target:
         """The same in what the model of the cost says: between the largest plan that fits and the smallest that does not."""
         wanted, low, high = self.aim / self.factor, self.fits, self.over
         if high is not None:
-            wanted = min(wanted, high * (1 - self.kind.near / 10))
+            wide = (
+                2 ** (self.missed - 1) if low is None else 1
+            )  # what was measured may jump, or vary, by more than a step
+            wanted = min(wanted, high * (1 - self.kind.near / 10 * wide))
             wanted = max(wanted, high * STEP)  # one measurement does not decide about half of the model
         if low is not None and wanted <= low:
             wanted = low * (1 + self.kind.near) if high is None else (low + high) / 2
@@ -104,6 +109,7 @@ class Target:
 
     def _bracket(self, modelled: float, fits: bool) -> None:
         """Take in that a plan fits, or does not; what contradicts what was measured before was noise and is dropped."""
+        self.missed = 0 if fits else self.missed + 1
         if fits:
             self.fits = modelled if self.fits is None else max(self.fits, modelled)
             self.over = None if self.over is not None and self.over <= self.fits else self.over
@@ -116,7 +122,7 @@ class Target:
         plain = self.kind.cost
         if self.kind.calibrate is None or plain is None or self.model is plain:
             return False
-        self.model, self.seen, self.fits, self.over = plain, [], None, None
+        self.model, self.seen, self.fits, self.over, self.missed = plain, [], None, None, 0
         self.factor = self.whole / max(plain(graph).value(counts_of(graph, {})), 1e-300)
         return True
 
