@@ -177,8 +177,22 @@ class Divided(nn.Module):
         lambda h, n: h.unflatten(1, (n, -1)).cumsum(1).flatten(1),
         nn.functional.group_norm,
         lambda h, n: h + h.topk(n, 1)[0].sum(1, keepdim=True),
+        lambda h, n: nn.functional.pad(h, (n, 0))[:, :12],
+        lambda h, n: nn.functional.pad(nn.functional.pad(h, (-n, 0)), (n, 0)),
     ],
-    ids=["slice", "max", "roll", "step", "chunk", "tensor_split", "unflatten", "group_norm", "topk"],
+    ids=[
+        "slice",
+        "max",
+        "roll",
+        "step",
+        "chunk",
+        "tensor_split",
+        "unflatten",
+        "group_norm",
+        "topk",
+        "pad",
+        "crop",
+    ],
 )
 def test_a_dim_that_other_inputs_divide_elsewhere_stays_whole(divide):
     """The example says where it is divided for one batch only; also without verification."""

@@ -24,7 +24,7 @@ class SizeUse:
 
     It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
     the value that the rule of `node` says (the groups of a convolution). Where `extent` is None, it repeats no size: it is
-    a step, the number of parts into which the dim is divided, or how many of its indices are chosen.
+    a step, the number of parts into which the dim is divided, how many of its indices are chosen, or by how much it is padded.
     """
 
     function: str
@@ -88,7 +88,7 @@ class Call:
             self.found.append((number, expr, tensor, place, reach, where, number < 0 and not minus, minus))
 
     def divides(self, value: Any, dim: int, where: Where) -> None:
-        """A tracked `value` is a step in `dim` of the first argument, or a number of parts or indices of it."""
+        """A tracked `value` is a step in `dim` of the first argument, a number of parts or indices of it, or padding."""
         if isinstance(value, sizes.Size) and isinstance(self.args[0], torch.Tensor):
             place = dim % max(self.args[0].dim(), 1)
             self.found.append((int(value), value.expr, self.args[0], place, None, where, False, False))
@@ -198,12 +198,13 @@ def _groups(call: Call) -> None:
 
 
 def _padding(call: Call) -> None:
-    """Negative amounts cut as many indices: of the first ones, or counted from the end."""
+    """Negative amounts cut as many indices: of the first ones, or counted from the end. Tracked ones shift the rest."""
     tensor, amounts = call.args[0], call.arg(1, "pad", ())
     for i, amount in enumerate(amounts):
+        dim, where = tensor.dim() - 1 - i // 2, (1, i) if len(call.args) > 1 else ("pad", i)
+        call.divides(amount, dim, where)
         if int(amount) < 0:
-            where = (1, i) if len(call.args) > 1 else ("pad", i)
-            call.use(amount, tensor, tensor.dim() - 1 - i // 2, where, minus=i % 2 == 0)
+            call.use(amount, tensor, dim, where, minus=i % 2 == 0)
 
 
 def _chunks(call: Call) -> None:
