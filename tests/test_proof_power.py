@@ -131,9 +131,9 @@ class Late(nn.Module):
         return self.b((self.a(x) - 3).relu())
 
 
-@pytest.mark.parametrize("unit", [3, 5, 7, 9, 11, 8])
+@pytest.mark.parametrize("unit", [3, 5, 7, 9, 11, 6])
 def test_units_that_are_dead_on_the_example_are_looked_at(unit: int) -> None:
-    """A plan whose two cuts disagree about one unit is refused; the unit behind 8 opens on no draw, and its tensors are named."""
+    """A plan whose two cuts disagree about one unit is refused; the unit behind 6 opens on no draw, and its tensors are named."""
     torch.manual_seed(0)
     model, x = Late().eval(), torch.randn(4, 6)
     graph = depgraph.analyze(model, x)
@@ -144,7 +144,7 @@ def test_units_that_are_dead_on_the_example_are_looked_at(unit: int) -> None:
     keep[unit] = unit  # in place of the next one, which the first layer still computes
     plan.cuts["b.weight"] = replace(plan.cuts["b.weight"], keep=(None, keep))
     small = depgraph.apply(model, plan)
-    if unit == 8:
+    if unit == 6:
         assert set(depgraph.verify(model, small, plan, x).unproved) == {"a.weight", "b.weight"}
     else:
         with pytest.raises(depgraph.VerificationError):

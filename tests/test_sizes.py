@@ -200,6 +200,43 @@ def test_a_dim_that_other_inputs_divide_elsewhere_stays_whole(divide):
     assert [g.units for g in graph.groups] == [8]
 
 
+class Halved(Divided):
+    """The place is half of what Python's ``len`` says, which is a plain number."""
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.b(self.divide(self.a(x), len(x) // 2)) + self.c(x)
+
+
+@pytest.mark.parametrize(
+    "divide", [lambda h, n: h.roll(n, 1), lambda h, n: h + h[:, :n].sum(1, keepdim=True)]
+)
+def test_a_length_is_the_size_that_it_repeats(divide):
+    graph = depgraph.analyze(Halved(divide), torch.randn(4, 5))
+    assert [g.units for g in graph.groups] == [8]
+
+
+class Lengths(nn.Module):
+    """Shapes and a scale by ``len`` of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        h = h.reshape(len(x), len(h[0]) // 2, 2).flip(2).reshape(-1, len(h[0]))
+        return self.b(h / len(x))
+
+
+def test_lengths_follow_what_they_are_of():
+    model, x = Lengths().double(), torch.randn(4, 5).double()
+    result = depgraph.prune(model, x, verify=False)
+    assert result.model.a.out_features == 6
+    assert_equal_to_masked(model, result, x)
+    assert_equal_to_masked(model, result, torch.randn(7, 5).double())
+
+
 @pytest.mark.parametrize(
     "also",
     [lambda h: h.shape[-1], lambda h: h.shape, lambda h: {"cost": [h.size(1) * 2.0]}],

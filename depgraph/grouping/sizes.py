@@ -27,7 +27,7 @@ from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
 from ..tracing.literals import ANY
-from ..tracing.recorder import RETURNED, Choice, Node, record_of
+from ..tracing.recorder import COUNTED, LENGTH, RETURNED, Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
 from .decisions import Decision, decision
@@ -452,8 +452,10 @@ class SizeSystem:
     def _losses(self) -> None:
         """A size that became a plain number, or a text: nobody sees what the code does with it."""
         for expr, how, module, source in self.state.trace.losses:
+            if how == COUNTED:
+                continue
             atoms = self.atoms_of(expr)
-            self.meets_literals |= bool(atoms)
+            self.meets_literals |= bool(atoms) or (how == LENGTH and self._ranges(expr))
             if not self._hold(expr):
                 self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
 

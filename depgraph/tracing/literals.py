@@ -26,7 +26,7 @@ import torch
 from torch import fx, nn
 
 from . import sizes
-from .recorder import is_written_by_user
+from .recorder import COUNTED, is_written_by_user
 
 Function = types.FunctionType
 Span = tuple[int, int, int, int]
@@ -265,7 +265,7 @@ class _Marking(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> Any:
         if not isinstance(node.func, ast.Name):
             node.func = self.visit(node.func)
-        elif self.inside and node.func.id == "int" and "int" not in (self.own or ()):
+        elif self.inside and node.func.id in ("int", "len") and node.func.id not in (self.own or ()):
             node.func = self._given(self._mark(node.func, PASSED)[1], node.func)
         away = isinstance(node.func, ast.Name) and node.func.id == "setattr"
         lists = ast.List, ast.Tuple  # what takes one uses it at once
@@ -459,8 +459,8 @@ def _telling(place: sizes.Place, kind: int, told: Told) -> Callable[[Any], Any]:
         if type(value) is sizes.Size and value.expr[0] == "dim" and kind == LOAD:
             told(place, value.expr)
             return sizes.Size(sizes.plain(value), (*value.expr[:3], place))
-        if value is int and kind == PASSED:
-            return _whole
+        if kind == PASSED and (value is int or value is len):
+            return _whole if value is int else _length
         told(place, None)
         for expr in sizes.expressions_in(value):
             for earlier in sizes.places_in(expr) if type(value) is not sizes.Scalar else ():
@@ -474,6 +474,16 @@ def _whole(*given: Any) -> int:
     """``int(...)`` that keeps where a number came from."""
     tracked = len(given) == 1 and type(given[0]) in (sizes.Size, sizes.Scalar)
     return math.trunc(given[0]) if tracked else int(*given)
+
+
+def _length(given: Any) -> int:
+    """``len(...)`` that keeps of which tensor a number is the first size."""
+    if not isinstance(given, torch.Tensor) or not given.dim():
+        return len(given)
+    size = given.size(0)
+    if isinstance(size, sizes.Size):
+        sizes.tell_lost(size.expr, COUNTED)
+    return size
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.running import CallMode, WriteGuard
 from . import sizes
-from .recorder import Recorder, inner_dim, inside, source_line
+from .recorder import LENGTH, Recorder, inner_dim, inside, source_line
 from .size_uses import DIVIDING, NOTES, VALUED, Call, ScalarUse, SizeUse
 from .whole import MOVING, PACKED, WHOLE, in_order, is_composite, own_namespace
 
@@ -162,7 +162,7 @@ class PythonMode(TorchFunctionMode):
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return sizes.Size(out, factors[dim]) if isinstance(dim, int) else out
         if func is torch.Tensor.__len__:
-            self.recorder.lost(factors[0], "len()")
+            self.recorder.lost(factors[0], LENGTH)
         elif name == "numel" or func in (torch.Tensor.nelement, torch.numel):
             return sizes.Size(out, _product(factors))
         elif func is torch.Tensor.nbytes.__get__:  # type: ignore[attr-defined]

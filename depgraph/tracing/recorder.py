@@ -32,6 +32,8 @@ Loss = tuple[
 
 Choice = tuple[str, int]  # a test in a method of a module: its line, and its place in it
 
+LENGTH = "len()"  # what makes one of the first size of a tensor, but in marked code
+COUNTED = "range()"  # of a length in marked code, which may go on as a plain number: how often a loop runs
 RETURNED = "being returned"  # what makes a plain number of a size that the model gives away
 
 SLOT = "depgraph"  # where in a node's `meta` its record lies

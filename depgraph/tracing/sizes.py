@@ -73,6 +73,12 @@ def _lost(expr: Expr, how: str) -> None:
         _run.listener.lost(expr, how)
 
 
+def tell_lost(expr: Expr, how: str) -> None:
+    """Tell whoever listens in this thread that a number may go on without its expression."""
+    if _run.listener is not None:
+        _run.listener.lost(expr, how)
+
+
 class Size(int):
     """An int with the expression that produced it."""
 

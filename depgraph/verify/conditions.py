@@ -73,7 +73,7 @@ def other_sizes(arguments: Arguments) -> Iterator[Arguments]:
                 return t.clone()
             for d, size in _lengths(t, kinds):
                 t = _repeated(t, d, size)
-            return _repeated(t, 0, _other(batch)).clone()
+            return _repeated(t, 0, batch + 1).clone()
 
         arranged: Arguments = map_tensors(arguments, resized)
         shapes = tuple(tuple(t.shape) for t in tensor_leaves(arranged))
@@ -89,12 +89,7 @@ def _lengths(t: Tensor, kinds: tuple[str, ...]) -> list[tuple[int, int]]:
         return [(d, n // 2 if n >= 16 else n + n // 2) for d, n in sizes]
     d = 2 if "series" in kinds and t.dim() == 3 else 1
     counts = t.dim() == 3 or (t.dim() == 2 and not t.is_floating_point())
-    return [(d, _other(t.shape[d]))] if counts and {"series", "sequence"} & {*kinds} else []
-
-
-def _other(count: int) -> int:
-    """A larger count that is odd where `count` is even, and of which half is larger, too: code may divide it by two."""
-    return count + 1 if count % 2 else count + 3
+    return [(d, t.shape[d] + 1)] if counts and {"series", "sequence"} & {*kinds} else []
 
 
 def _repeated(t: Tensor, dim: int, size: int) -> Tensor:

@@ -41,7 +41,9 @@ COARSEST = 0.05  # what can't be told at better than this is not compared
 SINGLE = torch.finfo(torch.float32).eps
 KEPT = 400_000_000  # parameters up to which a model is widened as a whole where it can't be as it is used
 SPARING = 50_000_000  # parameters from which on a proof takes the fewest runs
-TURNS = 5  # times that values are drawn anew for entries that move no output yet
+SMALL = 1_000_000  # parameters up to which a run costs next to nothing
+# Times that values are drawn anew while entries move no output yet, by the parameters of a model.
+TURNS = {SMALL: 5, SPARING: 3}
 TRIED = 16  # tensors that a backward pass does not reach, whose power is tried one by one
 
 
@@ -249,6 +251,10 @@ class _Proof:
         except Exception:  # noqa: BLE001  other integers, other places of what is not finite; or it does not run so
             return True
 
+    def _hidden(self) -> int:
+        """How many entries move no output yet, of tensors of which others do."""
+        return sum(int(left.sum()) for left in self.unmoved.values() if left is not None)
+
     def _of_smaller(self, run: Setup, draws: Draws, power: bool) -> list[Tensor]:
         """The smaller model's output; with `power` noted, where its code can be run with gradients."""
         models = self.model, self.small, self.plan
@@ -286,9 +292,12 @@ class _Proof:
         self.refused, self.narrow = set(), torch.float32
         if self.count <= SPARING or self.unmoved:
             shown = self._attempt(arguments, [*self._anew(), own])
-        for turn in range(1, TURNS):  # what a closed gate or a dead unit hides, other values show
-            if self.count <= SPARING and any(left is not None for left in self.unmoved.values()):
+        for turn in range(1, next((n for most, n in TURNS.items() if self.count <= most), 0)):
+            before = self._hidden()  # what a closed gate or a dead unit hides, other values show
+            if before:
                 self._attempt(arguments, [*self._anew(turn), own], turn=turn)
+            if not before or (self.count > SMALL and self._hidden() == before):
+                break
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
             self.refused.clear()  # train mode may accept what eval mode does not
             if not self._attempt(arguments, [own], training=True):

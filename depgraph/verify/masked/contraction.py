@@ -33,13 +33,23 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     if name == "aten::convolution":
         mask = _of_convolution(tensors[0], tensors[1], args, out)
     else:
-        mask = (func(*tensors, **kwargs) > 0).float()
+        rows = _alike(tensors[-2]) if name in ("aten::mm", "aten::addmm") else None
+        if rows is None:
+            mask = (func(*tensors, **kwargs) > 0).float()
+        else:
+            mask = (rows @ tensors[-1] > 0).float().expand(out.shape).clone()
     if any(isinstance(t, Tensor) and not t.numel() for t in tensors):  # a sum of nothing is a constant
         mask = all_alive(mask.shape, mask.device)
     if bias is not None and run.mask(bias) is not None:
         known = run.full(bias)
         mask = mask * (known.view(1, -1, *[1] * (mask.dim() - 2)) if name == "aten::convolution" else known)
     return run.finish(out, mask)
+
+
+def _alike(rows: Tensor) -> Tensor | None:
+    """The first row of a mask where all are as it is, as where units are removed; else None."""
+    first = rows[:1]
+    return first if rows.shape[0] > 1 and bool((rows == first).all()) else None
 
 
 def _of_convolution(x: Tensor, weight: Tensor, args: Any, out: Tensor) -> Tensor:

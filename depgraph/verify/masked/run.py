@@ -106,6 +106,11 @@ def all_alive(shape: Any, device: torch.device) -> Tensor:
     return torch.ones(shape, dtype=torch.float32, device=device)
 
 
+def dead_of(mask: Tensor) -> Tensor | None:
+    """Where a mask is 0; None where it is nowhere, which most masks are and which is told at once."""
+    return mask == 0 if mask.numel() and not float(mask.amin()) else None
+
+
 PROBES = 8  # other inputs that an op of the user's is tried on
 
 
@@ -206,16 +211,17 @@ class MaskedRun(Widened):
         if not isinstance(out, Tensor):
             return out
         if zero and (out.is_floating_point() or out.is_complex()):
-            dead = mask == 0
-            if dead.any() and not _overlaps(out):
+            dead = dead_of(mask)
+            if dead is not None and not _overlaps(out):
                 self.emptied(out, dead)
         self.give(out, mask)
         return out
 
     def emptied(self, out: Tensor, dead: Tensor) -> None:
         """Make the `dead` entries of `out` zero, in place."""
-        self.raised = self.raised or bool(out.masked_select(dead).any())
+        before = None if self.raised else out.count_nonzero()
         out.masked_fill_(dead, 0)
+        self.raised = before is None or bool(before != out.count_nonzero())
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -240,26 +246,42 @@ def pointwise(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(result, Tensor):
             continue
         sources = operands[1:] if name in ("aten::copy_", "aten::copy") else operands
-        mask = all_alive(result.shape, result.device)
-        for a in sources:
-            known = run.mask(a)
-            if known is not None and known.dim() <= result.dim():
-                mask = mask * known
+        mask = _of_all(run, sources, result)
         run.drawn.met(sources, mask)
         if in_place and run.mask(args[0]) is not None:
             run.full(args[0]).copy_(mask)
-            dead = mask == 0
-            if dead.any() and result.is_floating_point():
+            dead = dead_of(mask) if result.is_floating_point() else None
+            if dead is not None:
                 run.emptied(result, dead)
             return result
         numbers = result.is_floating_point() or result.is_complex()
-        if numbers and not in_place and bool((mask == 0).any()):
-            run.raised = run.raised or bool(result.masked_select(mask == 0).any())
-            result = result.masked_fill(mask == 0, 0)
+        dead = dead_of(mask) if numbers and not in_place else None
+        if dead is not None:
+            if _overlaps(result) or any(_is_memory_of(result, a) for a in operands):
+                result = result.clone(memory_format=torch.contiguous_format)
+            run.emptied(result, dead)
             if isinstance(out, Tensor):
                 out = result
         run.give(result, mask)
     return out
+
+
+def _of_all(run: MaskedRun, sources: list[Tensor], result: Tensor) -> Tensor:
+    """The mask of `result`, a tensor of its own: alive where all `sources` are that have a mask."""
+    known = [m for m in map(run.mask, sources) if m is not None and m.dim() <= result.dim()]
+    whole = next((m for m in known if m.shape == result.shape), None)
+    if whole is None:
+        mask = all_alive(result.shape, result.device)
+    else:
+        mask = whole.clone(memory_format=torch.contiguous_format)
+    for other in known:
+        if other is not whole:
+            mask = mask * other
+    return mask
+
+
+def _is_memory_of(result: Tensor, operand: Tensor) -> bool:
+    return result is operand or result.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
 
 
 @handles("detach alias")

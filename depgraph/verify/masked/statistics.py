@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...axes.nodes import op_name
-from .run import MaskedRun, Unfollowed, all_alive, dims_of, handles, named
+from .run import MaskedRun, Unfollowed, all_alive, dead_of, dims_of, handles, named
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -81,11 +81,14 @@ def reduction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
 def softmax(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Over the alive entries of its dim."""
     x, mask = args[0], run.full(args[0])
-    dead = mask == 0
-    out = func(x.masked_fill(dead, float("-inf")), *args[1:], **kwargs)
-    if (mask.amax(args[1], keepdim=True) != mask.amin(args[1], keepdim=True)).any():
-        run.restricted.add("softmax")
-    return run.finish(out.masked_fill(dead, 0), mask)
+    dead = dead_of(mask)
+    out = func(x if dead is None else x.masked_fill(dead, float("-inf")), *args[1:], **kwargs)
+    if dead is not None:
+        if (mask.amax(args[1], keepdim=True) != mask.amin(args[1], keepdim=True)).any():
+            run.restricted.add("softmax")
+        out.masked_fill_(dead, 0)
+    run.give(out, mask.clone())
+    return out
 
 
 @handles("native_layer_norm _fused_rms_norm rms_norm")
