@@ -3,7 +3,7 @@
     python -m benchmarks.default_call --small                        # digits, half a minute, no download
     python -m benchmarks.default_call --case demo --share 0.25       # the network of `make demo`
     python -m benchmarks.default_call --case minilm --without-data   # criteria of weights alone
-    python -m benchmarks.default_call --case smollm --method default
+    python -m benchmarks.default_call --case smollm --method default --windows 32
 
 Each row prunes the case to its budget and scores what comes out, with batch norms re-estimated, too, where nothing is recovered.
 """
@@ -150,11 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share", type=float, help="what is left of the cost, instead of the case's own share"
     )
-    parser.add_argument("--method", action="append", help="only methods whose name holds this text")
+    parser.add_argument(
+        "--method", action="append", help="only the methods of this name, or whose names hold it"
+    )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=cases.CALIBRATION_WINDOWS,
+        help="how many windows of text the language model is calibrated on (default: %(default)d)",
+    )
     parser.add_argument("--without-data", action="store_true", help="criteria of weights alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    cases.CALIBRATION_WINDOWS = options.windows
     started = time.perf_counter()
     named = {"demo": the_demo, "digits": cases.small}
     name = "digits" if options.small else options.case
@@ -165,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         without_data() if options.without_data else [*WITH_DATA, *([] if options.small else without_data())]
     )
     if options.method:
-        methods = [m for m in methods if any(text in m.name for text in options.method)]
+        exact = [m for m in methods if m.name in options.method]
+        methods = exact or [m for m in methods if any(text in m.name for text in options.method)]
     run(case, methods, options.seed)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
