@@ -95,7 +95,7 @@ def _tried(
         return refused
     plan = build_plan(graph, masks)
     small = apply(graph.model, plan)
-    if not targets.settled(graph, masks, small):
+    if not targets.settled(graph, request, masks, small):
         return []
     if request.uniform:
         described = apply(graph.model, build_plan(graph, masks, assume_unused_config_reads=bool(verify)))

@@ -77,6 +77,19 @@ def test_steps_widen_until_a_plan_fits() -> None:
     assert 0.15 < target.fits <= 0.3
 
 
+def test_others_fill_the_gap_that_one_layer_leaves() -> None:
+    """One layer takes far longer from a width on: it stays below, and the others keep more."""
+
+    def seconds(model: nn.Module, inputs: Any) -> float:
+        wide = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+        return 1e-6 * (sum(p.numel() for p in model.parameters()) + 5000 * (len(wide) > 2 and wide[2] > 40))
+
+    model = fresh(chain)
+    dense, share = seconds(model, None), 0.5
+    result = depgraph.prune(model, x(), max_latency=share, latency=seconds)
+    assert 0.95 * share <= seconds(result.model, None) / dense <= share
+
+
 def test_what_can_not_be_reached_is_refused() -> None:
     phone = Phone(floor=1.0)  # seconds that no plan saves
     with pytest.raises(depgraph.BudgetError, match="max_latency"):

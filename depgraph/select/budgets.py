@@ -8,7 +8,7 @@ it was wrong there. That factor goes into the next plan, until every budget hold
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..plan.plan import Masks
 from .budget import Budget, counts_of
 from .budget_kinds import BudgetKind
 from .request import Request
+from .scope import Scope
 
 ROUNDS = 12  # plans that are measured at most
 STEP = 0.7  # the next plan is at least so large a share of one that was measured to be too slow
@@ -74,13 +75,14 @@ class Target:
         """The same in what the model of the cost says: between the largest plan that fits and the smallest that does not."""
         wanted, low, high = self.aim / self.factor, self.fits, self.over
         if high is not None:
-            wide = (
-                2 ** (self.missed - 1) if low is None else 1
-            )  # what was measured may jump, or vary, by more than a step
+            # What is measured may jump, or vary, by more than a step.
+            wide = 2 ** (self.missed - 1) if low is None else 1
             wanted = min(wanted, high * (1 - self.kind.near / 10 * wide))
             wanted = max(wanted, high * STEP)  # one measurement does not decide about half of the model
-        if low is not None and wanted <= low:
-            wanted = low * (1 + self.kind.near) if high is None else (low + high) / 2
+        if low is not None and high is None and wanted <= low:
+            wanted = low * (1 + self.kind.near)
+        elif low is not None and high is not None and wanted < low + (high - low) / 8:  # it jumps in between
+            wanted = (low + high) / 2
         return wanted
 
     def budget(self, graph: DependencyGraph) -> Budget:
@@ -129,13 +131,26 @@ class Target:
 
 @dataclass
 class Targets:
-    """All budgets of one call, and the best plan that a measurement has confirmed."""
+    """All budgets of one call, and the best plan that a measurement has confirmed.
+
+    Attributes:
+        targets: the budgets.
+        tried: how many plans were measured.
+        best: the plan that fits and comes closest; `best_slack`: by how much it could be closer to be near enough.
+        factors: measured over modelled, of that plan, by budget.
+        beyond: the last plan that did not fit.
+        over: what was measured of that, as a text.
+        narrowed: the request, with groups held at what they have in a plan that fits.
+    """
 
     targets: list[Target] = field(default_factory=list)
     tried: int = 0
     best: Masks | None = None
     best_slack: float = np.inf
+    factors: list[float] = field(default_factory=list)
+    beyond: Masks | None = None
     over: str = ""
+    narrowed: Request | None = None
 
     def masks(self, graph: DependencyGraph, request: Request, scores: Mapping[str, Scores]) -> Masks:
         """The next plan to try: which units stay.
@@ -155,7 +170,7 @@ class Targets:
                 )
             return self.best
         try:
-            return request.masks(graph, scores, [t.budget(graph) for t in self.targets])
+            return (self.narrowed or request).masks(graph, scores, [t.budget(graph) for t in self.targets])
         except BudgetError:
             if self.best is None:
                 if any(t.fall_back(graph) for t in self.targets):
@@ -167,14 +182,15 @@ class Targets:
     def restart(self) -> None:
         """The graph has changed: what was measured is of no use any more."""
         self.tried, self.best, self.best_slack, self.over = 0, None, np.inf, ""
+        self.beyond = self.narrowed = None
 
-    def settled(self, graph: DependencyGraph, masks: Masks, small: nn.Module) -> bool:
+    def settled(self, graph: DependencyGraph, request: Request, masks: Masks, small: nn.Module) -> bool:
         """Whether `masks`, which made `small`, are the plan to take; else the next is made with what was measured."""
         if all(t.measure is None for t in self.targets) or self.tried >= ROUNDS:
             return True
         self.tried += 1
         if self.best is not None and _same(masks, self.best):  # what was learnt leads nowhere else
-            return True
+            return not self._hold(request)
         slack, room, fits = np.inf, False, True
         for t in self.targets:
             found, more = t.learn(counts_of(graph, masks), graph, small)
@@ -186,7 +202,33 @@ class Targets:
             slack, room = min(slack, 1 - found / t.limit - t.near), room or more
         if fits and slack < self.best_slack:
             self.best, self.best_slack = masks, slack
-        return fits and (slack <= 0 or not room)
+            self.factors = [t.seen[-1] if t.seen else t.factor for t in self.targets]
+        if not fits:
+            self.beyond = masks
+        if fits and slack <= 0:
+            return True
+        return not room and not self._hold(request) and fits
+
+    def _hold(self, request: Request) -> bool:
+        """Whether other groups may fill a gap: a kernel can take far longer for a few units more.
+
+        The groups that keep more in the plan that does not fit than in the one that does stay at what they have in that.
+        """
+        best, beyond, asked = self.best, self.beyond, self.narrowed or request
+        if best is None or beyond is None or self.best_slack <= 0:
+            return False
+        measured = all(t.kind.compare is not None for t in self.targets)
+        if not measured or asked.scope in ("local", "isomorphic"):  # a list of scopes has others compete
+            return False
+        jumps = [n for n in best if n not in beyond or beyond[n].sum() > best[n].sum()]
+        if not jumps or len(jumps) == len(best) or isinstance(asked.pruning_ratio, Mapping):
+            return False
+        held = [Scope(name, ratio=1 - float(np.mean(best[name]))) for name in jumps]
+        others = () if asked.scope is None or isinstance(asked.scope, str) else asked.scope
+        self.narrowed, self.beyond = replace(asked, scope=[*others, *held]), None
+        for t, factor in zip(self.targets, self.factors, strict=True):
+            t.factor, t.seen, t.over = factor, [factor], None
+        return True
 
 
 def _same(a: Masks, b: Masks) -> bool:
