@@ -26,7 +26,7 @@ from torch import nn
 
 from ..base.checks import a_module, is_number, shown
 from ..base.errors import DepgraphError, InputError, TraceError, could_not_run
-from ..base.inputs import each_example
+from ..base.inputs import Arguments, each_example
 from ..base.running import in_mode
 from ..base.switches import ModuleCall, around_calls, same_random_state
 from ..grouping.graph import DependencyGraph
@@ -140,10 +140,11 @@ def measure_rows(model: nn.Module, example_inputs: Any) -> dict[str, float]:
     """Median seconds that each module spends in itself in one forward pass, by path; together they are `latencies`."""
     whole = measure_latency(model, example_inputs)
     runs: list[dict[str, float]] = []
-    with _timed(model) as rows:
+    examples = each_example(example_inputs)
+    with same_random_state(), torch.no_grad(), _timed(model) as rows:
         for _ in _passes(whole):
             rows.clear()
-            _run(model, example_inputs)
+            _run(model, examples)
             runs.append(dict(rows))
     paths = {path for run in runs for path in run}
     found = {path: float(np.median([run.get(path, 0.0) for run in runs])) for path in paths}
@@ -243,13 +244,16 @@ def relative_latency(model: nn.Module, reference: nn.Module, example_inputs: Any
 def _in_turns(models: Sequence[nn.Module], example_inputs: Any) -> list[list[float]]:
     """Seconds of each pass of each model; the models take turns."""
     times: list[list[float]] = [[] for _ in models]
+    examples = each_example(example_inputs)
     with ExitStack() as stack:
+        stack.enter_context(same_random_state())
+        stack.enter_context(torch.no_grad())
         for model in models:
             stack.enter_context(in_mode(model, False))
-        slowest = max(min(_run(model, example_inputs) for _ in range(3)) for model in models)
+        slowest = max(min(_run(model, examples) for _ in range(3)) for model in models)
         for _ in _passes(slowest):
             for model, found in zip(models, times, strict=True):
-                found.append(_run(model, example_inputs))
+                found.append(_run(model, examples))
     return times
 
 
@@ -257,20 +261,19 @@ def _passes(seconds: float) -> Iterable[int]:
     return range(max(10, min(100, math.ceil(LONG / max(seconds, 1e-6)))))
 
 
-def _run(model: nn.Module, example_inputs: Any) -> float:
+def _run(model: nn.Module, examples: Sequence[Arguments]) -> float:
     """Seconds of one pass; a `TraceError` where the model rejects the inputs."""
-    with same_random_state(), torch.no_grad():
-        start = now()
-        try:
-            for example in each_example(example_inputs):
-                example.run(model)
-        except DepgraphError:
-            raise
-        except Exception as error:
-            raise TraceError(could_not_run(error)) from error
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return seconds_since(start)
+    start = now()
+    try:
+        for example in examples:
+            example.run(model)
+    except DepgraphError:
+        raise
+    except Exception as error:
+        raise TraceError(could_not_run(error)) from error
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return seconds_since(start)
 
 
 @contextmanager
