@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import subprocess
 import sys
@@ -274,3 +275,42 @@ def test_it_takes_little_time() -> None:
             pass
         seconds.append(time.thread_time() - start)
     assert min(seconds) < 0.02
+
+
+class Biased(nn.Module):
+    """A table by heads, which eval mode makes once; setting a mode drops it, whichever mode that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 32), nn.Parameter(torch.randn(8, 9)), nn.Linear(32, 3)
+        self.register_buffer("index", torch.arange(4))
+        self.table: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Biased:
+        self.table = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.table.get(str(x.device))
+        if bias is None:
+            bias = self.b[:, self.index]
+            if not self.training:
+                self.table[str(x.device)] = bias
+        return self.c((self.a(x).view(-1, 8, 4) + bias).flatten(1).relu())
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_a_model_cached_is_cut_though_setting_a_mode_drops_it(verify: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Biased().eval(), torch.randn(5, 6)
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        model(x)
+    result = depgraph.prune(model, x, verify=verify)
+    assert result.model.b.shape[0] == 4
+    assert result.model.table["cpu"].shape == (4, 4)
+    assert model.table["cpu"].shape == (8, 4)
+    with torch.no_grad():
+        for name, parameter in masked.named_parameters():
+            parameter.mul_(result.plan.mask(name))
+    assert torch.allclose(result.model(x), masked(x), atol=1e-6)

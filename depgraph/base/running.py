@@ -98,11 +98,17 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """`model` in train or eval mode; afterwards each module is in the mode it was in, also after an exception."""
     modes = [(m, m.training) for m in model.modules()]
     try:
-        model.train(training)
+        set_mode(model, training)
         yield
     finally:
         for module, before in modes:
             module.training = before
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Train or eval mode for `model`, which is not told where it is in it: its own `train` may drop what it has cached."""
+    if any(module.training != training for module in model.modules()):
+        model.train(training)
 
 
 def score_of(score: Score, model: nn.Module) -> float:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..base.checks import flag, several
 from ..base.errors import InputError, TraceError, could_not_run, listed
 from ..base.inputs import Arguments, each_example
-from ..base.running import WriteGuard
+from ..base.running import WriteGuard, set_mode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, tensor_leaves
 from . import sizes
@@ -266,11 +266,11 @@ def _recorded(
         outputs = []
         for training in (False, True) if train else (False,):
             recorder.training = training
-            twin.train(training)
+            set_mode(twin, training)
             for example in examples:
                 outputs += _given_away(twin, example, recorder)
         recorder.training = False
-        twin.eval()
+        set_mode(twin, False)
         for recorder.other_way in other_ways:
             for example in examples:
                 with recorder.attempt():

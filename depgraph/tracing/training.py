@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ..base.inputs import Arguments
-from ..base.running import CallMode, WriteGuardMode
+from ..base.running import CallMode, WriteGuardMode, set_mode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, tensor_leaves
 from .caches import nothing_kept
@@ -67,7 +67,7 @@ def _calls(model: nn.Module, examples: list[Arguments], fake: bool, training: bo
                         nothing_kept(model), mode, log, NoDropout()):  # fmt: skip
             stack.enter_context(context)
         torch.default_generator.manual_seed(0)
-        twin.train(training)
+        set_mode(twin, training)
         for example in given:
             call = Call(twin, example)
             log.give_away(call.outputs(example.run(twin)))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..base.inputs import Arguments, fresh_inputs
-from ..base.running import WriteGuardMode
+from ..base.running import WriteGuardMode, set_mode
 from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
 from ..base.values import map_tensors, tensor_leaves
 from ..base.weights import InMemory, Weights
@@ -229,7 +229,8 @@ def run_masked(
         if absent:
             record.give(held, mask)
     lazy = {key: OnDemand(value, use) for key, value in replaced.items() if isinstance(value, Weight)}
-    twin = skeleton(model, {**replaced, **lazy}).train(run.training)
+    twin = skeleton(model, {**replaced, **lazy})
+    set_mode(twin, run.training)
     silence(twin, plan, masked.quietly)
     seed_all()
     try:
@@ -307,7 +308,8 @@ def run_smaller(
             replaced[id(held)]._is_param = True
         else:
             replaced[id(held)] = _held(held, value)
-    twin = skeleton(small, replaced).train(run.training)
+    twin = skeleton(small, replaced)
+    set_mode(twin, run.training)
     draws.done = 0
     seed_all()
     with (
