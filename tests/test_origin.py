@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.config.arguments import rebuilt
 
 
 @dataclass
@@ -246,3 +249,27 @@ def test_a_rounded_number_follows() -> None:
     assert width < 24
     assert result.model.tiles == math.ceil(width / 5)
     assert result.model.inner.out_features == 2  # an output: what the config says of it now is 1
+
+
+class Squares(nn.Module):
+    """A table over all pairs of a number, which it does not keep: tried with a width, it would be made for minutes."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.a = nn.Linear(width, 3000)
+        pairs = [
+            (abs(i - j), abs(k - m))
+            for i in range(side)
+            for j in range(side)
+            for k in range(side)
+            for m in range(side)
+        ]
+        self.pairs = len(pairs)
+
+
+def test_a_constructor_that_takes_long_is_given_up() -> None:
+    start = time.thread_time()
+    assert rebuilt(Squares(2, 5)) is None
+    assert time.thread_time() - start < 5
+    assert sys.getprofile() is None

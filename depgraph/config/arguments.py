@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, islice, product
@@ -23,6 +24,7 @@ from .origin import Key, Origins, build, constructor, evaluate, shapes_of, solve
 
 TRIES = 64  # calls of one class
 LARGEST = 40  # modules in one that is built again so often; a larger one only once
+LONG = 1.0  # seconds of processor time that the calls of one class take together
 MOST_MISSING = 3  # arguments that are found by trying
 GIVEN = (int, float, bool, str, type(None), list, tuple, dict)  # what an argument that a module keeps may be
 
@@ -58,9 +60,12 @@ def rebuilt(module: nn.Module) -> Rebuilt | None:
     """The arguments that make a module like this one, or None."""
     wanted = shapes_of(module)
     large = next(islice(module.modules(), LARGEST, None), None) is not None
+    end = time.thread_time() + LONG
     for arguments in islice(_arguments(module), 1 if large else TRIES):
-        if shapes_of(build(type(module), arguments)[0]) == wanted:
+        if shapes_of(build(type(module), arguments, end)[0]) == wanted:
             return _tracked(module, arguments)
+        if time.thread_time() > end:
+            break
     return None
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -128,11 +131,11 @@ class _Shapes(TorchFunctionMode):
 
 
 def build(
-    kind: type[nn.Module], arguments: dict[str, Any]
+    kind: type[nn.Module], arguments: dict[str, Any], end: float = math.inf
 ) -> tuple[nn.Module | None, dict[int, tuple[Expr, ...]]]:
     """The class called with `arguments`, without memory where that goes, and the expressions of its tensors' sizes.
 
-    None where it raises.
+    None where it raises, or takes longer than until `end`, in processor time of this thread.
     """
     for device in ("meta", "cpu"):
         try:
@@ -142,11 +145,30 @@ def build(
                 without_warnings(),
                 torch.device(device),
                 _Shapes() as shapes,
+                _until(end),
             ):
                 return kind(**arguments), shapes.exprs
         except Exception:  # noqa: BLE001  a class that computes with its weights while it is built
             continue
     return None, {}
+
+
+@contextmanager
+def _until(end: float) -> Iterator[None]:
+    """Nothing inside goes on past `end`: a constructor may loop over a number that is tried, for ever."""
+    if end == math.inf or sys.getprofile() is not None:  # or somebody measures
+        yield
+        return
+
+    def look(*_: Any) -> None:
+        if time.thread_time() > end:
+            raise TimeoutError("the constructor takes too long")
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 def shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
