@@ -431,3 +431,28 @@ def test_train_mode_is_asked_again_where_eval_mode_told_nothing() -> None:
     result.model.gain = 2.0
     with pytest.raises(depgraph.VerificationError, match="train mode"):
         depgraph.verify(model, result.model, result.plan, x)
+
+
+class Ranged(nn.Module):
+    """Divides by a range over all activations, in train mode alone."""
+
+    def __init__(self, positive: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.positive = nn.Linear(6, 16), nn.Linear(16, 3), positive
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h.abs() + 1 if self.positive else h
+        if self.training:
+            h = h / (1 + (h.min() if self.positive else h.max()))
+        return self.b(h)
+
+
+def test_a_range_that_removed_entries_do_not_change_is_no_reason() -> None:
+    """The largest of values on both sides of zero is the same with zeros among them; the least of positive ones is not."""
+    model, x = Ranged(positive=False).double(), torch.randn(9, 6).double()
+    result = depgraph.prune(model, x)
+    assert result.model.a.out_features == 8
+    assert_equal_to_masked(model.train(), result, x)
+    with pytest.raises(depgraph.NothingToPruneError, match="in train mode alone"):
+        depgraph.prune(Ranged(positive=True), torch.randn(9, 6))

@@ -67,16 +67,16 @@ def telling(listener: Listener) -> Iterator[None]:
         _run.listener = before
 
 
-def _lost(expr: Expr, how: str) -> None:
-    """A tracked number leaves, unless it is this library that asks: the frame above that of the special method."""
-    if _run.listener is not None and not sys._getframe(2).f_code.co_filename.startswith(_OWN_ROOT):
-        _run.listener.lost(expr, how)
-
-
 def tell_lost(expr: Expr, how: str) -> None:
     """Tell whoever listens in this thread that a number may go on without its expression."""
     if _run.listener is not None:
         _run.listener.lost(expr, how)
+
+
+def _lost(expr: Expr, how: str) -> None:
+    """A tracked number leaves, unless it is this library that asks: the frame above that of the special method."""
+    if _run.listener is not None and not sys._getframe(2).f_code.co_filename.startswith(_OWN_ROOT):
+        tell_lost(expr, how)
 
 
 class Size(int):

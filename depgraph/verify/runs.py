@@ -220,9 +220,7 @@ def run_masked(
         if cut is not None:
             masks.append((replaced[id(source)], weight.mask()))
     record = MaskedRun(run.dtype, shared, drawn)
-    record.raised = (
-        run.batch is not None
-    )  # told by the examples themselves, so not looked for on other inputs
+    record.raised = run.batch is not None  # the examples tell: not looked for on other inputs
     masked = _Masked(record)
     use = masked if absent else Use()
     for held, mask in masks:

@@ -292,11 +292,13 @@ class _Proof:
         self.refused, self.narrow = set(), torch.float32
         if self.count <= SPARING or self.unmoved:
             shown = self._attempt(arguments, [*self._anew(), own])
-        for turn in range(1, next((n for most, n in TURNS.items() if self.count <= most), 0)):
-            before = self._hidden()  # what a closed gate or a dead unit hides, other values show
-            if before:
-                self._attempt(arguments, [*self._anew(turn), own], turn=turn)
-            if not before or (self.count > SMALL and self._hidden() == before):
+        turns = next((n for most, n in TURNS.items() if self.count <= most), 0)
+        for turn in range(1, turns):  # what a closed gate or a dead unit hides, other values show
+            before = self._hidden()
+            if not before:
+                break
+            self._attempt(arguments, [*self._anew(turn), own], turn=turn)
+            if self.count > SMALL and self._hidden() == before:
                 break
         if any(differs_in_training(m, [arguments]) is not False for m in (self.model, self.small)):
             self.refused.clear()  # train mode may accept what eval mode does not

@@ -281,7 +281,9 @@ def _of_all(run: MaskedRun, sources: list[Tensor], result: Tensor) -> Tensor:
 
 
 def _is_memory_of(result: Tensor, operand: Tensor) -> bool:
-    return result is operand or result.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
+    if result is operand or {result.layout, operand.layout} != {torch.strided}:
+        return result is operand
+    return result.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
 
 
 @handles("detach alias")
