@@ -49,6 +49,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=LIMIT,
         help="seconds of processor time a model and tool (default: %(default)g)",
     )
+    parser.add_argument(
+        "--uniform",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="check `uniform=True` too, where a model has a config",
+    )
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add rows to")
     parser.add_argument("--resume", action="store_true", help="skip the models that --out has a row for")
@@ -80,7 +86,7 @@ def run(suite_name: str, options: argparse.Namespace, console: Console) -> tuple
     for position, name in enumerate(names, 1):
         row = done.get(name)
         if row is None:
-            row = measure(suite_name, name, options.limit, dtype=options.dtype)
+            row = measure(suite_name, name, options.limit, dtype=options.dtype, uniform=options.uniform)
             append(options.out, row)
         rows.append(row)
         if name in cache:

@@ -24,7 +24,9 @@ ALIKE = 40  # characters by which two complaints are known to be the same
 LOCKS = 3  # reasons kept in a row
 
 
-def measure(suite_name: str, name: str, limit: float, ratio: float = 0.5, dtype: str = "float32") -> Row:
+def measure(
+    suite_name: str, name: str, limit: float, ratio: float = 0.5, dtype: str = "float32", uniform: bool = True
+) -> Row:
     """Prune one model and judge the result.
 
     Values that deviate in float32 are compared once more in float64, where rounding cannot be the reason.
@@ -32,13 +34,13 @@ def measure(suite_name: str, name: str, limit: float, ratio: float = 0.5, dtype:
     Returns:
         `suite`, `name`, `dtype`, `verdict`, `why` (the reason for a verdict other than right) and what `_prune` found.
     """
-    outcome = isolated(_prune, suite_name, name, ratio, dtype, limit=limit)
+    outcome = isolated(_prune, suite_name, name, ratio, dtype, uniform, limit=limit)
     row: Row = {"suite": suite_name, "name": name, "dtype": dtype, "traced": None}
     row.update({"seconds": round(outcome.seconds, 2), **outcome.row})
     verdict, why = judge(row, outcome.error, TOLERANCE[dtype])
     row.update(verdict=verdict, why=why)
     if dtype == "float32" and why.startswith(DEVIATES):
-        precise = measure(suite_name, name, limit, ratio, "float64")
+        precise = measure(suite_name, name, limit, ratio, "float64", uniform)
         return row if precise["verdict"] == "failed" else precise
     return row
 
@@ -105,7 +107,9 @@ def _library_path(source: str | None) -> str:
     return (source or "").rpartition("site-packages/")[2].rpartition("benchmarks/models/")[2]
 
 
-def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str) -> Row:
+def _prune(
+    started: Callable[[], None], suite_name: str, name: str, ratio: float, dtype: str, uniform: bool
+) -> Row:
     """Body of `measure`: build, prune, check."""
     import depgraph
 
@@ -144,7 +148,7 @@ def _prune(started: Callable[[], None], suite_name: str, name: str, ratio: float
         "zeroed_deviation": None if broken else _zeroed_deviation(model, result, inputs, output),
         "backward": backward_works(result.model, inputs),
         **_own_check(case, model, result),
-        **_uniform(started, model, inputs, ratio),
+        **(_uniform(started, model, inputs, ratio) if uniform else {}),
     }
 
 
