@@ -70,6 +70,34 @@ def test_a_scale_computed_from_a_width_keeps_its_value(scale):
     assert_equal_to_masked(model, result, x)
 
 
+class Copied(nn.Module):
+    """Each channel of one branch stands beside several of another; the call says how many that makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 24, 1), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.head(self.b(h) + h.repeat_interleave(4, dim=1, output_size=h.shape[1] * 4))
+
+
+class CopiedToANumber(Copied):
+    """It says it by a number."""
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.head(self.b(h) + h.repeat_interleave(4, dim=1, output_size=24))
+
+
+@pytest.mark.parametrize("kind", [Copied, CopiedToANumber])
+def test_the_size_that_a_repetition_is_said_to_have_follows(kind):
+    model, x = kind().double(), torch.randn(2, 3, 4, 4).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert result.model.b.out_channels == 4 * result.model.a.out_channels < 24
+    assert_equal_to_masked(model, result, x)
+
+
 class Padded(nn.Module):
     """How far an input is padded is computed by numpy, and becomes a plain number."""
 

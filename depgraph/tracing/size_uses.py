@@ -211,6 +211,15 @@ def _chunks(call: Call) -> None:
     call.divides(call.arg(1, "chunks"), int(call.arg(2, "dim", 0)), (1,))
 
 
+def _interleaved(call: Call) -> None:
+    """A tracked number of copies; and how many indices there are with them, which callers may state."""
+    dim = call.arg(2, "dim")
+    if dim is not None:
+        call.divides(call.arg(1, "repeats"), int(dim), (1,) if len(call.args) > 1 else ("repeats",))
+        size = call.kwargs.get("output_size")
+        call.use(size, call.out, int(dim), ("output_size",), size)
+
+
 def _norm_groups(call: Call) -> None:
     """As many groups as channels: their number follows the channels."""
     value = call.arg(1, "num_groups")
@@ -304,6 +313,7 @@ NOTES: dict[str, Callable[[Call], None]] = {
     "native_layer_norm": _normalised,
     "group_norm": _norm_groups,
     "pad": _padding,
+    "repeat_interleave": _interleaved,
     "roll": _roll,
     "arange": _arange,
     "topk": _topk,
