@@ -245,6 +245,40 @@ class Slotted(nn.Module):
         return self.linear(x).view(self.rows, x.shape[1])
 
 
+class Missing:
+    """Stands for a library that is not installed: whoever asks it for anything is told so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(f"import missing (no module named 'missing'), asked for {name}")
+
+
+MISSING = Missing()
+
+
+class WithMissing(nn.Module):
+    """Names what is missing in a method, a class attribute, a closure and a hook; no call asks it for anything."""
+
+    other = MISSING
+
+    def __init__(self) -> None:
+        super().__init__()
+        missing = MISSING
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.ways = {"own": lambda x: x, "missing": lambda x: missing(x).relu()}
+        self.register_forward_hook(lambda module, inputs, out: missing(out) if module.b.bias is None else out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.b.bias is None:
+            return MISSING.function(x)
+        return self.b(self.ways["own"](self.a(x)).relu())
+
+
+def test_a_library_that_is_not_installed_is_not_asked_for_anything() -> None:
+    model = fresh(WithMissing)
+    result = prune_and_check(model, vectors(6))
+    assert result.model.a.out_features < 12
+
+
 def test_modules_with_slots() -> None:
     net = holding(attributes(slotted=Slotted), lambda net, x: net.slotted(x))
     result = depgraph.prune(net, vectors(5))

@@ -12,6 +12,14 @@ import torch
 from torch import nn
 
 
+def stored(value: Any, name: str) -> Any:
+    """What lies in `value` under `name`; None where only a ``__getattr__`` would answer, as that may import or raise."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return None
+
+
 def is_plain_object(value: Any) -> bool:
     """Whether `value` is an instance with attributes of its own, such as a config: not a module, tensor, type ...
 

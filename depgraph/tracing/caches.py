@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..base.switches import alone
+from ..base.values import stored
 
 LIBRARIES = frozenset((*sys.stdlib_module_names, "torch", "numpy", "depgraph"))  # which keep what they keep
 MOST_ENTRIES = 10_000  # of a table that is looked after
@@ -177,7 +178,7 @@ class _Held:
         self.put_back.append(_names(space, put, remove))
         for name, inner in list(space.items()):
             if name[:2] != "__" and type(inner) not in _PLAIN:
-                self.hold(getattr(inner, "__func__", inner) if kind else inner, depth - 1)
+                self.hold((stored(inner, "__func__") or inner) if kind else inner, depth - 1)
 
     def cell(self, cell: Any, depth: int) -> None:
         """Look after what a function has closed over."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..base.values import stored
 from .recorder import is_written_by_user
 
 OF_TENSORS = frozenset(dir(torch.Tensor))  # ``x.dim()`` reads no module
@@ -99,11 +100,11 @@ def _methods(kind: type, name: str) -> Iterator[types.FunctionType]:
     """The functions behind `name` in a class: every definition, as one may call the one it overrides."""
     for k in _users(kind):
         value = vars(k).get(name)
-        for found in (value, getattr(value, "fget", None), getattr(value, "func", None)):
-            found = getattr(found, "__func__", found)
+        for found in (value, stored(value, "fget"), stored(value, "func")):
+            found = stored(found, "__func__") or found
             while isinstance(found, types.FunctionType):
                 yield found
-                found = getattr(found, "__wrapped__", None)
+                found = stored(found, "__wrapped__")
 
 
 @lru_cache(maxsize=16384)

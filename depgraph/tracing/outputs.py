@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..base.inputs import Arguments
-from ..base.values import is_plain_object, output_leaves
+from ..base.values import is_plain_object, output_leaves, stored
 from .attributes import INTERNALS
 from .copying import inside, slots_of
 
@@ -175,8 +175,8 @@ def _names_read(kind: Any) -> frozenset[str]:
         if k in (object, nn.Module):
             continue
         for value in vars(k).values():
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            function = getattr(function, "__wrapped__", function)
+            function = stored(value, "fget") or stored(value, "__func__") or value
+            function = stored(function, "__wrapped__") or function
             if isinstance(function, types.FunctionType):
                 look(function.__code__)
     return frozenset(found)

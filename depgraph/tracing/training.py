@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..base.inputs import Arguments
 from ..base.running import CallMode, WriteGuardMode, set_mode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
-from ..base.values import map_tensors, tensor_leaves
+from ..base.values import map_tensors, stored, tensor_leaves
 from .caches import nothing_kept
 from .outputs import Call
 from .tensors import all_tensors, fakes_of, skeleton
@@ -89,12 +89,12 @@ def _own_functions(module: nn.Module) -> list[Any]:
     tables = ("_forward_hooks", "_forward_pre_hooks")
     found = [f for table in tables for f in state.get(table, {}).values()]
     found += [state["forward"]] if "forward" in state else []
-    plain = [getattr(f, "func", f) for f in found]
+    plain = [stored(f, "func") or f for f in found]
     return [f if isinstance(_inner(f), types.FunctionType) else _method_of(f) for f in plain]
 
 
 def _method_of(value: Any) -> Any:
-    return getattr(value, "__func__", None) or getattr(type(value), "__call__", None)  # noqa: B004  not whether
+    return stored(value, "__func__") or getattr(type(value), "__call__", None)  # noqa: B004  not whether
 
 
 @lru_cache(maxsize=4096)
@@ -106,7 +106,7 @@ def _asks(kind: Any) -> bool:
         for name, value in vars(k).items():
             if name in ("train", "eval", "__init__"):
                 continue
-            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            function = stored(value, "fget") or stored(value, "__func__") or value
             if _reads(function, seen):
                 return True
     return False
@@ -128,8 +128,8 @@ def _reads(function: Any, seen: dict[Any, None]) -> bool:
 
 
 def _inner(function: Any) -> Any:
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
+    while (wrapped := stored(function, "__wrapped__")) is not None:
+        function = wrapped
     return function
 
 
