@@ -134,6 +134,36 @@ def test_a_function_of_a_function(kind: Any, verify: bool) -> None:
     assert kind in HELD or result.model.a.out_features < 16
 
 
+class GradientThroughNorm(nn.Module):
+    """The gradient of an energy of normalised units, added to them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.a, self.norm, self.energy, self.b = nn.Linear(6, 12), norm, nn.Linear(12, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            h = self.a(x)
+            h = h if h.requires_grad else h.requires_grad_()
+            (change,) = torch.autograd.grad(self.energy(self.norm(h).tanh()).sum(), h)
+        return self.b(h + change)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(12), nn.LayerNorm(12, elementwise_affine=False), nn.GroupNorm(3, 12), nn.GroupNorm(1, 12)],
+    ids=str,
+)
+def test_the_gradient_of_a_norm_is_over_kept_units(norm: nn.Module) -> None:
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, 1.0)
+    model = GradientThroughNorm(norm)
+    result = depgraph.prune(model, torch.randn(3, 6), pruning_ratio=0.5)
+    assert result.report.verification.status == "equal"
+    assert not any("did not verify" in str(lock) for lock in result.report.to_dict()["locks"])
+    assert result.model.a.out_features == 6
+
+
 class Squeezed(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.hidden(x).unsqueeze(0).squeeze())

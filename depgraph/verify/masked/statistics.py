@@ -137,6 +137,56 @@ def group_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     return run.finish(out * mask.to(x.dtype), mask), mean.reshape(n, groups), rstd.reshape(n, groups)
 
 
+@handles("native_layer_norm_backward _fused_rms_norm_backward")
+def layer_norm_gradient(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The gradients of a mean and variance over the alive entries."""
+    given = named(func, args, kwargs)
+    x, grad, weight, mean = given["input"], given["grad_out"], given.get("weight"), given.get("mean")
+    mask = run.full(x)
+    normalised = list(range(x.dim() - len(given["normalized_shape"]), x.dim()))
+    m = mask.to(x.dtype)
+    unit = (x if mean is None else x - mean) * given["rstd"] * m  # what the norm made, before its weight
+    inner = _through_norm(
+        grad * m if weight is None else grad * weight * m, unit, m, normalised, mean is not None
+    )
+    outer = list(range(x.dim() - len(normalised)))
+    if (mask.amax(normalised) != mask.amin(normalised)).any():
+        run.restricted.add("layer_norm")
+    kept = mask.amax(outer) if outer else mask
+    per_weight = [g.sum(outer) if outer else g for g in (grad * unit, grad * m)]
+    found = [run.finish(inner * given["rstd"], mask), *(run.finish(g, kept) for g in per_weight)]
+    return tuple(g if asked else None for g, asked in zip(found, given["output_mask"], strict=False))
+
+
+@handles("native_group_norm_backward")
+def group_norm_gradient(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
+    """The gradients of a mean and variance over the alive entries of each group."""
+    grad, x, mean, rstd, weight, n, c, _, groups, asked = args
+    mask = run.full(x)
+    m = mask.to(x.dtype)
+    spread, grouped = [1, c, *[1] * (x.dim() - 2)], (n, groups, -1)
+    mean, rstd, flat = mean.reshape(n, groups, 1), rstd.reshape(n, groups, 1), m.reshape(grouped)
+    unit = (x.reshape(grouped) - mean) * rstd * flat
+    scaled = grad * m if weight is None else grad * weight.view(spread) * m
+    inner = _through_norm(scaled.reshape(grouped), unit, flat, [-1], True) * rstd
+    if (flat.amax(-1) != flat.amin(-1)).any():
+        run.restricted.add("group_norm")
+    others = [d for d in range(x.dim()) if d != 1]
+    per_weight = [(grad * unit.reshape(x.shape)).sum(others), (grad * m).sum(others)]
+    found = [
+        run.finish(inner.reshape(x.shape), mask),
+        *(run.finish(g, mask.amax(others)) for g in per_weight),
+    ]
+    return tuple(g if a else None for g, a in zip(found, asked, strict=True))
+
+
+def _through_norm(grad: Tensor, unit: Tensor, m: Tensor, dims: list[int], centred: bool) -> Tensor:
+    """The gradient of what a norm divides, from that of its result `unit`: without its part along it, and its mean."""
+    n = m.sum(dims, keepdim=True).clamp(min=1)
+    found = grad - unit * (grad * unit).sum(dims, keepdim=True) / n
+    return (found - grad.sum(dims, keepdim=True) / n) * m if centred else found
+
+
 @handles("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm")
 def batch_norm(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Per channel: alive where the input and the channel's parameters are."""
