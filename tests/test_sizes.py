@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import assert_equal_to_masked
 from torch import nn
 
@@ -95,6 +96,67 @@ def test_the_size_that_a_repetition_is_said_to_have_follows(kind):
     model, x = kind().double(), torch.randn(2, 3, 4, 4).double()
     result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
     assert result.model.b.out_channels == 4 * result.model.a.out_channels < 24
+    assert_equal_to_masked(model, result, x)
+
+
+class Numbered(nn.Module):
+    """A width says how often another tensor is copied, padded, or divided: its number stays what it was."""
+
+    def __init__(self, ins):
+        super().__init__()
+        self.a, self.b, self.head, self.other = (
+            nn.Linear(5, 8),
+            nn.Linear(5, 4),
+            nn.Linear(ins, 3),
+            nn.Linear(8, 3),
+        )
+
+
+class Repeated(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(b.repeat(1, a.shape[1])) + self.other(a)
+
+
+class Tiled(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(b.tile(a.shape[1])) + self.other(a)
+
+
+class Interleaved(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(b.repeat_interleave(a.shape[1], 1)) + self.other(a)
+
+
+class PaddedByWidth(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(F.pad(b, (0, a.shape[1]))) + self.other(a)
+
+
+class Stepped(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(x[:, :: b.shape[1]]) + self.other(a)
+
+
+class SplitByWidth(Numbered):
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.head(torch.cat([a, a], 1).tensor_split(b.shape[1], 1)[1]) + self.other(a)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ins"),
+    [(Repeated, 32), (Tiled, 32), (Interleaved, 32), (PaddedByWidth, 12), (Stepped, 2), (SplitByWidth, 4)],
+)
+def test_a_number_of_copies_or_parts_that_is_a_width_stays(kind, ins):
+    """Found by the rules: without the proof, and without a trial run that would freeze a group."""
+    model, x = kind(ins).double(), torch.randn(3, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert not any("stay whole" in note for note in result.report.to_dict().get("notes", ()))
     assert_equal_to_masked(model, result, x)
 
 

@@ -95,6 +95,7 @@ class SizeSystem:
             self._equate(use, target)
         self._losses()
         self._scalars()
+        self._steps()
         self._pin()
         self._divided()
         self._pin()
@@ -464,12 +465,26 @@ class SizeSystem:
         for use in self.state.trace.scalar_uses:
             if record_of(use.node).backward or self._decides(use):
                 continue
+            self._keep_number(use, str(use.node.target), record_of(use.node).module)
+
+    def _steps(self) -> None:
+        """Nor may a number of copies or parts change, a step or an amount of padding, where it repeats no size as well."""
+        uses = self.state.trace.size_uses
+        repeating = {_argument_of(use) for use in uses if use.extent is not None}
+        for use in uses:
+            if use.extent is not None or not self.atoms_of(use.expr) or _argument_of(use) in repeating:
+                continue
+            a, b = self._quotient(use.expr) or (self.polynomial(use.expr), {(): 1})
+            if a is None or polynomials.minus(a, polynomials.times(b, {(): use.value})):
+                self._keep_number(use, use.function, use.module)
+
+    def _keep_number(self, use: SizeUse | ScalarUse, op: str, module: str) -> None:
+        """What `use` computes with stays: the sizes that it is made of become numbers in the code, or else they stay, too."""
+        atoms = self.atoms_of(use.expr)
+        self.meets_literals |= any(s[0] == "dim" and self.atoms_of(s) for s in sources_in(use.expr))
+        if not self._hold(use.expr):
             text = f"sets a number that the op computes with ({use.value:g})"
-            reason = Reason(text, str(use.node.target), record_of(use.node).module, use.source)
-            atoms = self.atoms_of(use.expr)
-            self.meets_literals |= any(s[0] == "dim" and self.atoms_of(s) for s in sources_in(use.expr))
-            if not self._hold(use.expr):
-                self._freeze(atoms, reason)
+            self._freeze(atoms, Reason(text, op, module, use.source))
 
     @cached_property
     def _followed(self) -> set[Place]:
@@ -481,7 +496,7 @@ class SizeSystem:
             if not all(dim is not None and dim[1] in self.state.dims and self._is_fixed(dim) for dim in dims)
             or len({self.value(dim) for dim in dims}) > 1
         }
-        shapes = (places_in(use.expr) for use in trace.size_uses)
+        shapes = (places_in(use.expr) for use in trace.size_uses if use.extent is not None)
         tests = (places_in(side) for _, *sides, _ in trace.comparisons for side in sides)
         return several.union(*shapes, *tests)
 
@@ -647,3 +662,7 @@ def _named(key: Expr) -> str:
     if key[0] == "attr":
         return f"the attribute {'.'.join(map(str, key[1:]))}"
     return f"the number {key[-1]} in {key[2]}"
+
+
+def _argument_of(use: SizeUse) -> tuple[Any, ...]:
+    return use.function, use.module, use.occurrence, use.argument

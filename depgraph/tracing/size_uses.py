@@ -112,8 +112,11 @@ def _shaped(first: int) -> Callable[[Call], None]:
             copies = call.name in ("repeat", "tile")  # a number of copies: a size where one entry is copied
             if not 0 <= d < out.dim() or not isinstance(value, int) or int(value) == -1:
                 continue
+            place = (*where, i) if where else (first + i,)
             if not copies or int(value) == out.shape[d]:
-                call.use(value, out, d, (*where, i) if where else (first + i,), int(out.shape[d]))
+                call.use(value, out, d, place, int(out.shape[d]))
+            else:
+                call.divides(value, d - out.dim(), place)
 
     return note
 
