@@ -160,6 +160,63 @@ def test_a_number_of_copies_or_parts_that_is_a_width_stays(kind, ins):
     assert_equal_to_masked(model, result, x)
 
 
+class Shared(nn.Module):
+    """Two groups of channels, each copied for three heads; time is taken in pairs, with sizes read after the copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(5, 8), nn.Linear(5, 24), nn.Linear(24, 3)
+
+    def copied(self, a):
+        return a.repeat_interleave(3, dim=2)
+
+    def forward(self, x):
+        a = self.copied(self.a(x).unflatten(-1, (2, -1)))
+        pairs = a.reshape(a.shape[0], -1, 2, a.shape[2], a.shape[3]).sum(2)
+        b = self.b(x).reshape(a.shape[0], -1, 2, a.shape[2], a.shape[3]).sum(2)
+        return self.head((pairs * b).flatten(2))
+
+
+class SharedByRepeat(Shared):
+    def copied(self, a):
+        return a.repeat(1, 1, 3, 1)
+
+
+class SharedByExpand(Shared):
+    def copied(self, a):
+        return a[:, :, :, None].expand(-1, -1, -1, 3, -1).flatten(2, 3)
+
+
+@pytest.mark.parametrize("kind", [Shared, SharedByRepeat, SharedByExpand])
+def test_copies_by_a_number_do_not_range_over_inputs(kind):
+    """The size of a dim of copies is that of the model: what it divides can shrink."""
+    model, x = kind().double(), torch.randn(2, 4, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert result.model.a.out_features == 4
+    assert_equal_to_masked(model, result, x)
+    assert_equal_to_masked(model, result, torch.randn(3, 6, 5).double())
+
+
+class CopiedByInput(nn.Module):
+    """As many copies as there are tokens, which then stand in for a width."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        a = self.a(x)  # [b t 8]
+        copies = a[:, :1].repeat(1, x.shape[1], 1)
+        return self.head((a.reshape(-1, copies.shape[1], 8) + copies[: a.shape[0]]).flatten(0, 1))
+
+
+def test_copies_by_an_input_range_over_it():
+    model, x = CopiedByInput().double(), torch.randn(2, 8, 5).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert_equal_to_masked(model, result, x)
+    assert_equal_to_masked(model, result, torch.randn(3, 6, 5).double())
+
+
 class Padded(nn.Module):
     """How far an input is padded is computed by numpy, and becomes a plain number."""
 

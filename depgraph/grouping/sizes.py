@@ -27,10 +27,11 @@ from ..axes.ragged import is_ragged
 from ..surgery.apply import repeated_size
 from ..tracing.attributes import read_attribute
 from ..tracing.literals import ANY
-from ..tracing.recorder import COUNTED, LENGTH, RETURNED, Choice, Node, record_of
+from ..tracing.recorder import COUNTED, LENGTH, Choice, Node, record_of
 from ..tracing.size_uses import ScalarUse, SizeUse
 from ..tracing.sizes import ROUNDING, SETTABLE, SOURCES, Expr, Place, evaluate, places_in, sources_in
 from .decisions import Decision, decision
+from .ranging import Ranging
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,7 @@ class SizeSystem:
         self.multiples: list[
             tuple[Axis, int]
         ] = []  # axes of which as many stay as are a multiple of a number
-        self.dims_of_tensors = [
-            axis for node in state.trace.tensors.values() for axis in state.dims[node][0] if axis is not None
-        ]
-        self.of_tensors = {a for axis in self.dims_of_tensors for a in axes.atoms(axis)}
-        self.lost_lengths = {
-            self.value(expr)
-            for expr, how, *_ in state.trace.losses
-            if how != RETURNED and isinstance(expr, tuple) and self._ranges(expr)
-        }
+        self.ranging = Ranging(state, self.value)
         self.pinned: set[Axis] = set()  # those that an equation fixes by itself
         self.tests: list[
             tuple[Expr, Polynomial]
@@ -212,10 +205,10 @@ class SizeSystem:
         """A dim of the model's tensors that other inputs divide elsewhere must stay whole."""
         for use in self.state.trace.size_uses:
             axis = self._axis_of(use)
-            if axis is None or not self._ranges(use.expr) or not self._of_tensors(axis):
+            if axis is None or not self.ranging.ranges(use.expr) or not self.ranging.of_model(axis):
                 continue
             atoms = set(axes.atoms(axis))
-            for whole in self.dims_of_tensors:
+            for whole in self.ranging.dims_of_tensors:
                 if not atoms.isdisjoint(axes.atoms(whole)):
                     self._freeze_axis(whole, use, f"is divided in {use.function} by a size of an input")
 
@@ -278,7 +271,7 @@ class SizeSystem:
             atoms = self.atoms_of(left) | self.atoms_of(right)
             equal = (name, outcome) in (("eq", True), ("ne", False))
             if not equal and any(
-                self.atoms_of(a) and self._ranges(b) for a, b in ((left, right), (right, left))
+                self.atoms_of(a) and self.ranging.ranges(b) for a, b in ((left, right), (right, left))
             ):
                 text = "is compared with a size that ranges over an input, and may be larger or smaller"
                 self._freeze(atoms, Reason(text, "", module, source))
@@ -300,7 +293,7 @@ class SizeSystem:
         """Tests in forward that come out otherwise for other values or sizes of inputs, whatever the plan."""
         found = []
         for choice, tested in self.state.trace.choices.items():
-            ranging = [isinstance(side, tuple) and self._ranges(side) for side in tested]
+            ranging = [isinstance(side, tuple) and self.ranging.ranges(side) for side in tested]
             if not tested or (ranging.count(True) == 1 and not any(map(self.atoms_of, tested))):
                 made = {source[1] for side in tested for source in sources_in(side) if source[0] == "dim"}
                 if not any(
@@ -308,22 +301,6 @@ class SizeSystem:
                 ):  # how many are chosen: for none, the way means nothing
                     found.append(choice)
         return found
-
-    def _ranges(self, expr: Expr) -> bool:
-        """Whether `expr` is made of a dim that other inputs may have larger or smaller: that of no tensor of the model.
-
-        A plain number is taken for one that was made of such a dim (by ``len``) where it has the same value.
-        """
-        if not isinstance(expr, tuple):
-            return expr in self.lost_lengths
-        return any(source[0] == "dim" and not self._is_fixed(source) for source in sources_in(expr))
-
-    def _is_fixed(self, source: Expr) -> bool:
-        axis = self.state.dims[source[1]][0][source[2]]
-        return bool(source[1].op == "get_attr") if axis is None else self._of_tensors(axis)
-
-    def _of_tensors(self, axis: Axis) -> bool:
-        return all(a in self.of_tensors for a in axes.atoms(axis))
 
     def _divides(self, left: Expr, right: Expr) -> bool:
         """``a % b == 0``: a stays a multiple of b, which is no reason to stay what it is."""
@@ -456,7 +433,7 @@ class SizeSystem:
             if how == COUNTED:
                 continue
             atoms = self.atoms_of(expr)
-            self.meets_literals |= bool(atoms) or (how == LENGTH and self._ranges(expr))
+            self.meets_literals |= bool(atoms) or (how == LENGTH and self.ranging.ranges(expr))
             if not self._hold(expr):
                 self._freeze(atoms, Reason(f"is turned into a plain number by {how}", "", module, source))
 
@@ -493,7 +470,9 @@ class SizeSystem:
         several = {
             place
             for place, dims in trace.sizes_read.items()
-            if not all(dim is not None and dim[1] in self.state.dims and self._is_fixed(dim) for dim in dims)
+            if not all(
+                dim is not None and dim[1] in self.state.dims and self.ranging.is_fixed(dim) for dim in dims
+            )
             or len({self.value(dim) for dim in dims}) > 1
         }
         shapes = (places_in(use.expr) for use in trace.size_uses if use.extent is not None)

@@ -161,7 +161,7 @@ def _seen(graph: DependencyGraph, wanted: Iterable[str]) -> dict[str, dict[int, 
     """Path of a module -> the axes that it sees, by id."""
     seen: dict[str, dict[int, Axis]] = {path: {} for path in wanted}
     outer = _outer(graph.model)
-    sized = graph.sizes.of_tensors
+    sized = graph.sizes.ranging.of_tensors
 
     def add(path: str | None, axis: Axis | None) -> None:
         if path is not None and path in seen and axis is not None:
