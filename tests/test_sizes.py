@@ -172,6 +172,7 @@ class Shared(nn.Module):
 
     def forward(self, x):
         a = self.copied(self.a(x).unflatten(-1, (2, -1)))
+        a = F.pad(a, (0, 0, 0, 0, 0, a.shape[1] % 2))
         pairs = a.reshape(a.shape[0], -1, 2, a.shape[2], a.shape[3]).sum(2)
         b = self.b(x).reshape(a.shape[0], -1, 2, a.shape[2], a.shape[3]).sum(2)
         return self.head((pairs * b).flatten(2))
@@ -215,6 +216,15 @@ def test_copies_by_an_input_range_over_it():
     result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert_equal_to_masked(model, result, x)
     assert_equal_to_masked(model, result, torch.randn(3, 6, 5).double())
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "fixed"), [(Shared, 2, True), (SharedByRepeat, 2, True), (CopiedByInput, 1, False)]
+)
+def test_which_copies_range_over_inputs(kind, dim, fixed):
+    graph = depgraph.analyze(kind().double(), torch.randn(2, 8, 5).double())
+    copies = [n for n in graph.trace.graph.nodes if "aten.repeat" in str(n.target)]
+    assert [graph.sizes.ranging.is_fixed(("dim", node, dim)) for node in copies] == [fixed]
 
 
 class Padded(nn.Module):
