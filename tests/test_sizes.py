@@ -304,6 +304,66 @@ def test_sizes_that_a_cache_kept_from_another_run() -> None:
         assert_equal_to_masked(model, result, x)
 
 
+def positions(shape):
+    """[1 t 1]: a table that does not depend on the number of channels, though callers give all of a shape."""
+    return torch.linspace(0, 1, shape[1]).double()[None, :, None]
+
+
+def remembering(function):
+    """As libraries write it: the memoised function is in a closure."""
+    remembered = functools.lru_cache(maxsize=1)(function)
+
+    @functools.wraps(function)
+    def wrapper(*args):
+        return remembered(*args)
+
+    return wrapper
+
+
+class Placed(nn.Module):
+    """Adds a memoised table to its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 14), nn.Linear(14, 3)
+
+    in_closure = staticmethod(remembering(positions))
+    of_class = staticmethod(functools.lru_cache(maxsize=1)(positions))
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019  as people write it
+    def method(self, shape):
+        return positions(shape)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last((y + self.table(y)).relu())
+
+
+class PlacedFromClosure(Placed):
+    def table(self, y):
+        return self.in_closure(y.shape)
+
+
+class PlacedFromClass(Placed):
+    def table(self, y):
+        return self.of_class(y.shape)
+
+
+class PlacedByMethod(Placed):
+    def table(self, y):
+        return self.method(y.shape)
+
+
+@pytest.mark.parametrize("kind", [PlacedFromClosure, PlacedFromClass, PlacedByMethod])
+def test_a_memoised_function_wherever_it_is_named(kind):
+    model, x = kind().double(), torch.randn(2, 4, 5).double()
+    model(x)
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert result.model.first.out_features == 7
+    assert_equal_to_masked(model, result, x)
+    assert_equal_to_masked(model, result, torch.randn(3, 6, 5).double())
+
+
 class Divided(nn.Module):
     """The hidden width is divided at a place, or into as many parts, as the batch has rows; another layer can go."""
 

@@ -18,16 +18,16 @@ import operator
 import os
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..base.values import is_plain_object
+from ..base.values import is_plain_object, stored
 from .attributes import INTERNALS, Items
 
 Expr = Any  # int | float | tuple, as the module docstring says
@@ -79,6 +79,20 @@ def _lost(expr: Expr, how: str) -> None:
         tell_lost(expr, how)
 
 
+def _calls_memoised(caller: types.FrameType) -> bool:
+    """Whether the code of a frame names a memoised function, which remembers a number with its expression.
+
+    As a global, in its closure, or as a method of its first argument.
+    """
+    code, here = caller.f_code, caller.f_locals
+    named = [caller.f_globals.get(n) for n in code.co_names] + [here.get(n) for n in code.co_freevars]
+    if code.co_argcount:
+        first = here.get(code.co_varnames[0])
+        spaces = [stored(first, "__dict__") or {}, *map(vars, type(first).__mro__)]
+        named += [space.get(n) for n in code.co_names for space in spaces]
+    return any(stored(stored(f, "__func__") or f, "cache_clear") is not None for f in named if f is not None)
+
+
 class Size(int):
     """An int with the expression that produced it."""
 
@@ -97,10 +111,8 @@ class Size(int):
         return int, (plain(self),)
 
     def __hash__(self) -> int:
-        if _run.listener is not None:
-            caller = sys._getframe(1)  # a memoised function remembers the number with its expression
-            if not any(hasattr(caller.f_globals.get(n), "cache_clear") for n in caller.f_code.co_names):
-                _lost(self.expr, "a look-up in a table")
+        if _run.listener is not None and not _calls_memoised(sys._getframe(1)):
+            _lost(self.expr, "a look-up in a table")
         return int.__hash__(self)
 
     def conjugate(self) -> Size:
@@ -198,7 +210,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 ROUNDING = ("trunc", "floor", "ceil", "round")
 # Functions of numbers in modules that read an int without asking it: (module, name); they are replaced in a run.
 _NOT_OF_ONE = ("fsum", "prod", "dist", "sumprod", "frexp", "modf")
-FUNCTIONS: dict[tuple[ModuleType, str], Callable[..., Any]] = {
+FUNCTIONS: dict[tuple[types.ModuleType, str], Callable[..., Any]] = {
     (math, name): function
     for name, function in vars(math).items()
     if callable(function) and name not in (*_NOT_OF_ONE, *ROUNDING)
@@ -297,7 +309,7 @@ for _kind, _plain in ((Size, int), (Scalar, float), (NumpyScalar, float)):
 Size.__array_ufunc__ = Scalar.__array_ufunc__ = through_numpy  # type: ignore[attr-defined]
 
 
-def tracked_function(module: ModuleType, name: str) -> Callable[..., Any]:
+def tracked_function(module: types.ModuleType, name: str) -> Callable[..., Any]:
     """What stands in for `name` of `module` (see `switches.replaced`): its result is tracked where an argument is."""
     compute, label = FUNCTIONS[module, name], f"{module.__name__}.{name}"
 
