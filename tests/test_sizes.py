@@ -474,3 +474,26 @@ def test_a_size_that_is_returned_stays_what_it_was(also):
     assert result.model.first.out_features == 4
     assert result.model(x)[1] == model(x)[1]
     assert_equal_to_masked(model, result, x)
+
+
+class Points(nn.Module):
+    """How many points it finds depends on values, so on what is removed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        y, x = torch.nonzero(self.b(h)[0, 0] > 0, as_tuple=True)
+        return self.c(h)[0, :, y, x].sum(1)
+
+
+def test_how_many_indices_values_choose_is_not_planned():
+    model, x = Points().double(), torch.randn(1, 1, 9, 9).double()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        nn.init.normal_(model.b.weight)
+        result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+        assert result.model.a.out_channels == 4
+        assert_equal_to_masked(model, result, x)

@@ -51,7 +51,7 @@ def is_needed(graph: DependencyGraph, verify: bool) -> bool:
 def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, example_inputs: Any) -> None:
     """Compare a run of `small` with the traced run of its original.
 
-    Behind the first op whose result depends on values a difference means nothing: there the runs may part.
+    From the first op on whose result depends on values a difference means nothing: there the runs may part.
 
     Raises:
         VerificationError: an op is another one, has another shape than planned, or computes with another number.
@@ -74,6 +74,10 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
     for old in ran:
         if old.op == "output":
             return
+        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT) and not tables >= {
+            *old.all_input_nodes
+        }:
+            values.add(old)
         new = place.get(old)
         packet = getattr(old.target, "overloadpacket", None)
         if packet in MOVING and old.args[0] in tables:
@@ -96,10 +100,6 @@ def check_program(graph: DependencyGraph, masks: Masks, small: nn.Module, exampl
             seen = record_of(old)
             where = f" in {seen.module}" if seen.module else ""
             raise VerificationError(f"{old.target}{where} {text} ({seen.source})")
-        if any(tag in getattr(old.target, "tags", ()) for tag in DEPENDENT) and not tables >= {
-            *old.all_input_nodes
-        }:
-            values.add(old)
 
 
 def _is_constant(node: Node) -> bool:
