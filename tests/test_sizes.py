@@ -497,3 +497,54 @@ def test_how_many_indices_values_choose_is_not_planned():
         result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
         assert result.model.a.out_channels == 4
         assert_equal_to_masked(model, result, x)
+
+
+class Told(nn.Module):
+    """Another layer's width says which entries of the input are taken, or what is put into them."""
+
+    def __init__(self, taken):
+        super().__init__()
+        self.taken = taken
+        self.a, self.b, self.c, self.d = (nn.Linear(*n) for n in ((8, 16), (8, 4), (16, 3), (4, 3)))
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return self.c(a) + self.d(b) + self.taken(x, b)
+
+
+def written(x, value):
+    x = x.clone()
+    x[:, 0] = value
+    return x[:, :3]
+
+
+TAKEN = {
+    "index": lambda x, b: x[:, b.shape[1] - 1, None],
+    "list of indices": lambda x, b: x[:, [b.shape[1] - 1]],
+    "index that is written": lambda x, b: written(x, b.shape[1]),
+    "number that is written": lambda x, b: written(x, 1 / b.shape[1]),
+    "bound beyond the dim": lambda x, b: x[:, : 2 * b.shape[1] + 4].sum(1, keepdim=True),
+    "k-th value": lambda x, b: x.kthvalue(b.shape[1], 1)[0][:, None],
+    "value of a padding": lambda x, b: F.pad(x, (0, 1), value=b.shape[1])[:, -3:],
+    "epsilon": lambda x, b: F.layer_norm(x, (8,), eps=b.shape[1])[:, :3],
+    "first number": lambda x, b: torch.arange(b.shape[1], 9)[:1],
+    "step": lambda x, b: torch.arange(0, 8, b.shape[1] // 2)[1:2],
+    "largest number": lambda x, b: torch.linspace(0, b.shape[1], 3),
+    "factor of several": lambda x, b: torch._foreach_mul([x[:, :3]], b.shape[1])[0],
+    "factor of several, in place": lambda x, b: written_by(lambda y: torch._foreach_mul_([y], b.shape[1]), x),
+}
+
+
+def written_by(change, x):
+    x = x[:, :3].clone()
+    change(x)
+    return x
+
+
+@pytest.mark.parametrize("taken", TAKEN.values(), ids=TAKEN)
+def test_what_a_width_takes_from_an_input_stays(taken):
+    """By rule: without the proof, and without a trial run that would freeze a group."""
+    model, x = Told(taken).double(), torch.randn(3, 8).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
+    assert not any("stay whole" in note for note in result.report.to_dict().get("notes", ()))
+    assert_equal_to_masked(model, result, x)

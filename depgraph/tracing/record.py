@@ -123,10 +123,13 @@ class PythonMode(TorchFunctionMode):
             if name in VALUED:
                 self._note_scalars(pytree.tree_leaves(args[VALUED[name] :]), out)
             if name in NOTES:
-                _note_sizes(r, name, args, kwargs, out)
-                self._note_scalars([a for a in (*args, *kwargs.values()) if isinstance(a, float)], out)
+                known = _note_sizes(r, name, args, kwargs, out)
+                given = pytree.tree_leaves((args, kwargs))
+                self._note_scalars(
+                    [a for a in given if type(a) is not sizes.Size or a.expr not in known], out, args
+                )
             elif before != len(r.graph.nodes):
-                self._note_scalars([*args, *kwargs.values()], out)
+                self._note_scalars([*args, *kwargs.values()], out, args)
             if name in DIVIDING:
                 _note_sizes(r, name, args, kwargs, out)
         return out
@@ -185,11 +188,13 @@ class PythonMode(TorchFunctionMode):
             self.recorder.lost(_product(factors), "stride()")
         return step
 
-    def _note_scalars(self, args: Any, out: Any) -> None:
-        for i, value in enumerate(args):
+    def _note_scalars(self, numbers: Any, *changed: Any) -> None:
+        """`numbers` that an op computes with; the first tensor among what it `changed` or gave stands for it."""
+        made = next((t for t in pytree.tree_leaves(changed) if isinstance(t, torch.Tensor)), None)
+        for i, value in enumerate(numbers):
             number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
-            if number and isinstance(out, torch.Tensor):
-                node = self.recorder.node(out)
+            if number and made is not None:
+                node = self.recorder.node(made)
                 if type(value) is sizes.Size:
                     self.recorder.computed_with(value.expr)
                 self.recorder.scalar_uses.append(
@@ -207,8 +212,8 @@ def _product(factors: list[Any]) -> Any:
     return functools.reduce(lambda a, b: ("mul", a, b), factors)
 
 
-def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    """Keep the numbers in this call that repeat a size of a tensor."""
+def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> set[sizes.Expr]:
+    """Keep the numbers in this call that repeat a size of a tensor; returns what they are made of."""
     path, counts = r.stack[-1]
     occurrence = counts[name] = counts.get(name, -1) + 1
     call = Call(name, args, kwargs, out)
@@ -222,3 +227,4 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> Non
                 name, value, expr, node, dim, extent, path, source, occurrence, where, negative, minus
             )
             r.size_uses.append(use)
+    return {found[1] for found in call.found if isinstance(found[1], tuple)}

@@ -88,7 +88,7 @@ class Call:
             self.found.append((number, expr, tensor, place, reach, where, number < 0 and not minus, minus))
 
     def divides(self, value: Any, dim: int, where: Where) -> None:
-        """A tracked `value` is a step in `dim` of the first argument, a number of parts or indices of it, or padding."""
+        """A tracked `value` is a step in `dim` of the first argument, an index, a number of parts or indices, or padding."""
         if isinstance(value, sizes.Size) and isinstance(self.args[0], torch.Tensor):
             place = dim % max(self.args[0].dim(), 1)
             self.found.append((int(value), value.expr, self.args[0], place, None, where, False, False))
@@ -279,8 +279,13 @@ def _slices(call: Call) -> None:
             call.divides(entry.step, dim, (1, i, "step") if isinstance(index, tuple) else (1, "step"))
         if isinstance(entry, slice) and entry.step in (None, 1):
             for side, bound in (("start", entry.start), ("stop", entry.stop)):
+                place = (1, i, side) if isinstance(index, tuple) else (1, side)
                 if isinstance(bound, int) and int(bound) != 0 and abs(int(bound)) <= tensor.shape[dim]:
-                    call.use(bound, tensor, dim, (1, i, side) if isinstance(index, tuple) else (1, side))
+                    call.use(bound, tensor, dim, place)
+                else:
+                    call.divides(bound, dim, place)
+        for k, one in enumerate(entry if isinstance(entry, list) else [entry]):
+            call.divides(one, dim, (1, i, k) if isinstance(index, tuple) else (1, k))
         dim += tensor.dim() - sum(map(_width, entries)) if entry is Ellipsis else _width(entry)
 
 
