@@ -227,4 +227,4 @@ def _note_sizes(r: Recorder, name: str, args: Any, kwargs: Any, out: Any) -> set
                 name, value, expr, node, dim, extent, path, source, occurrence, where, negative, minus
             )
             r.size_uses.append(use)
-    return {found[1] for found in call.found if isinstance(found[1], tuple)}
+    return call.limits.union(found[1] for found in call.found if isinstance(found[1], tuple))

@@ -59,6 +59,7 @@ class Call:
         """`name` of the function, its arguments and result."""
         self.name, self.args, self.kwargs, self.out = name, args, kwargs, out
         self.found: list[tuple[int, sizes.Expr, torch.Tensor, int | None, int | None, Where, bool, bool]] = []
+        self.limits: set[sizes.Expr] = set()  # what is one less than a size that is in `found`
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Positional argument `index`, or keyword `name`."""
@@ -260,6 +261,7 @@ def _histc(call: Call) -> None:
     if isinstance(limit, sizes.Size):
         call.use(call.arg(1, "bins"), call.out, 0, (1,))
         call.use(limit + 1, call.out, 0, (3,))
+        call.limits.add(limit.expr)
 
 
 def _width(entry: Any) -> int:
