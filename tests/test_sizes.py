@@ -526,6 +526,8 @@ TAKEN = {
     "bound beyond the dim": lambda x, b: x[:, : 2 * b.shape[1] + 4].sum(1, keepdim=True),
     "k-th value": lambda x, b: x.kthvalue(b.shape[1], 1)[0][:, None],
     "value of a padding": lambda x, b: F.pad(x, (0, 1), value=b.shape[1])[:, -3:],
+    "kernel": lambda x, b: F.avg_pool2d(x[None], (1, b.shape[1]), 1)[0, :, :3],
+    "size of an image": lambda x, b: F.interpolate(x[None, None], size=(3, b.shape[1] + 1))[0, 0, :, -3:],
     "epsilon": lambda x, b: F.layer_norm(x, (8,), eps=b.shape[1])[:, :3],
     "first number": lambda x, b: torch.arange(b.shape[1], 9)[:1],
     "step": lambda x, b: torch.arange(0, 8, b.shape[1] // 2)[1:2],

@@ -129,7 +129,7 @@ class PythonMode(TorchFunctionMode):
                     [a for a in given if type(a) is not sizes.Size or a.expr not in known], out, args
                 )
             elif before != len(r.graph.nodes):
-                self._note_scalars([*args, *kwargs.values()], out, args)
+                self._note_scalars(pytree.tree_leaves((args, kwargs)), out, args)
             if name in DIVIDING:
                 _note_sizes(r, name, args, kwargs, out)
         return out
@@ -188,18 +188,25 @@ class PythonMode(TorchFunctionMode):
             self.recorder.lost(_product(factors), "stride()")
         return step
 
-    def _note_scalars(self, numbers: Any, *changed: Any) -> None:
-        """`numbers` that an op computes with; the first tensor among what it `changed` or gave stands for it."""
-        made = next((t for t in pytree.tree_leaves(changed) if isinstance(t, torch.Tensor)), None)
-        for i, value in enumerate(numbers):
-            number = isinstance(value, (sizes.Size, sizes.Scalar)) or type(value) is float
-            if number and made is not None:
-                node = self.recorder.node(made)
-                if type(value) is sizes.Size:
-                    self.recorder.computed_with(value.expr)
-                self.recorder.scalar_uses.append(
-                    ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
-                )
+    def _note_scalars(self, given: Any, *changed: Any) -> None:
+        """The numbers among what an op is `given` to compute with; the first tensor that it `changed` or gave stands for it."""
+        numbers = [
+            (i, v)
+            for i, v in enumerate(given)
+            if isinstance(v, (sizes.Size, sizes.Scalar)) or type(v) is float
+        ]
+        tensors = (
+            (t for t in pytree.tree_leaves(changed) if isinstance(t, torch.Tensor)) if numbers else iter(())
+        )
+        if (made := next(tensors, None)) is None:
+            return
+        node = self.recorder.node(made)
+        for i, value in numbers:
+            if type(value) is sizes.Size:
+                self.recorder.computed_with(value.expr)
+            self.recorder.scalar_uses.append(
+                ScalarUse(float(value), sizes.expression(value), node, source_line(), i)
+            )
 
 
 def _dims(r: Recorder, tensor: torch.Tensor) -> list[Any]:
