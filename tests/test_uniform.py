@@ -416,3 +416,29 @@ def test_rounded_fractions_of_fields() -> None:
     result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
     assert shapes(Fractional(result.model.config)) == shapes(result.model)
     assert_equal_to_masked(model, result, x)
+
+
+class Quartered(nn.Module):
+    """The inner width is a field; the code takes it in rows of four, whatever that field says."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.up, self.down = nn.Linear(5, config.inner), nn.Linear(config.inner, config.hidden)
+        self.last = nn.Linear(config.hidden, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.up(x).view(-1, 4, 9)
+        return self.last(self.down(rows.softmax(1).flatten(1)).relu())
+
+
+def test_a_number_in_the_code_of_the_class_stays() -> None:
+    """A stock class has the number that it has: what it counts stays whole, other widths go."""
+    model, x = Quartered(Config(inner=36)).double(), torch.randn(2, 5).double()
+    free = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert free.model.up.out_features < 36
+    result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    assert (result.model.up.out_features, result.model.down.out_features) == (36, 12)
+    again = Quartered(result.model.config).double()
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again(x), result.model(x))

@@ -92,8 +92,17 @@ def _matched(graph: DependencyGraph, a: Axis, b: Axis) -> Iterator[Polynomial]:
 
 
 def _from_fields(graph: DependencyGraph) -> Iterator[Tie]:
-    if graph.origins.shapes:
-        yield from _Fields(graph, described(graph.model, graph.origins)).ties()
+    if not graph.origins.shapes:
+        return
+    yield from _Fields(graph, described(graph.model, graph.origins)).ties()
+    for key, count in graph.sizes.attributes.items():
+        if key[0] == "literal":
+            value = graph.sizes.value(key)
+            text = f"is the number {value} in the code of a class, which no config changes (uniform)"
+            yield (
+                polynomials.minus(graph.sizes.reduce(count, graph.by_axis), {(): value}),
+                Reason(text, "", str(key[1])),
+            )
 
 
 class _Fields:
