@@ -124,7 +124,8 @@ def _prune(
     try:
         result = depgraph.prune(model, inputs, pruning_ratio=ratio, verify=True)
     except Exception as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        text = re.sub(r"[^\s(]*(?:site-packages|benchmarks/models)/", "", " ".join(str(error).split()))
+        message = f"{type(error).__name__}: {text[:400]}"
         return {"traced": _traces(model, inputs), "error": message}
     row = {
         "traced": True,
