@@ -16,30 +16,18 @@ from ..tracing.sizes import Expr, sources_in
 
 COPYING = frozenset(("repeat", "repeat_interleave"))  # ops
 # Functions whose results have dims of sizes that the call gives.
-MAKING = COPYING.union(
-    (
-        "tile",
-        "expand",
-        "broadcast_to",
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "zeros",
-        "ones",
-        "empty",
-        "full",
-    )
-)
+MAKING = COPYING | {
+    "tile", "expand", "broadcast_to", "new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full",
+}  # fmt: skip
 
 
 class Ranging:
-    """What one trace says of it.
+    """Which sizes range over inputs, as one trace tells.
 
     Attributes:
         dims_of_tensors: the axes of the model's tensors.
         of_tensors: their atoms.
-        stated: atoms of new dims, and of copies of old ones, that are as many as a number says that no input makes.
+        stated: atoms of new dims, and of copies of old ones, whose number the code gives and no input changes.
         lost_lengths: values of sizes of inputs that became plain numbers, whose origin is lost.
     """
 

@@ -24,7 +24,8 @@ class SizeUse:
 
     It must equal the number of indices kept among the first `extent` of dim `dim` of `node`, or, where `dim` is None,
     the value that the rule of `node` says (the groups of a convolution). Where `extent` is None, it repeats no size: it is
-    a step, the number of parts into which the dim is divided, how many of its indices are chosen, or by how much it is padded.
+    an index, a step, the number of parts into which the dim is divided or of its copies, how many of its indices are chosen,
+    or by how much it is padded.
     """
 
     function: str
