@@ -157,9 +157,19 @@ class GradientThroughNorm(nn.Module):
 def test_the_gradient_of_a_norm_is_over_kept_units(norm: nn.Module) -> None:
     for parameter in norm.parameters():
         nn.init.normal_(parameter, 1.0)
-    model = GradientThroughNorm(norm)
-    result = depgraph.prune(model, torch.randn(3, 6), pruning_ratio=0.5)
+    model, x = GradientThroughNorm(norm).double(), torch.randn(3, 6).double()
+    result = depgraph.prune(model, x, pruning_ratio=0.5)
     assert result.report.verification.status == "equal"
+    keep = result.plan.mask("a.weight")[:, 0].nonzero().flatten()
+    weights = None if norm.weight is None else (norm.weight[keep], norm.bias[keep])
+    h = (x @ model.a.weight[keep].T + model.a.bias[keep]).detach().requires_grad_()
+    if isinstance(norm, nn.GroupNorm):
+        unit = F.group_norm(h, norm.num_groups, *weights)
+    else:
+        unit = F.layer_norm(h, (len(keep),), *(weights or ()))
+    (change,) = torch.autograd.grad((unit.tanh() @ model.energy.weight[0, keep]).sum(), h)
+    expected = (h + change) @ model.b.weight[:, keep].T + model.b.bias
+    torch.testing.assert_close(result.model(x), expected)
     assert not any("did not verify" in str(lock) for lock in result.report.to_dict()["locks"])
     assert result.model.a.out_features == 6
 

@@ -523,7 +523,7 @@ TAKEN = {
     "list of indices": lambda x, b: x[:, [b.shape[1] - 1]],
     "index that is written": lambda x, b: written(x, b.shape[1]),
     "number that is written": lambda x, b: written(x, 1 / b.shape[1]),
-    "bound beyond the dim": lambda x, b: x[:, : 2 * b.shape[1] + 4].sum(1, keepdim=True),
+    "bound beyond the dim": lambda x, b: x[:, : 3 * b.shape[1] - 3].sum(1, keepdim=True),
     "k-th value": lambda x, b: x.kthvalue(b.shape[1], 1)[0][:, None],
     "value of a padding": lambda x, b: F.pad(x, (0, 1), value=b.shape[1])[:, -3:],
     "kernel": lambda x, b: F.avg_pool2d(x[None], (1, b.shape[1]), 1)[0, :, :3],

@@ -437,7 +437,9 @@ def test_a_number_in_the_code_of_the_class_stays() -> None:
     model, x = Quartered(Config(inner=36)).double(), torch.randn(2, 5).double()
     free = depgraph.prune(model, x, pruning_ratio=0.5)
     assert free.model.up.out_features < 36
+    assert_equal_to_masked(model, free, x)
     result = depgraph.prune(model, x, pruning_ratio=0.5, uniform=True)
+    assert_equal_to_masked(model, result, x)
     assert (result.model.up.out_features, result.model.down.out_features) == (36, 12)
     again = Quartered(result.model.config).double()
     again.load_state_dict(result.model.state_dict())

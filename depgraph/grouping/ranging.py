@@ -12,13 +12,10 @@ from ..axes.axes import Axis
 from ..axes.nodes import op_name
 from ..axes.op_call import DimFacts, Dims
 from ..tracing.recorder import RETURNED, Node
+from ..tracing.size_uses import MAKING
 from ..tracing.sizes import Expr, sources_in
 
 COPYING = frozenset(("repeat", "repeat_interleave"))  # ops
-# Functions whose results have dims of sizes that the call gives.
-MAKING = COPYING | {
-    "tile", "expand", "broadcast_to", "new_zeros", "new_ones", "new_empty", "new_full", "zeros", "ones", "empty", "full",
-}  # fmt: skip
 
 
 class Ranging:

@@ -195,10 +195,9 @@ class PythonMode(TorchFunctionMode):
             for i, v in enumerate(given)
             if isinstance(v, (sizes.Size, sizes.Scalar)) or type(v) is float
         ]
-        tensors = (
-            (t for t in pytree.tree_leaves(changed) if isinstance(t, torch.Tensor)) if numbers else iter(())
-        )
-        if (made := next(tensors, None)) is None:
+        leaves = pytree.tree_leaves(changed) if numbers else []
+        made = next((t for t in leaves if isinstance(t, torch.Tensor)), None)
+        if made is None:
             return
         node = self.recorder.node(made)
         for i, value in numbers:

@@ -292,12 +292,14 @@ def _slices(call: Call) -> None:
         dim += tensor.dim() - sum(map(_width, entries)) if entry is Ellipsis else _width(entry)
 
 
+# Functions that copy entries, and that make tensors, as often and as large as the call says.
+COPYING = ("expand", "broadcast_to", "repeat", "tile")
+MADE_BY_TENSOR, MADE = ("new_zeros", "new_ones", "new_empty", "new_full"), ("zeros", "ones", "empty", "full")
+MAKING = frozenset((*COPYING, *MADE_BY_TENSOR, *MADE, "repeat_interleave"))
+
 NOTES: dict[str, Callable[[Call], None]] = {
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "expand", "broadcast_to", "repeat", "tile", "resize_"), _shaped(1)
-    ),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _shaped(1)),
-    **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), _shaped(0)),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "resize_", *COPYING, *MADE_BY_TENSOR), _shaped(1)),
+    **dict.fromkeys((*MADE, "rand", "randn"), _shaped(0)),
     "normal": _shaped(2),
     **dict.fromkeys(("as_strided", "as_strided_"), _strided),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _groups),
