@@ -150,6 +150,35 @@ def _prune(
         "backward": backward_works(result.model, inputs),
         **_own_check(case, model, result),
         **(_uniform(started, model, inputs, ratio) if uniform else {}),
+        "branches": _branches(started, model, inputs),
+    }
+
+
+def _branches(started: Callable[[], None], model: nn.Module, inputs: Inputs) -> Row:
+    """How many branches can go, their share of the parameters, and what is found where half of them went."""
+    import depgraph
+
+    started()
+    try:
+        found = depgraph.branches(model, inputs)
+        weights = {name for branch in found for name in branch.weights}
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        row: Row = {
+            "count": len(found),
+            "params": sum(sizes[n] for n in weights) / max(sum(sizes.values()), 1),
+        }
+        if not found:
+            return row
+        half = depgraph.Depth(keep=len(found) // 2, by="magnitude")
+        result = depgraph.prune(model, inputs, depth=half)
+    except Exception as error:
+        return {"count": 0, "params": 0.0, "verified": "failed", "why": f"{type(error).__name__}: {error}"[:200]}
+    before, after = result.report.parameters
+    return {
+        **row,
+        "left": after / before,
+        "verified": result.report.verification.status,
+        "backward": backward_works(result.model, inputs),
     }
 
 

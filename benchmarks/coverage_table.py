@@ -40,7 +40,7 @@ WORDS = ("model", "verdict", "note")  # columns that are read from the left
 PEER_COLUMNS = ("TP: params left", "runs", "outputs kept", "s")
 KEPT = (
     "name", "dtype", "verdict", "why", "traced", "groups", "reachable_params", "reachable_macs", "params", "macs", "deviation",
-    "backward", "class_kept", "seconds", "planning", "rewritten", "locks", "config_mismatches", "uniform",
+    "backward", "class_kept", "seconds", "planning", "rewritten", "locks", "config_mismatches", "uniform", "branches",
 )  # fmt: skip
 PEER_KEPT = ("params", "runs", "outputs_kept", "seconds")  # what a row of the JSON keeps
 
@@ -56,7 +56,7 @@ a smaller model, which the report then lists, does not count as wrong where valu
 on values is longer or shorter than the original's. *Params left* and *MACs left* are fractions of the original, *s* the seconds of
 the call, *plan* those of tracing, grouping, ranking and planning in it: medians, all four. *Deviation* is the largest relative one
 of the suite. *TP* is Torch-Pruning, called once with no hints: in how many models the result is smaller, runs and keeps the shapes of
-its outputs.
+its outputs. *Branches* is in how many models `depgraph.branches` finds some that can go, of those that were asked.
 """
 
 
@@ -122,6 +122,7 @@ def figures(rows: Sequence[Row], peers: dict[str, Row]) -> dict[str, Any]:
             "not": [name for name, found in even if not found["agrees"]],
             "params": _median(found["params"] for _, found in even),
         },
+        "branches": branch_figures(rows),
         "peer": {
             "models": len(shown),
             "ran": sum(row["ran"] for row in shown),
@@ -129,6 +130,22 @@ def figures(rows: Sequence[Row], peers: dict[str, Row]) -> dict[str, Any]:
             "kept": sum(row["outputs_kept"] for row in runs),
         },
         "reasons": [[reason, count, models[reason]] for reason, count in places.most_common(REASONS)],
+    }
+
+
+def branch_figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """What was found of branches: in how many models, and what became of those from which half of them went."""
+    asked = [(row["name"], row["branches"]) for row in rows if row.get("branches")]
+    some = [found for _, found in asked if found["count"]]
+    tried = [(name, found) for name, found in asked if "verified" in found]
+    return {
+        "models": len(asked),
+        "some": len(some),
+        "count": _median(found["count"] for found in some),
+        "params": _median(found["params"] for found in some),
+        "left": _median(found.get("left") for found in some),
+        "equal": sum(found["verified"] == "equal" and found["backward"] for _, found in tried if "left" in found),
+        "not": [name for name, found in tried if not (found["verified"] == "equal" and found["backward"])],
     }
 
 
@@ -171,10 +188,10 @@ def _suites(suites: dict[str, dict[str, Any]]) -> list[str]:
         "s",
         "plan, s",
     )
-    columns += ("deviation", "class kept", f"> {MUCH:g} left", "TP")
+    columns += ("deviation", "class kept", f"> {MUCH:g} left", "TP", "branches")
     lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
     for name, suite in suites.items():
-        f, peer = suite["figures"], suite["figures"]["peer"]
+        f, peer, branches = suite["figures"], suite["figures"]["peer"], suite["figures"]["branches"]
         pruned = [row for row in suite["models"] if row["verdict"] in PRUNED]
         cells = [
             name,
@@ -185,6 +202,7 @@ def _suites(suites: dict[str, dict[str, Any]]) -> list[str]:
             f"{f['class_kept']} of {len(pruned)}",
             str(sum(row["params"] > MUCH for row in pruned)),
             f"{peer['kept']} of {peer['models']}" if peer["models"] else "",
+            f"{branches['some']} of {branches['models']}" if branches["models"] else "",
         ]
         lines.append(_line(cells))
     return lines
@@ -236,6 +254,12 @@ def _points(suites: dict[str, dict[str, Any]]) -> list[str]:
                 f"shapes, since layers built from one field have several sizes. With `uniform=True` config and result agree, "
                 f"by value, in {even['agree']} of {even['models']} ({_number(even['params'])} of the parameters left; "
                 f"not in {', '.join(even['not']) or 'any other'})."
+            )
+        if (b := suite["figures"]["branches"])["some"]:
+            points.append(
+                f"{name}: {_number(b['count'], '{:g}')} branches in the median model that has some, {_number(b['params'])} of its "
+                f"parameters. Half of them removed by the size of their weights, {_number(b['left'])} of the parameters are left, "
+                f"and {b['equal']} of {b['some']} are equal to the masked original (not: {', '.join(b['not']) or 'none'})."
             )
     return points
 

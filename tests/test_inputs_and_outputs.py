@@ -183,6 +183,28 @@ def test_lazy_modules() -> None:
     )
 
 
+class LazyPair(nn.Module):
+    """Its `size` is that of two dims, which forward reads nowhere: only the constructor could say of which."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+        self.rise, self.fall = nn.LazyLinear(size), nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fall(self.rise(x).relu())
+
+
+def test_a_class_that_makes_lazy_layers_is_called_in_vain() -> None:
+    net, x = nn.Sequential(LazyPair(8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 5)
+    net(x)
+    graph = depgraph.analyze(net, x)
+    few = {g.name: torch.arange(8) < (3 if g.name.startswith("0.rise") else 5) for g in graph.groups}
+    small = depgraph.apply(net, depgraph.build_plan(graph, few))
+    assert small[0].fall.weight.shape == (5, 3)
+    assert small(x).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("kind", "layout"), [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)]
 )

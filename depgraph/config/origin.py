@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from ..base.switches import same_random_state, without_warnings
@@ -172,8 +173,10 @@ def _until(end: float) -> Iterator[None]:
 
 
 def shapes_of(module: nn.Module | None) -> dict[str, torch.Size]:
-    """The shapes of the parameters of a module; {} of none."""
-    return {} if module is None else {n: p.shape for n, p in module.named_parameters()}
+    """The shapes of the parameters of a module; {} of none. One without values yet (lazy) has a shape that no other has."""
+    if module is None:
+        return {}
+    return {n: torch.Size([-1]) if is_lazy(p) else p.shape for n, p in module.named_parameters()}
 
 
 def stand_ins(module: nn.Module) -> list[str]:
