@@ -172,7 +172,12 @@ def _branches(started: Callable[[], None], model: nn.Module, inputs: Inputs) -> 
         half = depgraph.Depth(keep=len(found) // 2, by="magnitude")
         result = depgraph.prune(model, inputs, depth=half)
     except Exception as error:
-        return {"count": 0, "params": 0.0, "verified": "failed", "why": f"{type(error).__name__}: {error}"[:200]}
+        return {
+            "count": 0,
+            "params": 0.0,
+            "verified": "failed",
+            "why": f"{type(error).__name__}: {error}"[:200],
+        }
     before, after = result.report.parameters
     return {
         **row,

@@ -144,7 +144,9 @@ def branch_figures(rows: Sequence[Row]) -> dict[str, Any]:
         "count": _median(found["count"] for found in some),
         "params": _median(found["params"] for found in some),
         "left": _median(found.get("left") for found in some),
-        "equal": sum(found["verified"] == "equal" and found["backward"] for _, found in tried if "left" in found),
+        "equal": sum(
+            found["verified"] == "equal" and found["backward"] for _, found in tried if "left" in found
+        ),
         "not": [name for name, found in tried if not (found["verified"] == "equal" and found["backward"])],
     }
 

@@ -248,6 +248,40 @@ def test_a_module_may_write_into_what_it_has_made() -> None:
     pruned(model, TOKENS, depth=Depth(keep=1))
 
 
+class InPlace(nn.Module):
+    """Writes into what its first layer returns: a module, a function or an operator does."""
+
+    def __init__(self, write: Any):
+        super().__init__()
+        self.write, self.rise, self.fall = write, nn.Linear(12, 20), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.rise(x)
+        h = self.write(h)
+        h = self.fall(h)
+        h += x
+        return F.relu_(h)
+
+
+@pytest.mark.parametrize(
+    "write", [nn.SiLU(inplace=True), F.relu_, lambda h: h.mul_(2.5)], ids=["module", "relu", "operator"]
+)
+@pytest.mark.parametrize("compact", [True, False])
+def test_what_a_branch_writes_in_place_is_not_the_stream(write: Any, compact: bool) -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(12, 12), InPlace(write), InPlace(write)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.first(x).tanh()))
+
+    kinds = [nn.Linear(12, 12), nn.Tanh(), InPlace(write), InPlace(write), nn.Linear(12, 3)]
+    model = ready(nn.Sequential(*kinds) if compact else Apart())
+    assert len(depgraph.branches(model, TOKENS)) == 2
+    pruned(model, TOKENS, depth=Depth(keep=1, by="magnitude"))  # runs forward and backward in both modes
+
+
 # ------------------------------------------------------------------------------------------------- what is removed
 
 

@@ -207,11 +207,12 @@ class Residual:
         if not ends:
             return "no module of the branch alone puts it out"
         removals: dict[str, Removal] = {}
+        copies = any(map(writes, inner))  # what is written in place must not be the stream itself
         for p in dict.fromkeys([*weighty, ends[-1]]):
             returned = self._returned(p)
             if returned is None:
                 return f"{p} returns something else than one tensor"
-            removals[p] = Removal(p, "zeros" if p == ends[-1] else "input", returned[1])
+            removals[p] = Removal(p, "zeros" if copies or p == ends[-1] else "input", returned[1])
         held = {n for p in weighty for n in self._tensors_in(p)}
         for name in held:
             node = self.trace.tensors.get(name)
@@ -356,7 +357,7 @@ class Residual:
             for r in branch.removals:
                 parent, _, child = r.path.rpartition(".")
                 if (
-                    r.leaves == "zeros"
+                    r.path == branch.output
                     and child.isdigit()
                     and isinstance(self.modules.get(parent), nn.ModuleList)
                 ):

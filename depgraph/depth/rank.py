@@ -217,7 +217,7 @@ class _Watch:
         """Inside, what each branch puts out goes to `see`, and is what that returns, if anything."""
 
         def hook(branch: Branch) -> Any:
-            returns = next(r.returns for r in branch.removals if r.leaves == "zeros")
+            returns = next(r.returns for r in branch.removals if r.path == branch.output)
 
             def seen(module: nn.Module, args: Any, out: Any) -> Any:
                 now = see(branch, out if returns is None else out[returns[1]])
