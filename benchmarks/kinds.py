@@ -4,6 +4,7 @@
     python -m benchmarks.kinds --case vit --case demo        # curves at 0.7, 0.5 and 0.3 of the parameters
     python -m benchmarks.kinds --case demo --macs            # the same of the MACs
     python -m benchmarks.kinds --case minilm --share 0.7
+    python -m benchmarks.kinds --case smollm --keep 48       # depth alone: so many branches, by each criterion
 
 Every row is pruned on the same calibration batches, recovered without training, and scored. Latency is that of batch 1, the
 dense model and the smaller one in turns, as a factor.
@@ -31,6 +32,7 @@ from benchmarks.default_call import the_demo
 from benchmarks.real import cases
 from benchmarks.real.case import Budget, Case, Hints
 from depgraph.costs.latency import pairs_of
+from depgraph.depth.request import CRITERIA
 from examples import demo
 
 SHARES = (0.7, 0.5, 0.3)
@@ -138,6 +140,25 @@ def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Cons
     return good
 
 
+def deep(case: Case, keep: int, ways: Sequence[str], seed: int, console: Console) -> None:
+    """Lines for `keep` branches of a model, by each criterion, as they are and recovered."""
+    dense = case.build()
+    calibration = case.calibration(seed)
+    console.print(f"{case.title}: dense {case.score(dense)}")
+    for by in ways:
+        for recover in ("none", "auto"):
+            began = time.perf_counter()
+            found = depgraph.prune(
+                dense, case.example(), depth=depgraph.Depth(keep=keep, by=by), calibration=calibration, loss=case.loss,
+                recover=recover, verify=False, progress=False,
+            )  # fmt: skip
+            before, after = found.report.parameters
+            seconds = time.perf_counter() - began
+            console.print(
+                f"{by}, recover={recover}: {case.score(found.model)}, {after / before:.1%} of the parameters, {seconds:.0f} s"
+            )
+
+
 def _row(
     table: Table, share: float, way: str, case: Case, small: nn.Module, off: str, seconds: float
 ) -> None:
@@ -160,9 +181,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", action="append", choices=[*NAMED, *cases.names()])
     parser.add_argument("--share", type=float, action="append", help="what is left")
     parser.add_argument("--macs", action="store_true", help="budgets in MACs, not in parameters")
+    parser.add_argument("--keep", type=int, help="depth alone: how many branches stay")
+    parser.add_argument("--by", action="append", help="of --keep: only these criteria")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.keep is not None:
+        for name in options.case or ["vit"]:
+            case = NAMED[name]() if name in NAMED else cases.case(name)
+            deep(case, options.keep, options.by or CRITERIA, options.seed, Console(width=160))
+        return 0
     shares = [0.5] if options.small else options.share or SHARES
     console, good = Console(), True
     for name in options.case or ["vit"]:

@@ -23,7 +23,7 @@ from zoo import ZOO
 
 import depgraph
 from depgraph.base.values import output_leaves
-from depgraph.elastic.cascade import upper
+from depgraph.elastic.cascade import _cheapest, upper
 from depgraph.store import weights
 from depgraph.store.document import _first_line
 
@@ -522,6 +522,18 @@ def test_a_cascade_says_what_it_costs_and_loses() -> None:
     assert unlabelled.report is not None
     with pytest.raises(depgraph.InputError, match="at least two"):
         elastic.cascade(calibration=batches(1))
+
+
+@pytest.mark.parametrize(("drop", "threshold"), [(0.006, 0.9), (0.011, 0.1)])
+def test_the_estimated_loss_and_its_standard_error_stay_below_what_may_be_lost(
+    drop: float, threshold: float
+) -> None:
+    """One row in 200 is lost where the small size answers all: 0.5 points, with a standard error of 0.5."""
+    sure = np.full((2, 200), 0.9)
+    sure[0, 0] = 0.1
+    right = np.ones((2, 200), dtype=bool)
+    right[0, 0] = False
+    assert _cheapest((0.25, 1), (1.0, 4.0), sure, right, drop) == ((0.25, 1), threshold)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 50, 99])

@@ -16,6 +16,7 @@ import ast
 import contextlib
 import difflib
 import json
+import multiprocessing
 import os
 import queue
 import random
@@ -41,6 +42,7 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "mutants"
 MAP, RESULTS = WORK / "map.json", WORK / "results.json"
+IMPORTED = ["pytest", "torch", "torch.export", "torch.onnx", "safetensors.torch", "networkx", "transformers", "rich.table"]
 MEMORY = 6 * 2**30  # bytes of data that a run may allocate: some mutants never stop allocating
 PATIENCE, START = (
     5.0,
@@ -205,27 +207,37 @@ def copied(folder: Path) -> Path:
 
 
 def pytest(folder: Path, *words: str, limit: float | None = None) -> tuple[int | None, str]:
-    """The exit status of pytest in a copy, and what it prints; None where it took longer than `limit` seconds."""
-    with (folder / "printed.txt").open("w+") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "--durations=0", *words],
-            cwd=folder,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with all that the tests have started
-            process.wait()
-        printed.seek(0)
-        return status, printed.read()
+    """The exit status of pytest in a copy, and what it prints; None where it took longer than `limit` seconds.
+
+    It is forked from a process that has imported what tests import, but for the library: most mutants are noticed by the
+    first test, and would cost mostly imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=_pytest, args=(str(folder), words))
+    process.start()
+    process.join(limit)
+    status = process.exitcode
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)  # with all that the tests have started
+    process.join()
+    return status, (folder / "printed.txt").read_text()
+
+
+def _pytest(folder: str, words: Sequence[str]) -> None:
+    """Run pytest in `folder`, in a process group of its own."""
+    os.setpgrp()
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.path[:] = [folder, *(p for p in sys.path if p and Path(p).resolve() != ROOT)]
+    sys.argv = ["pytest"]
+    import pytest
+
+    ignored = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that IMPORTED have imported
+    os._exit(pytest.main(["-q", "--durations=0", "-W", ignored, *words]))
 
 
 def measure(words: Sequence[str]) -> None:
@@ -345,7 +357,10 @@ def run(count: int, folders: Sequence[str], seed: int, jobs: int, most: float) -
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     folders_free: queue.Queue[Path] = queue.Queue()
     for job in range(jobs):
-        folders_free.put(copied(WORK / f"copy-{job}"))
+        folders_free.put(folder := copied(WORK / f"copy-{job}"))
+    status, printed = pytest(folder, "-p", "no:cacheprovider", tests.names[0])
+    if status:
+        raise SystemExit(f"without any change, a test fails\n{printed[-2000:]}")
 
     def work(mutant: Mutant) -> None:
         folder = folders_free.get()
@@ -400,6 +415,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs.add_argument("--jobs", type=int, default=2)
     runs.add_argument("--seconds", type=float, default=120.0, help="of tests for each mutant")
     options, rest = parser.parse_known_args(words)
+    os.environ["OMP_NUM_THREADS"] = "1"
     if options.command == "measure":
         measure(rest)
     elif rest:

@@ -98,11 +98,13 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """`model` in train or eval mode; afterwards each module is in the mode it was in, also after an exception."""
     modes = [(m, m.training) for m in model.modules()]
     try:
-        set_mode(model, training)
+        if any(before != training for _, before in modes):
+            model.train(training)
         yield
     finally:
         for module, before in modes:
-            module.training = before
+            if module.training != before:
+                module.training = before
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

@@ -111,7 +111,7 @@ class Cascade:
         """
         result, answered, left = None, torch.zeros(0), None
         for size in self.sizes:
-            part, inputs = self.elastic.at(size), (args, kwargs)
+            part, inputs = self.elastic.to_call(size), (args, kwargs)
             if left is not None:
                 inputs = map_tensors(inputs, _rows(left, len(answered)))
             with in_mode(part, False):
@@ -232,7 +232,10 @@ def _answers(elastic: Elastic, sizes: Sequence[float], batches: Sequence[Batch])
 def _cheapest(
     sizes: Sequence[float], costs: Sequence[float], sure: Any, right: Bools, drop: float
 ) -> tuple[tuple[float, ...], float]:
-    """The sizes to ask, and the threshold, that cost least and lose at most `drop` on these rows; at worst the whole alone."""
+    """The sizes to ask, and the threshold, that cost least; at worst the whole alone.
+
+    The loss on these rows and its standard error are at most `drop` together: the cheapest of many is one that was lucky.
+    """
     last = len(sizes) - 1
     best: tuple[float, tuple[float, ...], float] = float(costs[-1]), (sizes[-1],), 1.0
     tried = np.unique(np.quantile(sure[:last], np.linspace(0, 1, STEPS))) if last else np.zeros(0)
@@ -245,7 +248,8 @@ def _cheapest(
                 cost += costs[i] * left.mean()
                 fine[left] = right[i][left]
                 left = left & (sure[i] < threshold)
-            if right[last].mean() - fine.mean() <= drop and cost < best[0]:
+            lost = right[last].astype(float) - fine
+            if cost < best[0] and lost.mean() + lost.std() / len(lost) ** 0.5 <= drop:
                 best = cost, tuple(sizes[i] for i in (*chain, last)), float(threshold)
     return best[1], best[2]
 

@@ -211,6 +211,21 @@ class Elastic(nn.Module):
             InputError: there is no such size, or its units allow none between its neighbours; modules of `model` were replaced.
         """
         size = self._known(size)
+        part = self.to_call(size)
+        if size != 1:
+            self._parts[size][1].refresh(history=False)
+        return part
+
+    def to_call(self, size: float) -> nn.Module:
+        """As `at`, for a call alone, which looks after its weights itself.
+
+        Args:
+            size: as for `at`.
+
+        Raises:
+            InputError: as for `at`.
+        """
+        size = self._known(size)
         if size == 1:
             return self.model
         if size not in self._parts:
@@ -221,7 +236,6 @@ class Elastic(nn.Module):
                 f"{changed} of the whole model has other modules or parameters than when its sizes were made, which do not follow\n"
                 "  fix: change the model first, and make an Elastic of it"
             )
-        link.refresh(history=False)
         link.take_modes()
         return part
 
@@ -268,7 +282,7 @@ class Elastic(nn.Module):
             *args: of the model.
             **kwargs: likewise.
         """
-        return self.at(self._size)(*args, **kwargs)
+        return self.to_call(self._size)(*args, **kwargs)
 
     def _known(self, size: Any) -> float:
         """`size`, planned where it is between two others."""
@@ -323,7 +337,7 @@ class Elastic(nn.Module):
         chosen = dict.fromkeys([*between[self._steps % len(between) :][:1]] if between else [])
         self._steps += 1
         for size in (*chosen, *self.sizes[1:][-1:]):
-            small = self.at(size)(*arguments.args, **arguments.kwargs)
+            small = self.to_call(size)(*arguments.args, **arguments.kwargs)
             if alpha > 0:
                 logits, aim = logits_of(small, "a smaller size"), logits_of(output, "the whole").detach()
                 if logits.dim() not in (2, 3) or logits.shape[-1] < 2:
@@ -472,7 +486,7 @@ class Elastic(nn.Module):
                 `calibration`, with the sizes that are used.
             calibration: batches of (inputs, classes); of inputs alone, where the whole model's answer counts as right. Needed for
                 "auto"; what the cascade costs and loses is measured on the second half.
-            drop: how much accuracy "auto" may lose, 0.005 for half a point.
+            drop: how much accuracy "auto" may lose, 0.005 for half a point: its estimate and standard error together stay below it.
             confidence: of the bound on that loss.
 
         Raises:

@@ -36,6 +36,7 @@ class Link:
         self.buffers = [(mine, base) for mine, base, _, parameter in rows if not parameter]
         self.modes = [(vars(m), vars(whole.get_submodule(old(path)))) for path, m in part.named_modules()]
         self.was = [(path, m, dict(m._modules), set(m._parameters)) for path, m in whole.named_modules()]
+        self.fresh: list[tuple[Any, ...]] | None = None
         self.refresh(history=False)
 
     def changed(self) -> str:
@@ -47,6 +48,8 @@ class Link:
 
     def refresh(self, history: bool) -> None:
         """Look whether the views are still what they should be; make them anew where they are not."""
+        if not history and self.fresh is not None and _are_fresh(self.fresh):
+            return
         with torch.inference_mode(False), torch.set_grad_enabled(history):
             for mine, (table, key), cut in self.rows:
                 base, held = table[key], mine[0][0][mine[0][1]]
@@ -62,6 +65,17 @@ class Link:
             for mine, (table, key) in self.buffers:
                 base, held = table[key], mine[0][0][mine[0][1]]
                 _put(mine, held, held.to(base.device, base.dtype))
+        copied = any(cut is not None and not cut.leads for *_, cut in self.rows)
+        self.fresh = None if history or copied else self._state()
+
+    def _state(self) -> list[tuple[Any, ...]]:
+        """What tells that nothing has changed since: each tensor of the whole, its view, and how both were."""
+        found = []
+        for mine, (table, key), *_ in (*self.rows, *self.buffers):
+            holder, name = mine[0]
+            base, held = table[key], holder[name]
+            found.append((table, key, base, holder, name, held, *_how(base), base.dtype, base.device))
+        return found
 
     def take_modes(self) -> None:
         """Each module is in the mode of the whole's."""
@@ -100,6 +114,24 @@ def _is_view(held: Tensor, base: Tensor) -> bool:
         base.dtype,
         base.device,
         base.requires_grad,
+    )
+
+
+def _how(base: Tensor) -> tuple[int, tuple[int, ...], bool]:
+    return base.data_ptr(), base.stride(), base.requires_grad
+
+
+def _are_fresh(state: list[tuple[Any, ...]]) -> bool:
+    """Whether every tensor is the one it was, on the same memory: data that was exchanged under it is elsewhere."""
+    return all(
+        table[key] is base
+        and holder[name] is held
+        and base.data_ptr() == pointer
+        and base.stride() == stride
+        and base.requires_grad == graded
+        and base.dtype == dtype
+        and base.device == device
+        for table, key, base, holder, name, held, pointer, stride, graded, dtype, device in state
     )
 
 
