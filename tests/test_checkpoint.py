@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 import depgraph
 from depgraph.checkpoint import outcome, pruning, writing
 from depgraph.store.files import opened
-from depgraph.store.layout import Laid, NotMoved, pulled_back
+from depgraph.store.layout import Laid, NotMoved, _united, pulled_back
 
 HERE = Path(__file__).parent
 
@@ -716,3 +717,10 @@ def test_and_is_refused_where_they_do_not_fit(tmp_path: Path) -> None:
         depgraph.checkpoint.prune(
             source, torch.ones(2, 6), out=tmp_path / "out", factory=Choosing, memory="1KB"
         )
+
+
+def test_parts_that_overlap_are_not_moved() -> None:
+    assert list(_united("a", {2: np.array([2, 5]), 0: np.array([0, 1])})) == [0, 1, 2, 5]
+    for overlap in ({0: [3], 3: [3]}, {0: [0, 4], 3: [3]}, {0: [1, 1]}):
+        with pytest.raises(NotMoved, match="a: its parts overlap"):
+            _united("a", {first: np.array(piece) for first, piece in overlap.items()})

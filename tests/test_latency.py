@@ -15,6 +15,7 @@ from small_models import fresh
 from torch import nn
 
 import depgraph
+from depgraph.costs import latency
 from depgraph.costs.latency import now, pairs_of, seconds_since
 from depgraph.select import BUDGETS, Request
 from depgraph.select.budgets import ROUNDS, Target, Targets, _target
@@ -208,3 +209,25 @@ def test_what_would_be_taken_is_measured_again(measured: tuple[float, ...], foun
     assert target.measure is not None
     assert target.measure(model) == pytest.approx(2 * found)
     assert not more
+
+
+def test_the_seconds_of_a_module_are_without_those_of_what_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("depgraph.costs.latency.now", lambda: clock[0])
+    monkeypatch.setattr("depgraph.costs.latency.seconds_since", lambda start: clock[0] - start)
+
+    class Slow(nn.Module):
+        def __init__(self, seconds: float, *inner: nn.Module) -> None:
+            super().__init__()
+            self.seconds, self.inner = seconds, nn.ModuleList(inner)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            clock[0] += self.seconds
+            for module in self.inner:
+                x = module(x)
+            return x
+
+    with latency._timed(model := Slow(1.0, Slow(2.0, Slow(4.0)), Slow(8.0))) as rows:
+        model(torch.zeros(1))
+        model(torch.zeros(1))
+    assert rows == {"": 2.0, "inner.0": 4.0, "inner.0.inner.0": 8.0, "inner.1": 16.0}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph.config.arguments import rebuilt
+from depgraph.config.valid import refusals
 
 
 @dataclass
@@ -273,3 +274,34 @@ def test_a_constructor_that_takes_long_is_given_up() -> None:
     assert rebuilt(Squares(2, 5)) is None
     assert time.thread_time() - start < 5
     assert sys.getprofile() is None
+
+
+class Fours:
+    """A config that takes widths of four alone."""
+
+    def __init__(self, width: int) -> None:
+        if width % 4:
+            raise ValueError(f"{width} is no multiple of 4")
+        self.width = width
+
+
+class Around:
+    def __init__(self, inner: Fours) -> None:
+        self.inner = inner
+
+
+def test_a_config_in_a_config_that_refuses_a_number_is_found() -> None:
+    class Net(nn.Module):
+        def __init__(self, config: Around) -> None:
+            super().__init__()
+            self.config, self.layer = config, nn.Linear(config.inner.width, 3)
+
+    before, after = Net(Around(Fours(16))), Net(Around(Fours(16)))
+    assert refusals(before, after) == []
+    after.config.inner.width = 10
+    (found,) = refusals(before, after)
+    assert (found.key, found.old, found.multiple) == (("attr", "", "config", "inner", "width"), 16, 4)
+    assert "10 is no multiple of 4" in found.error
+    assert refusals(after, before) == []
+    before.config.inner.width = 6  # what was refused before is no fault of the smaller model's
+    assert refusals(before, after) == []

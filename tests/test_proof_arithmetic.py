@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.surgery.on_demand import Recent, Weight
+from depgraph.verify.weights import DrawnValues
 
 
 class Net(nn.Module):
@@ -166,3 +169,28 @@ def test_time_is_linear_in_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.Widened, "_wide", counted)
     assert depgraph.verify(model, result.model, result.plan, x).status == "equal"
     assert sum(widened) <= 8 * sum(p.numel() for p in model.parameters())  # a few runs
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_rows_of_drawn_values_are_rows_of_the_whole(turn: int) -> None:
+    tensors = {"w": torch.zeros(7, 3, 2, 2), "v": torch.zeros(5, 4), "own": torch.randn(6, 2)}
+    drawn = DrawnValues(tensors, {"w", "v"}, frozenset({"v"}), turn)
+    for name, tensor in tensors.items():
+        whole = drawn.whole(name)
+        assert whole.shape == tensor.shape
+        assert torch.equal(drawn.rows(name, 2, 5), whole[2:5])
+        assert torch.equal(drawn.at(name, torch.tensor([4, 0, 4])), whole[[4, 0, 4]])
+    assert torch.equal(drawn.whole("own"), tensors["own"])
+    assert not torch.equal(drawn.whole("w"), DrawnValues(tensors, {"w"}, frozenset(), 1 - turn).whole("w"))
+
+
+def test_weights_that_there_is_room_for_are_taken_as_a_whole() -> None:
+    def by_rows(size: int, rows: bool = True) -> bool:
+        return Recent(room=100).by_rows(cast(Weight, SimpleNamespace(by_rows=lambda: rows, bytes=size)))
+
+    with torch.no_grad():
+        assert by_rows(101)
+        assert not by_rows(100)
+        assert not by_rows(101, rows=False)
+    with torch.enable_grad():
+        assert not by_rows(101)

@@ -27,7 +27,7 @@ from torch import nn
 from zoo import ZOO
 
 import depgraph
-from depgraph.store import document, folders, saving, weights
+from depgraph.store import document, folders, loading, saving, weights
 
 
 @pytest.mark.parametrize(
@@ -909,3 +909,41 @@ def test_a_hundred_folders_with_something_wrong(tmp_path: Path) -> None:
         assert not said.startswith("WRONG"), (seed, kind, said)
         found[said] += 1
     assert found["refused"] > 80
+
+
+def test_tensors_are_put_where_the_model_has_a_place_for_them() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = (torch.zeros(1), {"k": [torch.zeros(2), None]}, "text")
+            self.cache: dict[str, Any] = {"a": 1}
+            self.name = "no tensor"
+
+    model, new = Keeps(), torch.ones(3)
+    for place in (
+        ("pair", 0),
+        ("pair", 1, "k", 0),
+        ("pair", 1, "k", 1),
+        ("pair", 1, "k", 2),
+        ("cache", "a"),
+        ("cache", "b"),
+    ):
+        setter = loading._setter(model, "", place)
+        assert setter is not None, place
+        setter(new)
+        value: Any = vars(model)
+        for key in place:
+            value = value[key]
+        assert value is new, place
+    for place in (
+        ("pair", 3),
+        ("pair", 2),
+        ("pair", 1, "k", 4),
+        ("pair", 1, "j", 0),
+        ("cache", "b", "c"),
+        ("other",),
+        ("name",),
+        ("_parameters", "w"),
+    ):
+        assert loading._setter(model, "", place) is None, place
+    assert loading._setter(model, "inner", ("pair", 0)) is None
