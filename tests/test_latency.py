@@ -78,6 +78,47 @@ def test_steps_widen_until_a_plan_fits() -> None:
     assert 0.15 < target.fits <= 0.3
 
 
+def test_what_is_planned_lies_between_what_fits_and_what_does_not() -> None:
+    kind = BUDGETS["max_latency"]
+    target = Target(kind, limit=0.8, whole=1.0, measure=None, model=cast("Any", None))
+    aim = 0.8 * (1 - target.near / 2)
+    assert target.near < kind.near
+    assert target.aim == target.planned == aim
+    target.factor = 2.0
+    assert target.planned == aim / 2
+    target._bracket(0.2, True)
+    assert (target.fits, target.over, target.missed) == (0.2, None, 0)
+    assert target.planned == aim / 2
+    target._bracket(0.5, True)  # more fits than the model says
+    assert target.planned == 0.5 * (1 + kind.near)
+    target._bracket(0.9, False)
+    assert (target.fits, target.over, target.missed) == (0.5, 0.9, 1)
+    assert target.planned == pytest.approx(0.63)  # one measurement does not decide about half of the model
+    target._bracket(0.7, True)
+    assert target.planned == pytest.approx(0.8)  # the middle: near what fits nothing would be learnt
+    target.factor = 0.95
+    assert target.planned == aim / 0.95  # the model's own number, where it is well in between
+    target._bracket(0.75, False)
+    assert (target.fits, target.over, target.missed) == (0.7, 0.75, 2)
+    target._bracket(0.8, True)  # noise: what does not fit is larger than what does
+    assert (target.fits, target.over, target.missed) == (0.8, None, 0)
+    target._bracket(0.9, False)
+    target._bracket(0.8, False)
+    assert (target.fits, target.over) == (None, 0.8)
+
+
+def test_the_factor_is_the_median_of_what_was_measured() -> None:
+    cost: Any = SimpleNamespace(value=lambda counts: counts)
+    target = Target(BUDGETS["max_latency"], limit=0.5, whole=1.0, measure=None, model=lambda graph: cost)
+    found = iter([0.9, 0.6, 0.1])
+    target.measure = lambda small: next(found)
+    for counts, factor in ((0.3, 3.0), (0.3, 2.5), (0.2, 2.0)):
+        measured, closer = target.learn(cast("Any", counts), cast("Any", None), nn.Identity())
+        assert target.factor == pytest.approx(factor)
+        assert closer
+    assert measured == 0.1
+
+
 def test_others_fill_the_gap_that_one_layer_leaves() -> None:
     """One layer takes far longer from a width on: it stays below, and the others keep more."""
 

@@ -247,6 +247,8 @@ OPS = [
     Op("pad pixels", lambda x: F.pad(x, (1, 2, 1, 0), value=0.5), [IMAGE], [{1: SIX}]),
     Op("pad channels", lambda x: F.pad(x, (2, 1), value=0.5), [ROW], [{1: [0, 1, *(2 + i for i in SIX), 8]}]),
     Op("glu", lambda x: F.glu(x, 1), [((3, 8), {1: EIGHT})], [{1: [0, 2, 3]}]),
+    Op("glu over a dim in the middle", lambda x: F.glu(x, 1), [((3, 8, 2), {1: EIGHT})], [{1: [0, 2, 3]}]),
+    Op("glu over its default dim", torch.ops.aten.glu.default, [((3, 8), {1: EIGHT})], [{1: [0, 2, 3]}]),
     Op("grid_sample", lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False), [IMAGE, ((2, 3, 3, 2), NONE)], [{1: SIX}]),
     Op("embedding", lambda w: F.embedding(torch.tensor([[3, 0], [2, 2]]), w), [((4, 6), {1: SIX})], [{2: SIX}]),
     Op("embedding_bag", lambda w: F.embedding_bag(torch.tensor([[3, 0], [2, 2]]), w), [((4, 6), {1: SIX})], [{1: SIX}]),
