@@ -99,7 +99,7 @@ def test_what_is_planned_lies_between_what_fits_and_what_does_not() -> None:
     target.factor = 0.95
     assert target.planned == aim / 0.95  # the model's own number, where it is well in between
     target._bracket(0.75, False)
-    assert (target.fits, target.over, target.missed) == (0.7, 0.75, 2)
+    assert (target.fits, target.over, target.missed) == (0.7, 0.75, 1)
     target._bracket(0.8, True)  # noise: what does not fit is larger than what does
     assert (target.fits, target.over, target.missed) == (0.8, None, 0)
     target._bracket(0.9, False)
