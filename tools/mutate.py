@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from coverage import CoverageData
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +43,16 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "mutants"
 MAP, RESULTS = WORK / "map.json", WORK / "results.json"
-IMPORTED = ["pytest", "torch", "torch.export", "torch.onnx", "safetensors.torch", "networkx", "transformers", "rich.table"]
+IMPORTED = [
+    "pytest",
+    "torch",
+    "torch.export",
+    "torch.onnx",
+    "safetensors.torch",
+    "networkx",
+    "transformers",
+    "rich.table",
+]
 MEMORY = 6 * 2**30  # bytes of data that a run may allocate: some mutants never stop allocating
 PATIENCE, START = (
     5.0,
@@ -206,7 +216,7 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def pytest(folder: Path, *words: str, limit: float | None = None) -> tuple[int | None, str]:
+def ran(folder: Path, *words: str, limit: float | None = None) -> tuple[int | None, str]:
     """The exit status of pytest in a copy, and what it prints; None where it took longer than `limit` seconds.
 
     It is forked from a process that has imported what tests import, but for the library: most mutants are noticed by the
@@ -214,7 +224,7 @@ def pytest(folder: Path, *words: str, limit: float | None = None) -> tuple[int |
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_pytest, args=(str(folder), words))
+    process = context.Process(target=_ran, args=(str(folder), words))
     process.start()
     process.join(limit)
     status = process.exitcode
@@ -224,7 +234,7 @@ def pytest(folder: Path, *words: str, limit: float | None = None) -> tuple[int |
     return status, (folder / "printed.txt").read_text()
 
 
-def _pytest(folder: str, words: Sequence[str]) -> None:
+def _ran(folder: str, words: Sequence[str]) -> None:
     """Run pytest in `folder`, in a process group of its own."""
     os.setpgrp()
     os.chdir(folder)
@@ -234,8 +244,6 @@ def _pytest(folder: str, words: Sequence[str]) -> None:
     os.dup2(printed, 2)
     sys.path[:] = [folder, *(p for p in sys.path if p and Path(p).resolve() != ROOT)]
     sys.argv = ["pytest"]
-    import pytest
-
     ignored = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that IMPORTED have imported
     os._exit(pytest.main(["-q", "--durations=0", "-W", ignored, *words]))
 
@@ -244,7 +252,7 @@ def measure(words: Sequence[str]) -> None:
     """Run the tests once under coverage and write which of them runs which line, and how long each takes."""
     folder = copied(WORK / "measured")
     recorded = ["--cov=depgraph", "--cov-context=test", "--cov-report=", "--junitxml=times.xml"]
-    _, printed = pytest(folder, *recorded, "-o", "junit_duration_report=call", *words)
+    _, printed = ran(folder, *recorded, "-o", "junit_duration_report=call", *words)
     for failed in re.findall(r"^(?:FAILED|ERROR) .*", printed, re.MULTILINE):
         console.print(failed)
     console.print(printed.strip().rpartition("\n")[2])
@@ -327,7 +335,7 @@ def judged(mutant: Mutant, tests: Tests, folder: Path, most: float) -> dict[str,
             f"__pycache__/{path.stem}.*.pyc"
         ):  # same size, same second: Python would take it
             cached.unlink()
-        status, printed = pytest(folder, "-x", "-p", "no:cacheprovider", "@chosen.txt", limit=limit)
+        status, printed = ran(folder, "-x", "-p", "no:cacheprovider", "@chosen.txt", limit=limit)
     finally:
         path.write_bytes(source)
     if "ERROR: not found" in printed or status == 5:
@@ -358,7 +366,7 @@ def run(count: int, folders: Sequence[str], seed: int, jobs: int, most: float) -
     folders_free: queue.Queue[Path] = queue.Queue()
     for job in range(jobs):
         folders_free.put(folder := copied(WORK / f"copy-{job}"))
-    status, printed = pytest(folder, "-p", "no:cacheprovider", tests.names[0])
+    status, printed = ran(folder, "-p", "no:cacheprovider", tests.names[0])
     if status:
         raise SystemExit(f"without any change, a test fails\n{printed[-2000:]}")
 

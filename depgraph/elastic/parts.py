@@ -71,7 +71,8 @@ class Link:
     def _state(self) -> list[tuple[Any, ...]]:
         """What tells that nothing has changed since: each tensor of the whole, its view, and how both were."""
         found = []
-        for mine, (table, key), *_ in (*self.rows, *self.buffers):
+        tensors = [*((mine, base) for mine, base, _ in self.rows), *self.buffers]
+        for mine, (table, key) in tensors:
             holder, name = mine[0]
             base, held = table[key], holder[name]
             found.append((table, key, base, holder, name, held, *_how(base), base.dtype, base.device))
