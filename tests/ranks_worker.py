@@ -90,13 +90,9 @@ def ends(how: str) -> Any:
 def saved(folder: Path) -> None:
     """A sharded model, written by torch in three ways."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
-    model = Net()
-    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
-    state = {n: t for n, t in model.state_dict().items() if n != "head.weight"}  # which is tied
+    state = sharded(Net())
     dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / "own"))
     dcp.save(
         state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "pieces"), save_distributed=True)
@@ -105,9 +101,30 @@ def saved(folder: Path) -> None:
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "whole"), **whole))
 
 
+def sharded(model: nn.Module) -> dict[str, torch.Tensor]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    return {n: t for n, t in model.state_dict().items() if n != "head.weight"}  # which is tied
+
+
+def loaded(folder: Path) -> None:
+    """Shards of a smaller model filled from its files, and written by torch in its own way."""
+    import torch.distributed.checkpoint as dcp
+
+    plan = depgraph.Plan.from_json((folder / "small.json").read_text())
+    small = depgraph.apply(depgraph.checkpoint.shell(folder / "source", Net), plan)
+    state = {n: torch.empty_like(t, device="cpu") for n, t in sharded(small).items()}
+    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder / "small")))
+    dcp.save({"model": state}, storage_writer=dcp.FileSystemWriter(folder / "own-small"))
+    small.load_state_dict({**state, "head.weight": state["embed.weight"]}, assign=True)
+    torch.save({"out": small(words())}, folder / f"out-{torch.distributed.get_rank()}.pt")
+
+
 def work(case: str, rank: int, folder: Path) -> None:
-    if case == "saves":
-        saved(folder)
+    if case in ("saves", "loads"):
+        {"saves": saved, "loads": loaded}[case](folder)
         return
     source = folder / "source"
     read: list[str] = []
@@ -130,6 +147,11 @@ def work(case: str, rank: int, folder: Path) -> None:
     pruning._read_together, writing.Folder._stream = watched, counted
     writing.SYNC, outcome.SHARD_BYTES = 1, SHARD_BYTES
     factory: Any = Net
+    out = folder / "out"
+    if case == "copied" and rank == 1:
+        source = folder / "copied"
+    if case == "elsewhere" and rank == 1:
+        out = folder / "elsewhere" / "out"
     if case in ("killed", "raises") and rank == 1:
         writing.Folder._stream = ends(case)
     if case == "other" and rank == 1:
@@ -139,7 +161,7 @@ def work(case: str, rank: int, folder: Path) -> None:
 
         factory = None
     found = depgraph.checkpoint.prune(
-        source, inputs_of(case), out=folder / "out", factory=factory, timeout=PATIENCE, **options(case)
+        source, inputs_of(case), out=out, factory=factory, timeout=PATIENCE, **options(case)
     )
     torch.save(
         {"plan": found.plan.to_json(), "report": str(found.report), "load": found.load, "read": read, "streamed": streamed},

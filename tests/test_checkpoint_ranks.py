@@ -143,15 +143,20 @@ def _spoiled(source: Path) -> None:
         ("data", "calibration runs the model, which is the work of one process"),
         ("budget", "BudgetError"),
         ("other", "'head.weight'"),
+        ("copied", "the checkpoint or its model is another one in another process"),
+        ("elsewhere", "out must be on a disk that all processes share"),
     ],
 )
 def test_what_is_wrong_is_an_error_in_all(tmp_path: Path, case: str, text: str) -> None:
     source = stored(made(Net), tmp_path / "source", 3)
     if case == "nan":
         _spoiled(source)
+    if case == "copied":
+        stored(made(Net).half().float(), tmp_path / "copied", 3)  # other values, of the same sizes
     assert run(case, 2, tmp_path) == [0, 0]
     assert all(text in (tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
-    assert not list(tmp_path.glob("out*"))
+    left = ["out.partial"] if case == "elsewhere" else []
+    assert [path.name for path in tmp_path.glob("out*")] == left
 
 
 @pytest.mark.slow
@@ -172,6 +177,47 @@ def test_what_torchrun_starts_finds_itself(tmp_path: Path, alone: Callable[..., 
     assert json.loads(done.stdout)["out"] == str(tmp_path / "out")
     alone("same", shard=whole)
     _equal_folders(tmp_path / "out", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_script_under_torchrun_calls_it_again(tmp_path: Path) -> None:
+    """A forecast, an error, the result, and a process group of the script's own: none meets what an earlier one left."""
+    stored(made(Net), tmp_path / "source", 3)
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import torch, depgraph
+from pathlib import Path
+from ranks_worker import Net, words
+
+folder = Path({str(tmp_path)!r})
+how = dict(out=folder / "out", factory=Net, verify=False)
+before = depgraph.checkpoint.prune(folder / "source", words(), pruning_ratio=0.5, dry_run=True, **how)
+try:
+    depgraph.checkpoint.prune(folder / "source", words(), max_params=0.001, **how)
+except depgraph.DepgraphError as error:
+    assert "BudgetError" in type(error).__name__ + str(error)
+after = depgraph.checkpoint.prune(folder / "source", words(), pruning_ratio=0.5, **how)
+torch.distributed.init_process_group("gloo")
+every = [None, None]
+torch.distributed.all_gather_object(every, after.plan.to_json())
+assert every[0] == every[1]
+torch.distributed.destroy_process_group()
+""")
+    words_ = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words_, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").is_dir()
 
 
 def test_files_are_dealt_by_their_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,43 @@ def test_own_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(depgraph.InputError, match=r"what is where in it says a pickle.*\n.*python -c"):
         pruned(tmp_path / "source", tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_the_model_is_a_part_of_what_was_saved(tmp_path: Path) -> None:
+    """Names begin with its key; the state of an optimizer, and what is no tensor, stay behind."""
+    model = made(Net)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(words()).sum().backward()
+    before = state_of(made(Net))
+    optimizer.step()
+    saved = {"model": before, "optimizer": optimizer.state_dict(), "epoch": 3}
+    dcp.save(saved, storage_writer=dcp.FileSystemWriter(tmp_path / "source"))
+    with pytest.raises(depgraph.InputError, match=r'p = "model."') as raised:
+        pruned(tmp_path / "source", tmp_path / "out")
+    code = shlex.split(str(raised.value)[str(raised.value).index("python -c") :])[2]
+    exec(code, {})
+    whole = tmp_path / "source-safetensors"
+    with pytest.raises(depgraph.InputError, match=r"in none of its files, which have 'model.embed.weight'"):
+        pruned(whole, tmp_path / "out")
+    whole.rename(tmp_path / "all")
+    exec(code.replace('p = ""', 'p = "model."'), {})
+    assert_as_in_memory(pruned(whole, tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_shards_are_filled_from_what_is_written(tmp_path: Path) -> None:
+    dcp.save(state_of(made(Net)), storage_writer=dcp.HuggingFaceStorageWriter(str(tmp_path / "source")))
+    found = pruned(tmp_path / "source", tmp_path / "small")
+    (tmp_path / "small.json").write_text(found.plan.to_json())
+    assert run("loads", 2, tmp_path) == [0, 0]
+    model = depgraph.prune(made(Net), words(), pruning_ratio=0.5, verify=False).model
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"out-{rank}.pt")["out"], model(words()))
+    wanted = state_of(model)
+    state = {"model": {n: torch.zeros_like(t) for n, t in wanted.items()}}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(tmp_path / "own-small"))
+    for name, tensor in wanted.items():
+        assert torch.equal(state["model"][name], tensor), name
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any, NoReturn, TypeVar, cast
 
 from torch import distributed as dist
@@ -21,6 +23,7 @@ from .errors import DepgraphError
 T = TypeVar("T")
 UNCHANGED = "nothing was changed here"
 START = 600.0  # seconds within which processes that torchrun started find each other
+CALLS = count()  # all processes call equally often, so that the same number stands for the same call
 
 
 @contextmanager
@@ -175,8 +178,26 @@ def _default_group(timeout: float, left: str) -> Iterator[None]:
         yield
         return
     with _no_longer_than(timeout, left):
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+        store, rank, world = _meeting_point(timeout)
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore(f"depgraph {next(CALLS)}", store),
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=timeout),
+        )
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def _meeting_point(timeout: float) -> tuple[Any, int, int]:
+    """What torchrun's variables say: a store in which processes find each other, this one's rank, and how many there are.
+
+    It outlives a group. What one has written into it stays, so each needs a prefix of its own: with the addresses of an
+    earlier group processes would wait for each other without an end.
+    """
+    found: tuple[Any, int, int] = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    return found

@@ -119,11 +119,14 @@ def written(
     sizes = layout.sizes
     state = original.checkpoint.state()
     files = {f: [(t.name, t.code, t.shape) for t in tensors] for f, tensors in layout.files.items()}
-    what = _digest(__version__, _cuts_of(plan), files, [(name, count) for name, count, _ in state])
+    what = _digest(__version__, _cuts_of(plan), files, state)
     if any(other != what for other in ranks.gathered(what)):
-        raise InputError("the checkpoint or its model is another one in another process: nothing was written")
+        raise InputError(
+            "the checkpoint or its model is another one in another process: nothing was written\n"
+            "  fix: give all processes the same factory and the same folder, on a disk that they share, not copies of it"
+        )
     places = {name: place.crc32 for name, place in changed.items()}
-    print_of = _digest(what, state, str(original.checkpoint.folder), places)
+    print_of = _digest(what, str(original.checkpoint.folder), places)
     report = None
     with folder_for(out, print_of, sum(sizes.values()), ranks) as new:
         own = ranks.dealt(original.checkpoint.sizes if layout.stock else sizes)

@@ -95,7 +95,9 @@ def check_laid(model: nn.Module, laid: Mapping[str, Laid], checkpoint: Checkpoin
     for name, tensor in named_tensors(model)[0].items():
         if name not in laid:
             if tensor.is_meta:
-                problems.append(f"{name!r} of the model is in none of its files")
+                there = next((n for n in checkpoint.stored if n.endswith(f".{name}")), None)
+                but = f", which have {there!r}" if there else ""
+                problems.append(f"{name!r} of the model is in none of its files{but}")
             continue
         found = laid[name]
         if tuple(found.shape) != tuple(tensor.shape):

@@ -30,10 +30,10 @@ SAVED_BY_MANY = (
 )
 CONVERTED = (  # one tensor at a time
     "import os, torch, torch.distributed.checkpoint as d; from safetensors.torch import save_file; "
-    "r, o = d.{reader}({folder}), {out}; os.mkdir(o); "
-    't = [(n, m) for n, m in r.read_metadata().state_dict_metadata.items() if hasattr(m, "size")]; '
-    "[(d.load(p := {{n: torch.empty(m.size, dtype=m.properties.dtype)}}, storage_reader=r), "
-    'save_file(p, f"{{o}}/model-{{i:05}}-of-{{len(t):05}}.safetensors")) for i, (n, m) in enumerate(t, 1)]'
+    'p = ""; r, o = d.{reader}({folder}), {out}; os.mkdir(o); '
+    't = [(n, m) for n, m in r.read_metadata().state_dict_metadata.items() if hasattr(m, "size") and n.startswith(p)]; '
+    "[(d.load(v := {{n: torch.empty(m.size, dtype=m.properties.dtype)}}, storage_reader=r), "
+    'save_file({{n[len(p):]: v[n]}}, f"{{o}}/model-{{i:05}}-of-{{len(t):05}}.safetensors")) for i, (n, m) in enumerate(t, 1)]'
 )
 PREFERRED = "model"  # the stem of the weights where a folder has several
 
@@ -265,7 +265,10 @@ def _conversion(folder: Path, reader: str) -> str:
     folder = folder.resolve()
     out = folder.with_name(f"{folder.name}-safetensors")
     code = CONVERTED.format(reader=reader, folder=json.dumps(str(folder)), out=json.dumps(str(out)))
-    return f"python -c {shlex.quote(code)}"
+    return (
+        'this writes its tensors beside it (where the model is a part of what was saved, set p to the key, such as p = "model."): '
+        f"python -c {shlex.quote(code)}"
+    )
 
 
 def _header(path: Path) -> tuple[list[Stored], dict[str, str]]:
