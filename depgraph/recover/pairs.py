@@ -172,8 +172,6 @@ def _shared(state: DimFacts, consumer: Consumer) -> str:
 
 
 def _scaled(consumer: Consumer) -> str:
-    if op_name(consumer.node.target) in GATES:
-        return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
 
