@@ -330,9 +330,10 @@ def _of_gates(product: Product) -> Iterable[Constant]:
     """That of a product in a recurrent op: behind the weights of inputs and states stand their biases, in the same order."""
     args = product.node.args
     *around, last = path_to(args, product.weight) or ()
-    path = (*around, int(last) + 2)
+    place = int(last) + 2
+    path = (*around, place)
     there = (
-        args[int(around[0]) + 1] is True if around else len(args) > path[0]
+        args[int(around[0]) + 1] is True if around else len(args) > place
     )  # a layer says whether it has them
     bias = at(args, path) if there else None
     if isinstance(bias, Node):
