@@ -23,8 +23,10 @@ from .grouping.naming import Name, given_names, name_in, named
 from .grouping.propagate import propagate
 from .importance import AUTO, Importance, by_cost, is_auto, normalisation, ruled, scores_of
 from .plan.plan import Plan
+from .recover import adds_bias
 from .recover import check as check_recovery
 from .recover import recover as win_back
+from .recover.biases import most_entries
 from .report import Report
 from .search import Settled, settle
 from .select import BUDGETS, Request, Scope, nothing_text
@@ -121,6 +123,11 @@ def analyzed(
     return graph.finish(constraints)
 
 
+# Budgets that count what is stored, and what one more parameter of a model takes of them at most.
+STORED: dict[str, Callable[[nn.Module], int]] = {
+    "max_params": lambda model: 1,
+    "max_bytes": lambda model: max(p.element_size() for p in model.parameters()),
+}
 FUNCTIONS = {"latency": ("model", "example_inputs"), "score": ("model",), "loss": ("output", "target")}
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
@@ -202,6 +209,7 @@ def prune(
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: what recovers accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
             ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`); ``"none"``: nothing.
+            ``["new_bias", "auto"]`` also gives a bias to layers that have none, for which budgets leave room.
             By default ``"auto"`` where `importance` is "auto" and there is calibration data, else nothing.
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
@@ -252,6 +260,11 @@ def prune(
         )
     if recover is not None:
         check_recovery(recover, calibration)
+    if uniform and adds_bias(recover):
+        raise InputError(
+            "uniform=True makes a model that its stock class can load, and 'new_bias' in recover gives layers a bias that this class "
+            "does not build: leave one of the two away"
+        )
     model = as_module(model)
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         _check_has_values(model)
@@ -279,13 +292,13 @@ def prune(
     removed: list[str] = []
     if shorter is None:
         small, plan, proof, graph = planned(
-            graph, example_inputs, request, importance, data, verify, notes, asked, timer
+            graph, example_inputs, request, importance, data, verify, notes, asked, timer, adds_bias(recover)
         )
         unshifted = small, plan
     else:
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
-        widths = _Widths(importance, data, example_inputs, notes, of_analyze, timer)
+        widths = _Widths(importance, data, example_inputs, notes, of_analyze, timer, adds_bias(recover))
         found = _shortened(graph, shorter, request, widths, asked, verify)
         small, plan, proof = found.model, found.plan, found.verification
         unshifted = found.unshifted.model, found.unshifted.plan
@@ -293,9 +306,13 @@ def prune(
     won = None
     if recover is not None:
         won = win_back(
-            model, *unshifted, graph, data, recover, example_inputs=example_inputs, progress=progress
-        )
+            model, *unshifted, graph, data, recover, example_inputs=example_inputs, progress=progress,
+            room=_room(request, model, small, example_inputs) if adds_bias(recover) else None,
+        )  # fmt: skip
         if small is not unshifted[0]:
+            if unshifted[1].biases:
+                plan.biases = unshifted[1].biases
+                small = apply(model, plan)
             recovered_values(small, unshifted[0], plan)
     before = plans_of(model)
     clocked = latency or "max_latency" in request.budgets
@@ -329,7 +346,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 def planned(
     graph: DependencyGraph, example_inputs: Any, request: Request, importance: str | Importance,
     data: Calibration | None, verify: bool | Weights, notes: list[str], asked: str | Importance | None = None,
-    timer: Timer | None = None,
+    timer: Timer | None = None, new_biases: bool = False,
 ) -> Settled:  # fmt: skip
     """Score, choose, plan, apply and verify, for `prune` and its likes, whose model may have its values elsewhere.
 
@@ -343,6 +360,7 @@ def planned(
         notes: sentences for the report are added.
         asked: what `importance` was chosen by, where that is another.
         timer: what measures seconds for budgets, instead of runs on this machine.
+        new_biases: whether budgets leave room for them.
 
     Raises:
         InputError: NaN or infinite weights, or a bad argument.
@@ -352,7 +370,8 @@ def planned(
     """
     asked = importance if asked is None else asked
     check_finite(graph, scored_by(asked, graph))
-    found = _Widths(importance, data, example_inputs, notes, timer=timer).cut(graph, request, verify)
+    widths = _Widths(importance, data, example_inputs, notes, timer=timer, new_biases=new_biases)
+    found = widths.cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
     found.plan.request = {**request.as_data(), **{k: v for k, v in also.items() if isinstance(v, str)}}
@@ -398,7 +417,7 @@ def _note_choices(graph: DependencyGraph, notes: list[str]) -> None:
 
 @dataclass
 class _Widths:
-    """How widths are cut: `notes` are those of the last cut."""
+    """How widths are cut: `notes` are those of the last cut, `new_biases`: whether budgets leave room for them."""
 
     importance: str | Importance
     data: Calibration | None
@@ -406,6 +425,7 @@ class _Widths:
     notes: list[str]
     of_analyze: dict[str, Any] = field(default_factory=dict)
     timer: Timer | None = None
+    new_biases: bool = False
 
     def cut(self, graph: DependencyGraph, request: Request, verify: bool | Weights) -> Settled:
         """The model of `graph` with the widths that `request` asks for."""
@@ -414,6 +434,11 @@ class _Widths:
         self.notes.clear()
         scores = scores_of(graph, self.importance, calibration=self.data, notes=self.notes)
         targets = read_budgets(graph, self.example_inputs, request, self.timer)
+        counted = [t for t in targets.targets if t.kind.name in STORED]
+        if self.new_biases and counted:
+            entries = most_entries(graph)
+            for target in counted:
+                target.limit -= entries * STORED[target.kind.name](graph.model)
         found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
         if request.threshold is not None and not found.plan.cuts:
             lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
@@ -435,6 +460,17 @@ class _Widths:
     def ignored(self, graph: DependencyGraph) -> set[str]:
         """Names of the tensors that stay."""
         return {n for name in self.of_analyze["ignore"] for n in named(graph, name)[0]}
+
+
+def _room(request: Request, model: nn.Module, small: nn.Module, example_inputs: Any) -> int | None:
+    """How many parameters `small` may get by the budgets that count what is stored; None where there is none."""
+    left = [
+        (kind.amount(given, kind.measure(model, example_inputs)) - kind.measure(small, example_inputs))
+        / STORED[kind.name](model)
+        for kind, given in request.amounts
+        if kind.name in STORED
+    ]
+    return max(0, int(min(left))) if left else None
 
 
 def by_rule(

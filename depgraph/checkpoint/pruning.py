@@ -39,6 +39,7 @@ from ..prune import (
     scored_by,
     stated_constraints,
 )
+from ..recover import adds_bias
 from ..recover import check as check_recovery
 from ..search import Settled
 from ..select import Request, Scope
@@ -185,6 +186,10 @@ def prune(
             )
         if recover is not None:
             check_recovery(recover, calibration)
+        if adds_bias(recover):
+            raise InputError(
+                "'new_bias' in recover makes tensors that the files of the checkpoint lack: leave it away, or prune the model in memory"
+            )
         asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
         if max_latency is not None:
             raise InputError(

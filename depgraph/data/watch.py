@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, linear
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -64,6 +64,14 @@ class Call:
     def weight(self) -> Tensor:
         """The weight operand."""
         return at(self.args, path_to(self.product.node.args, self.product.weight) or ())
+
+    @property
+    def result(self) -> Any:
+        """What it gives; of a recurrent op, which makes more of its products, this product alone."""
+        if not self.consumer.is_recurrent:
+            return self.out
+        with torch.no_grad():
+            return linear(self.x, self.weight)
 
     @property
     def layout(self) -> Layout:

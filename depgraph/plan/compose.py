@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,18 @@ def composed(first: Plan, second: Plan) -> Plan:
     plan = Plan(dict(first.cuts), dict(first.shapes), dict(first.aliases))
     *earlier, last = [*_steps(first), *_steps(second)] or [{}]
     plan.request = {**last, "earlier": earlier} if earlier else last
+    added = {b.name for b in first.biases}
     for name, cut in second.cuts.items():
+        if name in added:
+            continue
         plan.shapes.setdefault(name, cut.shape)  # a table that only the second plan cuts
         plan.cuts[name] = _cut(first.cuts[name], cut) if name in first.cuts else cut
     plan.entries = _entries(first, second)
     plan.repairs = _repairs(first.repairs, second.repairs)
     plan.rewrites = _rewrites(first.rewrites, second.rewrites)
     plan.removals = [*first.removals, *second.removals]
+    left = [b for b in first.biases if not second.moves.holds(b.weight)]
+    plan.biases = [*(replace(b, shape=second.new_shape(b.name)) for b in left), *second.biases]
     return plan
 
 
@@ -66,10 +72,18 @@ def _steps(plan: Plan) -> list[dict[str, Any]]:
 def _differences(first: Plan, second: Plan) -> list[str]:
     """Where the second plan is for another model than the first one makes."""
     problems = []
-    for name in {**first.shapes, **second.shapes}:
+    added = {b.name: b.shape for b in first.biases}
+    for name in {**first.shapes, **added, **second.shapes}:
         if first.removals and name in first.shapes and first.new_name(name) is None:
             continue
-        if name not in second.shapes and name not in first.cuts:
+        if name in added:
+            if second.shapes.get(name) != added[name]:
+                problems.append(
+                    f"the first plan adds {name!r} of shape {added[name]}, the second is for {second.shapes.get(name)}"
+                )
+            if name in second.entries:
+                problems.append(f"the first plan adds {name!r}, of which the second keeps single entries")
+        elif name not in second.shapes and name not in first.cuts:
             problems.append(f"{name!r} is in the first plan only")
         elif name not in first.shapes and name not in second.cuts:
             problems.append(f"{name!r} is in the second plan only")

@@ -37,6 +37,7 @@ def renamed(plan: Plan, tensor: Callable[[str], str], module: Callable[[str], st
             )
             for r in plan.removals
         ],
+        [replace(b, weight=tensor(b.weight)) for b in plan.biases],
     )
 
 
@@ -51,6 +52,7 @@ def in_new_names(plan: Plan) -> Plan:
         repairs=[r for r in plan.repairs if not moves.holds(r.path)],
         rewrites=[r for r in plan.rewrites if not moves.holds(r.path)],
         removals=[],
+        biases=[b for b in plan.biases if not moves.holds(b.weight)],
     )
     return renamed(left, moves.new, moves.new) if plan.removals else plan
 

@@ -24,7 +24,7 @@ def apply_to_optimizer(
     """Let `optimizer` continue with `small` where it was with `model`.
 
     Its parameter groups then hold the parameters of `small`, in the same order and with the same options; those of removed
-    modules are gone. Of its state,
+    modules are gone, and a bias that the plan adds stands behind its weight. Of its state,
     every tensor of the shape of its parameter (momentum, ``exp_avg``, ``exp_avg_sq`` ...) is cut as the plan cuts the
     parameter, also one that has size 1 along some dims (factored second moments); what belongs to no entry (step counts)
     is copied. State that is spread over processes (DTensors) is gathered, cut and spread as the smaller parameter is, one tensor
@@ -88,7 +88,17 @@ def apply_to_optimizer(
             )
         return found
 
-    groups = [[stand_in(p) for p in group["params"] if stays(p)] for group in optimizer.param_groups]
+    added = {bias.weight: moves.new(bias.name) for bias in plan.biases if not moves.holds(bias.weight)}
+    if missing := [name for name in added.values() if name not in new]:
+        raise PlanError(f"{missing[0]!r}, which the plan adds, is not in the smaller model")
+
+    def stand_ins(parameter: torch.Tensor) -> list[torch.Tensor]:
+        bias = added.get(name_of.get(id(parameter), ""))
+        return [stand_in(parameter)] if bias is None else [stand_in(parameter), new[bias]]
+
+    groups = [
+        [n for p in group["params"] if stays(p) for n in stand_ins(p)] for group in optimizer.param_groups
+    ]
     state: defaultdict[torch.Tensor, State] = defaultdict(dict)
     for parameter, entries in optimizer.state.items():
         name = name_of.get(id(parameter))

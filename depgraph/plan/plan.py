@@ -197,6 +197,27 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """A layer without a bias gets one: zeros, until other values are put there.
+
+    Attributes:
+        weight: name of the layer's weight.
+        parameter: what the module of the weight calls its bias; it has an empty place for it.
+        shape: of the bias in the smaller model.
+    """
+
+    weight: str
+    parameter: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the bias."""
+        path = self.weight.rpartition(".")[0]
+        return f"{path}.{self.parameter}" if path else self.parameter
+
+
+@dataclass(frozen=True)
 class Removal:
     """Module `path` goes.
 
@@ -280,6 +301,7 @@ class Plan:
         scales: scales of norms that go into the layers behind them.
         factors: layers that become two. On another model than the one it was made for, the two are the closest to its weights.
         removals: modules that go. Everything else in a plan has the names from before they went.
+        biases: layers that get a bias which the original lacks.
         request: the arguments of `prune` that led to it, as far as they are numbers and names; for the reader only. Of a
             plan in several steps, those of the last one, and under ``"earlier"`` a list of those of the others.
     """
@@ -295,6 +317,7 @@ class Plan:
     factors: list[Factor] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
     removals: list[Removal] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
 
     def __repr__(self) -> str:
         gone = f", removes {len(self.removals)} modules" if self.removals else ""
@@ -342,7 +365,7 @@ class Plan:
 
     def added(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the parameters that the original does not have."""
-        found = {}
+        found = {bias.name: bias.shape for bias in self.biases}
         for fusion in self.fusions:
             if fusion.bias:
                 found[f"{fusion.layer}.bias"] = self.shapes[f"{fusion.norm}.running_mean"]

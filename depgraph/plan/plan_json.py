@@ -10,7 +10,7 @@ import numpy as np
 
 from ..base.errors import PlanError, listed
 from .bits import Bits
-from .plan import FORMAT, LEAVES, Cut, Factor, Fusion, Indices, Plan, Removal, Repair, Rewrite, Scale
+from .plan import FORMAT, LEAVES, Bias, Cut, Factor, Fusion, Indices, Plan, Removal, Repair, Rewrite, Scale
 
 LARGEST = 2**63 - 1
 MOST_DIMS = 64  # of a tensor; NumPy has no more
@@ -54,6 +54,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         ]
     if plan.factors:
         further["factors"] = [[f.layer, f.rank] for f in plan.factors]
+    if plan.biases:
+        further["biases"] = [[b.weight, b.parameter, list(b.shape)] for b in plan.biases]
     return {
         "format": FORMAT,
         "request": plan.request,
@@ -126,6 +128,7 @@ def read(data: Any, problems: list[str]) -> Plan:
         "scales",
         "factors",
         "removals",
+        "biases",
     }
     problems.extend(f"unknown field {_short(name)}" for name in data.keys() - known)
     reader = _Reader(data, problems)
@@ -157,6 +160,8 @@ def read(data: Any, problems: list[str]) -> Plan:
     if "factors" in data:
         rows = field(data, "factors", list, problems)
         plan.factors = [two for row in rows if (two := reader.factor(row, plan.shapes)) is not None]
+    biases = field({"biases": [], **data}, "biases", list, problems)
+    plan.biases = [new for row in biases if (new := reader.bias(row, plan.shapes)) is not None]
     return plan
 
 
@@ -314,6 +319,21 @@ class _Reader:
         ):
             return Factor(*row)
         self.problems.append(f"invalid factor: {_short(row)}")
+        return None
+
+    def bias(self, row: Any, shapes: dict[str, tuple[int, ...]]) -> Bias | None:
+        if (
+            isinstance(row, list)
+            and len(row) == 3
+            and isinstance(row[0], str)
+            and row[0] in shapes
+            and isinstance(row[1], str)
+            and row[1]
+            and "." not in row[1]
+            and are_sizes(row[2])
+        ):
+            return Bias(row[0], row[1], tuple(row[2]))
+        self.problems.append(f"invalid bias: {_short(row)}")
         return None
 
     def removal(self, row: Any) -> Removal | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.checks import a_module, function, of_kind, shown
+from ..base.checks import a_module, function, of_kind, shown, whole_number
 from ..base.errors import InputError
 from ..base.inputs import each_example
 from ..base.running import WriteGuardMode
@@ -20,6 +20,8 @@ from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
 from ..plan.plan import Plan
+from ..surgery.lineage import revise
+from .biases import give_biases
 from .changes import Changes
 from .compensation import compensate
 from .pairs import Pair, pairs
@@ -31,6 +33,7 @@ from .task import Task
 
 AT_ONCE = 1 << 22  # entries of outputs that are compared at a time
 METHODS = ("reconstruction", "compensation", "statistics")
+NEW_BIAS = "new_bias"  # beside methods: layers without a bias get one
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
 
 
@@ -47,6 +50,7 @@ def recover(
     *,
     example_inputs: Any = None,
     progress: bool | None = None,
+    room: int | None = None,
 ) -> Recovery:
     """Win back what `small` lost against `model`, from calibration data, without training. `small` is changed.
 
@@ -62,8 +66,11 @@ def recover(
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
             this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
+            With ``"new_bias"`` in a list, layers that have no bias and no batch norm behind them get one where their module
+            keeps an empty place for it and their op is given what stands there. `plan` then says so, too.
         example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
         progress: as for `prune`.
+        room: how many numbers new biases may have, together; None: no bound.
 
     Returns:
         what was done where, with each layer's error before and after.
@@ -80,6 +87,8 @@ def recover(
         raise InputError(
             "the plan holds an order: recover with the model whose units are in order as the original"
         )
+    if room is not None:
+        whole_number("room", room)
     check(how, calibration)
     if callable(how):
         how(model, small, plan, graph, calibration)
@@ -92,7 +101,10 @@ def recover(
         data = Calibration(data, first if example_inputs is None else example_inputs, progress=progress)
     batches = list(data.batches("reading calibration data"))
     example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
-    return carried_out(Task(model, Changes(small), batches, progress=progress), how, graph, plan, example)
+    task = Task(model, Changes(small), batches, progress=progress)
+    if adds_bias(how):
+        task.room = math.inf if room is None else room
+    return carried_out(task, how, graph, plan, example)
 
 
 def carried_out(task: Task, how: How, graph: DependencyGraph, plan: Plan, example: Any) -> Recovery:
@@ -102,6 +114,10 @@ def carried_out(task: Task, how: How, graph: DependencyGraph, plan: Plan, exampl
     except BaseException:
         task.changes.undo()
         raise
+    if task.changes.biases:
+        task.recovery.biases = [bias.name for bias in task.changes.biases]
+        plan.biases += task.changes.biases
+        revise(task.model, task.changes.model, plan)
     return task.recovery
 
 
@@ -115,19 +131,32 @@ def check(how: Any, calibration: Any) -> None:
         raise InputError(f"recover={how!r} needs calibration data: give calibration=[...], batches of inputs")
 
 
+def adds_bias(how: Any) -> bool:
+    """Whether layers without a bias are to get one."""
+    return isinstance(how, (list, tuple)) and any(isinstance(step, str) and step == NEW_BIAS for step in how)
+
+
 def _steps(how: Any) -> list[Any]:
     given = list(how) if isinstance(how, (list, tuple)) else [how]
     steps: list[Any] = []
+    new = adds_bias(how)
     for step in given:
+        if new and isinstance(step, str) and step == NEW_BIAS:
+            continue
         if isinstance(step, str) and step == "auto":
             steps += METHODS
         elif isinstance(step, Reconstruction) or (isinstance(step, str) and step in METHODS):
             steps.append(step)
         else:
             raise InputError(
-                f"recover must be 'auto', {', '.join(map(repr, METHODS))}, a list of these, a Reconstruction or a function, "
-                f"not {shown(step)}"
+                f"recover must be 'auto', {', '.join(map(repr, METHODS))}, a list of these (and '{NEW_BIAS}'), a Reconstruction or a "
+                f"function, not {shown(step)}"
             )
+    if new and all(isinstance(step, str) and step == "statistics" for step in steps):
+        raise InputError(
+            f"recover={how!r} has nothing that finds values for new biases: give ['{NEW_BIAS}', 'auto'], or 'reconstruction' or "
+            "'compensation' in place of 'auto'"
+        )
     if not steps:
         raise InputError("recover is an empty list: give at least one method, or None")
     return steps
@@ -145,6 +174,10 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
     found: list[Pair] = []
     if any(step != "statistics" for step in steps):
         every, recovery.skipped = pairs(graph.state, propagate(changes.traced(example)), plan)
+        if task.room is not None:
+            refused = give_biases(changes, every, graph, plan, example, task.room)
+            every, recovery.skipped = pairs(graph.state, propagate(changes.traced(example)), plan)
+            recovery.skipped += refused
         recovery.skipped += [(p.name, why) for p in every if p.loses and (why := changes.refuses(p.name))]
         found = [_shifted(p, changes) for p in every if not changes.refuses(p.name)]
     for step in steps:
@@ -165,6 +198,8 @@ def _run(task: Task, steps: list[Any], graph: DependencyGraph, plan: Plan, examp
             ]
         else:
             error = new
+    for bias in [b for b in changes.biases if not changes.value(b.name).any()]:
+        changes.take(bias)
     recovery.output = None if first is None or error is None else (first, error)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.consumers import at
+from ..plan.plan import Bias
+from ..surgery import biases
 from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
 from .lockstep import Run
@@ -24,6 +27,19 @@ class Changes:
         self.tensors = named_tensors(model)[0]
         self.before: dict[str, Any] = {}
         self.since: dict[str, Any] = {}
+        self.biases: list[Bias] = []  # those that the model was given
+
+    def give(self, bias: Bias) -> None:
+        """A layer without a bias gets one of zeros."""
+        self.tensors[bias.name] = biases.add(self.model, bias)
+        self.biases.append(bias)
+
+    def take(self, bias: Bias) -> None:
+        """It has none again."""
+        biases.take(self.model, bias)
+        self.biases.remove(bias)
+        for table in (self.tensors, self.before, self.since):
+            table.pop(bias.name, None)
 
     def traced(self, example: Any) -> Trace:
         """A recorded run of the model."""
@@ -79,7 +95,7 @@ class Changes:
                     operand, values = operand.narrow(d, 0, 1), values.narrow(d, 0, 1)
                 operand.data.copy_(values)
             if pair.shift is not None and pair.shift.argument is not None:
-                bias, tensor = run.call.args[pair.shift.argument], self.value(pair.shift.name)
+                bias, tensor = at(run.call.args, pair.shift.argument), self.value(pair.shift.name)
                 if bias.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                     bias.data.copy_(tensor.view(bias.shape))
 
@@ -102,6 +118,8 @@ class Changes:
     def undo(self) -> None:
         """Put back what was there at first."""
         self._restore(self.before)
+        for bias in list(self.biases):
+            self.take(bias)
 
     def _remember(self, name: str) -> None:
         if name not in self.since:

@@ -3,8 +3,8 @@
 For a consumer with weight W, of whose inputs x the set R is removed:  b' = b + sum_{j in R} W[:, j] E[x_j].
 
 Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024 (arXiv 2312.11983),
-baseline bias compensation. A layer without a bias gets none, as a bias that its class does not make is no longer loaded
-by a model built from the same config; where a batch norm follows, its running mean takes the constant.
+baseline bias compensation. A layer without a bias gets none unless "new_bias" is asked for, as a bias that its class does not
+make is no longer loaded by a model built from the same config; where a batch norm follows, its running mean takes the constant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from .result import NOT_FINITE, LayerRecovery
 from .sequence import sums_of_removed
 from .task import Task
 
-NO_PLACE = "has no bias, and a model built from the same config could not load a new one"
+NO_PLACE = (
+    "has no bias, and a model built from the same config could not load a new one (recover=['new_bias', ...] gives one to layers "
+    "whose class has a place for it)"
+)
 
 
 def compensate(task: Task, found: Iterable[Pair]) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..axes.nodes import GATES, base_name, is_convolution, op_name
 from ..axes.op_call import DimFacts, Product
-from ..data.consumers import Consumer, consumers
+from ..data.consumers import Consumer, Step, at, consumers, path_to
 from ..data.layout import Layout, layout_of
 from ..plan.plan import Plan
 from ..tracing.recorder import Node, record_of
@@ -38,13 +38,13 @@ class Shift:
         name: a bias, or the running mean of a batch norm that follows.
         at: its positions for [stacks, rows].
         sign: -1 for a running mean.
-        argument: which argument of the call it is; None where it comes behind.
+        argument: where it stands among the arguments of the call; None where it comes behind.
     """
 
     name: str
     at: Tensor
     sign: int
-    argument: int | None
+    argument: tuple[Step, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +172,6 @@ def _shared(state: DimFacts, consumer: Consumer) -> str:
 
 
 def _scaled(consumer: Consumer) -> str:
-    if op_name(consumer.node.target) in GATES:
-        return f"its product is one of several inside {consumer.node.target}"
     options = consumer.node.kwargs
     return "its call scales the product" if any(options.get(k, 1) != 1 for k in ("alpha", "beta")) else ""
 
@@ -254,7 +252,7 @@ def _pair(consumer: Consumer, other: Consumer, dense: DimFacts, small: DimFacts,
         row,
         column,
         smaller,
-        _shift(small, rest, places[1]),
+        _shift(small, other.calls, places[1]),
         _joins(dense, product.node) and _joins(small, rest.node),
     )
 
@@ -264,7 +262,7 @@ def _joins(state: DimFacts, node: Node) -> bool:
 
     Of two products that are added to each other the later one makes up for what both have lost.
     """
-    if len(node.users) != 1:
+    if len(node.users) != 1 or op_name(node.target) in GATES:
         return False
     (user,) = node.users
     both = [a for a in user.args if isinstance(a, Node)]
@@ -279,12 +277,27 @@ def _joins(state: DimFacts, node: Node) -> bool:
 # ------------------------------------------------------------------------------------------------ adding a constant
 
 
-def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
-    """Where a constant can be added to what a product gives: its own bias, one added behind it, a norm's running mean."""
-    node = product.node
-    for candidate, sign, spread, argument in (*_own_bias(node), *_behind(node)):
+def _shift(state: DimFacts, products: Sequence[Product], matrices: Tensor) -> Shift | None:
+    """Where a constant can be added to what a product gives: its own bias, one added behind it, a norm's running mean.
+
+    In each of its calls it must be the same one, and be used for nothing else.
+    """
+    product, *further = products
+    node, others = product.node, [p for p in further if not record_of(p.node).training]
+    wide = record_of(node).shape
+    if product.activation is not None and op_name(node.target) in GATES:
+        wide = (*record_of(product.activation).shape[:-1], record_of(product.weight).shape[0])
+    for candidate, sign, spread, argument in _constants(product):
         leaves = state.leaves_of(candidate)
-        if len(leaves) != 1 or not _only_for(leaves[0], node):
+        if len(leaves) != 1 or not _only_for(leaves[0], [p.node for p in products]):
+            continue
+        if not all(
+            any(
+                state.leaves_of(c) == leaves and rest == [sign, spread, argument]
+                for c, *rest in _constants(p)
+            )
+            for p in others
+        ):
             continue
         shape = record_of(leaves[0]).shape
         ids = moved(candidate, torch.arange(torch.Size(shape).numel()).view(shape))
@@ -292,7 +305,7 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
         operand = moved(product.weight, torch.zeros(weight, dtype=torch.int8))
         if ids is None or operand is None or ids.dim() != 1:
             continue
-        full = ids.view(-1, *[1] * spread).expand(record_of(node).shape)
+        full = ids.view(-1, *[1] * spread).expand(wide)
         rows = _layout(product, operand).outputs(node.args, full, slice(None), slice(None))
         at = rows[:, 0]
         if at.shape == matrices.shape[:2] and torch.equal(rows, at[:, None].expand_as(rows)):
@@ -301,19 +314,55 @@ def _shift(state: DimFacts, product: Product, matrices: Tensor) -> Shift | None:
     return None
 
 
-def _own_bias(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
-    """(bias, sign, dims of the result behind its last one, which argument) among the arguments of a call."""
+Constant = tuple[Node, int, int, tuple[Step, ...] | None]
+
+
+def _constants(product: Product) -> Iterable[Constant]:
+    """(bias, sign, dims of the result behind its last one, where among the arguments) of a call, and of what stands behind it."""
+    if op_name(product.node.target) in GATES:
+        yield from _of_gates(product)
+    else:
+        yield from _own_bias(product.node)
+        yield from _behind(product.node)
+
+
+def _of_gates(product: Product) -> Iterable[Constant]:
+    """That of a product in a recurrent op: behind the weights of inputs and states stand their biases, in the same order."""
+    args = product.node.args
+    *around, last = path_to(args, product.weight) or ()
+    place = int(last) + 2
+    path = (*around, place)
+    there = (
+        args[int(around[0]) + 1] is True if around else len(args) > place
+    )  # a layer says whether it has them
+    bias = at(args, path) if there else None
+    if isinstance(bias, Node):
+        yield bias, 1, 0, path
+
+
+def rows_without_constant(state: DimFacts, consumer: Consumer) -> int:
+    """How many rows the product of a consumer has, where there is no place to add a constant to them; 0 where there is."""
+    product = consumer.calls[0]
+    shape = record_of(state.leaves_of(product.weight)[0]).shape
+    found = None if torch.Size(shape).numel() > LARGEST else _matrices(product, _numbered(shape))
+    if found is None or _shift(state, consumer.calls, found[1]) is not None:
+        return 0
+    return found[1].shape[0] * found[1].shape[1]
+
+
+def _own_bias(node: Node) -> Iterable[Constant]:
+    """Those among the arguments of a call."""
     name = op_name(node.target)
     if name == "linear" and len(node.args) > 2 and isinstance(node.args[2], Node):
-        yield node.args[2], 1, 0, 2
+        yield node.args[2], 1, 0, (2,)
     elif is_convolution(node.target) and isinstance(node.args[2], Node):
-        yield node.args[2], 1, len(record_of(node.args[1]).shape) - 2, 2  # type: ignore[arg-type]
+        yield node.args[2], 1, len(record_of(node.args[1]).shape) - 2, (2,)  # type: ignore[arg-type]
     elif name in ("addmm", "baddbmm", "addmv") and isinstance(node.args[0], Node):
-        yield node.args[0], 1, 0, 0
+        yield node.args[0], 1, 0, (0,)
 
 
-def _behind(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
-    """The same behind the call, where its result goes into nothing else."""
+def _behind(node: Node) -> Iterable[Constant]:
+    """Those behind the call, where its result goes into nothing else."""
     if len(node.users) != 1:
         return
     (user,) = node.users
@@ -327,7 +376,7 @@ def _behind(node: Node) -> Iterable[tuple[Node, int, int, int | None]]:
             yield other, 1, 0, None
 
 
-def _only_for(leaf: Node, node: Node) -> bool:
-    """Whether a vector is used for the result of `node` alone."""
-    after = set(node.users) | {node}
+def _only_for(leaf: Node, calls: list[Node]) -> bool:
+    """Whether a vector is used for the results of `calls` alone."""
+    after = {user for node in calls for user in (node, *node.users)}
     return all(user in after or (_moves(user) and set(user.users) <= after) for user in leaf.users)

@@ -71,7 +71,9 @@ class Member:
         """What the smaller model's call gives with the weight as it is, and the stream that it is added to."""
         if self.out is None:
             with torch.no_grad():
-                if self.small.stream is not None:
+                if self.small.consumer.is_recurrent:
+                    self.out = self.small.result
+                elif self.small.stream is not None:
                     self.out = self.small.out + self.small.stream
                 else:
                     self.out = self.small.product.node.target(*self.small.args)  # type: ignore[operator]
@@ -81,7 +83,7 @@ class Member:
         """What the original's call gives, and the stream that it is added to."""
         if self.target is None:
             call = self.dense
-            self.target = call.out if call.stream is None else call.out + call.stream
+            self.target = call.result if call.stream is None else call.out + call.stream
         return self.target
 
     def matches(self) -> bool:

@@ -41,17 +41,23 @@ class Recovery:
         output: squared error of the model's outputs against the original's, relative to these, before and after; None
             where outputs can't be compared.
         notes: what was undone, and why.
+        biases: names of the biases that the smaller model has and the original lacks.
     """
 
     layers: list[LayerRecovery] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     output: tuple[float, float] | None = None
     notes: list[str] = field(default_factory=list)
+    biases: list[str] = field(default_factory=list)
 
     def summary(self) -> list[str]:
         """A few sentences."""
         found = self._by_method().items()
         lines = [f"{method} changed {sum(x.kept for x in own)} of {len(own)} layers" for method, own in found]
+        if self.biases:
+            lines.append(
+                f"{len(self.biases)} layers got a bias: {', '.join(self.biases[:5])}{' ...' * (len(self.biases) > 5)}"
+            )
         if self.output is not None:
             lines.append(
                 f"recovery changed the error of the outputs from {self.output[0]:.3g} to {self.output[1]:.3g}"
@@ -62,7 +68,8 @@ class Recovery:
         """Plain data for JSON."""
         layers = [asdict(layer) for layer in self.layers]
         output = None if self.output is None else {"before": self.output[0], "after": self.output[1]}
-        return {"layers": layers, "skipped": self.skipped, "output": output, "notes": self.notes}
+        rest = {"notes": self.notes, "biases": self.biases}
+        return {"layers": layers, "skipped": self.skipped, "output": output, **rest}
 
     def _by_method(self) -> dict[str, list[LayerRecovery]]:
         found: dict[str, list[LayerRecovery]] = {}
@@ -80,6 +87,7 @@ class Recovery:
                 for layer in own
                 if layer.before is not None
             ]
+        lines += [f"new bias: {name}" for name in self.biases]
         lines += [f"unchanged: {name} ({reason})" for name, reason in self.skipped]
         if self.output is not None:
             lines.append(f"outputs: error {self.output[0]:.3g} -> {self.output[1]:.3g}")

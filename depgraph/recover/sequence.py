@@ -174,7 +174,7 @@ def sums_of_removed(
         mine = sums[pair][held_now]
         for part, x, missing in _without_removed(call, pair):
             mine.add(part, summed_in(x if kept else x[:, :, :0]), summed_in(missing))
-        squares[pair][held_now] += float(summed_in(call.out).square().sum(dtype=torch.float64))
+        squares[pair][held_now] += float(summed_in(call.result).square().sum(dtype=torch.float64))
 
     watch = Watch(task.model, list(by_consumer), see)
     for batch, held_now in task.each(text) if found else ():  # noqa: B007  `see` reads it

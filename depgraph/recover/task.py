@@ -37,6 +37,7 @@ class Task:
     """The original, the changes of the smaller model, the calibration batches, and what was done so far.
 
     Attributes:
+        room: how many numbers new biases may have; None: no layer gets one.
         memory: bytes that a layer's solution may take; None: no bound.
         folder: for files in which waits what there is no room for; None: it waits in memory.
     """
@@ -46,6 +47,7 @@ class Task:
     batches: list[Batch]
     recovery: Recovery = field(default_factory=Recovery)
     progress: bool | None = None
+    room: float | None = None
     memory: int | None = None
     folder: Path | None = None
     shelf: Shelf | None = None

@@ -21,7 +21,7 @@ from ..tracing.attributes import INTERNALS, holders, put
 from ..tracing.copying import leads_to
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
-from . import factors, fold
+from . import biases, factors, fold
 from .lineage import note
 from .remove import misfits, put_stand_ins, take_out
 from .rewrite import misfit, rewrite
@@ -104,6 +104,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         fold.move(small, moved)
     for factor in plan.factors:
         factors.replace(small, factor)
+    for bias in plan.biases:
+        biases.add(small, bias)
     put_stand_ins(small, plan.removals)
     take_out(small, plan.removals)
     recompute(small)
@@ -180,6 +182,10 @@ def _check(
     wrong += [problem for fusion in plan.fusions if (problem := fold.misfit(model, fusion))]
     wrong += [problem for moved in plan.scales if (problem := fold.misfit_scale(model, moved))]
     wrong += [problem for factor in plan.factors if (problem := factors.misfit(model, factor))]
+    there = [
+        bias for bias in plan.biases if bias.weight in tensors
+    ]  # of a weight that is not the shapes tell
+    wrong += [problem for bias in there if (problem := biases.misfit(model, bias))]
     if wrong:
         raise PlanError(
             listed("this plan does not fit this model:", wrong)

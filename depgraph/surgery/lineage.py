@@ -28,6 +28,12 @@ def note(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     _plans[core(small)] = (*plans_of(model), plan if plain is str else renamed(plan, plain, plain))
 
 
+def revise(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """The `plan` that made `small` of `model` says more than it did when that was noted; of a copy nothing is known still."""
+    if plans_of(small):
+        note(model, small, plan)
+
+
 def same(model: nn.Module, other: nn.Module) -> None:
     """`model` is what `other` is, from now on: made by the same plans."""
     _plans[core(model)] = plans_of(other)
