@@ -202,6 +202,8 @@ def test_options_are_arguments_of_prune_and_choose() -> None:
         names = signature(function).parameters
         assert set(OPTIONS) <= set(names)
         assert {"max_params", "max_macs", "max_bytes", "max_memory"} <= set(names)
+    defaults = {name: p.default for name, p in signature(depgraph.choose).parameters.items()}
+    assert {name: defaults[name] for name in OPTIONS} == {name: f.default for name, f in OPTIONS.items()}
     assert number("12ms") == "12ms"
     assert number("1e9") == 10**9
 

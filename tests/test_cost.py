@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 
+from depgraph.axes.axes import Axis, concat
 from depgraph.costs.cost import count_macs
+from depgraph.costs.size_table import SizeTable
 
 
 def test_work_does_not_depend_on_the_kernel():
@@ -38,3 +44,21 @@ def test_work_of_a_model_that_takes_a_gradient_itself():
     assert (
         count_macs(Net(), torch.randn(2, 5)) == 2 * 5 * 7 + 2 * 7 + 2 * 7
     )  # the energy forward and backward
+
+
+def test_sums_of_products_and_their_slopes_by_hand() -> None:
+    """3ab + 2 * 7a + 4a of a = 4, b = 5 and a fixed 6; b squared and a + b."""
+    a, b, fixed = Axis(11), Axis(13), Axis(6)
+    graph: Any = SimpleNamespace(by_axis={a: 0, b: 1})
+    table = SizeTable(graph, rows=3)
+    table.add([a, b], scale=3)
+    table.add([None, 7, a], scale=2)
+    table.add([b, b], row=1)
+    table.add([concat([a, b])], row=1)
+    table.add([fixed, 2], scale=5, row=2)
+    table.add([fixed, a], row=2)
+    counts = np.array([4, 5])
+    assert table.full.tolist() == [11, 13]
+    assert table.values(counts).tolist() == [3 * 20 + 14 * 4, 25 + 9, 60 + 24]
+    slopes = table.slopes(counts, np.array([2.0, 10.0, 0.5]))
+    assert slopes.tolist() == [2 * (3 * 5 + 14) + 10 * 1 + 0.5 * 6, 2 * 3 * 4 + 10 * (2 * 5 + 1)]

@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import pickle
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import depgraph
+from depgraph.axes.axes import Reason
 from depgraph.base.values import output_leaves
 from depgraph.elastic.cascade import _cheapest, upper
+from depgraph.select.nested import StaysWhole, removed_units
 from depgraph.store import weights
 from depgraph.store.document import _first_line
 
@@ -126,6 +129,14 @@ def test_within_is_refused_where_it_does_not_fit() -> None:
     with pytest.raises(depgraph.InputError, match="within is a plan for another model"):
         depgraph.prune(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(2, 5),
                        within=depgraph.Plan(shapes={"0.weight": (7, 5)}))  # fmt: skip
+    (first,) = (g for g in graph.groups if g.units == 22)
+    held = graph.without([first.name], Reason("is read elsewhere"))
+    with pytest.raises(
+        StaysWhole, match=f"within cuts what must stay whole: '{re.escape(first.name)}' is read"
+    ) as caught:
+        removed_units(held, plan)
+    assert [g.name for g in caught.value.groups] == [first.name]
+    assert caught.value.graph is held
     with pytest.raises(depgraph.InputError, match=r"within must be the depgraph\.Plan"):
         depgraph.choose(graph, depgraph.scores_of(graph), within="larger")
     odd = copy.deepcopy(plan)

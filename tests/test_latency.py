@@ -272,3 +272,95 @@ def test_the_seconds_of_a_module_are_without_those_of_what_it_calls(monkeypatch:
         model(torch.zeros(1))
         model(torch.zeros(1))
     assert rows == {"": 2.0, "inner.0": 4.0, "inner.0.inner.0": 8.0, "inner.1": 16.0}
+
+
+def test_what_is_queued_on_a_device_is_of_the_module_that_queued_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a call and after it the device is waited for: else a module pays for what ran before it."""
+    clock, queued = [0.0], [0.0]
+
+    def wait() -> None:
+        clock[0], queued[0] = clock[0] + queued[0], 0.0
+
+    monkeypatch.setattr("depgraph.costs.latency.now", lambda: clock[0])
+    monkeypatch.setattr("depgraph.costs.latency.seconds_since", lambda start: clock[0] - start)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+
+    class Queue(nn.Module):
+        def __init__(self, seconds: float, *inner: nn.Module) -> None:
+            super().__init__()
+            self.seconds, self.inner = seconds, nn.ModuleList(inner)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            queued[0] += self.seconds
+            for module in self.inner:
+                x = module(x)
+            return x
+
+    with latency._timed(model := Queue(1.0, Queue(2.0), Queue(4.0))) as rows:
+        model(torch.zeros(1))
+    assert rows == {"": 1.0, "inner.0": 2.0, "inner.1": 4.0}
+
+
+def test_what_pairs_say_by_hand() -> None:
+    """Ratios of 1/2, 3/4, 1/2 and 1: the middle half is from 0.5 to 0.8125."""
+    found = latency._summed_up([2.0, 4.0, 2.0, 2.0], [1.0, 3.0, 1.0, 2.0])
+    assert (found.before, found.after, found.ratio, found.count) == (2.0, 1.25, 0.625, 4)
+    assert found.spread == pytest.approx(2 * 1.25 * 0.3125 / (1.35 * 2 * 0.625))
+
+
+@pytest.mark.parametrize(("ratios", "count"), [((0.5,), 3), ((0.5, 0.502), 3), ((0.5, 0.525, 0.55), 18)])
+def test_pairs_are_taken_until_the_ratio_is_known_well_enough(ratios: tuple[float, ...], count: int) -> None:
+    """The last of these vary by a tenth: the spread is 5 % of three pairs, and 4 % of eighteen."""
+    reference, model, asked = nn.Identity(), nn.Identity(), [0]
+
+    def seconds(module: nn.Module, inputs: Any) -> float:
+        if module is reference:
+            return 2.0
+        asked[0] += 1
+        return 2.0 * ratios[asked[0] % len(ratios)]
+
+    found = pairs_of(reference, model, None, seconds)
+    assert (found.count, asked[0]) == (count, count)
+    assert found.before == 2.0
+
+
+@pytest.mark.parametrize(
+    ("before", "modelled", "found", "factor", "closer"),
+    [
+        (1.0, 100.0, 50.0, 0.5, True),
+        (1.0, 100.0, 100.0, 1.0, False),  # just what is allowed
+        (1.0, 100.0, 101.0, 1.01, False),
+        (
+            1.2,
+            100.0,
+            110.0,
+            1.2 * 1.001,
+            False,
+        ),  # too much: the next plan is smaller, whatever the model says
+        (1.2, 100.0, 90.0, 0.9, True),
+    ],
+)
+def test_what_a_measurement_teaches_of_a_cost_that_is_modelled(
+    before: float, modelled: float, found: float, factor: float, closer: bool
+) -> None:
+    kind = BUDGETS["max_macs"]
+    cost: Any = SimpleNamespace(value=lambda counts: modelled)
+    target = Target(kind, 100.0, 200.0, lambda small: found, lambda graph: cost, before)
+    assert kind.near == 0.01
+    assert target.learn(cast("Any", None), cast("Any", None), nn.Identity()) == (found, closer)
+    assert target.factor == pytest.approx(factor, rel=1e-12)
+    assert target.aim == 100.0
+    assert target.seen == []
+
+
+def test_a_plan_that_fits_is_taken_where_no_other_meets_the_budgets() -> None:
+    def refused(*_: Any) -> Any:
+        raise depgraph.BudgetError("can't be reached")
+
+    request, fits = cast("Any", SimpleNamespace(masks=refused)), {"layer": np.array([True, False])}
+    targets = Targets(best=fits)
+    assert targets.masks(cast("Any", None), request, {}) is fits
+    assert targets.tried == ROUNDS
+    with pytest.raises(depgraph.BudgetError, match="can't be reached"):
+        Targets().masks(cast("Any", None), request, {})
