@@ -13,7 +13,7 @@ aten = torch.ops.aten
 Tensor = torch.Tensor
 
 
-@handles("_sparse_addmm mm bmm addmm baddbmm convolution linear matmul mv dot vdot addmv addbmm _grouped_mm")
+@handles("_sparse_addmm mm bmm addmm baddbmm convolution mv dot vdot addmv addbmm _grouped_mm")
 def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     """Alive where some pair of alive entries is summed."""
     out = run.computed(func, args, kwargs)
@@ -22,14 +22,11 @@ def contraction(run: MaskedRun, func: Any, args: Any, kwargs: Any) -> Any:
     name = func._schema.name
     bias = None
     if name == "aten::convolution":
-        bias, tensors[2] = args[2], None
+        bias = args[2]
     elif name == "aten::_sparse_addmm":
         func, tensors[0] = aten.addmm.default, torch.zeros_like(run.full(args[0]))
     elif name in ("aten::addmm", "aten::baddbmm", "aten::addmv", "aten::addbmm"):
         bias, tensors[0] = args[0], torch.zeros_like(run.full(args[0]))
-    elif name == "aten::linear":
-        bias = args[2] if len(args) > 2 else None
-        tensors = tensors[:2]
     if name == "aten::convolution":
         mask = _of_convolution(tensors[0], tensors[1], args, out)
     else:
