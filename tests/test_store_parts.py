@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -71,9 +72,12 @@ def test_a_field_of_another_kind_is_refused(name: str, value: Any, kind: str) ->
 
 
 def test_what_is_left_on_the_meta_device_is_found_wherever_it_is() -> None:
+    elsewhere = torch.empty(2, device="meta")
+
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.proxy = weakref.proxy(elsewhere)
             table = torch.empty(2, device="meta")
             self.layer, self.real = nn.Linear(2, 3, bias=False, device="meta"), nn.Linear(2, 3)
             self.tables = {"a": [torch.zeros(1), torch.empty(1, device="meta")], "none": []}
@@ -82,7 +86,7 @@ def test_what_is_left_on_the_meta_device_is_found_wherever_it_is() -> None:
             self.loop = [self, "meta", 1]
 
     assert sorted(left_on_meta(Keeps())) == [
-        "_modules.layer._parameters.weight", "device", "shift.table", "tables.a.1",
+        "_modules.layer._parameters.weight", "device", "proxy", "shift.table", "tables.a.1",
     ]  # fmt: skip
     assert left_on_meta(nn.Linear(2, 3)) == []
 
