@@ -357,6 +357,10 @@ def test_masks_have_the_first_name_of_a_tied_parameter_and_the_whole_name_of_one
     for name in ("a.weight", "b.weight", "again.weight"):
         keep_zeros(model, {name: square, "b.bias": pair, "inner.list.1": three, "own": pair})
         assert entries_of(model) == {"a.weight": square, "b.bias": pair, "inner.list.1": three, "own": pair}
+        assert entries_of(second) == {
+            "weight": square,
+            "bias": pair,
+        }  # a part that is copied alone keeps its own
     keep_zeros(model, {"a.bias": pair})  # instead of those before
     assert entries_of(model) == {"a.bias": pair}
 
