@@ -21,7 +21,7 @@ from torch.nn.utils import prune as torch_prune
 import depgraph
 from depgraph.plan.bits import Bits
 from depgraph.simplify.threshold import lowest
-from depgraph.surgery.zeros import entries_of
+from depgraph.surgery.zeros import entries_of, keep_zeros
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -340,6 +340,29 @@ def test_zeros_stay_zero_in_tied_weights_and_lists() -> None:
         optimizer.step()
     assert model.b.weight is model.a.weight
     assert_zeros(result, model)
+
+
+def test_masks_have_the_first_name_of_a_tied_parameter_and_the_whole_name_of_one_in_a_list() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.list = nn.ParameterList([torch.randn(2), torch.randn(3)])
+
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight
+    model = nn.ModuleDict({"a": first, "b": second, "again": first, "inner": Inner()})
+    model.own = nn.Parameter(torch.randn(2))
+    square = Bits.of(torch.tensor([[True, False], [False, True]]))
+    pair, three = Bits.of(torch.tensor([True, False])), Bits.of(torch.tensor([True, False, True]))
+    for name in ("a.weight", "b.weight", "again.weight"):
+        keep_zeros(model, {name: square, "b.bias": pair, "inner.list.1": three, "own": pair})
+        assert entries_of(model) == {"a.weight": square, "b.bias": pair, "inner.list.1": three, "own": pair}
+        assert entries_of(second) == {
+            "weight": square,
+            "bias": pair,
+        }  # a part that is copied alone keeps its own
+    keep_zeros(model, {"a.bias": pair})  # instead of those before
+    assert entries_of(model) == {"a.bias": pair}
 
 
 def test_torch_is_as_it_was_when_no_masked_model_is_left() -> None:

@@ -73,3 +73,19 @@ def test_what_is_no_matrix_or_cut_otherwise_is_not_made_by_rows() -> None:
     grouped = Cut((4, 2), (None, None), blocks=[np.array([0]), np.array([1])])
     flat = torch.randn(4, 2)
     assert not Weight("w", flat, grouped, False, InMemory({"w": flat}), torch.float32).by_rows()
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "spans"),
+    [
+        (4, (8, 1), [(0, 4), (4, 8)]), (4, (7, 2), [(0, 2), (2, 4), (4, 6), (6, 7)]), (5, (3, 2), [(0, 2), (2, 3)]),
+        (3, (2, 4), [(0, 1), (1, 2)]), (4, (5, 0), [(0, 4), (4, 5)]), (9, (0, 3), []), (9, (3, 3), [(0, 3)]),
+    ],
+)  # fmt: skip
+def test_a_block_has_as_many_rows_as_fit(
+    block: int, shape: tuple[int, int], spans: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_demand, "BLOCK", block)
+    source = torch.randn(shape)
+    blocks = list(Weight("w", source, None, False, InMemory({"w": source}), torch.float32).blocks())
+    assert [(first, last) for first, last, _ in blocks] == spans

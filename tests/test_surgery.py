@@ -10,7 +10,9 @@ import torch
 from checks import prune_and_check
 from torch import Tensor, nn
 
-from depgraph.surgery.apply import TABLE
+from depgraph.plan.plan import Repair
+from depgraph.surgery.apply import TABLE, _repair_standard, follows_weight, repeated_size
+from depgraph.surgery.copied import what_copies_need
 
 
 class Between(nn.Module):
@@ -96,6 +98,57 @@ def test_no_module_that_is_repaired_is_left_out() -> None:
     assert [kind for kind in TABLE if not any(isinstance(part, kind) for part in parts)] == []
 
 
+ROWS: list[tuple[nn.Module, str, str, int]] = [  # attribute, tensor, dim
+    (nn.Linear(2, 3), "in_features", "weight", 1), (nn.Linear(2, 3), "out_features", "weight", 0),
+    (nn.Embedding(2, 3), "num_embeddings", "weight", 0), (nn.Embedding(2, 3), "embedding_dim", "weight", 1),
+    (nn.EmbeddingBag(2, 3), "num_embeddings", "weight", 0), (nn.EmbeddingBag(2, 3), "embedding_dim", "weight", 1),
+    (nn.BatchNorm2d(3), "num_features", "weight", 0), (nn.InstanceNorm1d(3, affine=True), "num_features", "weight", 0),
+    (nn.GroupNorm(1, 3), "num_channels", "weight", 0), (nn.PReLU(3), "num_parameters", "weight", 0),
+    (nn.Bilinear(2, 3, 4), "in1_features", "weight", 1), (nn.Bilinear(2, 3, 4), "in2_features", "weight", 2),
+    (nn.Bilinear(2, 3, 4), "out_features", "weight", 0),
+    (nn.GRUCell(2, 3), "input_size", "weight_ih", 1), (nn.GRUCell(2, 3), "hidden_size", "weight_hh", 1),
+    (nn.LSTM(2, 3), "input_size", "weight_ih_l0", 1),
+    (nn.Conv1d(2, 3, 1), "in_channels", "weight", 1), (nn.Conv1d(2, 3, 1), "out_channels", "weight", 0),
+    (nn.ConvTranspose1d(2, 3, 1), "in_channels", "weight", 0), (nn.ConvTranspose1d(2, 3, 1), "out_channels", "weight", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "tensor", "dim"), ROWS, ids=[f"{type(m).__name__}.{a}" for m, a, _, _ in ROWS]
+)
+def test_the_size_that_an_attribute_repeats_is_known_and_set(
+    module: nn.Module, attribute: str, tensor: str, dim: int
+) -> None:
+    assert repeated_size(module, attribute) == (tensor, dim)
+    assert follows_weight(module, attribute)
+    assert getattr(module, attribute) == getattr(module, tensor).shape[dim]
+    module = copy.deepcopy(module)
+    weight = getattr(module, tensor)
+    setattr(module, tensor, nn.Parameter(weight.detach().repeat_interleave(2, dim)))
+    if isinstance(module, nn.BatchNorm2d):
+        module.running_mean = torch.zeros(6)
+    others = {a: getattr(module, a) for m, a, _, _ in ROWS if type(m) is type(module) and a != attribute}
+    before = getattr(module, attribute)
+    _repair_standard(nn.Sequential(nn.ReLU(), module))
+    assert getattr(module, attribute) == 2 * before
+    assert {a: getattr(module, a) for a in others} == others
+
+
+def test_what_repeats_no_size_of_a_tensor() -> None:
+    grouped = nn.Conv1d(4, 6, 1, groups=2)
+    for module, attribute in (
+        (grouped, "in_channels"), (grouped, "out_channels"), (nn.Conv1d(2, 3, 1), "kernel_size"), (nn.Linear(2, 3), "num_features"),
+        (nn.ReLU(), "in_features"), (nn.LSTM(2, 3), "hidden_size"),
+    ):  # fmt: skip
+        assert repeated_size(module, attribute) is None
+    assert follows_weight(grouped, "in_channels")
+    assert not follows_weight(grouped, "groups")
+    assert not follows_weight(nn.ReLU(), "in_features")
+    grouped.weight = nn.Parameter(torch.zeros(8, 3, 1))
+    _repair_standard(grouped)
+    assert (grouped.in_channels, grouped.out_channels) == (6, 8)
+
+
 class Split(nn.Module):
     """Splits heads; it is copied and pickled by what it was built from, and reads what that was turned into."""
 
@@ -133,3 +186,24 @@ def test_modules_that_are_copied_in_a_way_of_their_own_keep_their_new_sizes():
     assert result.model.q.out_features == 12
     again = copy.deepcopy(result.model)
     assert torch.equal(again(x.double()), result.model(x.double()))
+
+
+class NoCopies(Split):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("it can't be copied")
+
+
+def test_what_a_copy_is_made_from_is_repaired_with_what_it_was_turned_into() -> None:
+    pairs = Repair("split", "pairs", (0, 1), 2, 4)
+    lengths = Repair("split", "lengths", ("h",), 2, 4)
+
+    def needed(split: nn.Module, *repairs: Repair) -> list[Repair]:
+        return what_copies_need(nn.ModuleDict({"split": split}), repairs)
+
+    assert needed(Split(w=3, h=5), Repair("split", "pairs", (1, 1), 2, 5)) == [
+        Repair("split", "lengths", ("h",), 2, 5)
+    ]
+    assert needed(Split(h=4, w=4), pairs) == [lengths]  # of two equal numbers the one that helps
+    assert needed(Split(h=4), pairs, lengths) == []
+    assert needed(NoCopies(h=4), pairs) == []
+    assert needed(nn.Linear(4, 4), Repair("split", "in_features", (), 2, 4)) == []

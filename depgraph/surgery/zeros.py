@@ -106,10 +106,8 @@ def zeroed(tensor: Tensor, bits: Bits | None) -> Tensor:
 
 def entries_of(model: nn.Module) -> dict[str, Bits]:
     """Name of each masked parameter (the first of a tied one) -> which of its entries stay."""
-    first: dict[int, str] = {}
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
     found: dict[str, Bits] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        first.setdefault(id(tensor), name)
     for path, module in model.named_modules():
         for keeper in _keepers(module):
             for name, bits in keeper.entries.items():
