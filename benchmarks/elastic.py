@@ -3,7 +3,8 @@
 * **Accuracy**: a trained net made elastic and trained by the sandwich rule for some steps, beside one model for each smaller
   size, pruned from the same net and distilled from it, with the same number of steps in all. Statistics of batch norms
   are estimated anew for both. `--case digits`, or on Fashion-MNIST `resnet20` and `mobilenet`.
-* **Cascade**: on data that was neither trained nor calibrated on, with a drop of at most half a point asked for.
+* **Cascade**: on data that was neither trained nor calibrated on, with a drop of at most half a point asked for. With `--depth`
+  smaller sizes leave out branches, too, and are shares of the latency at batch 1; that alone is measured then.
 * **Storage**: bytes of the one folder, and of separate ones. Bytes that loading a size reads, as the system counts them.
 * **Switching**: seconds from a call of `switch` until it returns, and what a call of a size costs beyond that of the plain
   module, for a ResNet.
@@ -40,6 +41,7 @@ from depgraph.recover.statistics import estimate
 from depgraph.recover.task import Task
 
 SIZES = (1.0, 0.5, 0.25)
+DEEP_SIZES = (1.0, 0.6, 0.4)  # of the latency at batch 1, of which some is the same for any width
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -108,7 +110,9 @@ def separate(dense: nn.Module, example: Tensor, size: float, data: Batches, rate
     return small
 
 
-def accuracies(case: str, seed: int, steps: int, images: int | None, epochs: int | None) -> dict[str, Any]:
+def accuracies(
+    case: str, seed: int, steps: int, images: int | None, epochs: int | None, depth: bool
+) -> dict[str, Any]:
     """Rows of one seed."""
     if case == "digits":
         dense, training, test, rate, mirror = (
@@ -126,16 +130,22 @@ def accuracies(case: str, seed: int, steps: int, images: int | None, epochs: int
         example = torch.zeros(1, 1, 28, 28)
     dense = dense.eval()
     data = batches_of(training, steps, seed, mirror)
-    elastic = depgraph.Elastic(dense, example, sizes=SIZES)
+    if depth:
+        seen = [x for x, _ in data[:8]]
+        elastic = depgraph.Elastic(
+            dense, example, sizes=DEEP_SIZES, cost="latency", depth=True, calibration=seen
+        )
+    else:
+        elastic = depgraph.Elastic(dense, example, sizes=SIZES)
     optimised(elastic, steps, rate, lambda step: elastic.sandwich(data[step], F.cross_entropy))
     elastic.estimate_statistics(data[:8])
     half = steps // 2
     alone = {
         size: separate(dense, example, size, data[i * half : (i + 1) * half], rate)
-        for i, size in enumerate(SIZES[1:])
+        for i, size in enumerate(() if depth else SIZES[1:])
     }
     row: dict[str, Any] = {"case": case, "seed": seed, "steps": steps, "dense": fashion.accuracy(dense, test)}
-    row |= {f"elastic {size:g}": fashion.accuracy(elastic.at(size), test) for size in SIZES}
+    row |= {f"elastic {size:g}": fashion.accuracy(elastic.at(size), test) for size in elastic.sizes}
     row |= {f"separate {size:g}": fashion.accuracy(model, test) for size, model in alone.items()}
     return row | cascaded(elastic, held_out, test) | stored(elastic, [dense, *alone.values()])
 
@@ -250,6 +260,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, help="of the dense net; by default that of benchmarks.quality is used"
     )
+    parser.add_argument(
+        "--depth", action="store_true", help="sizes that leave out branches: the cascade alone"
+    )
     parser.add_argument("--no-resnet", action="store_true")
     parser.add_argument("--assistant", action="store_true")
     parser.add_argument(
@@ -274,7 +287,7 @@ def main() -> None:
     seeds, steps = (1, 150) if options.small else (options.seeds, options.steps)
     for case in cases if not options.assistant else ():
         for seed in range(seeds):
-            say(accuracies(case, seed, steps, options.images, options.epochs))
+            say(accuracies(case, seed, steps, options.images, options.epochs, options.depth))
     if not (options.no_resnet or options.assistant):
         import torchvision
 

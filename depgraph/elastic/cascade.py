@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..base.checks import fraction, is_number, shown
@@ -93,10 +94,17 @@ class Cascade:
         """`sizes` of `elastic`, rising, with one `threshold` from 0 to 1."""
         self.elastic, self.sizes, self.threshold = elastic, tuple(sizes), threshold
         self.report: CascadeReport | None = None
+        self._modules: dict[float, list[nn.Module]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these inputs, row by row from the size that answered."""
         return self.routed(*args, **kwargs)[0]
+
+    def _in_eval(self, size: float, part: nn.Module) -> Any:
+        """`part` in eval mode; where it is in it as a whole, that is seen sooner than `in_mode` sees it."""
+        if size not in self._modules:
+            self._modules[size] = list(part.modules())
+        return in_mode(part, False) if any(m.training for m in self._modules[size]) else nullcontext()
 
     @torch.no_grad()
     def routed(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -114,7 +122,7 @@ class Cascade:
             part, inputs = self.elastic.to_call(size), (args, kwargs)
             if left is not None:
                 inputs = map_tensors(inputs, _rows(left, len(answered)))
-            with in_mode(part, False):
+            with self._in_eval(size, part):
                 output = part(*inputs[0], **inputs[1])
             scores = class_scores(output)
             if left is None:
