@@ -123,11 +123,6 @@ def analyzed(
     return graph.finish(constraints)
 
 
-# Budgets that count what is stored, and what one more parameter of a model takes of them at most.
-STORED: dict[str, Callable[[nn.Module], int]] = {
-    "max_params": lambda model: 1,
-    "max_bytes": lambda model: max(p.element_size() for p in model.parameters()),
-}
 FUNCTIONS = {"latency": ("model", "example_inputs"), "score": ("model",), "loss": ("output", "target")}
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
@@ -434,11 +429,10 @@ class _Widths:
         self.notes.clear()
         scores = scores_of(graph, self.importance, calibration=self.data, notes=self.notes)
         targets = read_budgets(graph, self.example_inputs, request, self.timer)
-        counted = [t for t in targets.targets if t.kind.name in STORED]
-        if self.new_biases and counted:
-            entries = most_entries(graph)
-            for target in counted:
-                target.limit -= entries * STORED[target.kind.name](graph.model)
+        entries = most_entries(graph) if self.new_biases else 0
+        for target in targets.targets:
+            if entries and target.kind.stored is not None:
+                target.limit -= entries * target.kind.stored(graph.model)
         found = settle(graph, self.example_inputs, scores, request, targets, verify, self.notes)
         if request.threshold is not None and not found.plan.cuts:
             lowest = min(b.scores[0] for b in request.selection(found.graph, scores).blocks if len(b.scores))
@@ -466,9 +460,9 @@ def _room(request: Request, model: nn.Module, small: nn.Module, example_inputs: 
     """How many parameters `small` may get by the budgets that count what is stored; None where there is none."""
     left = [
         (kind.amount(given, kind.measure(model, example_inputs)) - kind.measure(small, example_inputs))
-        / STORED[kind.name](model)
+        / kind.stored(model)
         for kind, given in request.amounts
-        if kind.name in STORED
+        if kind.stored is not None
     ]
     return max(0, int(min(left))) if left else None
 

@@ -53,6 +53,7 @@ class BudgetKind:
             measurements; beside it, `cost` is what it falls back on where these do not lead there.
         compare: ``compare(smaller, model, example_inputs)`` -> the measurement of `smaller` as a share of that of `model`,
             where a second measurement gives another number than the first: both are then taken together.
+        stored: what one more number in a parameter of a model takes of it, at most; None where that is nothing.
         show: an amount as a person reads it.
     """
 
@@ -66,6 +67,7 @@ class BudgetKind:
     bare: bool = True
     calibrate: Callable[[DependencyGraph, Any, Request], CostOf] | None = None
     compare: Callable[[nn.Module, nn.Module, Any], float] | None = None
+    stored: Callable[[nn.Module], int] | None = None
     show: Callable[[float], str] = "{:,.0f}".format
 
     @property
@@ -208,10 +210,11 @@ def _milliseconds(value: float) -> str:
 
 
 for _kind in (
-    BudgetKind("max_params", "parameters", cost.parameter_cost, lambda m, _: cost.parameter_count(m), COUNTS, exact=True),
+    BudgetKind("max_params", "parameters", cost.parameter_cost, lambda m, _: cost.parameter_count(m), COUNTS, exact=True,
+               stored=lambda m: 1),
     BudgetKind("max_macs", "multiply-accumulates of one forward pass", cost.mac_cost, cost.count_macs, COUNTS),
     BudgetKind("max_bytes", "bytes of parameters and buffers", cost.byte_cost, lambda m, _: cost.byte_count(m), BYTES,
-               exact=True),
+               exact=True, stored=lambda m: max(p.element_size() for p in m.parameters())),
     BudgetKind("max_memory", "bytes of activations at their peak", memory_cost, measure_memory, BYTES),
     BudgetKind("max_latency", "seconds of one forward pass on this machine", cost.mac_cost, measure_latency, SECONDS, near=0.05,
                bare=False, calibrate=latency_cost, compare=relative_latency, show=_milliseconds),
