@@ -30,6 +30,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 aten = torch.ops.aten
 
 
+def newer(name: str, function: Any) -> dict[Any, Any]:
+    """A row of a table of ops, of one that older versions of torch lack."""
+    return {getattr(aten, name).default: function} if hasattr(aten, name) else {}
+
+
 # --- live zeros -------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +259,7 @@ STATISTICS: dict[Any, Callable] = {
     aten.renorm.default: renormalised,
     aten.native_layer_norm.default: layer_norm,
     aten.native_group_norm.default: group_norm,
-    aten._fused_rms_norm.default: rms_norm,
+    **newer("_fused_rms_norm", rms_norm),
     aten.native_batch_norm.default: legit_batch_norm,
     aten._native_batch_norm_legit.default: legit_batch_norm,
     aten._native_batch_norm_legit.no_stats: stateless_batch_norm,
@@ -310,7 +315,7 @@ def observed(
     return (steps.clamp(least, most) - zero) * scale, (steps >= least) & (steps <= most)
 
 
-WIDE = {aten._grouped_mm.default: grouped_mm, aten._fused_moving_avg_obs_fq_helper.default: observed}
+WIDE = {**newer("_grouped_mm", grouped_mm), aten._fused_moving_avg_obs_fq_helper.default: observed}
 
 
 class WideKernels(TorchDispatchMode):

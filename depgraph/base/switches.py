@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.backends.opt_einsum  # older versions of torch do not
 import torch.nn.functional
 from torch import nn
 
