@@ -9,6 +9,7 @@ import torch
 import vision_ops  # noqa: F401  # declares what rules for ops of any library are about
 from probing import Row, size
 from torch import Tensor
+from versions import NEW_TORCH
 
 aten = torch.ops.aten
 DICE = torch.Generator().manual_seed(0)
@@ -51,6 +52,9 @@ def at(
     """Put a call into the table; the overload is the one that torch picks for these arguments."""
     name, _, overload = name.partition(".")
     space, _, rest = name.rpartition("::")
+    packet = getattr(getattr(torch.ops, space or "aten"), rest, None)
+    if not NEW_TORCH and (packet is None or (overload and overload not in packet.overloads())):
+        return
     if not overload:
         given, named = Row(None, args, kwargs).plain
         overload = torch._C._jit_resolve_packet(f"{space or 'aten'}::{rest}", *given, **named) or "default"

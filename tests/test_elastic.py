@@ -20,6 +20,7 @@ from checks import random_importance
 from oracle import assert_equal_to_masked, assert_untouched, snapshot
 from small_models import fresh
 from torch import Tensor, nn
+from versions import on_new_torch
 from zoo import ZOO
 
 import depgraph
@@ -760,6 +761,7 @@ def test_the_state_of_other_sizes_is_refused() -> None:
     elastic.load_state_dict(made(net(1), sizes=[1, 0.5, 0.4, 0.25]).state_dict())
 
 
+@on_new_torch
 def test_a_size_is_traced_while_gradients_are_on() -> None:
     elastic = made()
     part = elastic.at(0.5)

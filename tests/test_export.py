@@ -16,6 +16,7 @@ from export_models import MODELS
 from export_ways import WAYS, Sent, other_batch
 from literals import Halves, Literals
 from outputs import deviation, shapes
+from versions import NEW_TORCH
 from zoo_entry import ready
 
 import depgraph
@@ -52,6 +53,8 @@ def send(kind: str, way: str) -> None:
     "kind", [pytest.param(k, marks=pytest.mark.slow) if k in ("bert", "vit") else k for k in MODELS]
 )
 def test_ways_out(kind: str, way: str) -> None:
+    if "ONNX" in way and not NEW_TORCH:
+        pytest.skip("the exporter of torch 2.6 and today's onnxscript do not fit")
     send(kind, way)
 
 

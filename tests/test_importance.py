@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from versions import on_new_torch
 
 import depgraph
 from depgraph import Calibration, InputError
@@ -889,6 +890,7 @@ class Runs(nn.Module):
         return torch._grouped_mm(hidden, self.fall, offs=self.ends)
 
 
+@on_new_torch
 def test_experts_count_by_their_share_of_the_samples() -> None:
     torch.manual_seed(1)
     net, batches = Runs().eval(), [torch.randn(20, 8) for _ in range(30)]

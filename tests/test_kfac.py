@@ -11,6 +11,7 @@ import torch
 from curvature import Given, batches, of_two_readers, ones, plain, scores, watched
 from torch import Tensor, nn
 from torch.nn import functional as F
+from versions import on_new_torch
 
 import depgraph
 from depgraph import InputError
@@ -138,6 +139,7 @@ def test_inputs_of_recurrent_layers(kind: Any, bidirectional: bool) -> None:
     np.testing.assert_allclose(found / found.sum(), np.array(expected) / sum(expected), rtol=1e-8)
 
 
+@on_new_torch
 def test_experts_count_by_the_gradients_of_their_samples() -> None:
     class Runs(nn.Module):
         def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, List  # noqa: UP035  torch 2.6 knows no other list of ints
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ twice.register_autograd(lambda _, gradient: gradient * 2)
 
 
 @torch.library.custom_op("structure::heads", mutates_args=())
-def heads_op(x: Tensor, shape: list[int], heads: int) -> Tensor:
+def heads_op(x: Tensor, shape: List[int], heads: int) -> Tensor:  # noqa: UP006
     """Each row's heads (x [n, heads * width]) are scaled by a number of their own, 1 / (1 + how many heads there are)."""
     return (x.view(shape[0], heads, -1) * 0.5).flatten(1)
 

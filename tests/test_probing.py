@@ -11,6 +11,7 @@ import torch
 from probing import Claim
 from probing_rows import ROWS
 from test_rules import POINTWISE, overloads
+from versions import on_new_torch
 
 from depgraph.axes.axes import Axis, concat, product
 from depgraph.axes.op_call import OpCall
@@ -136,6 +137,7 @@ def test_nothing_is_frozen_without_need(name: str):
     assert strict(name) - listed == set(), claim(name).too_strict()
 
 
+@on_new_torch
 def test_ledger_names_what_is_found():
     listed = {(reason, op) for reason, (_, ops) in STRICT.items() for op in ops.split()}
     assert listed - frozenset().union(*map(strict, ROWS)) == set(), "no longer too strict: take it out"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import vision_ops  # noqa: F401  # declares what rules for ops of any library are about
+from versions import NEW_TORCH
 
 from depgraph import rules
 from depgraph.rules import registry
@@ -42,6 +43,8 @@ def test_every_name_is_an_op_that_a_graph_can_hold():
     whole = {f"aten::{op._schema.name.partition('::')[2]}" for op in WHOLE.values()}
     for name in sorted(set(registry.REGISTRY) - {POINTWISE} - whole):
         ops = overloads(name)
+        if not ops and not NEW_TORCH:
+            continue
         assert ops, f"{name}: no such op in torch.ops: mistyped, or not in this torch"
         assert not all(map(is_composite, ops)), f"{name} is never recorded"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from checks import prune_and_check
 from torch import Tensor, nn
+from versions import on_new_torch
 
 import depgraph
 
@@ -77,6 +78,7 @@ class EagerTable(Net):
         return torch.tanh(x[:, :n]) * torch.sigmoid(x[:, n:])
 
 
+@on_new_torch
 @pytest.mark.parametrize("kind", [Gate, Half, Table, EagerTable])
 def test_a_scripted_function_is_followed_through_its_source(kind: type[Net]) -> None:
     torch.manual_seed(0)
@@ -86,6 +88,7 @@ def test_a_scripted_function_is_followed_through_its_source(kind: type[Net]) -> 
     assert result.report.notes == []
 
 
+@on_new_torch
 def test_a_number_in_a_scripted_function_stays() -> None:
     class Numbered(Net):
         def middle(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from ranks_worker import Net, words
 from test_checkpoint import made
 from test_checkpoint_ranks import run
+from versions import on_new_torch
 
 import depgraph
 
@@ -38,6 +39,7 @@ def assert_as_in_memory(found: Any) -> None:
         assert torch.equal(state[name], tensor), name
 
 
+@on_new_torch
 @pytest.mark.parametrize("files", [1, 3])
 def test_safetensors_are_read_and_written(tmp_path: Path, files: int) -> None:
     state = state_of(made(Net))
@@ -47,6 +49,7 @@ def test_safetensors_are_read_and_written(tmp_path: Path, files: int) -> None:
     assert_as_in_memory(pruned(tmp_path / "source", tmp_path / "out"))
 
 
+@on_new_torch
 def test_own_files_are_refused(tmp_path: Path) -> None:
     dcp.save(state_of(made(Net)), storage_writer=dcp.FileSystemWriter(tmp_path / "source"))
     with pytest.raises(depgraph.InputError, match=r"what is where in it says a pickle.*\n.*python -c"):
@@ -54,6 +57,7 @@ def test_own_files_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
+@on_new_torch
 def test_the_model_is_a_part_of_what_was_saved(tmp_path: Path) -> None:
     """Names begin with its key; the state of an optimizer, and what is no tensor, stay behind."""
     model = made(Net)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from versions import NEW_TORCH
 from zoo_attention import STREAM, Block
 from zoo_entry import CLASSES, entry, tokens, vector
 
@@ -76,7 +77,11 @@ class ExpertsInGroups(Experts):
         return torch.einsum("bnkch,bnkh,bnk->bnc", self.fall[index], hidden, weights)
 
 
-@entry(tokens(8), "stem.weight router.weight:0 rise:0 rise:1 fall:0 fall:2", dtype=torch.float32)
+@(
+    entry(tokens(8), "stem.weight router.weight:0 rise:0 rise:1 fall:0 fall:2", dtype=torch.float32)
+    if NEW_TORCH
+    else lambda cls: cls
+)
 class SortedExperts(nn.Module):
     """Tokens sorted by expert, counted by a histogram, multiplied in groups; sizes are multiples of 8 for the kernel."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from versions import NEW_TORCH
 from zoo_connections import conv, conv_bn, pooled
 from zoo_entry import BATCH, CLASSES, entry, image, tokens, vector
 
@@ -109,7 +110,10 @@ class OneDimensional(nn.Module):
         return self.last(F.adaptive_avg_pool1d(F.gelu(self.c(F.avg_pool1d(x, 2))), 1).squeeze(-1))
 
 
-@entry(lambda: (torch.randn(BATCH, 3, 4, 8, 6),), "a.weight:0 b.weight last.weight:1 norm.weight")
+@entry(
+    lambda: (torch.randn(BATCH, 3, 4, 8, 6),),
+    "a.weight:0 b.weight last.weight:1 norm.weight" if NEW_TORCH else "b.weight last.weight:1",
+)
 class ThreeDimensional(nn.Module):
     """Conv3d, BatchNorm3d, factorised into space and time."""
 
