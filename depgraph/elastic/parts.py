@@ -66,7 +66,8 @@ class Link:
                 base, held = table[key], mine[0][0][mine[0][1]]
                 _put(mine, held, held.to(base.device, base.dtype))
         copied = any(cut is not None and not cut.leads for *_, cut in self.rows)
-        self.fresh = None if history or copied else self._state()
+        sparse = any(table[key].layout is not torch.strided for _, (table, key), *_ in self.rows + self.buffers)
+        self.fresh = None if history or copied or sparse else self._state()
 
     def _state(self) -> list[tuple[Any, ...]]:
         """What tells that nothing has changed since: each tensor of the whole, its view, and how both were."""
