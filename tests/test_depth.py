@@ -282,6 +282,31 @@ def test_what_a_branch_writes_in_place_is_not_the_stream(write: Any, compact: bo
     pruned(model, TOKENS, depth=Depth(keep=1, by="magnitude"))  # runs forward and backward in both modes
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("keep", [3, 1])
+def test_what_computes_with_weights_of_its_parts_calls_those_that_stand_in(
+    norm_first: bool, keep: int
+) -> None:
+    """torch's encoder layers take the weights of their attention and run one kernel, where no gradient is wanted."""
+    layers = [
+        nn.TransformerEncoderLayer(12, 4, 20, batch_first=True, norm_first=norm_first) for _ in range(2)
+    ]
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = *layers, nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.b(self.a(x)))
+
+    model = ready(Apart())
+    result = pruned(model, TOKENS, depth=Depth(keep=keep, by="magnitude"))
+    with torch.no_grad():
+        fast = result.model.eval().to(TOKENS.dtype)(TOKENS)
+    torch.testing.assert_close(fast, result.model(TOKENS).detach())
+
+
 # ------------------------------------------------------------------------------------------------- what is removed
 
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.errors import VerificationError
 from ..base.inputs import each_example
-from ..base.switches import same_random_state
+from ..base.switches import same_random_state, without_warnings
 from ..config.origin import build, built_from, outermost
 from ..plan.plan import Plan, Removal, Repair
 from ..surgery.apply import apply
@@ -99,6 +100,8 @@ def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any
                 return f"without it the model fails ({type(error).__name__})"
             try:
                 off = apart(run_smaller(small, small, Plan(), run, Draws(), Use()), expected)
+                with torch.no_grad(), without_warnings():
+                    example.run(small)  # by the kernels that the user's own calls take, too
             except Exception as problem:  # noqa: BLE001  code around a module that asks for what a stand-in lacks
                 name = "" if isinstance(problem, VerificationError) else f"{type(problem).__name__}: "
                 return f"code around it needs its module ({name}{problem})"

@@ -66,7 +66,9 @@ class Link:
                 base, held = table[key], mine[0][0][mine[0][1]]
                 _put(mine, held, held.to(base.device, base.dtype))
         copied = any(cut is not None and not cut.leads for *_, cut in self.rows)
-        sparse = any(table[key].layout is not torch.strided for _, (table, key), *_ in self.rows + self.buffers)
+        sparse = any(
+            table[key].layout is not torch.strided for _, (table, key), *_ in self.rows + self.buffers
+        )
         self.fresh = None if history or copied or sparse else self._state()
 
     def _state(self) -> list[tuple[Any, ...]]:
