@@ -307,6 +307,25 @@ def test_what_computes_with_weights_of_its_parts_calls_those_that_stand_in(
     torch.testing.assert_close(fast, result.model(TOKENS).detach())
 
 
+def test_a_branch_stays_without_which_the_model_does_not_run_as_users_run_it() -> None:
+    """torch's encoder asks its first layer's attention for weights, whatever hooks there are, where tokens are padded."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(12, 4, 20, batch_first=True)
+            self.encoder, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.last(self.encoder(x, src_key_padding_mask=padding))
+
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    model = ready(Padded()).float()
+    found = [b.name for b in depgraph.branches(model, (TOKENS.float(), padding))]
+    assert found == [f"encoder.layers.{part}" for part in ("0.linear1", "1.self_attn", "1.linear1")]
+
+
 # ------------------------------------------------------------------------------------------------- what is removed
 
 

@@ -142,7 +142,7 @@ OPS = [
     Op("conv2d, grouped", lambda x, w: F.conv2d(x, w, groups=x.shape[1] // 2), [((2, 6, 4, 5), {1: PAIRS}),
        ((9, 2, 3, 3), {0: [0, 1, 2, 6, 7, 8]})], [{1: [0, 1, 2, 6, 7, 8]}]),
     Op("conv2d, depthwise", lambda x, w: F.conv2d(x, w, groups=x.shape[1]), [IMAGE, ((6, 1, 3, 3), {0: SIX})], [{1: SIX}]),
-    Op("conv2d, a tap of a kernel is dead", F.conv2d, [((2, 6, 4, 5), {1: SIX}), ((4, 6, 1, 1), {0: FOUR, 1: SIX})], [{1: FOUR}]),
+    Op("conv2d of single pixels", F.conv2d, [((2, 6, 4, 5), {1: SIX}), ((4, 6, 1, 1), {0: FOUR, 1: SIX})], [{1: FOUR}]),
     Op("conv_transpose2d", lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2), [IMAGE, ((6, 4, 3, 3), {0: SIX, 1: FOUR}),
        ((4,), {0: FOUR})], [{1: FOUR}]),
     Op("conv_transpose2d, grouped", lambda x, w: F.conv_transpose2d(x, w, groups=x.shape[1] // 2),
@@ -177,7 +177,7 @@ OPS = [
             ("norm", lambda x, d, k: torch.linalg.vector_norm(x, dim=d, keepdim=k), False),
             ("logsumexp", lambda x, d, k: x.logsumexp(d, keepdim=k), True),
             ("prod", lambda x, d, k: x.prod(d, keepdim=k), True),
-            ("median of distances", lambda x, d, k: (x * x).sum(d, keepdim=k).sqrt(), False),
+            ("length", lambda x, d, k: (x * x).sum(d, keepdim=k).sqrt(), False),
         ]
         for dim, keep in ((0, False), (0, True), (1, False), (1, True))
     ],
@@ -237,7 +237,7 @@ OPS = [
     Op("view_as_complex", torch.view_as_complex, [((3, 6, 2), {1: SIX})], [{1: SIX}]),
     Op("view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x)), [((3, 6, 2), {1: SIX})], [{1: SIX}]),
     *[
-        Op(f.__name__ if hasattr(f, "__name__") and f.__name__ != "<lambda>" else f"pooling {i}", f, [IMAGE], [{1: SIX}])
+        Op(f"pooling and resampling {i}", f, [IMAGE], [{1: SIX}])
         for i, f in enumerate(
             [
                 lambda x: F.avg_pool2d(x, 2), lambda x: F.max_pool2d(x - 9, 2), lambda x: F.adaptive_avg_pool2d(x, 2),

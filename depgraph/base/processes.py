@@ -178,7 +178,7 @@ def _default_group(timeout: float, left: str) -> Iterator[None]:
         yield
         return
     with _no_longer_than(timeout, left):
-        store, rank, world = _meeting_point(timeout)
+        store, rank, world = _meeting_point()
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore(f"depgraph {next(CALLS)}", store),
@@ -193,11 +193,11 @@ def _default_group(timeout: float, left: str) -> Iterator[None]:
 
 
 @cache
-def _meeting_point(timeout: float) -> tuple[Any, int, int]:
+def _meeting_point() -> tuple[Any, int, int]:
     """What torchrun's variables say: a store in which processes find each other, this one's rank, and how many there are.
 
     It outlives a group. What one has written into it stays, so each needs a prefix of its own: with the addresses of an
     earlier group processes would wait for each other without an end.
     """
-    found: tuple[Any, int, int] = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    found: tuple[Any, int, int] = next(dist.rendezvous("env://", timeout=timedelta(seconds=START)))
     return found

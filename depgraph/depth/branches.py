@@ -2,7 +2,7 @@
 
 They are found in the recorded graph, so blocks of any architecture are: what matters is where numbers come from, not how
 modules are called. A branch goes by modules: the last one that puts it out yields zeros, those before it return what they
-are given, and where nothing of a child of a container is left, the child goes.
+are given (zeros, too, where the branch writes in place), and where nothing of a child of a container is left, the child goes.
 """
 
 from __future__ import annotations

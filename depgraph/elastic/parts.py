@@ -78,7 +78,8 @@ class Link:
         for mine, (table, key) in tensors:
             holder, name = mine[0]
             base, held = table[key], holder[name]
-            found.append((table, key, base, holder, name, held, *_how(base), base.dtype, base.device))
+            how = base.data_ptr(), base.stride(), base.requires_grad, base.dtype, base.device
+            found.append((table, key, base, holder, name, held, *how))
         return found
 
     def take_modes(self) -> None:
@@ -119,10 +120,6 @@ def _is_view(held: Tensor, base: Tensor) -> bool:
         base.device,
         base.requires_grad,
     )
-
-
-def _how(base: Tensor) -> tuple[int, tuple[int, ...], bool]:
-    return base.data_ptr(), base.stride(), base.requires_grad
 
 
 def _are_fresh(state: list[tuple[Any, ...]]) -> bool:
