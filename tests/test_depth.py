@@ -283,7 +283,7 @@ def test_what_a_branch_writes_in_place_is_not_the_stream(write: Any, compact: bo
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("keep", [3, 1])
+@pytest.mark.parametrize("keep", [3, 2])
 def test_what_computes_with_weights_of_its_parts_calls_those_that_stand_in(
     norm_first: bool, keep: int
 ) -> None:
@@ -301,7 +301,8 @@ def test_what_computes_with_weights_of_its_parts_calls_those_that_stand_in(
             return self.last(self.b(self.a(x)))
 
     model = ready(Apart())
-    result = pruned(model, TOKENS, depth=Depth(keep=keep, by="magnitude"))
+    attention = ["a.self_attn", "b.self_attn"]  # which the kernel then takes for whole
+    result = pruned(model, TOKENS, depth=Depth(keep=keep, by="magnitude"), ignore=attention)
     with torch.no_grad():
         fast = result.model.eval().to(TOKENS.dtype)(TOKENS)
     torch.testing.assert_close(fast, result.model(TOKENS).detach())
