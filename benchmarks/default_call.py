@@ -67,7 +67,7 @@ class Product:
 def without_data() -> list[Method]:
     """Criteria of weights alone, in the scopes that suit them."""
     found = [
-        DEFAULTS[2],
+        *DEFAULTS[2:],
         MAGNITUDE,
         Method("depgraph", "l1, per cost", {"importance": "l1", "per_cost": True}),
     ]

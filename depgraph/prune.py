@@ -204,8 +204,9 @@ def prune(
         loss: ``loss(output, target)`` -> scalar, for criteria that look at gradients.
         recover: what recovers accuracy from calibration data, without training: ``"auto"``, ``"reconstruction"``,
             ``"compensation"``, ``"statistics"``, a list of these, or a function (see `depgraph.recover`); ``"none"``: nothing.
-            ``["new_bias", "auto"]`` also gives a bias to layers that have none, for which budgets leave room.
-            By default ``"auto"`` where `importance` is "auto" and there is calibration data, else nothing.
+            ``["new_bias", "auto"]`` also gives a bias to layers that have none, for which budgets leave room. ``"synthetic"``: as "auto",
+            where there is no calibration data, on inputs made of the example's (`data.synthetic`). By default ``"auto"`` where
+            `importance` is "auto" and there is calibration data, else nothing.
         score: ``score(model)`` -> a number, higher is better, of the model before and after, for the report. The model
             is in eval mode meanwhile.
         graph: what `analyze` returned for this model and these inputs, where several plans are made: nothing is traced

@@ -60,6 +60,7 @@ DEFAULTS = [
     Method("depgraph", "default", _DEFAULT | _RECOVERED, data=True),
     Method("depgraph", "default, without labels", _DEFAULT | _RECOVERED, data=True, labels=False),
     Method("depgraph", "default, without data", _DEFAULT),
+    Method("depgraph", "default, synthetic data", _DEFAULT | {"recover": "synthetic"}),
 ]
 """What `depgraph.prune` does by itself with what it is given: the options only say so."""
 PEERS = [

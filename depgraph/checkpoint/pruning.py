@@ -39,7 +39,7 @@ from ..prune import (
     scored_by,
     stated_constraints,
 )
-from ..recover import adds_bias
+from ..recover import adds_bias, on_synthetic
 from ..recover import check as check_recovery
 from ..search import Settled
 from ..select import Request, Scope
@@ -186,6 +186,10 @@ def prune(
             )
         if recover is not None:
             check_recovery(recover, calibration)
+        if on_synthetic(recover):
+            raise InputError(
+                "'synthetic' in recover runs a model in memory: give calibration=[...] and 'auto' in its place"
+            )
         if adds_bias(recover):
             raise InputError(
                 "'new_bias' in recover makes tensors that the files of the checkpoint lack: leave it away, or prune the model in memory"

@@ -393,7 +393,7 @@ def _how(
     if recover:
         what.add_argument(
             "--recover", metavar="HOW",
-            help="recover accuracy from calibration data: auto, reconstruction, compensation, statistics or none",
+            help="recover accuracy from calibration data: auto, reconstruction, compensation, statistics or none; or without any: synthetic",
         )  # fmt: skip
         what.add_argument("--no-verify", action="store_true", help="do not compare with the masked original")
 

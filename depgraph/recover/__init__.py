@@ -16,6 +16,7 @@ from ..base.inputs import each_example
 from ..base.running import WriteGuardMode
 from ..base.values import output_leaves
 from ..data.calibration import Batch, Calibration
+from ..data.synthetic import synthetic
 from ..data.watch import prepared, twin
 from ..grouping.graph import DependencyGraph
 from ..grouping.propagate import propagate
@@ -34,6 +35,7 @@ from .task import Task
 AT_ONCE = 1 << 22  # entries of outputs that are compared at a time
 METHODS = ("reconstruction", "compensation", "statistics")
 NEW_BIAS = "new_bias"  # beside methods: layers without a bias get one
+SYNTHETIC = "synthetic"  # as "auto", with synthetic batches in place of calibration data
 How = str | Reconstruction | Sequence[Any] | Callable[..., Any]
 
 
@@ -66,7 +68,7 @@ def recover(
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
             this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
-            With ``"new_bias"`` in a list, layers that have no bias and no batch norm behind them get one where their module
+            ``"synthetic"`` is "auto" where there is no calibration data: on `data.synthetic`. With ``"new_bias"`` in a list, layers that have no bias and no batch norm behind them get one where their module
             keeps an empty place for it and their op is given what stands there. `plan` then says so, too.
         example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
         progress: as for `prune`.
@@ -90,21 +92,34 @@ def recover(
     if room is not None:
         whole_number("room", room)
     check(how, calibration)
+    if on_synthetic(how) and example_inputs is None:
+        raise InputError(f"recover={how!r} makes its batches of the example inputs: give example_inputs")
     if callable(how):
         how(model, small, plan, graph, calibration)
         return Recovery(notes=["recovered by a function of the user's"])
-    data: Any = calibration
+    batches = (
+        synthetic(model, example_inputs, progress=progress)
+        if on_synthetic(how)
+        else _batches(calibration, example_inputs, progress)
+    )
+    example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
+    task = Task(model, Changes(small), batches, progress=progress)
+    if adds_bias(how):
+        task.room = math.inf if room is None else room
+    found = carried_out(task, how, graph, plan, example)
+    if on_synthetic(how):
+        found.notes.append(f"recovered without data, on {len(batches)} synthetic batches")
+    return found
+
+
+def _batches(data: Any, example_inputs: Any, progress: bool | None) -> list[Batch]:
+    """The calibration data, as `recover` is given it."""
     if not isinstance(data, Calibration):
         if example_inputs is None and isinstance(data, Iterable) and not isinstance(data, torch.Tensor):
             data = list(data)
         first = data[0] if isinstance(data, list) and data else torch.zeros(1)
         data = Calibration(data, first if example_inputs is None else example_inputs, progress=progress)
-    batches = list(data.batches("reading calibration data"))
-    example = (batches[0].kwargs or batches[0].args) if example_inputs is None else example_inputs
-    task = Task(model, Changes(small), batches, progress=progress)
-    if adds_bias(how):
-        task.room = math.inf if room is None else room
-    return carried_out(task, how, graph, plan, example)
+    return list(data.batches("reading calibration data"))
 
 
 def carried_out(task: Task, how: How, graph: DependencyGraph, plan: Plan, example: Any) -> Recovery:
@@ -127,13 +142,29 @@ def check(how: Any, calibration: Any) -> None:
         function("recover", how, *OWN)
         return
     _steps(how)
-    if calibration is None:
-        raise InputError(f"recover={how!r} needs calibration data: give calibration=[...], batches of inputs")
+    if on_synthetic(how) and calibration is not None:
+        raise InputError(
+            f"recover={how!r} is for where there is no calibration data: give 'auto' in place of '{SYNTHETIC}'"
+        )
+    if calibration is None and not on_synthetic(how):
+        raise InputError(
+            f"recover={how!r} needs calibration data: give calibration=[...], batches of inputs, or where there are none '{SYNTHETIC}' in "
+            "place of 'auto'"
+        )
 
 
 def adds_bias(how: Any) -> bool:
     """Whether layers without a bias are to get one."""
-    return isinstance(how, (list, tuple)) and any(isinstance(step, str) and step == NEW_BIAS for step in how)
+    return NEW_BIAS in _names(how if isinstance(how, (list, tuple)) else ())
+
+
+def on_synthetic(how: Any) -> bool:
+    """Whether synthetic batches stand for calibration data."""
+    return SYNTHETIC in _names(how if isinstance(how, (list, tuple)) else [how])
+
+
+def _names(steps: Iterable[Any]) -> list[str]:
+    return [step for step in steps if isinstance(step, str)]
 
 
 def _steps(how: Any) -> list[Any]:
@@ -143,14 +174,14 @@ def _steps(how: Any) -> list[Any]:
     for step in given:
         if new and isinstance(step, str) and step == NEW_BIAS:
             continue
-        if isinstance(step, str) and step == "auto":
+        if isinstance(step, str) and step in ("auto", SYNTHETIC):
             steps += METHODS
         elif isinstance(step, Reconstruction) or (isinstance(step, str) and step in METHODS):
             steps.append(step)
         else:
             raise InputError(
-                f"recover must be 'auto', {', '.join(map(repr, METHODS))}, a list of these (and '{NEW_BIAS}'), a Reconstruction or a "
-                f"function, not {shown(step)}"
+                f"recover must be 'auto', '{SYNTHETIC}', {', '.join(map(repr, METHODS))}, a list of these (and '{NEW_BIAS}'), a Reconstruction "
+                f"or a function, not {shown(step)}"
             )
     if new and all(isinstance(step, str) and step == "statistics" for step in steps):
         raise InputError(
