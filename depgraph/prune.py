@@ -176,7 +176,7 @@ def prune(
         max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `costs/latency.py`).
         max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
             `costs/memory.py`).
-        importance: "auto" (see docs/best.md: `KfacObs` with `calibration`, magnitude without), a name in
+        importance: "auto" (see docs/best.md: `KfacInTurn` with `calibration`, magnitude without), a name in
             `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a function from a
             `Group` to one score per unit; the lowest go first.
         scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import depgraph
 from depgraph import InputError
-from depgraph.importance import L1, KfacObs, Random
+from depgraph.importance import L1, KfacInTurn, Random
 
 
 @pytest.fixture
@@ -73,13 +73,15 @@ def test_where_groups_compete_without_data_their_shares_are_compared(
 def test_with_a_loss(net: nn.Module, data: list[Any]) -> None:
     how: dict[str, Any] = {"max_params": 0.5, "calibration": data, "loss": F.cross_entropy}
     found = kept(net, data[0][0], **how)
-    named = kept(net, data[0][0], **how, importance="kfac_obs", recover="auto")
+    named = kept(net, data[0][0], **how, importance="kfac_in_turn", recover="auto")
     assert same(found, named)
     assert same(
         found,
-        kept(net, data[0][0], **how, importance=KfacObs(), normalise="none", per_cost=True, recover="auto"),
+        kept(net, data[0][0], **how, importance=KfacInTurn(), normalise="none", per_cost=True, recover="auto"),
     )
-    assert not same_cuts(found, kept(net, data[0][0], **how, per_cost=False))
+    tighter = {**how, "max_params": 0.2}
+    by_cost, by_score = (kept(net, data[0][0], **tighter, per_cost=how) for how in (None, False))
+    assert not same_cuts(by_cost, by_score)
     assert found.report.recovery is not None
     assert found.report.recovery.layers
     assert not any("signs" in note for note in found.report.notes)

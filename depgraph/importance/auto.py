@@ -25,5 +25,5 @@ def ruled(importance: str | Importance, calibrated: bool, competing: bool = Fals
     if not is_auto(importance):
         return importance
     if calibrated:
-        return "kfac_obs"
+        return "kfac_in_turn"
     return "lamp" if competing else "l1"

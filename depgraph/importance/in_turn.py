@@ -132,7 +132,7 @@ class KfacInTurn(KfacObs):
 
     def __init__(
         self,
-        damping: float = 0.001,
+        damping: float = 0.01,
         otherwise: Importance | None = None,
         widest: int = 8192,
         memory: int = 1 << 31,
@@ -146,11 +146,13 @@ class KfacInTurn(KfacObs):
         self.parts: dict[str, list[Part]] = {}
         self.alone: set[str] = set()  # groups whose matrices are too large
         self.averages: dict[str, float] = {}  # what a unit costs alone, of the other groups
+        bound = None if calibration is None else calibration.memory
+        self.room = self.memory if bound is None else min(self.memory, bound // 4)
         super().prepare(graph, calibration)
         if self.alone:
             self.notes.append(
                 f"importance: units of {len(self.alone)} of {len(self.scores)} groups are scored each alone, since the matrices of what "
-                f"reads them take more than {self.memory:,} bytes: give a larger `memory` to score them in turn"
+                f"reads them take more than {self.room:,} bytes: give more `memory` to score them in turn"
             )
 
     def take(self, group: str, solved: Any, weight: Tensor, entries: list[Entries], share: float) -> None:
@@ -164,7 +166,7 @@ class KfacInTurn(KfacObs):
         owner = owner.to(weight.device)
         own = (owner != GONE).nonzero()[:, 0]
         self.parts.setdefault(group, []).append(Part(weight[own][:, own], solved[own][:, own], owner[own]))
-        if sum(part.bytes for parts in self.parts.values() for part in parts) > self.memory:
+        if sum(part.bytes for parts in self.parts.values() for part in parts) > self.room:
             self.alone.add(group)
             self.scores[group] += _alone(self.parts.pop(group), len(self.scores[group])).cpu().numpy()
 
