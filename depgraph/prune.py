@@ -393,6 +393,7 @@ def _shortened(
         widths.ignored(graph),
         verify,
         widths.of_base,
+        widths.timer,
     )
     widths.notes.append(found.note)
     _note_choices(graph, widths.notes)

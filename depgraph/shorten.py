@@ -18,6 +18,7 @@ from .base.errors import BudgetError, InputError, NothingToPruneError, Verificat
 from .base.running import WriteGuardMode, in_mode
 from .base.switches import eagerly, same_random_state
 from .base.values import tensor_leaves
+from .costs.latency import Timer
 from .data.calibration import Calibration
 from .depth.branches import Branch
 from .depth.choose import Candidates
@@ -27,7 +28,8 @@ from .grouping.graph import DependencyGraph
 from .grouping.naming import given_names, named
 from .plan.plan import Plan
 from .search import Settled, by_group
-from .select import Request
+from .select import BudgetKind, Request
+from .select.budgets import amounts
 from .select.nested import among
 from .select.scope import DEFAULT_RATIO
 from .surgery.apply import apply
@@ -61,7 +63,9 @@ class _Shortening:
     cut: Cut
     candidates: Candidates
     data: Calibration
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, tuple[BudgetKind, float]] = field(
+        default_factory=dict
+    )  # by name: what is bounded, by what
 
     @property
     def least(self) -> int:
@@ -77,15 +81,19 @@ class _Shortening:
         """The plan that removes the `chosen` branches alone."""
         return without(self.candidates.residual, chosen, self.example_inputs, compact=compact)
 
-    def exceeded(self, base: nn.Module) -> dict[str, Any]:
-        """The budgets that `base` does not meet yet, as amounts."""
-        kinds = {kind.name: kind for kind, _ in self.request.amounts}
-        over = {
-            n: limit
-            for n, limit in self.limits.items()
-            if kinds[n].measure(base, self.example_inputs) > limit
-        }
-        return {n: kinds[n].spell(limit) for n, limit in over.items()}
+    def exceeded(self, model: nn.Module, base: nn.Module | None = None) -> dict[str, Any]:
+        """The budgets that `model` does not meet yet, for cuts of `base`, which may have more widths.
+
+        Amounts, or where each measurement gives another number shares of what `base` has: an amount may be above that the next time.
+        """
+        found: dict[str, Any] = {}
+        for name, (kind, limit) in self.limits.items():
+            if (has := kind.measure(model, self.example_inputs)) <= limit:
+                continue
+            if base is not None and base is not model and kind.compare is not None:
+                has = max(limit, kind.measure(base, self.example_inputs))
+            found[name] = kind.spell(limit) if kind.compare is None else limit / has
+        return found
 
     def at(self, count: int, verify: bool) -> Settled:
         """The model with `count` branches fewer, and widths by the rest of the request.
@@ -95,7 +103,7 @@ class _Shortening:
         """
         base, rest = self.base(count), self._named(count)
         found = self.given(base, rest, verify)
-        rest = replace(rest, budgets=self.exceeded(found.model) if self.limits else {})
+        rest = replace(rest, budgets=self.exceeded(found.model, base) if self.limits else {})
         return (
             self.cut(base, rest, verify) if _asks_widths(rest) and not self.candidates.depth.alone else found
         )
@@ -189,7 +197,7 @@ class _Shortening:
 
 def shorten(
     graph: DependencyGraph, example_inputs: Any, depth: Depth, request: Request, data: Calibration | None,
-    ignored: set[str], verify: bool, cut: Cut,
+    ignored: set[str], verify: bool, cut: Cut, timer: Timer | None = None,
 ) -> Shortened:  # fmt: skip
     """Remove branches and cut widths of the model of `graph`.
 
@@ -202,6 +210,7 @@ def shorten(
         ignored: names of tensors that stay.
         verify: compare the result with the original whose branches are zero and whose other removed entries are masked.
         cut: makes widths.
+        timer: what measures seconds for budgets, instead of runs on this machine.
 
     Raises:
         InputError: it is not said how many branches go; as for `Candidates`.
@@ -231,8 +240,8 @@ def shorten(
         data or Calibration(list(examples), example_inputs, progress=False),
     )
     search.limits = {
-        kind.name: kind.amount(given, float(kind.measure(graph.model, example_inputs)))
-        for kind, given in request.amounts
+        kind.name: (kind, kind.amount(given, float(kind.measure(graph.model, example_inputs))))
+        for kind, given in amounts(request, timer)
     }
     if depth.keep is not None:
         count = candidates.total - depth.keep

@@ -364,3 +364,32 @@ def test_a_plan_that_fits_is_taken_where_no_other_meets_the_budgets() -> None:
     assert targets.tried == ROUNDS
     with pytest.raises(depgraph.BudgetError, match="can't be reached"):
         Targets().masks(cast("Any", None), request, {})
+
+
+def test_branches_and_seconds_that_fall_from_one_measurement_to_the_next() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rise, self.fall = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.fall(self.rise(x).relu())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Layer() for _ in range(6)), nn.Linear(16, 4)).eval()
+    inputs = torch.randn(8, 16)
+    layer, head = (sum(p.numel() for p in m.parameters()) for m in (model[0], model[6]))
+    seen: set[int] = set()
+
+    def timer(given: nn.Module, _: Any) -> float:
+        """A tenth less from the second measurement of a size on."""
+        count = sum(p.numel() for p in given.parameters())
+        first = count not in seen
+        seen.add(count)
+        return count * (1e-6 if first else 0.9e-6)
+
+    limit = (
+        0.95 * (3 * layer + head) * 1e-6
+    )  # three layers are above it, and below it when they are measured again
+    found = depgraph.prune(model, inputs, max_latency=f"{limit}s", depth=True, latency=timer)
+    assert sum(p.numel() for p in found.model.parameters()) * 0.9e-6 <= limit

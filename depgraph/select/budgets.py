@@ -249,11 +249,15 @@ def read_budgets(
     Raises:
         InputError: more than the original has.
     """
-    amounts = [
+    return Targets([_target(graph, example_inputs, request, *amount) for amount in amounts(request, timer)])
+
+
+def amounts(request: Request, timer: Timer | None) -> list[tuple[BudgetKind, Any]]:
+    """The budgets of `request` that are amounts, of which `timer` measures the seconds, where there is one."""
+    return [
         (kind.timed_by(timer) if timer is not None and kind.compare is relative_latency else kind, given)
         for kind, given in request.amounts
     ]
-    return Targets([_target(graph, example_inputs, request, kind, given) for kind, given in amounts])
 
 
 def _target(
