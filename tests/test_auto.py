@@ -77,7 +77,9 @@ def test_with_a_loss(net: nn.Module, data: list[Any]) -> None:
     assert same(found, named)
     assert same(
         found,
-        kept(net, data[0][0], **how, importance=KfacInTurn(), normalise="none", per_cost=True, recover="auto"),
+        kept(
+            net, data[0][0], **how, importance=KfacInTurn(), normalise="none", per_cost=True, recover="auto"
+        ),
     )
     tighter = {**how, "max_params": 0.2}
     by_cost, by_score = (kept(net, data[0][0], **tighter, per_cost=how) for how in (None, False))

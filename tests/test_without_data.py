@@ -107,7 +107,7 @@ def test_batches_have_rows_and_what_is_no_number_stays() -> None:
     x, mask = torch.randn(3, 6), torch.tensor([[0.0] * 6, [float("-inf")] + [0.0] * 5, [0.0] * 6])
     shown = torch.tensor([[True], [False], [True]])
     batches = synthetic(Masked(), (x, mask, 2, shown))
-    assert len(batches) == 8
+    assert len(batches) == 4
     rows = batches[0].args[0].shape[0]
     assert rows > 200
     assert rows % 3 == 0

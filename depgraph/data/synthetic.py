@@ -10,8 +10,6 @@ between the statistics of activations and those that batch norms keep; there for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,9 +24,9 @@ from ..base.values import map_tensors, tensor_leaves
 from .calibration import Batch
 
 Tensor = torch.Tensor
-BATCHES = 8
-NUMBERS = 1 << 15  # in the inputs of a batch, about
-ROWS = (4, 256)  # of a batch, at least and at most
+BATCHES = 4
+NUMBERS = 1 << 16  # in the inputs of a batch, about
+ROWS = (8, 256)  # of a batch, at least and at most
 EXAMPLE = 0.5  # of what an input is, beside noise: by this an entry of it is correlated with the example's
 STEPS = 40
 RATE = 0.1  # of a step, relative to the noise
@@ -54,7 +52,7 @@ def synthetic(
     if not any(_spread(t) for t in tensor_leaves(example)):
         return [Batch(example.args, example.kwargs)]
     larger = _more_rows(example)
-    with _untouched(model):
+    with in_mode(model, False):
         if not _runs(model, larger):
             larger = example
         dice = torch.Generator().manual_seed(seed)
@@ -107,7 +105,7 @@ def _fit(model: nn.Module, inputs: Arguments, moved: list[tuple[Tensor, float]])
 
 def _distance(model: nn.Module, inputs: Arguments) -> Tensor | None:
     """How far what batch norms are given is from what they remember; None where there are none, or the model does not run."""
-    with _Statistics() as seen, torch.enable_grad():
+    with _Statistics() as seen, torch.enable_grad(), _untouched(model):
         try:
             map_tensors(inputs, torch.clone).run(model)  # a model may write into what it is given
         except Exception:  # noqa: BLE001  the user's code may raise anything, also where gradients are asked for
@@ -167,17 +165,15 @@ def _more_rows(example: Arguments) -> Arguments:
     return found
 
 
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; what it writes into its own tensors meanwhile is undone."""
-    with in_mode(model, False), WriteGuardMode([*model.parameters(), *model.buffers()]):
-        yield
+def _untouched(model: nn.Module) -> WriteGuardMode:
+    """What the model writes into its own tensors meanwhile is undone."""
+    return WriteGuardMode([*model.parameters(), *model.buffers()])
 
 
 def _runs(model: nn.Module, inputs: Arguments) -> bool:
     """Whether the model runs on these inputs: it need not take other batches than its example's."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _untouched(model):
             inputs.run(model)
     except Exception:  # noqa: BLE001  the user's code may raise anything
         return False
