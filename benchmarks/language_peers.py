@@ -196,7 +196,7 @@ def short_gpt(model: nn.Module, share: float, windows: Windows) -> None:
 
 @torch.no_grad()
 def greedy_depth(model: nn.Module, share: float, windows: Windows) -> None:
-    body, judges = decoder(model), windows[:4]
+    body, judges = decoder(model), windows[:2]
     for _ in range(_layers_gone(model, share)):
         layers = list(body.layers)
         losses = []
@@ -290,8 +290,8 @@ def slice_gpt(model: Any, share: float, windows: Windows) -> None:
 def svd(model: Any, share: float, windows: Windows) -> None:
     owners = [(owner, name) for layer in decoder(model).layers for owner in (layer.self_attn, layer.mlp)
               for name, m in owner.named_children() if isinstance(m, nn.Linear)]  # fmt: skip
-    for start in range(0, len(owners), 7):  # a layer at a time: its matrices are all that is held
-        some = owners[start : start + 7]
+    for start in range(0, len(owners), 70):  # ten layers at a time, for the memory of their matrices
+        some = owners[start : start + 70]
         linears: list[Any] = [getattr(owner, name) for owner, name in some]
         _, second, _ = moments(model, windows, linears)
         for (owner, name), linear, square in zip(some, linears, second, strict=True):

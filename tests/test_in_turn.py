@@ -48,7 +48,9 @@ def by_hand(every: list[Given], samples: int) -> list[float]:
 def test_linear_layers_and_several_consumers() -> None:
     net, data, every = of_two_readers()
     expected = by_hand(every, 33)
-    np.testing.assert_allclose(scores(net, data, 7, "kfac_in_turn", F.cross_entropy), expected, rtol=1e-7)
+    np.testing.assert_allclose(
+        scores(net, data, 7, KfacInTurn(alone=0), F.cross_entropy), expected, rtol=1e-7
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -71,10 +73,12 @@ def test_windows_of_convolutions(groups: int) -> None:
     )
     if groups == 1:
         expected = by_hand([given], 33)
-        np.testing.assert_allclose(scores(net, data, 6, "kfac_in_turn", F.cross_entropy), expected, rtol=1e-7)
+        np.testing.assert_allclose(
+            scores(net, data, 6, KfacInTurn(alone=0), F.cross_entropy), expected, rtol=1e-7
+        )
     else:
         second = windows_of_second_block(x, g, net[2].weight.detach())
-        found = scores(net, data, 3, "kfac_in_turn", F.cross_entropy)
+        found = scores(net, data, 3, KfacInTurn(alone=0), F.cross_entropy)
         expected = by_hand([given], 33), by_hand([second], 33)
         assert any(np.allclose(found, e, rtol=1e-7) for e in expected)
 
@@ -129,7 +133,7 @@ def test_rounds_of_several_units_share_what_they_cost_together() -> None:
     ((x, g),) = watched(net, data, F.cross_entropy, "2")
     curvature, inverse = matrices((x, g, net[2].weight.detach(), ones(150)), 132)
     whole = float(torch.trace(torch.linalg.inv(inverse) @ curvature))
-    found = scores(net, data, 150, "kfac_in_turn", F.cross_entropy)
+    found = scores(net, data, 150, KfacInTurn(alone=0), F.cross_entropy)
     alone = scores(net, data, 150, KfacObs(), F.cross_entropy)
     assert (
         whole * (1 - 1e-9) <= found.sum() < 1.3 * whole
@@ -168,7 +172,7 @@ def test_groups_of_another_criterion_are_brought_to_a_unit_removed_alone() -> No
 
     torch.manual_seed(0)
     net, data = Both().double(), batches((3,), 2)
-    unread, read = (scores(net, data, units, "kfac_in_turn", F.cross_entropy) for units in (7, 5))
+    unread, read = (scores(net, data, units, KfacInTurn(alone=0), F.cross_entropy) for units in (7, 5))
     unread_alone, alone = (scores(net, data, units, KfacObs(), F.cross_entropy) for units in (7, 5))
     np.testing.assert_allclose(unread, unread_alone)
     assert read.sum() > alone.sum()
@@ -186,7 +190,7 @@ def test_without_gradients_errors_are_what_is_left() -> None:
 
     torch.manual_seed(0)
     net, data = Quiet().double(), [x for x, _ in batches((3,), 2)]
-    found, plain = (scores(net, data, 7, criterion, None) for criterion in (KfacInTurn(), KfacObs()))
+    found, plain = (scores(net, data, 7, criterion, None) for criterion in (KfacInTurn(alone=0), KfacObs()))
     np.testing.assert_allclose(found, plain)
 
 
@@ -196,5 +200,20 @@ def test_inputs_that_are_all_zero() -> None:
     with torch.no_grad():
         net[0].weight.zero_()
         net[0].bias.fill_(-1)
-    found = scores(net, batches((3,), 2), 7, "kfac_in_turn", F.cross_entropy)
+    found = scores(net, batches((3,), 2), 7, KfacInTurn(alone=0), F.cross_entropy)
     assert np.isfinite(found).all()
+
+
+def test_the_score_is_between_in_turn_and_alone() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).double().eval()
+    data = [(torch.randn(32, 4).double(), torch.randint(0, 3, (32,))) for _ in range(3)]
+    turn, alone, found = (
+        scores(net, data, 9, criterion, F.cross_entropy)
+        for criterion in (KfacInTurn(alone=0), KfacInTurn(alone=1), "kfac_in_turn")
+    )
+    np.testing.assert_allclose(alone, scores(net, data, 9, "kfac_obs", F.cross_entropy), rtol=1e-9)
+    np.testing.assert_allclose(found, np.sqrt(turn * alone), rtol=1e-9)
+    assert not np.allclose(turn, alone)
+    with pytest.raises(depgraph.InputError, match="alone"):
+        KfacInTurn(alone=2)

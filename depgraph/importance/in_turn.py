@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..base.checks import fraction
 from ..data.calibration import Calibration
 from ..grouping.graph import DependencyGraph
 from .criterion import Importance
@@ -125,9 +126,11 @@ def in_turn(parts: list[Part], units: int) -> Tensor:
 class KfacInTurn(KfacObs):
     """The score of `KfacObs` as it is when all units with lower scores are gone and the consumers are updated.
 
-    So units that make up for each other do not both go because either could, and what a group loses as a whole is what its
-    scores add up to: groups that are given shares of a budget by them compare. The lowest units of a group go first, in up to 64
-    rounds. Source: Kurtic et al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023.
+    So units that make up for each other do not both go because either could, and what a group loses as a whole is what these
+    scores add up to. The lowest units of a group go first, in up to 64 rounds. But layers behind the consumers make up for some of it, too,
+    where they are fitted to what the original gave: the score is between that and the unit's alone, their geometric mean
+    (measured in docs/best.md). Source: Kurtic et al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, there
+    without the mean.
     """
 
     def __init__(
@@ -137,9 +140,14 @@ class KfacInTurn(KfacObs):
         widest: int = 8192,
         memory: int = 1 << 31,
         seed: int = 0,
+        alone: float = 0.5,
     ) -> None:
-        """Arguments as for `KfacObs`; with more damping less is seen of what units make up for."""
+        """Arguments as for `KfacObs`; with more damping less is seen of what units make up for.
+
+        `alone` is the weight of the unit's score alone in the geometric mean, from 0 (in turn) to 1.
+        """
         super().__init__(damping, otherwise, widest, memory, seed)
+        self.weight_alone = fraction("alone", alone, zero=True, one=True)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
         """As for `KfacObs`; a group whose matrices take more than `memory` is scored as there, and a note says so."""
@@ -173,8 +181,11 @@ class KfacInTurn(KfacObs):
     def complete(self, group: str) -> None:
         """Score the units of a group whose consumers have all come."""
         if parts := self.parts.pop(group, []):
-            self.averages[group] = float(_alone(parts, len(self.scores[group])).mean())
-            self.scores[group][:] = in_turn(parts, len(self.scores[group])).cpu().numpy()
+            alone = _alone(parts, len(self.scores[group]))
+            self.averages[group] = float(alone.mean())
+            found = in_turn(parts, len(alone)) if self.weight_alone < 1 else alone
+            found = alone**self.weight_alone * found ** (1 - self.weight_alone)
+            self.scores[group][:] = found.cpu().numpy()
 
     def average_alone(self, group: str) -> float:
         """What a unit of a group costs alone, on average: groups that are scored by another criterion are brought to that."""
