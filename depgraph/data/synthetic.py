@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..base.inputs import Arguments, each_example
 from ..base.progress import track
-from ..base.running import WriteGuardMode, in_mode
+from ..base.running import WriteGuardMode
 from ..base.values import map_tensors, tensor_leaves
 from .calibration import Batch
+from .watch import prepared, twin
 
 Tensor = torch.Tensor
 BATCHES = 4
@@ -30,6 +30,7 @@ ROWS = (8, 256)  # of a batch, at least and at most
 EXAMPLE = 0.5  # of what an input is, beside noise: by this an entry of it is correlated with the example's
 STEPS = 40
 RATE = 0.1  # of a step, relative to the noise
+BATCH_NORM = "input", "weight", "bias", "running_mean", "running_var"  # first arguments of torch.batch_norm
 
 
 def synthetic(
@@ -38,9 +39,9 @@ def synthetic(
     """Batches for recovery, made from the first of the example inputs.
 
     Floating tensors are the example's drawn in by half towards their mean, plus normal noise, so that they vary as before (by 1 where
-    they are constant). Where the model has batch norms with running statistics, they are then moved, by `STEPS` steps of Adam, to where each norm's input has these
-    statistics. All else stays: where nothing floats, the example is the one batch. A batch has more rows than the example
-    where the model runs on that: each tensor whose first dim is that of the first tensor is repeated.
+    they are constant). Where the model has batch norms with running statistics, they are then moved, by `STEPS` steps of Adam, to
+    where each norm's input has these statistics. All else stays: where nothing floats, the example is the one batch. A batch has
+    more rows than the example where the model runs on that: each tensor whose first dim is that of the first tensor is repeated.
 
     Args:
         model: what they are for; it is run in eval mode.
@@ -51,12 +52,12 @@ def synthetic(
     example = each_example(example_inputs)[0]
     if not any(_spread(t) for t in tensor_leaves(example)):
         return [Batch(example.args, example.kwargs)]
-    larger = _more_rows(example)
-    with in_mode(model, False):
-        if not _runs(model, larger):
+    larger, (copy, _) = _more_rows(example), twin(model)
+    with prepared():
+        if not _runs(copy, larger):
             larger = example
         dice = torch.Generator().manual_seed(seed)
-        return [_batch(model, larger, dice) for _ in track(range(BATCHES), "making inputs", progress)]
+        return [_batch(copy, larger, dice) for _ in track(range(BATCHES), "making inputs", progress)]
 
 
 def _batch(model: nn.Module, inputs: Arguments, dice: torch.Generator) -> Batch:
@@ -105,12 +106,16 @@ def _fit(model: nn.Module, inputs: Arguments, moved: list[tuple[Tensor, float]])
 
 def _distance(model: nn.Module, inputs: Arguments) -> Tensor | None:
     """How far what batch norms are given is from what they remember; None where there are none, or the model does not run."""
-    with _Statistics() as seen, torch.enable_grad(), _untouched(model):
+    with _Statistics() as seen, torch.enable_grad(), WriteGuardMode(model.parameters()):
         try:
             map_tensors(inputs, torch.clone).run(model)  # a model may write into what it is given
         except Exception:  # noqa: BLE001  the user's code may raise anything, also where gradients are asked for
             return None
-    return torch.stack(seen.distances).sum() if seen.distances else None
+    return (
+        sum((d.to(seen.distances[0]) for d in seen.distances[1:]), seen.distances[0])
+        if seen.distances
+        else None
+    )
 
 
 class _Statistics(TorchFunctionMode):
@@ -122,11 +127,9 @@ class _Statistics(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm:
-            self._note(
-                *args[:3],
-                **{k: v for k, v in kwargs.items() if k in ("input", "running_mean", "running_var")},
-            )
+        if func is torch.batch_norm:
+            given = {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}
+            self._note(given["input"], given["running_mean"], given["running_var"])
         return func(*args, **kwargs)
 
     def _note(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> None:
@@ -165,15 +168,10 @@ def _more_rows(example: Arguments) -> Arguments:
     return found
 
 
-def _untouched(model: nn.Module) -> WriteGuardMode:
-    """What the model writes into its own tensors meanwhile is undone."""
-    return WriteGuardMode([*model.parameters(), *model.buffers()])
-
-
 def _runs(model: nn.Module, inputs: Arguments) -> bool:
     """Whether the model runs on these inputs: it need not take other batches than its example's."""
     try:
-        with torch.no_grad(), _untouched(model):
+        with torch.no_grad(), WriteGuardMode(model.parameters()):
             inputs.run(model)
     except Exception:  # noqa: BLE001  the user's code may raise anything
         return False
