@@ -177,8 +177,9 @@ def llm_pruner(model: nn.Module, share: float, windows: Windows) -> None:
 
 
 def _layers_gone(model: nn.Module, share: float) -> int:
+    """As many as come nearest to the budget: beside layers there is the last norm, which stays."""
     one = sum(p.numel() for p in decoder(model).layers[0].parameters())
-    return -(-int((1 - share) * counted(model)) // one)
+    return round((1 - share) * counted(model) / one)
 
 
 def short_gpt(model: nn.Module, share: float, windows: Windows) -> None:
