@@ -159,6 +159,33 @@ def deep(case: Case, keep: int, ways: Sequence[str], seed: int, console: Console
             )
 
 
+def fast(case: Case, latency: float, seed: int, console: Console) -> None:
+    """Lines for half of the MACs at so much of the latency of one input: widths alone, with the latency, and with branches, too."""
+    dense, example = case.build(), case.example()
+    first = next(iter(case.score(dense)))
+    console.print(f"{case.title}: dense {case.score(dense)}")
+    for text, how in (
+        ("widths", {}), ("widths, latency", {"max_latency": latency}), ("and branches", {"max_latency": latency, "depth": True})
+    ):  # fmt: skip
+        try:
+            small = depgraph.prune(
+                dense, example, max_macs=0.5, calibration=case.calibration(seed), loss=case.loss, verify=False, progress=False,
+                **how,
+            ).model  # fmt: skip
+        except depgraph.DepgraphError as error:
+            console.print(f"{text}: {str(error).splitlines()[0]}")
+            continue
+        scores = [case.score(small)[first]]
+        if case.tune is not None:
+            case.tune(small, seed)
+            scores.append(case.score(small)[first])
+        macs = depgraph.count_macs(small, example) / depgraph.count_macs(dense, example)
+        faster = 1 / pairs_of(dense, small, example).ratio
+        console.print(
+            f"{text}: {first} {', trained '.join(f'{s:.4f}' for s in scores)}, {macs:.2f} of the MACs, {faster:.2f} times faster"
+        )
+
+
 def _row(
     table: Table, share: float, way: str, case: Case, small: nn.Module, off: str, seconds: float
 ) -> None:
@@ -183,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--macs", action="store_true", help="budgets in MACs, not in parameters")
     parser.add_argument("--keep", type=int, help="depth alone: how many branches stay")
     parser.add_argument("--by", action="append", help="of --keep: only these criteria")
+    parser.add_argument("--latency", type=float, help="at half the MACs: what is left of the latency, too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -190,6 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.case or ["vit"]:
             case = NAMED[name]() if name in NAMED else cases.case(name)
             deep(case, options.keep, options.by or CRITERIA, options.seed, Console(width=160))
+        return 0
+    if options.latency is not None:
+        for name in options.case or ["vit"]:
+            case = NAMED[name]() if name in NAMED else cases.case(name)
+            fast(case, options.latency, options.seed, Console(width=160))
         return 0
     shares = [0.5] if options.small else options.share or SHARES
     console, good = Console(), True
