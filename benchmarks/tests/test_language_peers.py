@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import language_peers as peers
 
+pytest.importorskip("transformers")
+
 
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_nothing_removed_is_the_dense_model(name: str) -> None:
