@@ -126,6 +126,18 @@ def test_batches_have_rows_and_what_is_no_number_stays() -> None:
     assert torch.equal(batches[1].args[0], synthetic(Masked(), (x, mask, 2, shown))[1].args[0])
 
 
+def test_a_mask_of_zeros_and_ones_stays_and_an_image_of_ones_does_not() -> None:
+    class Shown(nn.Module):
+        def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+            return words * mask
+
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    (batch,) = synthetic(Shown(), (torch.tensor([[1, 2], [3, 4]]), mask))
+    assert torch.equal(batch.args[1], mask)
+    batches = synthetic(nn.Conv2d(1, 2, 3), torch.ones(1, 1, 5, 5))
+    assert float(batches[0].args[0].std()) > 0.5
+
+
 def test_a_model_of_one_batch_size_is_given_that() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -183,5 +195,6 @@ def test_recover_by_itself_needs_the_example_inputs() -> None:
         depgraph.recover(model, small, plan, graph, None, "synthetic")
     fresh = torch.randn(300, 12)
     before = off(small, model, fresh)
-    depgraph.recover(model, small, plan, graph, None, "synthetic", example_inputs=x)
+    with torch.inference_mode():
+        depgraph.recover(model, small, plan, graph, None, "synthetic", example_inputs=x)
     assert off(small, model, fresh) < 0.5 * before

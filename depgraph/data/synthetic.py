@@ -40,8 +40,9 @@ def synthetic(
 
     Floating tensors are the example's drawn in by half towards their mean, plus normal noise, so that they vary as before (by 1 where
     they are constant). Where the model has batch norms with running statistics, they are then moved, by `STEPS` steps of Adam, to
-    where each norm's input has these statistics. All else stays: where nothing floats, the example is the one batch. A batch has
-    more rows than the example where the model runs on that: each tensor whose first dim is that of the first tensor is repeated.
+    where each norm's input has these statistics. All else stays, and so does what holds zeros and ones beside another input, as masks
+    do: where nothing is left to change, the example is the one batch. A batch has more rows than the example where the model
+    runs on that: each tensor whose first dim is that of the first tensor is repeated.
 
     Args:
         model: what they are for; it is run in eval mode.
@@ -50,22 +51,23 @@ def synthetic(
         progress: as for `progress.track`.
     """
     example = each_example(example_inputs)[0]
-    if not any(_spread(t) for t in tensor_leaves(example)):
+    several = len(tensor_leaves(example)) > 1  # the only input is no mask
+    if not any(_spread(t, several) for t in tensor_leaves(example)):
         return [Batch(example.args, example.kwargs)]
     larger, (copy, _) = _more_rows(example), twin(model)
-    with prepared():
+    with prepared(), torch.inference_mode(False):
         if not _runs(copy, larger):
             larger = example
         dice = torch.Generator().manual_seed(seed)
-        return [_batch(copy, larger, dice) for _ in track(range(BATCHES), "making inputs", progress)]
+        return [_batch(copy, larger, several, dice) for _ in track(range(BATCHES), "making inputs", progress)]
 
 
-def _batch(model: nn.Module, inputs: Arguments, dice: torch.Generator) -> Batch:
+def _batch(model: nn.Module, inputs: Arguments, masks: bool, dice: torch.Generator) -> Batch:
     """One batch: noise is added to `inputs`, and fitted."""
     moved: list[tuple[Tensor, float]] = []
 
     def drawn(t: Tensor) -> Tensor:
-        if not (spread := _spread(t)):
+        if not (spread := _spread(t, masks)):
             return t.clone()
         mean = t.detach().mean()
         dots = spread * torch.randn(t.shape, generator=dice).to(t)
@@ -142,9 +144,14 @@ class _Statistics(TorchFunctionMode):
         self.distances.append(((mean - running_mean).square() / floor + spread).mean())
 
 
-def _spread(t: Tensor) -> float:
-    """How large the noise of a tensor is; 0 where it gets none: no floating numbers, or a mask that holds -inf."""
+def _spread(t: Tensor, masks: bool) -> float:
+    """How large the noise of a tensor is; 0 where it gets none.
+
+    That is: no floating numbers, a mask with -inf, or where there may be `masks` one of zeros and ones.
+    """
     if t.layout is not torch.strided or not t.numel() or not t.is_floating_point():
+        return 0.0
+    if masks and bool((t == 1).any()) and bool(((t == 0) | (t == 1)).all()):
         return 0.0
     found = float(t.detach().double().std(correction=0))
     return (found or 1.0) if math.isfinite(found) else 0.0

@@ -68,8 +68,9 @@ def recover(
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
             this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
-            ``"synthetic"`` is "auto" where there is no calibration data: on `data.synthetic`. With ``"new_bias"`` in a list, layers that have no bias and no batch norm behind them get one where their module
-            keeps an empty place for it and their op is given what stands there. `plan` then says so, too.
+            ``"synthetic"`` is "auto" where there is no calibration data: on `data.synthetic`. With ``"new_bias"`` in a list, layers
+            that have no bias and no batch norm behind them get one where their module keeps an empty place for it and their op is
+            given what stands there. `plan` then says so, too.
         example_inputs: those of the trace, where `calibration` is not a `Calibration`; by default its first batch.
         progress: as for `prune`.
         room: how many numbers new biases may have, together; None: no bound.
