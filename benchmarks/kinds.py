@@ -5,6 +5,7 @@
     python -m benchmarks.kinds --case demo --macs            # the same of the MACs
     python -m benchmarks.kinds --case minilm --share 0.7
     python -m benchmarks.kinds --case smollm --keep 48       # depth alone: so many branches, by each criterion
+    python -m benchmarks.kinds --case vgg-0.5 --latency 0.6  # half of the MACs, and at most so much of the latency
 
 Every row is pruned on the same calibration batches, recovered without training, and scored. Latency is that of batch 1, the
 dense model and the smaller one in turns, as a factor.

@@ -42,7 +42,7 @@ it in this list (`make check` holds that).
 * `config`: what a model was built from, and how those numbers are repaired.
 * `grouping`: finds groups, the constraints between their sizes, and what is frozen and why.
 * `costs`: parameters, MACs, bytes, memory and seconds, as functions of the widths and as measured.
-* `data`: runs the user's batches, and shows what each weight consumes on them.
+* `data`: runs the user's batches, or some that it makes up, and shows what each weight consumes on them.
 * `importance`: the criteria, one score per unit.
 * `recover`: sets the kept weights anew from calibration data.
 * `verify`: compares the smaller model with the masked original.

@@ -63,9 +63,7 @@ class _Shortening:
     cut: Cut
     candidates: Candidates
     data: Calibration
-    limits: dict[str, tuple[BudgetKind, float]] = field(
-        default_factory=dict
-    )  # by name: what is bounded, by what
+    limits: dict[str, tuple[BudgetKind, float]] = field(default_factory=dict)  # the most of what, by name
 
     @property
     def least(self) -> int:

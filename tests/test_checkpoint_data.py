@@ -233,6 +233,7 @@ def test_a_weight_has_no_memory_between_its_uses(tmp_path: Path, monkeypatch: py
     ("given", "text"),
     [
         ({"recover": "auto"}, "needs calibration data"),
+        ({"recover": "synthetic"}, "runs a model in memory"),
         ({"recover": "magic", "calibration": [WORDS]}, "recover must be 'auto'"),
         ({"recover": lambda *_: None, "calibration": [WORDS]}, "recover can't be a function here"),
         ({"importance": "wanda"}, "give calibration="),

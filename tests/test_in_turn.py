@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import depgraph
+from depgraph.data.calibration import Calibration
 from depgraph.importance import KfacInTurn, KfacObs
 
 
@@ -157,6 +158,26 @@ def test_what_takes_too_much_memory_is_scored_alone_and_said() -> None:
         calibration=data, loss=F.cross_entropy, progress=False,
     )  # fmt: skip
     assert any("units of 1 of 2 groups are scored each alone" in note for note in result.report.notes)
+
+
+def test_a_bound_on_memory_is_kept() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    data = batches((3,), 2)
+    graph = depgraph.analyze(net, data[0][0])
+    found = {}
+    for bound in (
+        None,
+        2800,
+    ):  # a quarter of it has room for the second group alone: 2 * 8 * 5 * 5 bytes, not 2 * 8 * 7 * 7
+        calibration = Calibration(data, data[0][0], F.cross_entropy, False)
+        calibration.memory = bound
+        criterion = KfacInTurn()
+        criterion.prepare(graph, calibration)
+        found[bound] = criterion.notes
+    (without, within) = found.values()
+    assert not any("scored each alone" in note for note in without)
+    assert any("units of 1 of 2 groups are scored each alone" in note for note in within)
 
 
 def test_groups_of_another_criterion_are_brought_to_a_unit_removed_alone() -> None:

@@ -54,8 +54,8 @@ def synthetic(
     several = len(tensor_leaves(example)) > 1  # the only input is no mask
     if not any(_spread(t, several) for t in tensor_leaves(example)):
         return [Batch(example.args, example.kwargs)]
-    larger, (copy, _) = _more_rows(example), twin(model)
     with prepared(), torch.inference_mode(False):
+        larger, (copy, _) = _more_rows(example), twin(model)
         if not _runs(copy, larger):
             larger = example
         dice = torch.Generator().manual_seed(seed)
@@ -89,21 +89,18 @@ def _fit(model: nn.Module, inputs: Arguments, moved: list[tuple[Tensor, float]])
         for t in leaves:
             t.requires_grad_(True)
         distance = _distance(model, inputs)
-        gradients = (
-            ()
-            if distance is None or not distance.requires_grad
-            else torch.autograd.grad(distance, leaves, allow_unused=True)
-        )
+        if distance is not None and distance.requires_grad:
+            distance.backward(inputs=leaves)
         for t in leaves:
             t.requires_grad_(False)
-        found = [g for g in gradients if g is not None]
-        if not found or not all(bool(torch.isfinite(g).all()) for g in found):
-            return
-        for t, g in zip(leaves, gradients, strict=True):
-            t.grad = g
-        optimizer.step()
+        found = [t.grad for t in leaves if t.grad is not None]
+        fine = bool(found) and all(bool(torch.isfinite(g).all()) for g in found)
+        if fine:
+            optimizer.step()
         for t in leaves:
             t.grad = None
+        if not fine:
+            return
 
 
 def _distance(model: nn.Module, inputs: Arguments) -> Tensor | None:
@@ -113,11 +110,9 @@ def _distance(model: nn.Module, inputs: Arguments) -> Tensor | None:
             map_tensors(inputs, torch.clone).run(model)  # a model may write into what it is given
         except Exception:  # noqa: BLE001  the user's code may raise anything, also where gradients are asked for
             return None
-    return (
-        sum((d.to(seen.distances[0]) for d in seen.distances[1:]), seen.distances[0])
-        if seen.distances
-        else None
-    )
+    if not seen.distances:
+        return None
+    return torch.stack([d.to(seen.distances[0]) for d in seen.distances]).sum()
 
 
 class _Statistics(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""What `importance="auto"` stands for: the rule of docs/best.md, which was fixed before it was tried on other models."""
+"""What `importance="auto"` stands for: the rule of docs/best.md."""
 
 from __future__ import annotations
 

@@ -124,12 +124,12 @@ def in_turn(parts: list[Part], units: int) -> Tensor:
 
 
 class KfacInTurn(KfacObs):
-    """The score of `KfacObs` as it is when all units with lower scores are gone and the consumers are updated.
+    """The geometric mean of the score of `KfacObs` and of what that is when all units with lower scores are gone.
 
-    So units that make up for each other do not both go because either could, and what a group loses as a whole is what these
-    scores add up to. The lowest units of a group go first, in up to 64 rounds. But layers behind the consumers make up for some of it, too,
-    where they are fitted to what the original gave: the score is between that and the unit's alone, their geometric mean
-    (measured in docs/best.md). Source: Kurtic et al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, there
+    Once units are gone the consumers are updated. So of units that make up for each other not both go because either could, and what
+    a group loses as a whole is what scores in turn add up to. The lowest units of a group go first, in up to 64 rounds. Scores are
+    between these and those of units alone, which did best over several networks (docs/best.md): layers behind the consumers, which
+    recovery fits, too, are not seen here. Source: Kurtic et al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, there
     without the mean.
     """
 
