@@ -173,7 +173,7 @@ class KfacInTurn(KfacObs):
             owner[torch.from_numpy(at)] = torch.from_numpy(units)[:, None].expand(at.shape)
         owner = owner.to(weight.device)
         own = (owner != GONE).nonzero()[:, 0]
-        self.parts.setdefault(group, []).append(Part(weight[own][:, own], solved[own][:, own], owner[own]))
+        self.parts.setdefault(group, []).append(Part(weight[own][:, own] * share, solved[own][:, own], owner[own]))
         if sum(part.bytes for parts in self.parts.values() for part in parts) > self.room:
             self.alone.add(group)
             self.scores[group] += _alone(self.parts.pop(group), len(self.scores[group])).cpu().numpy()

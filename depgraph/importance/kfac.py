@@ -110,9 +110,14 @@ class KfacObs(Obs):
         """[m, m]: the sum of W'gg'W."""
         return moments.curvature(use.consumer, stack, block)
 
-    def share(self, moments: Moments, stack: int) -> float:
-        """Sums hold it already."""
-        return 1.0
+    def share(self, moments: Moments, stack: int, matrix: Tensor, solved: Any) -> float:
+        """How much larger errors are on other samples than on those that H is of, by generalised cross-validation.
+
+        (1 - d/n)^-2, d the degrees of freedom of a fit of the damped H, n the samples.
+        """
+        n, damping = moments.count[stack], self.damping * float(matrix.diagonal().mean())
+        free = len(matrix) - damping * float(solved.diagonal().sum())
+        return max(1 - free / n, 1 / n) ** -2
 
     def of(self, solved: Any, weight: Tensor, entries: Tensor) -> Tensor:
         """[units]: the least error."""

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from ..base.errors import InputError
-from ..data.calibration import Calibration
+from ..data.calibration import Batch, Calibration
 from ..data.consumers import Consumer
 from ..data.gradients import GradientWatch, Objective, Reached
 from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
 from .readers import Reader, blocks, matrices
+from .traces import Trace, samples_of
 
 Tensor = torch.Tensor
 Entries = tuple[Indices, Indices]  # units [n], and where the columns of each lie in a matrix [n, k]
@@ -54,6 +55,7 @@ class Moments:
         weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
         squares: with gradients g at the results of each consumer, by block or stacked matrix: the sum of g g' [rows, rows], or
             where that is larger than [m, m] (and for recurrent layers) of W'g g'W, float64.
+        traces: of each consumer: how far its inputs and gradients go together.
         last_of: the groups that no later moments have a use of.
     """
 
@@ -70,6 +72,7 @@ class Moments:
     product: dict[int, Tensor] = field(default_factory=dict)
     weight: dict[Consumer, Tensor] = field(default_factory=dict)
     squares: dict[tuple[Consumer, int], Tensor] = field(default_factory=dict)
+    traces: dict[Consumer, Trace] = field(default_factory=dict)
     differentiated: bool = False
     last_of: list[str] = field(default_factory=list)
 
@@ -148,15 +151,15 @@ class Moments:
     def curvature(self, consumer: Consumer, stack: int, block: int) -> Tensor | None:
         """[m, m] float64: the sum of W'g g'W over the samples of a matrix, W its weight and g the gradients of its results.
 
-        None where no gradient came.
+        It is scaled by how far inputs and gradients go together (`Trace`). None where no gradient came.
         """
         found = self.squares.get((consumer, max(stack, block, self.block)))
         if found is None:
             return None
-        weight = self.matrix(consumer, stack, block)
+        weight, ratio = self.matrix(consumer, stack, block), self.traces[consumer].ratio
         if consumer.is_recurrent or len(weight) > self.width:
-            return found
-        return weight.T @ found @ weight
+            return found * ratio
+        return weight.T @ found @ weight * ratio
 
     def _columns(self, like: Tensor) -> Tensor:
         return torch.from_numpy(self.columns).to(like.device)
@@ -243,18 +246,33 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
+        traces = {consumer: Trace() for consumer in by_consumer}
+        samples = 1
+
         def see_gradient(
-            reached: Reached, gradient: Tensor, table: dict[Consumer, list[Moments]] = by_consumer
+            reached: Reached,
+            gradient: Tensor,
+            table: dict[Consumer, list[Moments]] = by_consumer,
+            traces: dict[Consumer, Trace] = traces,
         ) -> None:
-            for moments in table[reached.call.consumer]:
+            consumer = reached.call.consumer
+            traces[consumer].add(reached, gradient, samples)
+            for moments in table[consumer]:
+                moments.traces[consumer] = traces[consumer]
                 moments.add_gradient(reached, gradient)
+
+        def value(output: Any, batch: Batch) -> Tensor:
+            nonlocal samples
+            samples = samples_of(output)
+            assert objective is not None  # noqa: S101
+            return objective(output, batch)
 
         if objective is None:
             Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
         else:
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
-                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, objective)
+                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, value)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:

@@ -81,7 +81,7 @@ class SecondMoments:
                         continue
                     self.scores.setdefault(use.group, np.zeros(graph.named[use.group].units))
                     entries = list(moments.entries(use, block))
-                    self.take(use.group, solved, weight, entries, self.share(moments, stack))
+                    self.take(use.group, solved, weight, entries, self.share(moments, stack, matrix, solved))
                     self.seen.setdefault(use.group, set()).add(use.consumer)
             for group in moments.last_of:
                 self.complete(group)
@@ -116,7 +116,7 @@ class SecondMoments:
         found = moments.matrix(use.consumer, stack, block)
         return found if self.weighted else found[:0]
 
-    def share(self, moments: Moments, stack: int) -> float:
+    def share(self, moments: Moments, stack: int, matrix: Tensor, solved: Any) -> float:
         """How much one of the stacked matrices counts."""
         return moments.shares[stack] / (sum(moments.shares.values()) if self.average else 1.0)
 
