@@ -15,6 +15,7 @@ from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
 from .base.weights import Weights
+from .comparing import Made, by_loss_or_outputs
 from .costs.latency import Timer, pairs_of
 from .data.calibration import Calibration, Loss
 from .depth.request import Depth, depth_of
@@ -23,7 +24,7 @@ from .grouping.naming import Name, given_names, name_in, named
 from .grouping.propagate import propagate
 from .importance import AUTO, Importance, by_cost, is_auto, normalisation, ruled, scores_of
 from .plan.plan import Plan
-from .recover import adds_bias
+from .recover import Recovery, adds_bias
 from .recover import check as check_recovery
 from .recover import recover as win_back
 from .recover.biases import most_entries
@@ -286,11 +287,36 @@ def prune(
     data = None if calibration is None else Calibration(calibration, example_inputs, loss, progress)
     notes: list[str] = []
     removed: list[str] = []
-    if shorter is None:
-        small, plan, proof, graph = planned(
-            graph, example_inputs, request, importance, data, verify, notes, asked, timer, adds_bias(recover)
+
+    def recovered(small: nn.Module, plan: Plan, graph: DependencyGraph) -> Recovery | None:
+        if recover is None:
+            return None
+        room = _room(request, model, small, example_inputs) if adds_bias(recover) else None
+        return win_back(
+            model,
+            small,
+            plan,
+            graph,
+            data,
+            recover,
+            example_inputs=example_inputs,
+            progress=progress,
+            room=room,
         )
-        unshifted = small, plan
+
+    def made(importance: str | Importance, graph: DependencyGraph = graph) -> Made:
+        said: list[str] = []
+        found = planned(
+            graph, example_inputs, request, importance, data, verify, said, asked, timer, adds_bias(recover)
+        )
+        return Made(found, recovered(found.model, found.plan, found.graph), said)
+
+    if shorter is None:
+        by_rule_alone = is_auto(asked) and not callable(recover)
+        best = (
+            by_loss_or_outputs(made, model, data) if data is not None and by_rule_alone else made(importance)
+        )
+        (small, plan, proof, graph), won, notes = best
     else:
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
@@ -299,13 +325,8 @@ def prune(
         small, plan, proof = found.model, found.plan, found.verification
         unshifted = found.unshifted.model, found.unshifted.plan
         removed = [b.name for b in found.branches]
-    won = None
-    if recover is not None:
-        won = win_back(
-            model, *unshifted, graph, data, recover, example_inputs=example_inputs, progress=progress,
-            room=_room(request, model, small, example_inputs) if adds_bias(recover) else None,
-        )  # fmt: skip
-        if small is not unshifted[0]:
+        won = recovered(*unshifted, graph)
+        if won is not None and small is not unshifted[0]:
             if unshifted[1].biases:
                 plan.biases = unshifted[1].biases
                 small = apply(model, plan)

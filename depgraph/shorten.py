@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from .base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
-from .base.running import WriteGuardMode, in_mode
-from .base.switches import eagerly, same_random_state
-from .base.values import tensor_leaves
+from .comparing import distance
 from .costs.latency import Timer
 from .data.calibration import Calibration
 from .depth.branches import Branch
@@ -33,7 +31,6 @@ from .select.budgets import amounts
 from .select.nested import among
 from .select.scope import DEFAULT_RATIO
 from .surgery.apply import apply
-from .tracing.caches import nothing_kept
 from .tracing.tensors import named_tensors
 from .verify.verify import Verification
 from .verify.verify import verify as verify_values
@@ -300,40 +297,9 @@ def _asks_widths(request: Request) -> bool:
     )
 
 
-def _error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
-
-
 def recovered_values(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """`model` takes the values of `small`, which has stand-ins where `plan` removes modules."""
     given, moves = named_tensors(small)[0], plan.moves
     with torch.no_grad():
         for name, tensor in named_tensors(model)[0].items():
             tensor.data.copy_(given[moves.old(name)])
-
-
-def distance(model: nn.Module, small: nn.Module, data: Calibration, text: str) -> float:
-    """How far `small` is from `model` on the data: by the loss where there is one, otherwise by their outputs.
-
-    Args:
-        model: the original; neither is changed.
-        small: what was made of it.
-        data: the batches, and the loss; the mean over batches is taken, of outputs that of |small - model|^2 / |model|^2.
-        text: what the progress bar says.
-    """
-    total, count = 0.0, 0
-    shared = [*model.parameters(), *small.parameters()]
-    with (
-        same_random_state(), torch.no_grad(), eagerly(), nothing_kept(model), nothing_kept(small), in_mode(model, False),
-        in_mode(small, False), WriteGuardMode(shared),
-    ):  # fmt: skip
-        for batch in data.batches(text):
-            count += 1
-            out = batch.copy().run(small)
-            if data.loss is not None:
-                total += float(data.loss_of(out, batch))
-                continue
-            pairs = zip(tensor_leaves(out), tensor_leaves(batch.copy().run(model)), strict=True)
-            errors = [_error(a.double(), b.double()) for a, b in pairs if b.is_floating_point()]
-            total += sum(errors) / max(1, len(errors))
-    return total / max(1, count)

@@ -76,3 +76,30 @@ def of_two_readers() -> tuple[nn.Module, list[Any], list[Given]]:
     found = watched(net, data, F.cross_entropy, "wide", "narrow")
     readers = zip(found, (net.wide, net.narrow), strict=True)
     return net, data, [(x, g, m.weight.detach(), ones(7)) for (x, g), m in readers]
+
+
+def of_rows(x: Tensor, g: Tensor) -> float:
+    """The trace of the Fisher matrix of weights with inputs [n, m] and gradients [n, rows], as a sum over rows that are samples."""
+    return float((x.square().sum(1) * g.square().sum(1)).sum())
+
+
+def on_others(x: Tensor, damping: float) -> float:
+    """What generalised cross-validation multiplies squared errors by, of ridge regression on the rows of `x`."""
+    moment = x.T @ x / len(x)
+    hat = (
+        x
+        @ torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
+        @ x.T
+        / len(x)
+    )
+    return float(1 / (1 - hat.trace() / len(x)) ** 2)
+
+
+def of_samples(net: nn.Module, data: list[Any], loss: Loss, name: str) -> float:
+    """The same where a sample has several rows: the sum over samples of the squared gradient of a weight, each sample run alone; the loss is a mean over a batch."""
+    total = 0.0
+    for x, target in data:
+        for i in range(len(x)):
+            value = loss(net(x[i : i + 1]), target[i : i + 1]) / len(x)
+            total += float(torch.autograd.grad(value, net.get_parameter(name))[0].square().sum())
+    return total

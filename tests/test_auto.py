@@ -74,9 +74,8 @@ def test_with_a_loss(net: nn.Module, data: list[Any]) -> None:
     how: dict[str, Any] = {"max_params": 0.5, "calibration": data, "loss": F.cross_entropy}
     found = kept(net, data[0][0], **how)
     named = kept(net, data[0][0], **how, importance="kfac_in_turn", recover="auto")
-    assert same(found, named)
     assert same(
-        found,
+        named,
         kept(
             net, data[0][0], **how, importance=KfacInTurn(), normalise="none", per_cost=True, recover="auto"
         ),
@@ -86,12 +85,85 @@ def test_with_a_loss(net: nn.Module, data: list[Any]) -> None:
     assert not same_cuts(by_cost, by_score)
     assert found.report.recovery is not None
     assert found.report.recovery.layers
-    assert not any("signs" in note for note in found.report.notes)
+    assert not any("signs" in note for note in named.report.notes)
     assert found.plan.request["importance"] == "auto"
     x = data[0][0]
     plain = kept(net, x, max_params=0.5, importance="l1")
     wanted = net(x)
     assert (found.model(x) - wanted).square().mean() < 0.2 * (plain.model(x) - wanted).square().mean()
+
+
+def held_out_loss(model: nn.Module, data: list[Any], loss: Any) -> float:
+    with torch.no_grad():
+        return float(loss(model(data[-1][0]), data[-1][1]))
+
+
+@pytest.mark.parametrize("misleading", [False, True])
+def test_scores_by_the_loss_and_by_signs_are_compared_by_the_loss_on_held_out_data(
+    net: nn.Module, data: list[Any], misleading: bool
+) -> None:
+    """A loss may have the gradients of one output alone, or of a target that only it knows."""
+
+    def loss(out: Tensor, target: Tensor) -> Tensor:
+        value = (out - target).square().mean()
+        return value.detach() + 1e3 * (out[:, 0] - out[:, 0].detach()).mean() if misleading else value
+
+    with torch.no_grad():
+        pairs = [
+            (x, net(x) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0 if misleading else 30.0])) for x, _ in data
+        ]
+    how: dict[str, Any] = {"max_params": 0.3, "calibration": pairs, "loss": loss}
+    x = data[0][0]
+    found = kept(net, x, **how)
+    by_loss, by_signs = (
+        kept(net, x, **how, importance=KfacInTurn(use_loss=use), recover="auto") for use in (True, False)
+    )
+    lost = [held_out_loss(r.model, pairs, loss) for r in (by_loss, by_signs)]
+    assert lost[0] != lost[1]
+    assert same(found, (by_loss, by_signs)[lost[1] < lost[0]])
+    assert lost[1] < lost[0] or not misleading
+    (note,) = (n for n in found.report.notes if "held-out calibration data the loss is" in n)
+    assert f"{min(lost):.4g} then, and {max(lost):.4g} with" in note
+    assert note.startswith(
+        f"importance: units were scored by {'signs at the outputs' if lost[1] < lost[0] else 'the loss'}"
+    )
+    assert_equal_to_masked(net, kept(net, x, **how, recover="none"), x, 1e-5)
+
+
+def test_what_can_not_be_compared_is_scored_by_the_loss(
+    net: nn.Module, data: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(output: Any, seed: int) -> Tensor:
+        raise InputError("no signs here")
+
+    monkeypatch.setattr("depgraph.importance.kfac.signed", none)
+    how: dict[str, Any] = {"max_params": 0.5, "calibration": data, "loss": F.cross_entropy}
+    found = kept(net, data[0][0], **how)
+    assert any("no signs here" in note for note in found.report.notes)
+    assert same(found, kept(net, data[0][0], **how, importance="kfac_in_turn", recover="auto"))
+    with pytest.raises(InputError, match="no signs here"):
+        kept(net, data[0][0], max_params=0.5, calibration=[x for x, _ in data])
+
+
+def test_batches_that_come_in_another_order_each_time_are_read_once(net: nn.Module, data: list[Any]) -> None:
+    class Shuffled:
+        reads = 0
+
+        def __iter__(self) -> Any:
+            Shuffled.reads += 1
+            yield from data[Shuffled.reads % 5 :] + data[: Shuffled.reads % 5]
+
+    kept(net, data[0][0], max_params=0.5, calibration=Shuffled(), loss=F.cross_entropy)
+    assert Shuffled.reads == 1
+
+
+def test_a_function_that_recovers_is_called_once(net: nn.Module, data: list[Any]) -> None:
+    calls = []
+    kept(
+        net, data[0][0], max_params=0.5, calibration=data, loss=F.cross_entropy,
+        recover=lambda model, small, plan, graph, calibration: calls.append(small),
+    )  # fmt: skip
+    assert len(calls) == 1
 
 
 def test_with_inputs_alone_the_report_says_what_stood_for_the_loss(net: nn.Module, data: list[Any]) -> None:

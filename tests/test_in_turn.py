@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature import Given, batches, of_two_readers, ones, plain, scores, watched
+from curvature import (
+    Given,
+    batches,
+    of_rows,
+    of_samples,
+    of_two_readers,
+    on_others,
+    ones,
+    plain,
+    scores,
+    watched,
+)
 from oracle import assert_equal_to_masked
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,17 +28,17 @@ from depgraph.data.calibration import Calibration
 from depgraph.importance import KfacInTurn, KfacObs
 
 
-def matrices(given: Given, samples: int) -> tuple[Tensor, Tensor]:
-    """W'GW, and the inverse of H."""
+def matrices(given: Given, samples: int, trace: float = 1.0) -> tuple[Tensor, Tensor]:
+    """W'GW, and the inverse of H; `trace`: what G is scaled by."""
     x, g, weight, _ = given
     moment = x.T @ x / len(x)
     damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x)
-    return weight.T @ g.T @ g @ weight / samples, torch.linalg.inv(damped)
+    return weight.T @ g.T @ g @ weight / samples * on_others(x, 0.01) * trace, torch.linalg.inv(damped)
 
 
-def by_hand(every: list[Given], samples: int) -> list[float]:
+def by_hand(every: list[Given], samples: int, trace: float = 1.0) -> list[float]:
     """The cheapest set of units is made larger by the unit that makes it least dearer; no score is below one before it."""
-    known = [matrices(given, samples) for given in every]
+    known = [matrices(given, samples, trace) for given in every]
 
     def cost(units: list[int]) -> float:
         total = 0.0
@@ -72,15 +83,17 @@ def test_windows_of_convolutions(groups: int) -> None:
         net[2].weight.detach()[:rows].flatten(1),
         [[6 * u + i for i in range(6)] for u in range(width)],
     )
+    trace = of_samples(net, data, F.cross_entropy, "2.weight")
     if groups == 1:
-        expected = by_hand([given], 33)
+        expected = by_hand([given], 33, trace / of_rows(windows, results))
         np.testing.assert_allclose(
             scores(net, data, 6, KfacInTurn(alone=0), F.cross_entropy), expected, rtol=1e-7
         )
     else:
         second = windows_of_second_block(x, g, net[2].weight.detach())
         found = scores(net, data, 3, KfacInTurn(alone=0), F.cross_entropy)
-        expected = by_hand([given], 33), by_hand([second], 33)
+        trace /= of_rows(windows, results) + of_rows(*second[:2])
+        expected = by_hand([given], 33, trace), by_hand([second], 33, trace)
         assert any(np.allclose(found, e, rtol=1e-7) for e in expected)
 
 

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature import Given, batches, of_two_readers, ones, plain, scores, watched
+from curvature import (
+    Given,
+    batches,
+    of_rows,
+    of_samples,
+    of_two_readers,
+    on_others,
+    ones,
+    plain,
+    scores,
+    watched,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from versions import on_new_torch
@@ -17,15 +28,16 @@ import depgraph
 from depgraph import InputError
 from depgraph.importance import L2, KfacObs
 from depgraph.importance.kfac import signed
+from depgraph.importance.traces import owners
 
 
-def by_hand(every: Sequence[Given], damping: float, samples: int) -> list[float]:
-    """tr(G W_u ((H^-1)_uu)^-1 W_u') for each unit, added up over consumers."""
+def by_hand(every: Sequence[Given], damping: float, samples: int, trace: float = 1.0) -> list[float]:
+    """tr(G W_u ((H^-1)_uu)^-1 W_u') for each unit, added up over consumers; `trace`: what G is scaled by."""
     totals = [0.0] * len(every[0][3])
     for x, g, weight, units in every:
         moment = x.T @ x / len(x)
         inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
-        fisher = g.T @ g / samples
+        fisher = g.T @ g / samples * on_others(x, damping) * trace
         for u, columns in enumerate(units):
             w = weight[:, columns]
             block = torch.linalg.inv(inverse[columns][:, columns])
@@ -81,13 +93,17 @@ def test_windows_of_convolutions(groups: int) -> None:
     ((x, g),) = watched(plain(net), data, F.cross_entropy, "2")
     windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)
     results = g.flatten(2).transpose(1, 2).flatten(0, 1)
+    apart = zip(windows.chunk(groups, 1), results.chunk(groups, 1), strict=True)
+    trace = of_samples(net, data, F.cross_entropy, "2.weight") / sum(of_rows(*pair) for pair in apart)
     totals: list[float] = []
     for block in range(groups):
         width, rows = 6 // groups, 4 // groups
         part = windows[:, block * width * 6 : (block + 1) * width * 6]
         weight = net[2].weight.detach()[block * rows : (block + 1) * rows].flatten(1)
         units = [[6 * u + i for i in range(6)] for u in range(width)]
-        totals += by_hand([(part, results[:, block * rows : (block + 1) * rows], weight, units)], 0.01, 33)
+        totals += by_hand(
+            [(part, results[:, block * rows : (block + 1) * rows], weight, units)], 0.01, 33, trace
+        )
     found = scores(
         net, data, 6 // groups, "kfac_obs", F.cross_entropy
     )  # the first block's units are a group of their own
@@ -103,7 +119,8 @@ def test_heads_of_attention() -> None:
     ((x, g),) = watched(net, data, F.cross_entropy, "out")
     units = [[3 * u + i for i in range(3)] for u in range(4)]
     every = [(x.flatten(0, 1), g.flatten(0, 1), net.out.weight.detach(), units)]
-    expected = by_hand(every, 0.01, 11 * 6 * 3)
+    trace = of_samples(net, data, F.cross_entropy, "out.weight") / of_rows(*every[0][:2])
+    expected = by_hand(every, 0.01, 11 * 6 * 3, trace)
     np.testing.assert_allclose(scores(net, data, 4, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
 
@@ -163,6 +180,56 @@ def test_experts_count_by_the_gradients_of_their_samples() -> None:
         expected += by_hand([(x, g, net.fall[e].detach().T.double(), units)], 0.01, 1)
     found = scores(net, data, 7, "kfac_obs", F.cross_entropy)
     np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=1e-3)
+
+
+class Pooled(nn.Module):
+    """A layer on each of several positions, in some order of dims, and the mean of them."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.enter, self.fall, self.order = nn.Linear(3, 7), nn.Linear(7, 4), order
+
+    def forward(self, x: Tensor) -> Tensor:  # [samples, positions, 3]
+        if self.order == "positions first":
+            return self.fall(torch.tanh(self.enter(x.transpose(0, 1)))).mean(0)
+        if self.order == "windows":  # two of each sample, one after the other
+            parts = x.unflatten(1, (2, -1)).flatten(0, 1)
+            return self.fall(torch.tanh(self.enter(parts))).unflatten(0, (-1, 2)).mean((1, 2))
+        if self.order == "rows":
+            return self.fall(torch.tanh(self.enter(x.flatten(0, 1)))).unflatten(0, (len(x), -1)).mean(1)
+        return self.fall(torch.tanh(self.enter(x))).mean(1)
+
+
+@pytest.mark.parametrize("order", ["samples first", "positions first", "windows", "rows"])
+@pytest.mark.parametrize(
+    "positions", [4, 40]
+)  # products of positions are fewer than entries of the weight, and more
+def test_what_positions_of_a_sample_have_in_common_counts(order: str, positions: int) -> None:
+    torch.manual_seed(0)
+    net = Pooled(order).double()
+    data = [
+        (
+            torch.randn(11, 1, 3).double() + 0.3 * torch.randn(11, positions, 3).double(),
+            torch.randint(0, 4, (11,)),
+        )
+        for _ in range(3)
+    ]
+    twin = Pooled("samples first").double()
+    twin.load_state_dict(net.state_dict())
+    ((x, g),) = watched(twin, data, F.cross_entropy, "fall")
+    x, g = x.flatten(0, 1), g.flatten(0, 1)
+    trace = of_samples(net, data, F.cross_entropy, "fall.weight") / of_rows(x, g)
+    assert trace > 0.5 * positions
+    expected = by_hand([(x, g, net.fall.weight.detach(), ones(7))], 0.01, 33 * positions, trace)
+    np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
+
+
+def test_of_rows_that_are_of_no_known_sample_all_count_together() -> None:
+    """Eleven outputs of 3 x 11 rows are told, five outputs of 33 rows are not."""
+    assert owners([33], 11).bincount().tolist() == [3] * 11
+    assert owners([33], 5).bincount().tolist() == [33]
+    assert owners([4, 11, 3], 11).view(4, 11, 3)[2, :, 1].tolist() == list(range(11))
+    assert owners([], 3).tolist() == [0]
 
 
 def test_without_a_loss_signs_at_the_outputs_stand_for_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,17 @@ class Calibration:
         if empty:
             raise InputError("calibration is empty: give at least one batch of inputs")
 
+    def held_out(self) -> Calibration:
+        """The batches by which results are judged: those that are held out, a single one itself.
+
+        All are kept as a list from now on, so that they come in one order.
+        """
+        self._batches = list(self._batches)
+        found = copy.copy(self)
+        judges = held_out(len(self._batches))
+        found._batches = [b for b, held in zip(self._batches, judges, strict=True) if held] or self._batches
+        return found
+
     def has_loss(self, output: Any) -> bool:
         """Whether there is a loss: a function of the user's, or one that the model's `output` brings."""
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
@@ -163,6 +175,12 @@ class Calibration:
                 f"with a loss, calibration batches are pairs (inputs, target), not {type(given).__name__}"
             )
         return given, None
+
+
+def held_out(count: int) -> list[bool]:
+    """Which of so many batches nothing is fitted on: the last fifth, at least one where there are two."""
+    held = max(1, count // 5) if count > 1 else 0
+    return [i >= count - held for i in range(count)]
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..base.errors import InputError
 from ..base.switches import without_cudnn
+from ..base.values import output_leaves
 from ..surgery.on_demand import OnDemand, Recent
 from .calibration import Batch
 from .consumers import Consumer
@@ -40,12 +41,14 @@ class Reached:
         at_input: whether the gradient is that at the input: what happens inside a recurrent layer can't be seen.
         shared: how many consumers that input stands for: those of the call that are given the same.
         edge: where the gradient arrives; None until the result is known, and where no gradient comes.
+        samples: how many the run was given, as far as its output tells: the first size of its first tensor.
     """
 
     call: Call
     at_input: bool = False
     shared: int = 1
     edge: GradientEdge | None = None
+    samples: int = 1
 
 
 class GradientWatch(Watch):
@@ -85,8 +88,10 @@ class GradientWatch(Watch):
                     self._find_edges()
                     value = self.objective(out, batch)
                     found = self._gradients(value)
+                samples = next((len(t) for t in output_leaves(out) if t.dim()), 1)
                 with torch.no_grad():
                     for reached, gradient in zip(self.reached, found, strict=True):
+                        reached.samples = samples
                         if gradient is not None:
                             self.see_gradient(reached, gradient)
         finally:

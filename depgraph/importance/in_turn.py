@@ -141,12 +141,13 @@ class KfacInTurn(KfacObs):
         memory: int = 1 << 31,
         seed: int = 0,
         alone: float = 0.5,
+        use_loss: bool = True,
     ) -> None:
         """Arguments as for `KfacObs`; with more damping less is seen of what units make up for.
 
         `alone` is the weight of the unit's score alone in the geometric mean, from 0 (in turn) to 1.
         """
-        super().__init__(damping, otherwise, widest, memory, seed)
+        super().__init__(damping, otherwise, widest, memory, seed, use_loss)
         self.weight_alone = fraction("alone", alone, zero=True, one=True)
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
@@ -173,7 +174,9 @@ class KfacInTurn(KfacObs):
             owner[torch.from_numpy(at)] = torch.from_numpy(units)[:, None].expand(at.shape)
         owner = owner.to(weight.device)
         own = (owner != GONE).nonzero()[:, 0]
-        self.parts.setdefault(group, []).append(Part(weight[own][:, own] * share, solved[own][:, own], owner[own]))
+        self.parts.setdefault(group, []).append(
+            Part(weight[own][:, own] * share, solved[own][:, own], owner[own])
+        )
         if sum(part.bytes for parts in self.parts.values() for part in parts) > self.room:
             self.alone.add(group)
             self.scores[group] += _alone(self.parts.pop(group), len(self.scores[group])).cpu().numpy()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..base.checks import flag
 from ..base.errors import InputError
 from ..base.values import output_leaves
 from ..data.calibration import Batch, Calibration
@@ -45,14 +46,17 @@ class KfacObs(Obs):
         widest: int = 8192,
         memory: int = 1 << 31,
         seed: int = 0,
+        use_loss: bool = True,
     ) -> None:
-        """Arguments as for `SecondMoments`; `seed` of the random signs.
+        """Arguments as for `SecondMoments`; `seed` of the random signs, which without `use_loss` stand for a loss in any case.
 
         Groups that `otherwise` scores, and those that no gradient reaches, are brought to the scale of the others: their
         average unit is made that of all others.
         """
         super().__init__(damping, False, otherwise, widest, memory)
-        self.seed = seed
+        flag("use_loss", use_loss)
+        self.seed, self.use_loss = seed, use_loss
+        self.by_loss = False  # whether there was a loss, and it was used
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
         """Run the model of `graph` forward and back on the data, once where memory allows.
@@ -88,16 +92,19 @@ class KfacObs(Obs):
         self, graph: DependencyGraph, table: dict[str, list[Reader]], data: Calibration
     ) -> Iterator[Moments]:
         """The moments, and sums over the gradients."""
-        batches = 0
+        batches, self.by_loss = 0, False
 
         def objective(output: Any, batch: Batch) -> Tensor:
             nonlocal batches
             batches += 1
-            if data.has_loss(output):
+            if self.use_loss and data.has_loss(output):
+                self.by_loss = True
                 return data.loss_of(output, batch)
             if not self.notes:
                 self.notes.append(
-                    "importance: there is no loss, so gradients are those of random signs at the outputs"
+                    "importance: gradients are those of random signs at the outputs"
+                    if data.has_loss(output)
+                    else "importance: there is no loss, so gradients are those of random signs at the outputs"
                 )
             return signed(output, self.seed + batches)
 

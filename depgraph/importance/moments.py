@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from ..base.errors import InputError
-from ..data.calibration import Batch, Calibration
+from ..data.calibration import Calibration
 from ..data.consumers import Consumer
 from ..data.gradients import GradientWatch, Objective, Reached
 from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
 from .readers import Reader, blocks, matrices
-from .traces import Trace, samples_of
+from .traces import Trace
 
 Tensor = torch.Tensor
 Entries = tuple[Indices, Indices]  # units [n], and where the columns of each lie in a matrix [n, k]
@@ -112,6 +112,7 @@ class Moments:
     def add_gradient(self, reached: Reached, gradient: Tensor) -> None:
         """The gradient at a call of one of the consumers, for every stacked matrix or block."""
         call = reached.call
+        self.traces.setdefault(call.consumer, Trace()).add(reached, gradient)
         if reached.at_input:  # of the input x it is W'g already
             x = gradient.flatten(0, -2)
             self._add_squares(
@@ -246,33 +247,18 @@ def observed(
                 for moments in first:
                     moments.add(stack, x)
 
-        traces = {consumer: Trace() for consumer in by_consumer}
-        samples = 1
-
         def see_gradient(
-            reached: Reached,
-            gradient: Tensor,
-            table: dict[Consumer, list[Moments]] = by_consumer,
-            traces: dict[Consumer, Trace] = traces,
+            reached: Reached, gradient: Tensor, table: dict[Consumer, list[Moments]] = by_consumer
         ) -> None:
-            consumer = reached.call.consumer
-            traces[consumer].add(reached, gradient, samples)
-            for moments in table[consumer]:
-                moments.traces[consumer] = traces[consumer]
+            for moments in table[reached.call.consumer]:
                 moments.add_gradient(reached, gradient)
-
-        def value(output: Any, batch: Batch) -> Tensor:
-            nonlocal samples
-            samples = samples_of(output)
-            assert objective is not None  # noqa: S101
-            return objective(output, batch)
 
         if objective is None:
             Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
         else:
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
-                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, value)
+                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, objective)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:

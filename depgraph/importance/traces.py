@@ -1,9 +1,13 @@
-"""What a Kronecker product leaves out: inputs and gradients of one sample that go together.
+"""What a Kronecker product leaves out: positions of one sample that go together.
 
 The Fisher matrix of a layer's weights is the second moment of g_1 x_1' + g_2 x_2' + ... over samples, x_t the inputs and g_t the
 gradients at the results for the positions t of one sample (words, windows). K-FAC takes positions for independent: H times G, the second
 moments of all x_t and all g_t. Behind a mean over positions they are not: there all g_t of a sample are the same, its x_t are
-alike, and what is lost at each position adds up. So the product is scaled to the trace that the matrix has.
+alike, and what is lost at each position adds up. So the product is multiplied by what the trace of the matrix is of what it would be if
+positions were independent, the sum of |g_t|^2 |x_t|^2.
+
+That sum and not the trace of H times G: where few inputs are very large and have small gradients, as those of the first word in
+language models, the product is too large for these inputs alone.
 
 Sources: Martens and Grosse, ICML 2015 (the product); Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
 convolution layers", ICML 2016 (positions taken for independent); George et al., "Fast Approximate Natural Gradient Descent in a
@@ -13,13 +17,11 @@ Kronecker-factored Eigenbasis", NeurIPS 2018 (products brought to what is measur
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 
-from ..base.values import output_leaves
 from ..data.gradients import Reached
 from ..data.layout import Convolved, Einsum
 
@@ -29,36 +31,28 @@ ENTRIES = 1 << 24  # of products that are made at a time
 
 @dataclass
 class Trace:
-    """The trace of the Fisher matrix of one consumer's weights, and of the product that stands for it.
+    """The trace of the Fisher matrix of one consumer's weights, as a sum over samples.
 
     Attributes:
-        exact: the sum over samples of the squares in the sum of g_t x_t'.
-        parts: by stacked matrix or block: the sums of squares of g_t and of x_t, and how many there were.
+        exact: of the squares in the sum of g_t x_t' over positions t.
+        apart: of the sum of the squares in g_t x_t'.
     """
 
     exact: float = 0.0
-    parts: dict[int, tuple[float, float, int]] = field(default_factory=dict)
+    apart: float = 0.0
 
     @property
     def ratio(self) -> float:
-        """That of the matrix by that of the product; 1 where there is neither."""
-        product = sum(g * x / n for g, x, n in self.parts.values() if n)
-        return self.exact / product if product and self.exact else 1.0
+        """How many times it is what it would be if positions were independent; 1 where there is no gradient."""
+        return self.exact / self.apart if self.apart and self.exact else 1.0
 
-    def add(self, reached: Reached, gradient: Tensor, samples: int) -> None:
-        """One call and the gradient at its result, in a run of so many `samples`."""
-        for part, x, g, owner in _pieces(reached, gradient, samples):
+    def add(self, reached: Reached, gradient: Tensor) -> None:
+        """One call and the gradient at its result."""
+        for x, g, owner in _pieces(reached, gradient):
             x, g = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, g))
-            for i, (one, other) in enumerate(zip(x, g, strict=True), part):
-                squares = float(other.double().square().sum()), float(one.double().square().sum()), len(one)
-                known = self.parts.get(i, (0.0, 0.0, 0))
-                self.parts[i] = known[0] + squares[0], known[1] + squares[1], known[2] + squares[2]
-            self.exact += _together(x, g, owner)
-
-
-def samples_of(output: Any) -> int:
-    """How many samples a model was given, as far as its output tells: the first size of its first tensor."""
-    return next((len(t) for t in output_leaves(output) if t.dim()), 1)
+            apart = float((x.double().square().sum(-1) * g.double().square().sum(-1)).sum())
+            self.apart += apart
+            self.exact += apart if len(owner) == len(owner.unique()) else _together(x, g, owner)
 
 
 def owners(sizes: Sequence[int], samples: int) -> Tensor:
@@ -77,12 +71,12 @@ def owners(sizes: Sequence[int], samples: int) -> Tensor:
     return torch.zeros(count, dtype=torch.long)
 
 
-def _pieces(reached: Reached, gradient: Tensor, samples: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(first part, x [parts, rows, m], g [parts, rows, n], the sample of each row [rows])."""
-    call = reached.call
+def _pieces(reached: Reached, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(x [parts, rows, m], g [parts, rows, n], the sample of each row [rows])."""
+    call, samples = reached.call, reached.samples
     if reached.at_input:
         x = call.x.detach()
-        yield 0, x.flatten(0, -2)[None], gradient.flatten(0, -2)[None], owners(x.shape[:-1], samples)
+        yield x.flatten(0, -2)[None], gradient.flatten(0, -2)[None], owners(x.shape[:-1], samples)
         return
     layout, every = call.layout, slice(None)
     if isinstance(layout, Convolved):
@@ -94,15 +88,13 @@ def _pieces(reached: Reached, gradient: Tensor, samples: int) -> Iterator[tuple[
         owner = torch.arange(len(gradient))
     for stacks, taken, x in layout.inputs(call.args, call.x.detach(), every):
         g = layout.outputs(call.args, gradient, stacks, taken)
-        yield stacks.start or 0, x, g, owner[taken]
+        yield x, g, owner[taken]
 
 
 def _together(x: Tensor, g: Tensor, owner: Tensor) -> float:
     """The sum over parts and samples of the squares in g'x, over the rows of the sample."""
     order = torch.argsort(owner, stable=True)
     counts = torch.unique_consecutive(owner[order], return_counts=True)[1]
-    if len(counts) == len(owner):  # each row alone
-        return float((x.double().square().sum(-1) * g.double().square().sum(-1)).sum())
     order = order.to(x.device)
     total = 0.0
     for n in counts.unique().tolist():

@@ -12,7 +12,7 @@ from torch import nn
 from ..base.progress import track
 from ..base.shelf import Place, Shelf
 from ..data.aside import Waiting
-from ..data.calibration import Batch
+from ..data.calibration import Batch, held_out
 from .changes import Changes
 from .result import Recovery
 
@@ -65,13 +65,11 @@ class Task:
 
     @property
     def held_out(self) -> list[bool]:
-        """Which batches are held out: the last fifth, at least one where there are two."""
-        count = len(self.batches)
-        held_out = max(1, count // 5) if count > 1 else 0
-        return [i >= count - held_out for i in range(count)]
+        """Which batches are held out."""
+        return held_out(len(self.batches))
 
     def each(self, text: str) -> Iterator[tuple[Batch, bool]]:
         """A copy of each batch, and whether it is held out; `text` is what a progress bar calls it."""
         pairs = list(zip(self.batches, self.held_out, strict=True))
-        for batch, held_out in track(pairs, text, self.progress):
-            yield batch.copy(), held_out
+        for batch, held in track(pairs, text, self.progress):
+            yield batch.copy(), held

@@ -11,12 +11,12 @@ from torch import nn
 
 from ..base.checks import shown
 from ..base.errors import DepgraphError, InputError, NothingToPruneError, suggestions
+from ..comparing import distance
 from ..data.calibration import Calibration, Loss, check_batches
 from ..depth.request import Depth
 from ..grouping.naming import Name
 from ..prune import PruneResult, prune
 from ..select import BUDGETS
-from ..shorten import distance
 from ..surgery.lineage import plans_of
 from .low_rank import factorise
 from .result import Simplified, Summary, check_values
