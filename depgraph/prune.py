@@ -557,6 +557,8 @@ def _is_finite(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
 
 
 def _finite_by_rows(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
+    if not tensor.numel():
+        return True
     if not tensor.dim():
         return bool(torch.isfinite(weights.whole(name)).all())
     step = max(1, ROWS_AT_ONCE // max(1, tensor[0].numel()))

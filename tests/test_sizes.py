@@ -550,3 +550,57 @@ def test_what_a_width_takes_from_an_input_stays(taken):
     result = depgraph.prune(model, x, pruning_ratio=0.5, verify=False)
     assert not any("stay whole" in note for note in result.report.to_dict().get("notes", ()))
     assert_equal_to_masked(model, result, x)
+
+
+class OneKey(nn.Module):
+    """Heads of queries that share one key and value, which are repeated for each; their dim is put in."""
+
+    def __init__(self, put_in):
+        super().__init__()
+        self.heads, self.put_in = 4, put_in
+        self.q, self.kv, self.out = nn.Linear(5, 4 * 6), nn.Linear(5, 12), nn.Linear(24, 3)
+
+    def forward(self, x):
+        q = self.q(x).unflatten(-1, (-1, 6)).transpose(1, 2)
+        k, v = (self.repeated(self.put_in(t)) for t in self.kv(x).chunk(2, -1))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def repeated(self, t):
+        batch, keys, length, width = t.shape
+        t = t[:, :, None].expand(batch, keys, self.heads, length, width)
+        return t.reshape(batch, keys * self.heads, length, width)
+
+
+@pytest.mark.parametrize(
+    "put_in",
+    [
+        lambda t: t[:, None],
+        lambda t: t.unsqueeze(2).transpose(1, 2),
+        lambda t: t.unsqueeze(-1).permute(0, 3, 1, 2),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_dim_that_is_put_in_is_1_for_all_inputs(put_in, batch):
+    torch.manual_seed(0)
+    model, x = OneKey(put_in).eval(), torch.randn(batch, 7, 5)
+    result = depgraph.prune(model, x, pruning_ratio=0.5, progress=False)
+    assert result.model.q.out_features == 12
+    assert result.model.heads == 2
+    for other in (x, torch.randn(3, 4, 5), torch.randn(1, 2, 5)):
+        assert_equal_to_masked(model, result, other, 1e-5)
+
+
+def test_a_dim_of_one_that_an_input_has_may_be_another():
+    """Two keys in another input would be repeated to two heads each."""
+
+    class Given(OneKey):
+        def forward(self, x, keys):
+            q = self.q(x).unflatten(-1, (-1, 6)).transpose(1, 2)
+            k, v = (self.repeated(t) for t in self.kv(keys).chunk(2, -1))
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model = Given(None).eval()
+    with pytest.raises(depgraph.NothingToPruneError, match="is divided in reshape by a size of an input"):
+        depgraph.prune(model, (torch.randn(2, 7, 5), torch.randn(2, 1, 7, 5)))

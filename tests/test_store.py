@@ -460,6 +460,23 @@ def test_the_config_that_a_model_was_built_from_is_saved_as_it_was(tmp_path: Pat
         depgraph.load(lambda config: Small(), tmp_path / "none")
 
 
+@dataclasses.dataclass
+class Limited(Config):
+    """As configs of state space models, whose steps have no upper bound."""
+
+    limit: tuple[float, ...] = (0.0, float("inf"), -float("inf"))
+
+
+def test_a_config_may_hold_infinity(tmp_path: Path) -> None:
+    result = pruned(Configured(Limited(22)).eval())
+    depgraph.save(result, tmp_path / "saved")
+    text = (tmp_path / "saved" / "plan.json").read_text()
+    assert "Infinity" not in text  # which is no JSON
+    loaded = depgraph.load(lambda config: Configured(Limited(**config)), tmp_path / "saved")
+    assert_same(loaded, result.model)
+    assert loaded.config == Limited(11, [0.0, float("inf"), -float("inf")])
+
+
 def test_the_config_of_a_model_that_was_pruned_twice_is_the_first_one(tmp_path: Path) -> None:
     once = pruned(Configured(Config(29)).eval(), pruning_ratio=0.3)
     twice = pruned(once.model, pruning_ratio=0.4)

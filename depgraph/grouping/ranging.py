@@ -11,7 +11,7 @@ from ..axes import axes
 from ..axes.axes import Axis
 from ..axes.nodes import op_name
 from ..axes.op_call import DimFacts, Dims
-from ..tracing.recorder import RETURNED, Node
+from ..tracing.recorder import RETURNED, Node, record_of
 from ..tracing.size_uses import MAKING
 from ..tracing.sizes import Expr, sources_in
 
@@ -56,7 +56,7 @@ class Ranging:
         """Whether the dim that `source` names has the same size for all inputs."""
         axis = self.state.dims[source[1]][0][source[2]]
         if axis is None:
-            return bool(source[1].op == "get_attr")
+            return _is_one(source[1], source[2])
         return all(a in self.of_tensors or a in self.stated for a in axes.atoms(axis))
 
     def of_model(self, axis: Axis) -> bool:
@@ -79,6 +79,32 @@ class Ranging:
             x, copies = node.args[0], node.args[1:2]
             if not {x, node} & ranging and self.lost_lengths.isdisjoint(pytree.tree_leaves(copies)):
                 self.stated |= _atoms(self.state.dims[node][0]) - _atoms(self.state.dims[x][0])
+
+
+def _is_one(node: Node, dim: int) -> bool:
+    """Whether a dim of size 1 has that size for all inputs: it is a parameter's, or was put in."""
+    while node.op == "call_function":
+        name, x = op_name(node.target), node.args[0] if node.args else None
+        if not isinstance(x, Node):
+            return False
+        size = len(record_of(node).shape)
+        if name == "unsqueeze":
+            at = int(node.args[1]) % size  # type: ignore[arg-type]
+            if at == dim:
+                return True
+            dim -= dim > at
+        elif name in ("transpose", "permute"):
+            order = list(range(size))
+            if name == "permute":
+                order = [int(d) % size for d in node.args[1]]  # type: ignore[union-attr]
+            else:
+                a, b = (int(d) % size for d in node.args[1:3])  # type: ignore[arg-type]
+                order[a], order[b] = b, a
+            dim = order[dim]
+        else:
+            return False
+        node = x
+    return node.op == "get_attr"
 
 
 def _atoms(dims: Dims) -> set[Axis]:

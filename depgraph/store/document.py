@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ FORMAT = 1
 MOST_BYTES = 1 << 28  # of plan.json
 FIELDS = {"format", "provenance", "plans", "tensors", "ties", "views", "held", "frozen", "training",
           "extra_state", "config", "sizes"}  # fmt: skip
+UNWRITABLE = "$float"  # the key beside which a float stands in words
 
 
 @dataclasses.dataclass
@@ -123,6 +125,24 @@ class Document:
             del data["sizes"]
         rest = json.dumps(data, allow_nan=False)[1:]
         return f"{_first_line(rest)}\n{rest}\n"
+
+
+def in_words(value: Any) -> Any:
+    """`value` with floats for which JSON has no number, such as infinity, as ``{"$float": "inf"}``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {UNWRITABLE: str(value)}
+    if isinstance(value, dict):
+        return {k: in_words(v) for k, v in value.items()}
+    return [in_words(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_words(value: Any) -> Any:
+    """What `in_words` was given, tuples as lists."""
+    if isinstance(value, dict):
+        if value.keys() == {UNWRITABLE}:
+            return float(value[UNWRITABLE])
+        return {k: from_words(v) for k, v in value.items()}
+    return [from_words(v) for v in value] if isinstance(value, list) else value
 
 
 def _first_line(rest: str) -> str:

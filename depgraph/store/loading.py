@@ -22,7 +22,7 @@ from ..surgery.apply import apply, assign, recompute
 from ..tracing.attributes import INTERNALS, holders, put
 from ..tracing.tensors import named_tensors
 from ..tracing.wrappers import inner_name, is_distributed, plain_names
-from .document import Document, open_folder
+from .document import Document, from_words, open_folder
 from .factory import build, left_on_meta, resolved, takes_config
 from .weights import Entry, read
 
@@ -76,7 +76,7 @@ def load(
         config, inner = document.config, make
 
         def make() -> nn.Module:
-            return inner(deepcopy(config))
+            return inner(from_words(config))
 
     loader = _Loader(make, path, document)
     try:

@@ -28,7 +28,7 @@ from ..simplify.result import Simplified
 from ..surgery.lineage import plans_of
 from ..tracing.attributes import held_at, holders, put
 from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, unwrapped
-from .document import FILE_NAME, Document, Size
+from .document import FILE_NAME, Document, Size, in_words
 from .folders import replacing
 from .weights import MODEL, NAMES, OTHER, checksum, write
 
@@ -250,7 +250,7 @@ def _config(model: nn.Module, plans: Iterable[Plan]) -> dict[str, Any] | None:
         said = dataclasses.asdict(held[name])
     else:
         return None
-    found = _through_json(said)  # keys become text, as they do in any JSON of it
+    found = _through_json(in_words(said))  # keys become text, as they do in any JSON of it
     return found if isinstance(found, dict) else None
 
 
