@@ -84,7 +84,7 @@ def of_rows(x: Tensor, g: Tensor) -> float:
 
 
 def on_others(x: Tensor, damping: float) -> float:
-    """What generalised cross-validation multiplies squared errors by, of ridge regression on the rows of `x`."""
+    """n/(n - d): the sum of squared residuals of a ridge regression on the rows of `x` is short by the degrees of freedom d."""
     moment = x.T @ x / len(x)
     hat = (
         x
@@ -92,7 +92,7 @@ def on_others(x: Tensor, damping: float) -> float:
         @ x.T
         / len(x)
     )
-    return float(1 / (1 - hat.trace() / len(x)) ** 2)
+    return float(1 / (1 - hat.trace() / len(x)))
 
 
 def of_samples(net: nn.Module, data: list[Any], loss: Loss, name: str) -> float:

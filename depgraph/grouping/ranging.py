@@ -96,7 +96,7 @@ def _is_one(node: Node, dim: int) -> bool:
         elif name in ("transpose", "permute"):
             order = list(range(size))
             if name == "permute":
-                order = [int(d) % size for d in node.args[1]]  # type: ignore[union-attr]
+                order = [int(d) % size for d in node.args[1]]  # type: ignore[arg-type, union-attr]
             else:
                 a, b = (int(d) % size for d in node.args[1:3])  # type: ignore[arg-type]
                 order[a], order[b] = b, a

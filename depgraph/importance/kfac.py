@@ -27,7 +27,8 @@ class KfacObs(Obs):
 
     G is the second moment of the loss's gradient at the consumer's results, summed over the positions of a sample (one of a
     linear layer on vectors, all windows of a convolution); H and W_u are as for `Obs`. That is how much the loss grows, to
-    second order, where its Hessian matrix is taken to be the Kronecker product of H and G. So scores compare between layers.
+    second order, where its Hessian matrix is taken to be the Kronecker product of H and G, scaled by what positions of a sample have in
+    common (`Trace`) and by what updates fit of few samples. So scores compare between layers.
     Without a loss, G is that of random signs at the model's outputs (each relative to its size): what moves the outputs
     counts, whatever they are for.
 
@@ -118,13 +119,13 @@ class KfacObs(Obs):
         return moments.curvature(use.consumer, stack, block)
 
     def share(self, moments: Moments, stack: int, matrix: Tensor, solved: Any) -> float:
-        """How much larger errors are on other samples than on those that H is of, by generalised cross-validation.
+        """What errors are multiplied by, as updates of few samples' H fit these samples: n/(n - d).
 
-        (1 - d/n)^-2, d the degrees of freedom of a fit of the damped H, n the samples.
+        So the variance of residuals is estimated, with d the degrees of freedom of a ridge regression with that damping on n samples.
         """
         n, damping = moments.count[stack], self.damping * float(matrix.diagonal().mean())
         free = len(matrix) - damping * float(solved.diagonal().sum())
-        return max(1 - free / n, 1 / n) ** -2
+        return 1 / max(1 - free / n, 1 / n)
 
     def of(self, solved: Any, weight: Tensor, entries: Tensor) -> Tensor:
         """[units]: the least error."""
