@@ -34,6 +34,7 @@ from examples import demo
 _DATA: dict[str, Any] = {"data": True}
 WITH_DATA = [
     *DEFAULTS[:2],
+    Method("depgraph", "scores by the loss", {"importance": "kfac_in_turn", "recover": "auto"}, **_DATA),
     Method(
         "depgraph",
         "default, by score",
