@@ -29,6 +29,7 @@ from torch import nn
 from .base.checks import flag, function
 from .base.errors import InputError
 from .base.processes import gathered, group_of_all
+from .base.values import all_finite
 from .checkpoint.shell import shell_of
 from .data.calibration import Calibration
 from .grouping.graph import DependencyGraph, Group
@@ -286,7 +287,7 @@ def _twin(factory: Any, live: Mapping[str, torch.Tensor]) -> nn.Module:
         here: Any = live[name].detach()
         if not tensor.is_meta:
             tensor.copy_(here.full_tensor() if _mesh_of(here) is not None else here)
-        elif here.is_floating_point() and not bool(torch.isfinite(_local(here)).all()):
+        elif here.is_floating_point() and not all_finite(_local(here)):
             raise InputError(f"NaN or infinite values in {name}: nothing was pruned")
     return twin
 

@@ -14,6 +14,7 @@ from .base.checks import flag, function, of_kind, shown
 from .base.errors import InputError, NothingToPruneError, VerificationError
 from .base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from .base.running import Score, score_of
+from .base.values import all_finite
 from .base.weights import Weights
 from .comparing import Made, by_loss_or_outputs
 from .costs.latency import Timer, pairs_of
@@ -551,7 +552,7 @@ def check_finite(graph: DependencyGraph, scored: set[str]) -> None:
 
 def _is_finite(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
     if not tensor.is_meta:
-        return bool(torch.isfinite(tensor).all())
+        return all_finite(tensor)
     found = weights.kept(f"{name} finite", lambda: [_finite_by_rows(weights, name, tensor)])
     return found is None or bool(found[0])
 
@@ -560,12 +561,10 @@ def _finite_by_rows(weights: Weights, name: str, tensor: torch.Tensor) -> bool:
     if not tensor.numel():
         return True
     if not tensor.dim():
-        return bool(torch.isfinite(weights.whole(name)).all())
+        return all_finite(weights.whole(name))
     step = max(1, ROWS_AT_ONCE // max(1, tensor[0].numel()))
     starts = range(0, tensor.shape[0], step)
-    return all(
-        bool(torch.isfinite(weights.rows(name, i, min(i + step, tensor.shape[0]))).all()) for i in starts
-    )
+    return all(all_finite(weights.rows(name, i, min(i + step, tensor.shape[0]))) for i in starts)
 
 
 __all__ = ["PruneResult", "VerificationError", "analyze", "prune"]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..base.errors import InputError
+from ..base.values import all_finite
 from ..store.files import Checkpoint
 from ..store.layout import Laid, Part, Span
 
@@ -123,8 +124,8 @@ class FromFiles:
         step = max(1, BLOCK // max(1, self.tensors[name].numel() // max(1, rows)))
         for first in range(0, rows, step):
             block = self.rows(name, first, min(first + step, rows)).reshape(-1)
-            bad = (~torch.isfinite(block)).nonzero()
-            if len(bad):
+            if not all_finite(block):
+                bad = (~torch.isfinite(block)).nonzero()
                 at = first * (self.tensors[name].numel() // max(1, rows)) + int(bad[0])
                 index = [int(i) for i in np.unravel_index(at, tuple(shape))] if shape else []
                 where = ", ".join(

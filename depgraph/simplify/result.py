@@ -15,7 +15,7 @@ from ..base.inputs import Arguments, each_example
 from ..base.running import in_mode
 from ..base.switches import same_random_state
 from ..base.tables import printed, table
-from ..base.values import map_tensors
+from ..base.values import all_finite, map_tensors
 from ..costs import cost
 from ..plan.plan import Plan
 from ..tracing.caches import nothing_kept
@@ -154,7 +154,7 @@ def check_values(model: Any) -> None:
     for name, tensor in named_tensors(model)[0].items():
         if tensor.is_meta:
             raise InputError(f"the model is on the meta device ({name!r}): load its weights first")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise InputError(f"NaN or infinite values in {name!r}: nothing was changed")
 
 
