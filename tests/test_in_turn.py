@@ -29,11 +29,11 @@ from depgraph.importance import KfacInTurn, KfacObs
 
 
 def matrices(given: Given, samples: int, trace: float = 1.0) -> tuple[Tensor, Tensor]:
-    """W'GW, and the inverse of H; `trace`: what G is scaled by."""
+    """W'GW, and the inverse of H; G is scaled by the root of `trace`."""
     x, g, weight, _ = given
     moment = x.T @ x / len(x)
     damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x)
-    return weight.T @ g.T @ g @ weight / samples * on_others(x, 0.01) * trace, torch.linalg.inv(damped)
+    return weight.T @ g.T @ g @ weight / samples * on_others(x, 0.01) * trace**0.5, torch.linalg.inv(damped)
 
 
 def by_hand(every: list[Given], samples: int, trace: float = 1.0) -> list[float]:

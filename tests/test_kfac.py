@@ -32,12 +32,12 @@ from depgraph.importance.traces import owners
 
 
 def by_hand(every: Sequence[Given], damping: float, samples: int, trace: float = 1.0) -> list[float]:
-    """tr(G W_u ((H^-1)_uu)^-1 W_u') for each unit, added up over consumers; `trace`: what G is scaled by."""
+    """tr(G W_u ((H^-1)_uu)^-1 W_u') for each unit, added up over consumers; G is scaled by the root of `trace`."""
     totals = [0.0] * len(every[0][3])
     for x, g, weight, units in every:
         moment = x.T @ x / len(x)
         inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
-        fisher = g.T @ g / samples * on_others(x, damping) * trace
+        fisher = g.T @ g / samples * on_others(x, damping) * trace**0.5
         for u, columns in enumerate(units):
             w = weight[:, columns]
             block = torch.linalg.inv(inverse[columns][:, columns])

@@ -157,10 +157,10 @@ class Moments:
         found = self.squares.get((consumer, max(stack, block, self.block)))
         if found is None:
             return None
-        weight, ratio = self.matrix(consumer, stack, block), self.traces[consumer].ratio
+        weight, factor = self.matrix(consumer, stack, block), self.traces[consumer].factor
         if consumer.is_recurrent or len(weight) > self.width:
-            return found * ratio
-        return weight.T @ found @ weight * ratio
+            return found * factor
+        return weight.T @ found @ weight * factor
 
     def _columns(self, like: Tensor) -> Tensor:
         return torch.from_numpy(self.columns).to(like.device)

@@ -3,10 +3,11 @@
 The Fisher matrix of a layer's weights is the second moment of g_1 x_1' + g_2 x_2' + ... over samples, x_t the inputs and g_t the
 gradients at the results for the positions t of one sample (words, windows). K-FAC takes positions for independent: H times G, the second
 moments of all x_t and all g_t. Behind a mean over positions they are not: there all g_t of a sample are the same, its x_t are
-alike, and what is lost at each position adds up. So the product is multiplied by what the trace of the matrix is of what it would be if
-positions were independent, the sum of |g_t|^2 |x_t|^2.
+alike, and what is lost at each position adds up. The trace of the matrix tells by how much: what it is of what it would be if positions
+were independent, the sum of |g_t|^2 |x_t|^2. That is of all inputs; of what is left of a unit's when the others make up for it, which
+scores are about, less is alike. So the product is multiplied by the root.
 
-That sum and not the trace of H times G: where few inputs are very large and have small gradients, as those of the first word in
+It is that sum and not the trace of H times G: where few inputs are very large and have small gradients, as those of the first word in
 language models, the product is too large for these inputs alone.
 
 Sources: Martens and Grosse, ICML 2015 (the product); Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for
@@ -16,6 +17,7 @@ Kronecker-factored Eigenbasis", NeurIPS 2018 (products brought to what is measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -42,9 +44,9 @@ class Trace:
     apart: float = 0.0
 
     @property
-    def ratio(self) -> float:
-        """How many times it is what it would be if positions were independent; 1 where there is no gradient."""
-        return self.exact / self.apart if self.apart and self.exact else 1.0
+    def factor(self) -> float:
+        """The root of how many times it is what it would be if positions were independent; 1 where there is no gradient."""
+        return math.sqrt(self.exact / self.apart) if self.apart and self.exact else 1.0
 
     def add(self, reached: Reached, gradient: Tensor) -> None:
         """One call and the gradient at its result."""
