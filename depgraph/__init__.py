@@ -48,7 +48,7 @@ it in this list (`make check` holds that).
 * `verify`: compares the smaller model with the masked original.
 * `depth`: finds the branches that can go, and ranks them.
 * `select`: chooses the units that stay.
-* `search`, `shorten`: plan, apply, verify, freeze what was wrong, plan again; depth beside widths.
+* `search`, `comparing`, `shorten`: plan, apply, verify, freeze what was wrong, plan again; which of two results; depth beside widths.
 * `report`, `prune`: the report; the one call, its checks and its result.
 * `training`: training before, between and after prunings.
 * `simplify`: other ways than fewer units, such as fused norms and zeros.

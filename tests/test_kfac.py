@@ -224,6 +224,24 @@ def test_what_positions_of_a_sample_have_in_common_counts(order: str, positions:
     np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
 
+def test_errors_that_cancel_count_as_if_positions_were_independent() -> None:
+    """Behind differences of two positions whose inputs are the same the gradients of a sample add up to nothing."""
+
+    class Differences(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fall(torch.tanh(self.enter(x.repeat_interleave(2, 1))))
+            return y[:, 0] - y[:, 1] + y.detach()[:, 0]
+
+    torch.manual_seed(0)
+    net = Differences("").double()
+    data = [(torch.randn(11, 1, 3).double(), torch.randint(0, 4, (11,))) for _ in range(3)]
+    ((x, g),) = watched(net, data, F.cross_entropy, "fall")
+    x, g = x.flatten(0, 1), g.flatten(0, 1)
+    assert float(g.square().sum()) > 0
+    expected = by_hand([(x, g, net.fall.weight.detach(), ones(7))], 0.01, 66)
+    np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
+
+
 def test_of_rows_that_are_of_no_known_sample_all_count_together() -> None:
     """Eleven outputs of 3 x 11 rows are told, five outputs of 33 rows are not."""
     assert owners([33], 11).bincount().tolist() == [3] * 11

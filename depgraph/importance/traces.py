@@ -45,8 +45,11 @@ class Trace:
 
     @property
     def factor(self) -> float:
-        """The root of how many times it is what it would be if positions were independent; 1 where there is no gradient."""
-        return math.sqrt(self.exact / self.apart) if self.apart and self.exact else 1.0
+        """The root of how many times it is what it would be if positions were independent; at least 1.
+
+        Less would say that errors cancel, as where a mean is taken off again: what is left of a unit's inputs need not.
+        """
+        return math.sqrt(max(1.0, self.exact / self.apart)) if self.apart else 1.0
 
     def add(self, reached: Reached, gradient: Tensor) -> None:
         """One call and the gradient at its result."""
