@@ -255,3 +255,23 @@ def test_units_chosen_without_data_lose_less_than_random_ones() -> None:
 
     chance = min(lost(importance=Random(seed)) for seed in range(3))
     assert lost() < 0.1 * chance
+
+
+def test_a_model_whose_loss_is_not_finite_is_the_worse_one(net: nn.Module, data: list[Any]) -> None:
+    """The loss of what is scored by itself, and of nothing else, is infinite on held-out data."""
+    seen: list[Tensor] = []
+
+    def loss(out: Tensor, target: Tensor) -> Tensor:
+        value = F.cross_entropy(out, target)
+        held_out = not out.requires_grad
+        seen.extend([value] if held_out else [])
+        return value * float("inf") if held_out and len(seen) == 1 else value
+
+    how: dict[str, Any] = {"max_params": 0.5, "calibration": data, "loss": loss}
+    found = kept(net, data[0][0], **how)
+    assert len(seen) == 2  # each model on the one held-out batch
+    named = kept(net, data[0][0], **how, importance=KfacInTurn(use_loss=False), recover="auto")
+    assert same(found, named)
+    assert any(
+        "the loss is" in note and "and inf with scores by the loss" in note for note in found.report.notes
+    )

@@ -89,11 +89,8 @@ def _is_one(node: Node, dim: int) -> bool:
             return False
         size = len(record_of(node).shape)
         if name == "unsqueeze":
-            at = int(node.args[1]) % size  # type: ignore[arg-type]
-            if at == dim:
-                return True
-            dim -= dim > at
-        elif name in ("transpose", "permute"):
+            return int(node.args[1]) % size == dim  # type: ignore[arg-type]
+        if name in ("transpose", "permute"):
             order = list(range(size))
             if name == "permute":
                 order = [int(d) % size for d in node.args[1]]  # type: ignore[arg-type, union-attr]
