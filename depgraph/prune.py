@@ -178,9 +178,9 @@ def prune(
         max_latency: at most so many seconds of one forward pass on this machine: a fraction, or "12ms" (see `costs/latency.py`).
         max_memory: at most so many bytes in activations at once in one forward pass: a fraction, a number or "3MB" (see
             `costs/memory.py`).
-        importance: "auto" (see docs/best.md: `KfacInTurn` with `calibration`, by the loss or by signs at the outputs, whichever has the lower
-            loss on held-out batches; magnitude without), a name in `depgraph.importance.CRITERIA`, a criterion from there with other arguments, or your own: a function from a
-            `Group` to one score per unit; the lowest go first.
+        importance: "auto" (see docs/best.md: `KfacInTurn` with `calibration`, by the loss or by signs at the outputs, whichever has
+            the lower loss on held-out batches; magnitude without), a name in `depgraph.importance.CRITERIA`, a criterion from
+            there with other arguments, or your own: a function from a `Group` to one score per unit; the lowest go first.
         scope: whose units compete: "local" (each group loses the same share, as a ratio does by default), "global" (as
             budgets do by default), "isomorphic" (groups of like structure), or a list of `Scope`, each with a ratio,
             floors and caps of its own (see `select/scope.py`).
@@ -294,16 +294,8 @@ def prune(
             return None
         room = _room(request, model, small, example_inputs) if adds_bias(recover) else None
         return win_back(
-            model,
-            small,
-            plan,
-            graph,
-            data,
-            recover,
-            example_inputs=example_inputs,
-            progress=progress,
-            room=room,
-        )
+            model, small, plan, graph, data, recover, example_inputs=example_inputs, progress=progress, room=room
+        )  # fmt: skip
 
     def made(importance: str | Importance, graph: DependencyGraph = graph) -> Made:
         said: list[str] = []

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import errno
 import json
+import math
 import os
 import pickle
 import re
@@ -475,6 +476,17 @@ def test_a_config_may_hold_infinity(tmp_path: Path) -> None:
     loaded = depgraph.load(lambda config: Configured(Limited(**config)), tmp_path / "saved")
     assert_same(loaded, result.model)
     assert loaded.config == Limited(11, [0.0, float("inf"), -float("inf")])
+
+
+def test_words_for_floats_are_these_three() -> None:
+    """A config's own entry of that form, or one that was tampered with, stays what it is."""
+    assert document.from_words(document.in_words({"a": [float("inf")], 1: (-float("inf"), 2)})) == {
+        "a": [float("inf")],
+        1: [-float("inf"), 2],
+    }
+    assert math.isnan(document.from_words(document.in_words(float("nan"))))
+    for own in ("1e3", "x", [1], None, {"$float": "x"}):
+        assert document.from_words({"$float": own}) == {"$float": own}
 
 
 def test_the_config_of_a_model_that_was_pruned_twice_is_the_first_one(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def stored(value: Any, name: str) -> Any:
     """What lies in `value` under `name`; None where only a ``__getattr__`` would answer, as that may import or raise."""
@@ -18,9 +20,6 @@ def stored(value: Any, name: str) -> Any:
         return object.__getattribute__(value, name)
     except AttributeError:
         return None
-
-
-PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
@@ -66,7 +65,7 @@ def owners(sizes: Sequence[int], samples: int) -> Tensor:
     One size is that of the samples, or the first is a multiple of it, as where samples are taken apart into windows. Otherwise all
     rows count as one sample.
     """
-    count = prod(sizes)
+    count = math.prod(sizes)
     if samples in sizes:
         d = list(sizes).index(samples)
         shape = [samples if i == d else 1 for i in range(len(sizes))]
@@ -83,7 +82,7 @@ def _pieces(reached: Reached, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor
         x = call.x.detach()
         yield x.flatten(0, -2)[None], gradient.flatten(0, -2)[None], owners(x.shape[:-1], samples)
         return
-    layout, every = call.layout, slice(None)
+    layout = call.layout
     if isinstance(layout, Convolved):
         spatial = gradient.shape[-layout.spatial :]
         owner = owners([gradient.shape[0] if gradient.dim() > layout.spatial + 1 else 1, *spatial], samples)
@@ -91,7 +90,7 @@ def _pieces(reached: Reached, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor
         owner = owners([gradient.shape[d] for _, d in layout.samples], samples)
     else:  # the rows are in the order of their matrices
         owner = torch.arange(len(gradient))
-    for stacks, taken, x in layout.inputs(call.args, call.x.detach(), every):
+    for stacks, taken, x in layout.inputs(call.args, call.x.detach(), slice(None)):
         g = layout.outputs(call.args, gradient, stacks, taken)
         yield x, g, owner[taken]
 

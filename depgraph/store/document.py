@@ -23,6 +23,7 @@ MOST_BYTES = 1 << 28  # of plan.json
 FIELDS = {"format", "provenance", "plans", "tensors", "ties", "views", "held", "frozen", "training",
           "extra_state", "config", "sizes"}  # fmt: skip
 UNWRITABLE = "$float"  # the key beside which a float stands in words
+FLOATS = {str(value): value for value in (math.inf, -math.inf, math.nan)}
 
 
 @dataclasses.dataclass
@@ -139,8 +140,9 @@ def in_words(value: Any) -> Any:
 def from_words(value: Any) -> Any:
     """What `in_words` was given, tuples as lists."""
     if isinstance(value, dict):
-        if value.keys() == {UNWRITABLE}:
-            return float(value[UNWRITABLE])
+        for word, number in FLOATS.items():
+            if value == {UNWRITABLE: word}:
+                return number
         return {k: from_words(v) for k, v in value.items()}
     return [from_words(v) for v in value] if isinstance(value, list) else value
 
