@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,12 @@ class Half(Tied):
         self.bfloat16()
 
 
+class Double(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+
 class Choosing(nn.Module):
     """Which rows go through the second layer is decided by values."""
 
@@ -92,7 +99,7 @@ class Hollow(Tied):
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(12).reshape(2, 6)
-MODELS: dict[Any, Any] = {Convolutional: IMAGES, Tied: WORDS, Half: WORDS, Hollow: WORDS}
+MODELS: dict[Any, Any] = {Convolutional: IMAGES, Tied: WORDS, Half: WORDS, Double: WORDS, Hollow: WORDS}
 CRITERIA = ("l1", "l2", "lamp", "consumer_norm", "fpgm", "random")
 
 
@@ -489,27 +496,27 @@ def test_a_run_that_failed_continues(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = stored(made(Convolutional), tmp_path / "source", shards=3)
     how: dict[str, Any] = {"factory": Convolutional, "verify": False}
     depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "whole", **how)
-    real, streamed = writing.Folder._stream, []
+    real, streamed = writing._append, []
 
-    def fails(self: Any, handle: int, one: Any, seen: Any) -> int:
+    def fails(handle: int, octets: Any, name: str, sums: dict[str, int]) -> None:
         if len(streamed) == 4:
             os.write(handle, b"half of it")
             raise OSError(28, "No space left on device")
-        streamed.append(one.name)
-        return real(self, handle, one, seen)
+        streamed.append(name)
+        real(handle, octets, name, sums)
 
-    monkeypatch.setattr(writing.Folder, "_stream", fails)
+    monkeypatch.setattr(writing, "_append", fails)
     with pytest.raises(depgraph.StoreError, match="the same call continues there"):
         depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").is_dir()
     again: list[str] = []
 
-    def counted(self: Any, handle: int, one: Any, seen: Any) -> int:
-        again.append(one.name)
-        return real(self, handle, one, seen)
+    def counted(handle: int, octets: Any, name: str, sums: dict[str, int]) -> None:
+        again.append(name)
+        real(handle, octets, name, sums)
 
-    monkeypatch.setattr(writing.Folder, "_stream", counted)
+    monkeypatch.setattr(writing, "_append", counted)
     depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
     assert not set(again) & set(streamed)
     _equal_folders(tmp_path / "out", tmp_path / "whole")
@@ -532,6 +539,9 @@ def test_what_was_left_of_another_request_is_not_continued(tmp_path: Path) -> No
     same(depgraph.load(Tied, tmp_path / "out"), depgraph.prune(made(Tied), WORDS, verify=False).model)
 
 
+KILLS = 30
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -549,30 +559,30 @@ def test_a_run_that_is_killed_continues(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(writing, "_put", slow)
     monkeypatch.setattr(writing, "SYNC", 1)
-    dice, work, kills = random.Random(0), tmp_path / "out.partial", 0
-    while not (tmp_path / "out").exists():
+    dice, out, kills, midway, longest = random.Random(0), tmp_path / "out", 0, 0, 0.3
+    while kills < KILLS or not out.exists():
+        if out.exists():
+            _equal_folders(out, tmp_path / "whole")
+            shutil.rmtree(out)
         child = os.fork()
         if not child:
             try:
-                depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
+                depgraph.checkpoint.prune(source, IMAGES, out=out, **how)
             finally:
                 os._exit(0)
-        journal = work / "journal.jsonl"
-        size = journal.stat().st_size if journal.exists() else 0
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            grown = journal.stat().st_size if journal.exists() else 0
-            if grown > size or dice.random() < 0.02:
-                time.sleep(0.02 * dice.random())
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                kills += 1
-                break
+        begin = time.monotonic()
+        end = begin + (dice.random() * longest if kills < KILLS else 60)
+        while (gone := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
             time.sleep(0.001)
-        if kills == 30:
-            monkeypatch.undo()
-            depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", **how)
-    assert kills > 2
-    _equal_folders(tmp_path / "out", tmp_path / "whole")
+        if gone == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills += 1
+            midway += (tmp_path / "out.partial").exists()
+        else:
+            longest = max(longest, time.monotonic() - begin)
+    assert midway > KILLS // 3
+    _equal_folders(out, tmp_path / "whole")
     assert contents(source) == before
 
 

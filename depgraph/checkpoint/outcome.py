@@ -314,7 +314,7 @@ def _as_model(
 
 
 def _held(tensor: Tensor) -> Iterator[Tensor]:
-    yield tensor.detach().contiguous()
+    yield tensor.detach()
 
 
 def _rows_of(whole: Callable[[], Tensor], first: int, last: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Writing safetensors files as a stream: the header first, which a plan knows, then tensor by tensor, block by block.
 
+A thread writes one block while the next one is read and cut.
+
 A folder is written under another name and gets its own at the end; so does each file in it. A journal says which tensors
 of a file are on the disk, so that a run that was killed continues where it was.
 """
@@ -12,6 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -62,7 +65,7 @@ class Written:
         name: its name there.
         code: its type, as safetensors names it.
         shape: its shape.
-        blocks: gives its values in the order of memory, in contiguous tensors.
+        blocks: gives its values in the order of memory, in tensors, each valid until the next one.
     """
 
     name: str
@@ -102,7 +105,7 @@ def cut_blocks(
 ) -> Iterator[Tensor]:
     """What `cut` leaves of a tensor of `shape`, whose entries have `size` bytes, block by block."""
     if not shape or (cut is not None and (cut.blocks is not None or cut.numbers is not None)):
-        yield whole().contiguous() if cut is None else cut.slice(whole()).contiguous()
+        yield whole() if cut is None else cut.slice(whole())
         return
     step = max(1, BLOCK // max(1, prod(shape[1:]) * size))
     kept = None if cut is None else cut.keep[0]
@@ -126,7 +129,7 @@ def cut_blocks(
             block = rows(first, last)
         for d, index in others:
             block = block.index_select(d, index)
-        yield block.contiguous()
+        yield block
 
 
 @dataclass
@@ -164,36 +167,28 @@ class Folder:
             here += 1
         for one in ordered[here:]:
             known.pop(one.name, None)
-        with partial.open("r+b" if size else "w+b", buffering=0) as stream, _alone(partial):
+        with (
+            partial.open("r+b" if size else "w+b", buffering=0) as stream,
+            _alone(partial),
+            ThreadPoolExecutor(1) as thread,
+        ):
             if not here:
                 _put(stream.fileno(), header)
             stream.truncate(ends if here else len(header))
             stream.seek(0, os.SEEK_END)
+            behind = _Behind(thread)
             fresh: dict[str, int] = {}
             waiting = 0
             for one in ordered[here:]:
-                fresh[one.name] = self._stream(stream.fileno(), one, seen)
+                _stream(stream.fileno(), one, fresh, behind, seen)
                 waiting += one.bytes
                 if waiting >= SYNC:
-                    self._note(stream.fileno(), file, fresh)
-                    known.update(fresh)
+                    behind.do(self._note, stream.fileno(), file, fresh)
                     fresh, waiting = {}, 0
-            self._note(stream.fileno(), file, fresh)
-            known.update(fresh)
+            behind.do(self._note, stream.fileno(), file, fresh)
+            behind.wait()
         partial.replace(target)
         return known
-
-    def _stream(self, handle: int, one: Written, seen: Callable[[int], Any]) -> int:
-        crc, count = 0, 0
-        for block in one.blocks():
-            octets: Any = block.reshape(-1).view(torch.uint8).numpy()
-            crc = zlib.crc32(octets, crc)
-            _put(handle, octets)
-            count += len(octets)
-            seen(len(octets))
-        if count != one.bytes:
-            raise StoreError(f"{one.name!r} has {count} bytes, {one.bytes} were planned")
-        return crc
 
     def _note(self, handle: int, file: str, fresh: Mapping[str, int]) -> None:
         os.fsync(handle)
@@ -202,6 +197,7 @@ class Folder:
                 journal.write(json.dumps({"file": file, "tensors": fresh}) + "\n")
                 journal.flush()
                 os.fsync(journal.fileno())
+            self.done[file].update(fresh)
 
     def finish(self) -> None:
         """Give the folder its name."""
@@ -211,6 +207,53 @@ class Folder:
             self.out.rmdir()  # it was empty
         self.work.rename(self.out)
         _last(self.out.parent)
+
+
+class _Behind:
+    """What a thread does, one thing behind the other; who gives it the next waits for the last."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self.thread = thread
+        self.last: Future[None] | None = None
+        self.rooms = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+
+    def do(self, task: Callable[..., None], *given: Any) -> None:
+        """Have `task` done, when what was given before is; what that raised is raised."""
+        self.wait()
+        self.last = self.thread.submit(task, *given)
+
+    def wait(self) -> None:
+        """Until all is done."""
+        if self.last is not None:
+            self.last.result()
+
+    def octets(self, block: Tensor) -> Any:
+        """A copy of the bytes of `block`, in the order of its entries, until the next but one."""
+        if len(self.rooms[0]) < block.nbytes:
+            self.rooms = torch.empty(block.nbytes, dtype=torch.uint8), self.rooms[1]
+        room = self.rooms[0][: block.nbytes]
+        room.view(block.dtype).view(block.shape).copy_(block)
+        self.rooms = self.rooms[1], self.rooms[0]
+        return room.numpy()
+
+
+def _stream(
+    handle: int, one: Written, sums: dict[str, int], behind: _Behind, seen: Callable[[int], Any]
+) -> None:
+    """Have a tensor written, and the checksum of its bytes in `sums`."""
+    sums[one.name] = count = 0
+    for block in one.blocks():
+        octets = behind.octets(block)
+        behind.do(_append, handle, octets, one.name, sums)
+        count += len(octets)
+        seen(len(octets))
+    if count != one.bytes:
+        raise StoreError(f"{one.name!r} has {count} bytes, {one.bytes} were planned")
+
+
+def _append(handle: int, octets: Any, name: str, sums: dict[str, int]) -> None:
+    sums[name] = zlib.crc32(octets, sums[name])
+    _put(handle, octets)
 
 
 def _put(handle: int, octets: Any) -> None:

@@ -319,7 +319,7 @@ def _disagreements(name: str, index: Mapping[str, Any], stored: Mapping[str, Sto
 
 
 def _is_scaled(code: str) -> bool:
-    return code.startswith(("F8", "F4", "F6"))
+    return code.startswith(("F8_", "F6_", "F4"))
 
 
 def _unreadable(one: Stored) -> str:
