@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..base.errors import DepgraphError, TraceError, could_not_run
 from ..base.inputs import Arguments, each_example
@@ -15,7 +14,8 @@ from ..base.running import WriteGuardMode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, tensor_leaves
 from ..tracing.caches import nothing_kept
-from ..tracing.tensors import fakes_of, is_elsewhere, named_tensors, skeleton
+from ..tracing.fakes import Fakes
+from ..tracing.tensors import is_elsewhere, named_tensors, skeleton
 
 Found = TypeVar("Found")
 
@@ -38,15 +38,15 @@ def on_stand_ins(
     for fake, grad in (
         ((False, False), (False, True)) if cheap else ((True, False), (False, False), (False, True))
     ):
-        mode: Any = FakeTensorMode(allow_non_fake_inputs=True) if fake else WriteGuardMode(tensors)
+        mode: Any = Fakes() if fake else WriteGuardMode(tensors)
         stand_ins = (
-            fakes_of(mode, tensors, tensor_leaves(given)) if fake else {id(t): t.detach() for t in tensors}
+            mode.stand_ins(tensors, tensor_leaves(given)) if fake else {id(t): t.detach() for t in tensors}
         )
         twin = skeleton(model, stand_ins).eval().requires_grad_(False)
         if grad:
             for own, copy in zip(model.parameters(), twin.parameters(), strict=True):
                 copy.requires_grad_(own.requires_grad)
-        examples = map_tensors(given, mode.from_tensor if fake else torch.clone)
+        examples = map_tensors(given, mode.given if fake else torch.clone)
         try:
             with (
                 same_random_state(),

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..base.values import is_plain_object
 from .wrappers import copied, core, inner_name, without
@@ -94,24 +93,6 @@ def place_of(tensor: torch.Tensor) -> torch.device:
 def is_elsewhere(tensors: Iterable[torch.Tensor], inputs: Iterable[torch.Tensor]) -> bool:
     """Whether some of a model's `tensors` are on the meta device though it is called with `inputs` that are not."""
     return any(t.is_meta for t in tensors) and not all(t.is_meta for t in inputs)
-
-
-def fakes_of(
-    mode: FakeTensorMode, tensors: Iterable[torch.Tensor], inputs: Iterable[torch.Tensor]
-) -> dict[int, torch.Tensor]:
-    """id of each of a model's `tensors` -> a fake one in its place.
-
-    Those whose values are elsewhere are faked where a run with such `inputs` has them.
-    """
-    tensors = list(tensors)
-    here = is_elsewhere(tensors, inputs)
-    return {id(t): _fake_here(mode, t) if t.is_meta and here else mode.from_tensor(t) for t in tensors}
-
-
-def _fake_here(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
-    with mode:
-        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place_of(tensor))
-    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def all_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..base.checks import flag, several
 from ..base.errors import InputError, TraceError, could_not_run, listed
@@ -25,13 +24,14 @@ from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, tensor_leaves
 from . import sizes
 from .caches import Kept, nothing_kept
+from .fakes import Fakes
 from .literals import track_literals
 from .outputs import Call
 from .patched import open_python_functions, watch_functions, watch_modules, watch_scripts
 from .record import AtenMode, PythonMode
 from .recorder import RETURNED, Choice, Comparison, Loss, ModuleCall, Node, Recorder, record_of, write_record
 from .size_uses import ScalarUse, SizeUse
-from .tensors import all_tensors, fakes_of, is_elsewhere, named_tensors, skeleton
+from .tensors import all_tensors, is_elsewhere, named_tensors, skeleton
 from .training import differs_in_training
 from .unfit import check_fit, types_that_differ
 
@@ -240,9 +240,9 @@ def _recorded(
         stack.callback(kept.restore)
         if fake:
             stack.enter_context(quiet_fakes())
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            stand_in = fakes_of(mode, every.values(), tensor_leaves(examples))
-            examples = map_tensors(examples, mode.from_tensor)
+            mode = Fakes()
+            stand_in = mode.stand_ins(every.values(), tensor_leaves(examples))
+            examples = map_tensors(examples, mode.given)
         else:
             parameters = {id(p) for p in model.parameters()}
             stand_in = {id(t): _same_values(t) if id(t) in parameters else t.clone() for t in every.values()}

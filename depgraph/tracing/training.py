@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from ..base.inputs import Arguments
@@ -22,8 +21,9 @@ from ..base.running import CallMode, WriteGuardMode, set_mode
 from ..base.switches import eagerly, quiet_fakes, same_random_state
 from ..base.values import map_tensors, stored, tensor_leaves
 from .caches import nothing_kept
+from .fakes import Fakes
 from .outputs import Call
-from .tensors import all_tensors, fakes_of, skeleton
+from .tensors import all_tensors, skeleton
 
 HELPERS = 64  # functions that a method calls, and those that they call, that are looked into
 
@@ -56,9 +56,9 @@ def _calls(model: nn.Module, examples: list[Arguments], fake: bool, training: bo
         tensors = all_tensors(model).values()
         if fake:
             stack.enter_context(quiet_fakes())
-            mode = FakeTensorMode(allow_non_fake_inputs=True)
-            own = mode.from_tensor
-            twin = skeleton(model, fakes_of(mode, tensors, tensor_leaves(examples)))
+            mode = Fakes()
+            own = mode.given
+            twin = skeleton(model, mode.stand_ins(tensors, tensor_leaves(examples)))
         else:
             shares = {id(p) for p in model.parameters()}
             twin = skeleton(model, {id(t): t if id(t) in shares else t.clone() for t in tensors})

@@ -1,0 +1,104 @@
+"""Runs of a model without its weights: what depends on them has shapes alone, the rest has its values.
+
+A mask that forward makes of the inputs, positions, a test whether a token is there: none of it depends on a weight, and what
+forward decides by it comes out as it does with weights. Only inputs and whole numbers that modules hold are computed
+with; an op that is also given something without values gives something without values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ..base.running import tensors_in
+from ..base.values import map_tensors
+from .tensors import is_elsewhere, place_of
+
+LARGEST = 1 << 22  # entries of a tensor that is made of nothing and has values
+
+
+class Fakes(FakeTensorMode):
+    """Ops on what has values are computed, those on fake tensors are not."""
+
+    def __init__(self) -> None:
+        """Constants that the user's code holds are allowed."""
+        super().__init__(allow_non_fake_inputs=True)
+        self.lost: dict[int, Any] = {}  # memory whose values were overwritten by what has none, kept alive
+
+    def stand_ins(
+        self, tensors: Iterable[torch.Tensor], inputs: Iterable[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """id of each of a model's `tensors` -> what is in its place: a fake one, or for whole numbers in a buffer a copy.
+
+        Those whose values are elsewhere are faked where a run with such `inputs` has them.
+        """
+        tensors = list(tensors)
+        here = is_elsewhere(tensors, inputs)
+        return {id(t): self._stand_in(t, here) for t in tensors}
+
+    def _stand_in(self, tensor: torch.Tensor, here: bool) -> torch.Tensor:
+        if tensor.is_meta and here:
+            meta = tensor.detach()
+            made = self.fake_tensor_converter.from_meta_and_device(self, meta, place_of(tensor))
+            return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+        numbers = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+        return self.from_tensor(tensor) if numbers or isinstance(tensor, nn.Parameter) else self.given(tensor)
+
+    def given(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a run is given in the place of `tensor`, an input: a copy."""
+        return self.from_tensor(tensor) if tensor.is_meta else tensor.clone()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = tensors_in(args, kwargs)
+        if not any(map(self._is_fake, leaves)):
+            if leaves or _entries(args) <= LARGEST:
+                return func(*args, **kwargs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        written = _written(func, args, kwargs)
+        for one in written.values():
+            if not isinstance(one, FakeTensor):
+                self.lost[_memory(one)] = one.untyped_storage()
+        faked = map_tensors((args, kwargs), self._faked)
+        out: Any = super().__torch_dispatch__(func, types, *faked)
+        returns = func._schema.returns
+        if not written or not returns:
+            return out
+        if len(returns) == 1:
+            return written.get(_place(returns[0]), out)
+        return tuple(written.get(_place(r), o) for r, o in zip(returns, out, strict=True))
+
+    def _is_fake(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, FakeTensor) or tensor.is_meta or _memory(tensor) in self.lost
+
+    def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else self.from_tensor(tensor)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _entries(args: Any) -> int:
+    """The entries of a tensor that is made of the sizes among `args`."""
+    sizes = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+    return torch.Size(sizes).numel() if all(isinstance(n, int) for n in sizes) else 0
+
+
+def _place(argument: Any) -> Any:
+    """What is written in the place of an argument, or returned from it."""
+    info = argument.alias_info
+    return frozenset(info.before_set) if info is not None and info.is_write else None
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> dict[Any, torch.Tensor]:
+    """What a call writes into, by the name that the schema has for it."""
+    if not func._schema.is_mutable:
+        return {}
+    given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | dict(kwargs)
+    named = {_place(a): given.get(a.name) for a in func._schema.arguments}
+    return {place: t for place, t in named.items() if place is not None and isinstance(t, torch.Tensor)}
