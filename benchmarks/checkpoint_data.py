@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 import benchmarks.suites  # noqa: F401  # makes torchvision importable
 import depgraph
 from depgraph.checkpoint import pruning
+from depgraph.checkpoint.bound import Bound
 from depgraph.checkpoint.original import Original
 from depgraph.data.calibration import Calibration
 from depgraph.importance import scores_of
@@ -99,7 +100,7 @@ def one(way: str, source: Path, tokens: torch.Tensor, out: Path, recover: bool) 
             original = Original.of(source, None)
             weights = original.weights()
             bound = 300_000_000
-            weights.check, weights.room = pruning.Bound(bound).check, bound // 16
+            weights.check, weights.room = Bound(bound).check, bound // 16
             calibration.memory = bound // 2
             graph = pruning.analyzed(original.model, inputs, IGNORED, False, [], None, weights)
         else:

@@ -16,7 +16,7 @@ from torch import nn
 
 import depgraph
 from depgraph.base.shelf import Shelf
-from depgraph.checkpoint import pruning, writing
+from depgraph.checkpoint import bound, pruning, writing
 from depgraph.data.aside import Activations, Waiting
 from depgraph.surgery.on_demand import OnDemand
 
@@ -271,7 +271,7 @@ def test_more_than_the_bound_is_refused_by_what_it_takes(
 ) -> None:
     source = stored(made(Net), tmp_path / "source")
     taken = iter([10**9, *[3 * 10**9] * 10_000])
-    monkeypatch.setattr(pruning, "held", lambda: next(taken))
+    monkeypatch.setattr(bound, "held", lambda: next(taken))
     with pytest.raises(
         depgraph.InputError, match=r"memory=1 GB is too little: 2 GB are taken where .* is read\n  fix: "
     ):

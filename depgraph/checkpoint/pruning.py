@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
 import math
 import os
 import re
@@ -48,6 +46,7 @@ from ..surgery.apply import apply, assign
 from ..tracing.tensors import all_tensors, named_tensors
 from ..verify.verify import Verification
 from ..verify.weights import ROOM, DrawnValues
+from .bound import Bound
 from .original import Original
 from .outcome import CheckpointResult, written
 from .recovering import recovered
@@ -365,44 +364,6 @@ def _analyzed(
     assign(model, {n: tensors[n] for n in values}, values)
     fill_buffers(model, original.laid, weights.stored)
     return analyzed(model, example_inputs, names, strict, stated, granularity)
-
-
-class Bound:
-    """What may be taken beside what is resident now."""
-
-    def __init__(self, most: int) -> None:
-        """Up to `most` bytes."""
-        self.most, self.before = most, held()
-        self.watched = most * 3 // 4  # from where on what is free is given back
-
-    def check(self, what: str) -> None:
-        """Raise an `InputError` where more is taken when `what` is read."""
-        if held() - self.before <= self.watched:
-            return
-        _give_back()
-        taken = held() - self.before
-        self.watched = min(self.most, max(self.watched, taken + self.most // 20))
-        if taken > self.most:
-            raise InputError(
-                f"memory={self.most / 1e9:.3g} GB is too little: {taken / 1e9:.3g} GB are taken where {what} is read\n"
-                f'  fix: memory="{math.ceil(taken / 8e7) / 10:g}GB", or smaller batches of calibration data'
-            )
-
-
-def _give_back() -> None:
-    """Let go of what nobody can reach, and let the allocator return what is free to the system, where it can be told."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-
-
-def held() -> int:
-    """Bytes that this process has resident now; 0 where the system does not say it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, LookupError, AttributeError):
-        return 0
 
 
 def needed_memory(original: Original, verify: Any, kept: int, runs: bool = False) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from ..store.layout import Laid
 from ..surgery.on_demand import OnDemand, Recent, standing_in
 from ..tracing.tensors import named_tensors
 from ..tracing.trace import Trace, trace
+from .bound import give_back
 from .source import FromFiles, is_plain
 from .writing import BLOCK
 
@@ -212,6 +213,7 @@ class ChangesElsewhere(Changes):
             elif values.held is not None:
                 tensor.data.copy_(values.held)
             return
+        give_back()  # what it was solved with
         stored = self.source.put(name, values)
         self.value(name).copy_(stored)  # runs that have begun hold this very tensor
 

@@ -32,7 +32,7 @@ from .sequence import reconstruct
 from .statistics import estimate, has_statistics
 from .task import Task
 
-AT_ONCE = 1 << 22  # entries of outputs that are compared at a time
+AT_ONCE = 1 << 20  # entries of outputs that are compared at a time
 METHODS = ("reconstruction", "compensation", "statistics")
 NEW_BIAS = "new_bias"  # beside methods: layers without a bias get one
 SYNTHETIC = "synthetic"  # as "auto", with synthetic batches in place of calibration data
