@@ -1153,3 +1153,20 @@ def test_float32_products_add_up_without_a_drift():
     exact = x.double().mT @ x.double()
     assert float((sums.xx - exact).abs().max() / exact.abs().max()) < 2e-6
     assert float(sums.count[0]) == 3 * RUN + 5
+
+
+def test_sums_of_two_are_solved_as_one_is_and_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    some, others = (Sums.zero(2, 5, 3, torch.device("cpu")) for _ in range(2))
+    for sums, count in ((some, 4), (others, 7)):
+        sums.add(slice(0, 2), torch.randn(2, count, 5), torch.randn(2, count, 3))
+    before = [t.clone() for t in (some.xx, others.xx, some.xr)]
+    for damping, affine in ((0.0, True), (0.1, False)):
+        wanted = some.plus(others).solve(damping, affine)
+        for a, b in zip(some.solve(damping, affine, others), wanted, strict=True):
+            assert torch.equal(a, b)
+    singular = Sums.zero(1, 3, 2, torch.device("cpu"))
+    singular.add(slice(0, 1), torch.ones(1, 4, 3), torch.ones(1, 4, 2))
+    assert torch.isfinite(singular.solve(0.0, False)[0]).all()
+    assert singular.error(*singular.solve(0.0, False)).max() < 1e-6
+    assert all(torch.equal(a, b) for a, b in zip(before, (some.xx, others.xx, some.xr), strict=True))

@@ -146,6 +146,7 @@ def recovered(
     folder: Path, progress: bool | None,
 ) -> Recovered:  # fmt: skip
     """As `recover`, of a model whose values are in files; new ones are written into `folder`."""
+    weights.checkpoint.close()  # its buffer was for what is read in large blocks
     values = Smaller(weights, plan.cuts, Shelf(folder / "values"))
     batches = list(data.batches("reading calibration data"))
     if graph.weights is weights:

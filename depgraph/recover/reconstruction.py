@@ -228,12 +228,11 @@ def choose(fit: Sums, held_out: Sums, affine: bool, damping: float | None) -> St
                 break
     if not bool(best.any()):
         return Step(None, float(before.sum()), float(before.sum()))
-    whole = fit.plus(held_out)
     change = Change(torch.zeros_like(fit.xr.mT), torch.zeros_like(least), float(best[best > 0].median()))
     for strength in best[best > 0].unique().tolist():
         rows = best == strength  # [stacks, rows]
         some = rows.any(0).nonzero()[:, 0]
-        weight, constant = whole.rows(some).solve(strength, affine)
+        weight, constant = fit.rows(some).solve(strength, affine, held_out.rows(some))
         here = rows[:, some]
         change.weight[rows], change.constant[rows] = weight[here], constant[here]
     return Step(change, float(before.sum()), float(least.sum()))
@@ -346,6 +345,8 @@ class _Work:
         calls = [m.small for m in self.members]
         known = self.grams.known(calls) if whole else []
         known = [k for k in known if k.xx.shape == (count, width, width)]
+        if not known:
+            self.grams.keep([], [])
         rows = change.weight.shape[1]
         made = [Sums.zero(count, width, rows, self.device) for _ in range(2)]
         for mine, old in zip(made, known, strict=False):

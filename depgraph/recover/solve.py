@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,38 +83,54 @@ class Sums:
     def _all(self) -> tuple[Tensor, ...]:
         return self.xx, self.xr, self.x, self.r, self.rr, self.count
 
-    def solve(self, damping: float, affine: bool) -> tuple[Tensor, Tensor]:
-        """The change of the weight that explains r best, and of the constant.
+    def solve(self, damping: float, affine: bool, others: Sums | None = None) -> tuple[Tensor, Tensor]:
+        """The change of the weight that explains r best, and of the constant; by samples of `others`, too.
 
         Minimises ``sum |r - D x - b|^2 + l |D|^2`` with ``l = damping * mean(diag(xx))``: ``D = xr.T (xx + l I)^-1``, with
         `affine` from centred sums, and ``b = mean(r) - D mean(x)``; otherwise b is 0. [stacks, rows, columns] and
         [stacks, rows].
         """
-        n = self.count.clamp(min=1)[:, None]
-        xx, xr = self.xx.clone(), self.xr
+        every = [self] if others is None else [self, others]
+        count, x, r, xr = (_summed([getattr(s, name) for s in every]) for name in ("count", "x", "r", "xr"))
+        n = count.clamp(min=1)[:, None]
+
+        def gram() -> Tensor:
+            made = self.xx.clone() if others is None else self.xx + others.xx
+            return made.baddbmm_(x[:, :, None], (x / n)[:, None, :], alpha=-1) if affine else made
+
         if affine:
-            xx.baddbmm_(self.x[:, :, None], (self.x / n)[:, None, :], alpha=-1)
-            xr = torch.baddbmm(xr, self.x[:, :, None], (self.r / n)[:, None, :], alpha=-1)
-        diagonal = xx.diagonal(dim1=1, dim2=2)
-        plain, scale = diagonal.clone(), diagonal.mean(1)
+            xr = torch.baddbmm(xr, x[:, :, None], (r / n)[:, None, :], alpha=-1)
+        xx = gram()
+        scale = xx.diagonal(dim1=1, dim2=2).mean(1)
         load = (damping * scale).clamp(min=torch.finfo(xx.dtype).tiny)
-        diagonal += load[:, None]
-        factor, failed = torch.linalg.cholesky_ex(xx)
+        factor, failed = _factored(xx, load)
         while bool(failed.any()):  # too little damping for what rounding left
             load = torch.where(failed > 0, (load * 10).clamp(min=1e-14) + 1e-15 * scale, load)
-            diagonal.copy_(plain + load[:, None])
-            factor, failed = torch.linalg.cholesky_ex(xx)
+            factor, failed = _factored(xx.copy_(gram()), load)
         change = torch.cholesky_solve(xr, factor).mT
-        constant = torch.zeros_like(self.r)
+        constant = torch.zeros_like(r)
         if affine:
-            constant = self.r / n - (change @ (self.x / n)[:, :, None])[:, :, 0]
+            constant = r / n - (change @ (x / n)[:, :, None])[:, :, 0]
         return change, constant
 
     def error(self, change: Tensor, constant: Tensor) -> Tensor:
         """``sum |r - D x - b|^2`` over these samples, for each row: [stacks, rows]."""
-        mixed = (change * (change @ self.xx - 2 * self.xr.mT)).sum(-1)
+        mixed = (change @ self.xx).sub_(self.xr.mT, alpha=2).mul_(change).sum(-1)
         linear = 2 * constant * ((change @ self.x[:, :, None])[:, :, 0] - self.r)
         return self.rr + mixed + linear + self.count[:, None] * constant.square()
+
+
+def _summed(some: Sequence[Tensor]) -> Tensor:
+    """One tensor as it is, or the sum of two."""
+    return some[0] if len(some) == 1 else some[0] + some[1]
+
+
+def _factored(xx: Tensor, load: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of symmetric matrices with a load on their diagonals, in their memory, and which have none."""
+    xx.diagonal(dim1=1, dim2=2).add_(load[:, None])
+    lower, failed = xx.mT, torch.empty(len(xx), dtype=torch.int32, device=xx.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    return lower, failed
 
 
 def wide(device: torch.device) -> torch.dtype:

@@ -157,7 +157,8 @@ class Checkpoint:
         return self._handles[file]
 
     def close(self) -> None:
-        """Close the files; a later read opens them again."""
+        """Close the files, and let go of the buffer; a later read opens them again."""
+        self._room = None
         while self._handles:
             self._handles.popitem()[1].close()
 
