@@ -289,6 +289,24 @@ def test_modules_keep_a_forward_of_their_own_and_their_mode() -> None:
     assert torch.equal(whole.eval()(X), wanted.eval()(X))
 
 
+def test_parameters_of_a_class_of_their_own_stay_so_in_memory(tmp_path: Path) -> None:
+    class Own(nn.Parameter):
+        pass
+
+    model = net()
+    model.conv.weight = Own(model.conv.weight.detach())
+    model = accelerate.dispatch_model(
+        model, by_part(model, "disk", "disk", "cpu"), offload_dir=tmp_path / "disk"
+    )
+    assert model.norm.weight.is_meta
+    assert type(in_memory(model).conv.weight) is Own
+
+
+def test_a_wrapper_around_the_model_comes_back(tmp_path: Path) -> None:
+    result = assert_as_in_memory(nn.DataParallel(on_disk(net(), tmp_path)), nn.DataParallel(net()), X)
+    assert type(result.model) is nn.DataParallel
+
+
 def test_a_traced_graph_of_modules(tmp_path: Path) -> None:
     model = dispatched(torch.fx.symbolic_trace(net()), tmp_path)
     wanted = model(X)
