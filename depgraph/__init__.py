@@ -56,7 +56,7 @@ it in this list (`make check` holds that).
 * `exploring`: trade-off curves, sensitivity, pictures and pages.
 * `elastic`: one set of weights, and a sub-model of every size on it.
 * `store`: saves a smaller model to a folder, and loads it.
-* `integrations`: inside other libraries' training runs, and their folders.
+* `integrations`: inside other libraries' training runs, their folders, and models that they have offloaded.
 * `checkpoint`: prunes files without holding their model.
 * `distributed`: over several processes.
 * `recipe`: a pipeline as plain data.

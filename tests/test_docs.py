@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # A block of Python, and what it prints where that stands below it.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
-OPTIONAL = "timm", "torch_pruning", "transformers"  # what a page may import; CI has them
+OPTIONAL = "accelerate", "timm", "torch_pruning", "transformers"  # what a page may import; CI has them
 
 
 @pytest.mark.slow
