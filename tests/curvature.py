@@ -44,6 +44,11 @@ def batches(shape: tuple[int, ...], classes: int, count: int = 3) -> list[Any]:
     return [(torch.randn(11, *shape).double(), torch.randint(0, classes, (11,))) for _ in range(count)]
 
 
+def alike(data: list[Any]) -> list[Any]:
+    """Batches of images whose pixels are nearly the same."""
+    return [(0.2 * x + 3 * x.mean((2, 3), keepdim=True), target) for x, target in data]
+
+
 def ones(units: int) -> list[list[int]]:
     return [[u] for u in range(units)]
 
@@ -78,11 +83,6 @@ def of_two_readers() -> tuple[nn.Module, list[Any], list[Given]]:
     return net, data, [(x, g, m.weight.detach(), ones(7)) for (x, g), m in readers]
 
 
-def of_rows(x: Tensor, g: Tensor) -> float:
-    """The trace of the Fisher matrix of weights with inputs [n, m] and gradients [n, rows], as a sum over rows that are samples."""
-    return float((x.square().sum(1) * g.square().sum(1)).sum())
-
-
 def on_others(x: Tensor, damping: float) -> float:
     """n/(n - d): the sum of squared residuals of a ridge regression on the rows of `x` is short by the degrees of freedom d."""
     moment = x.T @ x / len(x)
@@ -95,11 +95,34 @@ def on_others(x: Tensor, damping: float) -> float:
     return float(1 / (1 - hat.trace() / len(x)))
 
 
-def of_samples(net: nn.Module, data: list[Any], loss: Loss, name: str) -> float:
-    """The same where a sample has several rows: the sum over samples of the squared gradient of a weight, each sample run alone; the loss is a mean over a batch."""
-    total = 0.0
+def in_common(
+    net: nn.Module,
+    data: list[Any],
+    loss: Loss,
+    name: str,
+    *parts: tuple[Tensor, Tensor, Tensor],
+    damping: float = 0.01,
+) -> float:
+    """How much more the loss moves when a column of a weight goes and the others make up for it than if the rows of a sample did it apart.
+
+    The squares, summed over samples and columns, of the gradient of a sample that is run alone by the change of the weight (the loss is
+    a mean over a batch), by those of each row; `parts` are inputs [n, m], gradients [n, rows] and rows of the weight [rows, m].
+    """
+    parameter = net.get_parameter(name)
+    changes, apart, row = [], 0.0, 0
+    for x, g, weight in parts:
+        moment = x.T @ x / len(x)
+        inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
+        for u in range(x.shape[1]):
+            change = torch.zeros(len(parameter), x.shape[1]).to(x)
+            change[row : row + len(weight)] = torch.outer(weight[:, u], inverse[u] / inverse[u, u])
+            apart += float((g * (x @ change[row : row + len(weight)].T)).sum(1).square().sum())
+            changes.append(change.flatten())
+        row += len(weight)
+    exact = 0.0
     for x, target in data:
         for i in range(len(x)):
             value = loss(net(x[i : i + 1]), target[i : i + 1]) / len(x)
-            total += float(torch.autograd.grad(value, net.get_parameter(name))[0].square().sum())
-    return total
+            gradient = torch.autograd.grad(value, parameter)[0].flatten()
+            exact += float((torch.stack(changes) @ gradient).square().sum())
+    return max(1.0, exact / apart)

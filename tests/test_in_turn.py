@@ -9,9 +9,9 @@ import pytest
 import torch
 from curvature import (
     Given,
+    alike,
     batches,
-    of_rows,
-    of_samples,
+    in_common,
     of_two_readers,
     on_others,
     ones,
@@ -29,11 +29,11 @@ from depgraph.importance import KfacInTurn, KfacObs
 
 
 def matrices(given: Given, samples: int, trace: float = 1.0) -> tuple[Tensor, Tensor]:
-    """W'GW, and the inverse of H; G is scaled by the root of `trace`."""
+    """W'GW, and the inverse of H; G is scaled by `trace`."""
     x, g, weight, _ = given
     moment = x.T @ x / len(x)
     damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x)
-    return weight.T @ g.T @ g @ weight / samples * on_others(x, 0.01) * trace**0.5, torch.linalg.inv(damped)
+    return weight.T @ g.T @ g @ weight / samples * on_others(x, 0.01) * trace, torch.linalg.inv(damped)
 
 
 def by_hand(every: list[Given], samples: int, trace: float = 1.0) -> list[float]:
@@ -72,7 +72,7 @@ def test_windows_of_convolutions(groups: int) -> None:
         nn.Conv2d(2, 6, 1), nn.ReLU(inplace=True), nn.Conv2d(6, 4, (3, 2), padding=1, groups=groups), nn.Tanh(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).double()  # fmt: skip
-    data = batches((2, 4, 5), 3)
+    data = alike(batches((2, 4, 5), 3))
     ((x, g),) = watched(plain(net), data, F.cross_entropy, "2")
     width, rows = 6 // groups, 4 // groups  # of the first block, whose units are a group of their own
     windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)[:, : width * 6]
@@ -83,16 +83,15 @@ def test_windows_of_convolutions(groups: int) -> None:
         net[2].weight.detach()[:rows].flatten(1),
         [[6 * u + i for i in range(6)] for u in range(width)],
     )
-    trace = of_samples(net, data, F.cross_entropy, "2.weight")
     if groups == 1:
-        expected = by_hand([given], 33, trace / of_rows(windows, results))
+        expected = by_hand([given], 33, in_common(net, data, F.cross_entropy, "2.weight", given[:3]))
         np.testing.assert_allclose(
             scores(net, data, 6, KfacInTurn(alone=0), F.cross_entropy), expected, rtol=1e-7
         )
     else:
         second = windows_of_second_block(x, g, net[2].weight.detach())
         found = scores(net, data, 3, KfacInTurn(alone=0), F.cross_entropy)
-        trace /= of_rows(windows, results) + of_rows(*second[:2])
+        trace = in_common(net, data, F.cross_entropy, "2.weight", given[:3], second[:3])
         expected = by_hand([given], 33, trace), by_hand([second], 33, trace)
         assert any(np.allclose(found, e, rtol=1e-7) for e in expected)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from curvature import (
     Given,
+    alike,
     batches,
-    of_rows,
-    of_samples,
+    in_common,
     of_two_readers,
     on_others,
     ones,
@@ -37,7 +37,7 @@ def by_hand(every: Sequence[Given], damping: float, samples: int, trace: float =
     for x, g, weight, units in every:
         moment = x.T @ x / len(x)
         inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
-        fisher = g.T @ g / samples * on_others(x, damping) * trace**0.5
+        fisher = g.T @ g / samples * on_others(x, damping) * trace
         for u, columns in enumerate(units):
             w = weight[:, columns]
             block = torch.linalg.inv(inverse[columns][:, columns])
@@ -89,12 +89,14 @@ def test_windows_of_convolutions(groups: int) -> None:
         nn.Conv2d(2, 6, 1), nn.ReLU(inplace=True), nn.Conv2d(6, 4, (3, 2), padding=1, groups=groups), nn.Tanh(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).double()  # fmt: skip
-    data = batches((2, 4, 5), 3)
+    data = alike(batches((2, 4, 5), 3))
     ((x, g),) = watched(plain(net), data, F.cross_entropy, "2")
     windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)
     results = g.flatten(2).transpose(1, 2).flatten(0, 1)
-    apart = zip(windows.chunk(groups, 1), results.chunk(groups, 1), strict=True)
-    trace = of_samples(net, data, F.cross_entropy, "2.weight") / sum(of_rows(*pair) for pair in apart)
+    weights = net[2].weight.detach().flatten(1).chunk(groups)
+    apart = zip(windows.chunk(groups, 1), results.chunk(groups, 1), weights, strict=True)
+    trace = in_common(net, data, F.cross_entropy, "2.weight", *apart, damping=0.9)
+    assert trace > 1.1
     totals: list[float] = []
     for block in range(groups):
         width, rows = 6 // groups, 4 // groups
@@ -102,10 +104,10 @@ def test_windows_of_convolutions(groups: int) -> None:
         weight = net[2].weight.detach()[block * rows : (block + 1) * rows].flatten(1)
         units = [[6 * u + i for i in range(6)] for u in range(width)]
         totals += by_hand(
-            [(part, results[:, block * rows : (block + 1) * rows], weight, units)], 0.01, 33, trace
+            [(part, results[:, block * rows : (block + 1) * rows], weight, units)], 0.9, 33, trace
         )
     found = scores(
-        net, data, 6 // groups, "kfac_obs", F.cross_entropy
+        net, data, 6 // groups, KfacObs(0.9), F.cross_entropy
     )  # the first block's units are a group of their own
     np.testing.assert_allclose(found, totals[: len(found)], rtol=1e-8)
 
@@ -119,7 +121,7 @@ def test_heads_of_attention() -> None:
     ((x, g),) = watched(net, data, F.cross_entropy, "out")
     units = [[3 * u + i for i in range(3)] for u in range(4)]
     every = [(x.flatten(0, 1), g.flatten(0, 1), net.out.weight.detach(), units)]
-    trace = of_samples(net, data, F.cross_entropy, "out.weight") / of_rows(*every[0][:2])
+    trace = in_common(net, data, F.cross_entropy, "out.weight", every[0][:3])
     expected = by_hand(every, 0.01, 11 * 6 * 3, trace)
     np.testing.assert_allclose(scores(net, data, 4, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
@@ -218,8 +220,8 @@ def test_what_positions_of_a_sample_have_in_common_counts(order: str, positions:
     twin.load_state_dict(net.state_dict())
     ((x, g),) = watched(twin, data, F.cross_entropy, "fall")
     x, g = x.flatten(0, 1), g.flatten(0, 1)
-    trace = of_samples(net, data, F.cross_entropy, "fall.weight") / of_rows(x, g)
-    assert trace > 0.5 * positions
+    trace = in_common(net, data, F.cross_entropy, "fall.weight", (x, g, net.fall.weight.detach()))
+    assert 1.2 < trace < positions
     expected = by_hand([(x, g, net.fall.weight.detach(), ones(7))], 0.01, 33 * positions, trace)
     np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 

@@ -28,7 +28,7 @@ class KfacObs(Obs):
     G is the second moment of the loss's gradient at the consumer's results, summed over the positions of a sample (one of a
     linear layer on vectors, all windows of a convolution); H and W_u are as for `Obs`. That is how much the loss grows, to
     second order, where its Hessian matrix is taken to be the Kronecker product of H and G, scaled by what positions of a sample have in
-    common (`Trace`) and by what updates fit of few samples. So scores compare between layers.
+    common (`Together`) and by what updates fit of few samples. So scores compare between layers.
     Without a loss, G is that of random signs at the model's outputs (each relative to its size): what moves the outputs
     counts, whatever they are for.
 
@@ -111,7 +111,7 @@ class KfacObs(Obs):
 
         return observed(
             graph, table, data,
-            windows=True, centred=False, widest=self.widest, memory=self.memory, objective=objective,
+            windows=True, centred=False, widest=self.widest, memory=self.memory, objective=objective, solve=self.solved,
         )  # fmt: skip
 
     def weight(self, moments: Moments, use: Use, stack: int, block: int) -> Tensor | None:

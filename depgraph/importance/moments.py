@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import prod
@@ -19,7 +19,7 @@ from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
 from .readers import Reader, blocks, matrices
-from .traces import Trace
+from .traces import Together, pieces
 
 Tensor = torch.Tensor
 Entries = tuple[Indices, Indices]  # units [n], and where the columns of each lie in a matrix [n, k]
@@ -55,7 +55,8 @@ class Moments:
         weight: of each consumer, [blocks or stacks, rows, columns of a block, positions].
         squares: with gradients g at the results of each consumer, by block or stacked matrix: the sum of g g' [rows, rows], or
             where that is larger than [m, m] (and for recurrent layers) of W'g g'W, float64.
-        traces: of each consumer: how far its inputs and gradients go together.
+        together: of each consumer: what positions of a sample have in common.
+        solved: (stacked matrix, block) -> the inverse of the mean of x x', while gradients are looked at.
         last_of: the groups that no later moments have a use of.
     """
 
@@ -72,7 +73,8 @@ class Moments:
     product: dict[int, Tensor] = field(default_factory=dict)
     weight: dict[Consumer, Tensor] = field(default_factory=dict)
     squares: dict[tuple[Consumer, int], Tensor] = field(default_factory=dict)
-    traces: dict[Consumer, Trace] = field(default_factory=dict)
+    together: dict[Consumer, Together] = field(default_factory=dict)
+    solved: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     differentiated: bool = False
     last_of: list[str] = field(default_factory=list)
 
@@ -88,6 +90,7 @@ class Moments:
         matrices = 8 * self.blocks * _stacks(self.consumers[0])
         found = matrices * self.width**2
         if self.differentiated:
+            found += matrices * self.width**2  # the inverse
             found += sum(matrices * min(self.width, _rows(c) // self.blocks) ** 2 for c in self.consumers)
         return found
 
@@ -112,7 +115,7 @@ class Moments:
     def add_gradient(self, reached: Reached, gradient: Tensor) -> None:
         """The gradient at a call of one of the consumers, for every stacked matrix or block."""
         call = reached.call
-        self.traces.setdefault(call.consumer, Trace()).add(reached, gradient)
+        self._add_positions(reached, gradient)
         if reached.at_input:  # of the input x it is W'g already
             x = gradient.flatten(0, -2)
             self._add_squares(
@@ -128,6 +131,27 @@ class Moments:
                 g = call.layout.outputs(call.args, gradient, stacks, samples)
                 for stack, part in enumerate(g, stacks.start or 0):
                     self._add_results(call.consumer, stack, part)
+
+    def _add_positions(self, reached: Reached, gradient: Tensor) -> None:
+        """What positions have in common at a call."""
+        consumer = reached.call.consumer
+        together = self.together.setdefault(consumer, Together())
+        for part, x, g, owner in pieces(reached, gradient):
+            stack, block = (0, part) if consumer.is_convolution else (part, 0)
+            if self.columns is not None:
+                if block != self.block:
+                    continue
+                block = 0
+                x = x[:, self._columns(x)]
+            inverse = self.solved.get((stack, block))
+            if inverse is None:
+                continue
+            if reached.at_input:
+                lost = g if self.columns is None else g[:, self._columns(g)]
+            else:
+                lost = g.to(torch.promote_types(g.dtype, torch.float32))
+                lost = lost @ self.matrix(consumer, stack, block).to(lost)
+            together.add(x, lost, inverse, owner)
 
     def _add_results(self, consumer: Consumer, part: int, g: Tensor) -> None:
         if g.shape[1] > self.width:
@@ -152,12 +176,12 @@ class Moments:
     def curvature(self, consumer: Consumer, stack: int, block: int) -> Tensor | None:
         """[m, m] float64: the sum of W'g g'W over the samples of a matrix, W its weight and g the gradients of its results.
 
-        It is scaled by how far inputs and gradients go together (`Trace`). None where no gradient came.
+        It is scaled by what positions of a sample have in common (`Together`). None where no gradient came.
         """
         found = self.squares.get((consumer, max(stack, block, self.block)))
         if found is None:
             return None
-        weight, factor = self.matrix(consumer, stack, block), self.traces[consumer].factor
+        weight, factor = self.matrix(consumer, stack, block), self.together[consumer].factor
         if consumer.is_recurrent or len(weight) > self.width:
             return found * factor
         return weight.T @ found @ weight * factor
@@ -213,13 +237,14 @@ def observed(
     widest: int,
     memory: int,
     objective: Objective | None = None,
+    solve: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Moments]:
     """The moments for every use of every consumer in `readers` (by group), those first whose data came first.
 
     The model is run on all of `data` as often as matrices of `memory` bytes at a time ask for. No matrix has more than
     `widest` columns, unless one unit has: a wider consumer is taken apart into runs of whole units, which are scored
     without looking at the others. With `windows` every kernel position of a convolution is a column of its own. With an
-    `objective` the run goes back, too, and sums of its gradients are there.
+    `objective` the model is run once more, also back, and sums of its gradients are there; `solve` inverts the mean of x x'.
     """
     planned = _plan(readers, windows, widest)
     for moments in planned:
@@ -256,9 +281,12 @@ def observed(
         if objective is None:
             Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
         else:
+            Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
+            for moments in lot if solve is not None else ():
+                moments.solved = {(s, b): solve(matrix) for s, b, matrix in moments.means()}
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
-                watch = GradientWatch(graph.running, by_consumer, see, see_gradient, objective)
+                watch = GradientWatch(graph.running, by_consumer, lambda call: None, see_gradient, objective)
                 for batch in batches:
                     watch.run_back(batch)
         while lot:

@@ -139,7 +139,7 @@ class SecondMoments:
         diagonal, damping = moments.diagonal(), self.damping
         if not bool(torch.isfinite(diagonal).all()):
             raise InputError("inputs of a layer are NaN or infinite on the calibration data")
-        while damping <= 1:
+        while damping <= max(1, self.damping):
             damped = moments.clone()
             damped.diagonal().add_(damping * float(diagonal.mean()) or 1e-300)
             factor, failed = torch.linalg.cholesky_ex(damped)
