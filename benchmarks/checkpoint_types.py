@@ -7,6 +7,7 @@ in memory, after the folder was loaded as its result says; a refusal is listed w
 from __future__ import annotations
 
 import argparse
+import gc
 import shutil
 import sys
 import tempfile
@@ -71,6 +72,7 @@ def main() -> int:
     rows = [r for r in tiny.load() if r.model and (not arguments.types or r.type in arguments.types)]
     counts: Counter[str] = Counter()
     for row in rows[:: arguments.every]:
+        gc.collect()  # models are in cycles
         scratch = Path(tempfile.mkdtemp())
         try:
             status, why = compared(row, scratch, pruning_ratio=0.5, uniform=arguments.uniform)

@@ -90,9 +90,14 @@ class Moments:
         matrices = 8 * self.blocks * _stacks(self.consumers[0])
         found = matrices * self.width**2
         if self.differentiated:
-            found += matrices * self.width**2  # the inverse
             found += sum(matrices * min(self.width, _rows(c) // self.blocks) ** 2 for c in self.consumers)
         return found
+
+    @property
+    def held(self) -> int:
+        """The same, with the inverses that are there while gradients are looked at."""
+        inverses = 8 * self.blocks * _stacks(self.consumers[0]) * self.width**2
+        return self.bytes + self.differentiated * inverses
 
     def add(self, stack: int, x: Tensor) -> None:
         """Inputs [samples, width] or [samples, width, positions] of one of the stacked matrices."""
@@ -278,12 +283,11 @@ def observed(
             for moments in table[reached.call.consumer]:
                 moments.add_gradient(reached, gradient)
 
-        if objective is None:
-            Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
-        else:
-            Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
-            for moments in lot if solve is not None else ():
-                moments.solved = {(s, b): solve(matrix) for s, b, matrix in moments.means()}
+        Watch(graph.running, by_consumer, see).run_all(data, "observing inputs")
+        if objective is not None and solve is not None:
+            for moments in lot:
+                for stack, block, matrix in moments.means():
+                    moments.solved[stack, block] = solve(matrix)
             # what is made in inference mode can't be differentiated
             with torch.inference_mode(False), closing(data.batches("observing gradients")) as batches:
                 watch = GradientWatch(graph.running, by_consumer, lambda call: None, see_gradient, objective)
@@ -347,7 +351,7 @@ def _check_room(every: Iterable[Moments], room: int) -> None:
 def _lots(every: Iterable[Moments], memory: int) -> Iterator[list[Moments]]:
     lot: list[Moments] = []
     for moments in every:
-        if lot and sum(m.bytes for m in lot) + moments.bytes > memory:
+        if lot and sum(m.held for m in lot) + moments.held > memory:
             yield lot
             lot = []
         lot.append(moments)
