@@ -74,7 +74,8 @@ class SecondMoments:
         for moments in self.observed(graph, table, data):
             self.counts += [(n, moments.width) for n in moments.count.values()]
             for stack, block, matrix in moments.means():
-                solved = self.solved(matrix)
+                known = moments.solved.pop((stack, block), None)
+                solved = self.solved(matrix) if known is None else known
                 for use in moments.uses:
                     weight = self.weight(moments, use, stack, block)
                     if weight is None:
