@@ -28,7 +28,7 @@ import depgraph
 from depgraph import InputError
 from depgraph.importance import L2, KfacObs
 from depgraph.importance.kfac import signed
-from depgraph.importance.traces import owners
+from depgraph.importance.positions import owners
 
 
 def by_hand(every: Sequence[Given], damping: float, samples: int, trace: float = 1.0) -> list[float]:

@@ -18,8 +18,8 @@ from ..data.gradients import GradientWatch, Objective, Reached
 from ..data.watch import Call, Watch
 from ..grouping.graph import DependencyGraph, Indices
 from ..tracing.recorder import record_of
+from .positions import Together, pieces
 from .readers import Reader, blocks, matrices
-from .traces import Together, pieces
 
 Tensor = torch.Tensor
 Entries = tuple[Indices, Indices]  # units [n], and where the columns of each lie in a matrix [n, k]
