@@ -103,6 +103,7 @@ def generate(folder: Path, size: dict[str, int], sparse: bool = False) -> None:
                 for block in one.blocks():
                     stream.write(block.view(torch.uint8).numpy().tobytes())
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    os.sync()  # or what comes next waits for it
 
 
 def one(way: str, source: Path, out: Path) -> dict[str, Any]:
@@ -186,6 +187,7 @@ def elsewhere(way: str, source: Path, scratch: Path) -> dict[str, Any]:
     for left in (out, scratch / "out.partial"):
         shutil.rmtree(left, ignore_errors=True)
     (scratch / f".{source.name}.sums").unlink(missing_ok=True)
+    os.sync()
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1][:200]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

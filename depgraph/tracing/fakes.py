@@ -55,6 +55,8 @@ class Fakes(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = tensors_in(args, kwargs)
+        if leaves and all(isinstance(t, FakeTensor) for t in leaves):
+            return super().__torch_dispatch__(func, types, args, kwargs)
         if not any(map(self._is_fake, leaves)):
             if leaves or _entries(args) <= LARGEST:
                 return func(*args, **kwargs)
