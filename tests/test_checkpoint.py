@@ -522,6 +522,19 @@ def test_a_run_that_failed_continues(tmp_path: Path, monkeypatch: pytest.MonkeyP
     _equal_folders(tmp_path / "out", tmp_path / "whole")
 
 
+def test_a_file_whose_last_bytes_are_not_on_the_disk_does_not_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    source = stored(made(Tied), tmp_path / "source")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(depgraph.StoreError, match="Input/output error"):
+        depgraph.checkpoint.prune(source, WORDS, out=tmp_path / "out", factory=Tied, verify=False)
+    assert not (tmp_path / "out").exists()
+
+
 def _equal_folders(a: Path, b: Path) -> None:
     one, two = contents(a), contents(b)
     assert one.keys() == two.keys()
