@@ -522,6 +522,14 @@ def test_a_run_that_failed_continues(tmp_path: Path, monkeypatch: pytest.MonkeyP
     _equal_folders(tmp_path / "out", tmp_path / "whole")
 
 
+def test_tensors_of_many_blocks_are_those_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "BLOCK", 200)
+    source = stored(made(Convolutional), tmp_path / "source")
+    depgraph.checkpoint.prune(source, IMAGES, out=tmp_path / "out", factory=Convolutional, pruning_ratio=0.3)
+    wanted = depgraph.prune(made(Convolutional), IMAGES, pruning_ratio=0.3).model
+    same(depgraph.load(Convolutional, tmp_path / "out"), wanted)  # which looks at checksums, too
+
+
 def test_a_file_whose_last_bytes_are_not_on_the_disk_does_not_get_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -193,7 +193,8 @@ class Folder:
     def _note(self, handle: int, file: str, fresh: Mapping[str, int]) -> None:
         os.fsync(handle)
         if hasattr(os, "posix_fadvise"):  # what is on the disk takes no memory from what is read
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         if fresh:
             with (self.work / self.journal).open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps({"file": file, "tensors": fresh}) + "\n")
