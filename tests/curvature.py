@@ -102,21 +102,27 @@ def in_common(
     name: str,
     *parts: tuple[Tensor, Tensor, Tensor],
     damping: float = 0.01,
+    row: int = 0,
+    first: int = 0,
 ) -> float:
     """How much more the loss moves when a column of a weight goes and the others make up for it than if the rows of a sample did it apart.
 
     The squares, summed over samples and columns, of the gradient of a sample that is run alone by the change of the weight (the loss is
-    a mean over a batch), by those of each row; `parts` are inputs [n, m], gradients [n, rows] and rows of the weight [rows, m].
+    a mean over a batch), by those of each row; `parts` are inputs [n, m], gradients [n, rows] and rows of the weight [rows, m], one behind
+    the other from `row` on, their columns from `first` on.
     """
     parameter = net.get_parameter(name)
-    changes, apart, row = [], 0.0, 0
+    changes, apart = [], 0.0
     for x, g, weight in parts:
         moment = x.T @ x / len(x)
         inverse = torch.linalg.inv(moment + damping * moment.diagonal().mean() * torch.eye(x.shape[1]).to(x))
         for u in range(x.shape[1]):
-            change = torch.zeros(len(parameter), x.shape[1]).to(x)
-            change[row : row + len(weight)] = torch.outer(weight[:, u], inverse[u] / inverse[u, u])
-            apart += float((g * (x @ change[row : row + len(weight)].T)).sum(1).square().sum())
+            mine, change = (
+                torch.outer(weight[:, u], inverse[u] / inverse[u, u]),
+                torch.zeros_like(parameter).flatten(1),
+            )
+            change[row : row + len(weight), first : first + x.shape[1]] = mine
+            apart += float((g * (x @ mine.T)).sum(1).square().sum())
             changes.append(change.flatten())
         row += len(weight)
     exact = 0.0

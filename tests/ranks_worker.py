@@ -73,18 +73,18 @@ def options(case: str) -> dict[str, Any]:
 
 def ends(how: str) -> Any:
     """Writes a tensor, and ends with the next."""
-    real, done = writing.Folder._stream, []
+    real, done = writing._append, []
 
-    def stream(self: Any, handle: int, one: Any, seen: Any) -> int:
+    def append(handle: int, octets: Any, name: str, sums: dict[str, int]) -> None:
         if done:
             os.write(handle, b"half of it")
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(28, "No space left on device")
-        done.append(one.name)
-        return real(self, handle, one, seen)
+        done.append(name)
+        real(handle, octets, name, sums)
 
-    return stream
+    return append
 
 
 def saved(folder: Path) -> None:
@@ -129,7 +129,7 @@ def work(case: str, rank: int, folder: Path) -> None:
     source = folder / "source"
     read: list[str] = []
     streamed: list[str] = []
-    together, stream, reads = pruning._read_together, writing.Folder._stream, Checkpoint._read
+    together, append, reads = pruning._read_together, writing._append, Checkpoint._read
 
     def watched(*args: Any) -> None:
         def noted(self: Any, one: Any, offset: int, count: int) -> Any:
@@ -140,11 +140,11 @@ def work(case: str, rank: int, folder: Path) -> None:
         together(*args)
         Checkpoint._read = reads
 
-    def counted(self: Any, handle: int, one: Any, seen: Any) -> int:
-        streamed.append(one.name)
-        return stream(self, handle, one, seen)
+    def counted(handle: int, octets: Any, name: str, sums: dict[str, int]) -> None:
+        streamed.append(name)
+        append(handle, octets, name, sums)
 
-    pruning._read_together, writing.Folder._stream = watched, counted
+    pruning._read_together, writing._append = watched, counted
     writing.SYNC, outcome.SHARD_BYTES = 1, SHARD_BYTES
     factory: Any = Net
     out = folder / "out"
@@ -153,7 +153,7 @@ def work(case: str, rank: int, folder: Path) -> None:
     if case == "elsewhere" and rank == 1:
         out = folder / "elsewhere" / "out"
     if case in ("killed", "raises") and rank == 1:
-        writing.Folder._stream = ends(case)
+        writing._append = ends(case)
     if case == "other" and rank == 1:
         factory = Other
     if case == "llama":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,24 @@ def test_what_a_run_reads_stays_as_it_is() -> None:
     assert "layer.weight" in trace(model, x, elsewhere=True).tensors
     assert model.runs == 0
     assert not x.any()
+
+
+def test_what_is_written_into_an_input_is_read_behind_it() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.add_(self.layer(x))
+            torch.mul(x, self.layer.bias, out=x)
+            return self.head(x)
+
+    def seen(model: nn.Module, **how: bool) -> list[Any]:
+        nodes = trace(model, torch.zeros(2, 4), **how).graph.nodes
+        return [(str(n.target), [i.name for i in n.all_input_nodes]) for n in nodes]
+
+    assert seen(Writing().to("meta"), elsewhere=True) == seen(Writing())
 
 
 def test_what_is_written_over_has_no_values_any_more() -> None:

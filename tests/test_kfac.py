@@ -226,6 +226,52 @@ def test_what_positions_of_a_sample_have_in_common_counts(order: str, positions:
     np.testing.assert_allclose(scores(net, data, 7, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
 
+def test_wide_layers_are_taken_apart_with_what_positions_have_in_common() -> None:
+    torch.manual_seed(0)
+    net = Pooled("").double()
+    data = [
+        (torch.randn(11, 1, 3).double() + 0.3 * torch.randn(11, 9, 3).double(), torch.randint(0, 4, (11,)))
+        for _ in range(3)
+    ]
+    ((x, g),) = watched(net, data, F.cross_entropy, "fall")
+    x, g, weight = x.flatten(0, 1), g.flatten(0, 1), net.fall.weight.detach()
+    expected: list[float] = []
+    for a, b in ((0, 4), (4, 7)):
+        part = x[:, a:b], g, weight[:, a:b]
+        trace = in_common(net, data, F.cross_entropy, "fall.weight", part, damping=0.9, first=a)
+        assert trace > 1.2
+        expected += by_hand([(*part, ones(b - a))], 0.9, 297, trace)
+    np.testing.assert_allclose(
+        scores(net, data, 7, KfacObs(0.9, widest=4), F.cross_entropy), expected, rtol=1e-8
+    )
+
+
+def test_groups_of_convolutions_that_are_taken_apart() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.Tanh(), nn.Conv2d(6, 4, (3, 2), padding=1, groups=2), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double()  # fmt: skip
+    data = alike(batches((2, 4, 5), 3))
+    ((x, g),) = watched(net, data, F.cross_entropy, "2")
+    windows = F.unfold(x, (3, 2), padding=1).transpose(1, 2).flatten(0, 1)
+    results, weight = g.flatten(2).transpose(1, 2).flatten(0, 1), net[2].weight.detach().flatten(1)
+    every: list[list[float]] = []
+    for row in (0, 2):
+        every.append([])
+        for a, b in ((0, 12), (12, 18)):  # of the 18 columns of a group of 3 channels
+            part = (
+                windows[:, 9 * row + a : 9 * row + b],
+                results[:, row : row + 2],
+                weight[row : row + 2, a:b],
+            )
+            trace = in_common(net, data, F.cross_entropy, "2.weight", part, damping=0.9, row=row, first=a)
+            units = [list(range(i, i + 6)) for i in range(0, b - a, 6)]
+            every[-1] += by_hand([(*part, units)], 0.9, 33, trace)
+    found = scores(net, data, 3, KfacObs(0.9, widest=12), F.cross_entropy)
+    assert any(np.allclose(found, e, rtol=1e-8) for e in every)
+
+
 def test_errors_that_cancel_count_as_if_positions_were_independent() -> None:
     """Behind differences of two positions whose inputs are the same the gradients of a sample add up to nothing."""
 

@@ -146,8 +146,10 @@ class Moments:
             if self.columns is not None:
                 if block != self.block:
                     continue
-                block = 0
-                x = x[:, self._columns(x)]
+                own = self._columns(x) - block * (
+                    x.shape[1] // self.positions
+                )  # in this group of a convolution
+                x, block = x.unflatten(1, (-1, self.positions))[:, own].flatten(1), 0
             inverse = self.solved.get((stack, block))
             if inverse is None:
                 continue
