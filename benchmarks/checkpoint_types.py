@@ -1,6 +1,7 @@
 """Every tiny model of transformers pruned from file to file and in memory: `python -m benchmarks.checkpoint_types`.
 
-With names (`bert t5`) only these, with `--every 20` every twentieth. A type is right where plan and all tensors are the same as
+With names (`bert t5`) only these, with `--every 20` every twentieth; with `--suite timm` the models of that suite of coverage instead, built
+by a function. A type is right where plan and all tensors are the same as
 in memory, after the folder was loaded as its result says; a refusal is listed with its reason, and so is what differs.
 """
 
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 
 import depgraph
+from benchmarks.coverage_row import randomise
 from benchmarks.models import transformers as tiny
+from benchmarks.suites import suite
 from depgraph.base.errors import DepgraphError
 
 TITLES = ("right", "refused", "not savable", "different", "failed")
@@ -48,7 +52,31 @@ def compared(row: tiny.Tiny, scratch: Path, **options: Any) -> tuple[str, str]:
         return "different", "other plan"
     kind: Any = type(model)
     small = kind.from_pretrained(out) if not found.differences else hugging_face.load_pretrained(kind, out)
-    got, expected = small.state_dict(), wanted.model.state_dict()
+    return same(small, wanted.model)
+
+
+def built(name: str, suite_name: str, scratch: Path, **options: Any) -> tuple[str, str]:
+    """As `compared`, of a model that a function builds."""
+    case = suite(suite_name)[name]
+    source, out = scratch / "source", scratch / "out"
+    model, inputs = randomise(case.build(), 0, case.inputs()), case.inputs()
+    source.mkdir()
+    save_model(model, str(source / "model.safetensors"))
+    wanted = depgraph.prune(model, inputs, verify=False, **options)
+    try:
+        found = depgraph.checkpoint.prune(
+            source, inputs, out=out, factory=case.build, verify=False, memory="20GB", **options
+        )
+    except DepgraphError as error:
+        return "refused", brief(error)
+    if found.plan.to_json() != wanted.plan.to_json():
+        return "different", "other plan"
+    return same(depgraph.load(case.build, out), wanted.model)
+
+
+def same(small: torch.nn.Module, wanted: torch.nn.Module) -> tuple[str, str]:
+    """Whether all tensors of two models are."""
+    got, expected = small.state_dict(), wanted.state_dict()
     names = [
         n
         for n in {**got, **expected}
@@ -66,22 +94,30 @@ def main() -> int:
     parser.add_argument("types", nargs="*")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--uniform", action="store_true")
+    parser.add_argument("--suite")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = [r for r in tiny.load() if r.model and (not arguments.types or r.type in arguments.types)]
+    if arguments.suite is None:
+        rows: list[tuple[str, Any]] = [(r.type, r) for r in tiny.load() if r.model]
+    else:
+        rows = [(name, name) for name in suite(arguments.suite)]
+    rows = [(name, row) for name, row in rows if not arguments.types or name in arguments.types]
     counts: Counter[str] = Counter()
-    for row in rows[:: arguments.every]:
+    for name, row in rows[:: arguments.every]:
         gc.collect()  # models are in cycles
         scratch = Path(tempfile.mkdtemp())
         try:
-            status, why = compared(row, scratch, pruning_ratio=0.5, uniform=arguments.uniform)
+            if arguments.suite is None:
+                status, why = compared(row, scratch, pruning_ratio=0.5, uniform=arguments.uniform)
+            else:
+                status, why = built(row, arguments.suite, scratch, pruning_ratio=0.5)
         except Exception as error:
             status, why = "failed", brief(error)
         finally:
             shutil.rmtree(scratch)
         counts[status] += 1
-        print(f"{row.type}: {status} {why}", flush=True)
+        print(f"{name}: {status} {why}", flush=True)
     print(", ".join(f"{counts[t]} {t}" for t in TITLES))
     return int(bool(counts["different"] or counts["failed"]))
 
