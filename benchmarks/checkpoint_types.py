@@ -108,11 +108,12 @@ def main() -> int:
     for name, row in rows[:: arguments.every]:
         gc.collect()  # models are in cycles
         scratch = Path(tempfile.mkdtemp())
+        how = {"pruning_ratio": 0.5, "uniform": arguments.uniform}
         try:
             if arguments.suite is None:
-                status, why = compared(row, scratch, pruning_ratio=0.5, uniform=arguments.uniform)
+                status, why = compared(row, scratch, **how)
             else:
-                status, why = built(row, arguments.suite, scratch, pruning_ratio=0.5)
+                status, why = built(row, arguments.suite, scratch, **how)
         except Exception as error:
             status, why = "failed", brief(error)
         finally:

@@ -77,9 +77,11 @@ def test_linear_layers_with_a_loss() -> None:
         np.testing.assert_allclose(scores(net, data, units, "kfac_obs", F.cross_entropy), expected, rtol=1e-8)
 
 
-def test_wide_results_and_several_consumers_add_up() -> None:
+@pytest.mark.parametrize("damping", [0.3, 3.0])
+def test_wide_results_and_several_consumers_add_up(damping: float) -> None:
     net, data, every = of_two_readers()
-    np.testing.assert_allclose(scores(net, data, 7, KfacObs(0.3), F.cross_entropy), by_hand(every, 0.3, 33))
+    found = scores(net, data, 7, KfacObs(damping), F.cross_entropy)
+    np.testing.assert_allclose(found, by_hand(every, damping, 33))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -345,6 +347,8 @@ def test_one_backward_pass_and_memory_is_bounded() -> None:
     assert len(calls) == len(data)
     often = scores(net, data, 7, KfacObs(memory=1), counted)
     assert len(calls) == 3 * len(data)
+    scores(net, data, 7, KfacObs(memory=1000), counted)  # 824 bytes without the inverses, 1416 with them
+    assert len(calls) == 5 * len(data)
     np.testing.assert_array_equal(once, often)
 
 

@@ -60,7 +60,7 @@ class KfacObs(Obs):
         self.by_loss = False  # whether there was a loss, and it was used
 
     def prepare(self, graph: DependencyGraph, calibration: Calibration | None) -> None:
-        """Run the model of `graph` forward and back on the data, once where memory allows.
+        """Run the model of `graph` on the data forward, and then forward and back, once where memory allows.
 
         Raises:
             InputError: there is no data, no floating-point output and no loss, or a gradient is NaN, infinite or missing.

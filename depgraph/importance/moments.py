@@ -146,9 +146,8 @@ class Moments:
             if self.columns is not None:
                 if block != self.block:
                     continue
-                own = self._columns(x) - block * (
-                    x.shape[1] // self.positions
-                )  # in this group of a convolution
+                width = x.shape[1] // self.positions  # of a group of a convolution
+                own = self._columns(x) - block * width
                 x, block = x.unflatten(1, (-1, self.positions))[:, own].flatten(1), 0
             inverse = self.solved.get((stack, block))
             if inverse is None:
