@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -70,6 +71,17 @@ class Double(Tied):
         self.double()
 
 
+class Tabled(Tied):
+    """A table of more entries than runs without weights make, and tensors computed from a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(3, 1 << 21).cumsum(1), persistent=False)
+        self.register_buffer("norms", torch.zeros(50))
+        self.norms.copy_(self.head.weight.detach().norm(dim=1))
+        self.norm = self.head.weight.detach().norm()
+
+
 class Choosing(nn.Module):
     """Which rows go through the second layer is decided by values."""
 
@@ -97,9 +109,43 @@ class Hollow(Tied):
         return super().forward(words) * self.factor + self.padding.sum() + self.none.sum()
 
 
+class Placed(nn.Module):
+    """Its constructor makes tables where its parameters are, runs parts to find sizes, copies layers and sets values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        with torch.no_grad():
+            side = self.stem(torch.zeros(1, 3, 8, 8)).shape[-1]
+        weight = self.stem[0].weight
+        self.place = nn.Parameter(torch.zeros(side, 1))
+        nn.init.trunc_normal_(self.place, std=0.02)
+        self.first = nn.Linear(16, 24)
+        self.second = copy.deepcopy(self.first)
+        self.first.weight.kept = "as it is"  # type: ignore[attr-defined]
+        self.second.bias.data = torch.zeros(24)
+        mask = torch.ones(side, side, device=weight.device).tril()
+        self.register_buffer("mask", mask.masked_fill(mask == 0, -1.0), persistent=False)
+        self.register_buffer("steps", torch.zeros(side), persistent=False)
+        self.steps.copy_(torch.arange(side).type_as(self.place).to(weight.device) / side)
+        self.register_buffer("shift", weight.new_full((1, side), 0.1) + torch.zeros_like(self.place), False)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = ((self.stem(x) * self.steps + self.place + self.shift) * self.mask).mean((2, 3))
+        return self.head((self.first(y) + self.second(y)).relu())
+
+
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(12).reshape(2, 6)
-MODELS: dict[Any, Any] = {Convolutional: IMAGES, Tied: WORDS, Half: WORDS, Double: WORDS, Hollow: WORDS}
+MODELS: dict[Any, Any] = {
+    Convolutional: IMAGES,
+    Placed: IMAGES,
+    Tied: WORDS,
+    Half: WORDS,
+    Double: WORDS,
+    Hollow: WORDS,
+}
 CRITERIA = ("l1", "l2", "lamp", "consumer_norm", "fpgm", "random")
 
 
@@ -741,6 +787,24 @@ def test_what_a_process_had_before_does_not_count(tmp_path: Path, monkeypatch: p
         source, WORDS, out=tmp_path / "out", factory=Tied, memory="4GB", verify=False
     )
     assert found.peak_memory == 10**13
+
+
+def test_constructors_find_parameters_where_they_put_them(tmp_path: Path) -> None:
+    """So their tables have values, and none of the parameters has."""
+    shell, model = depgraph.checkpoint.shell(stored(made(Placed), tmp_path / "source"), Placed), made(Placed)
+    assert all(p.is_meta and type(p) is nn.Parameter for p in shell.parameters())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(shell.get_buffer(name), buffer), name
+    assert shell.first.weight.kept == "as it is"
+    assert not vars(shell.second.weight)
+    assert [p.requires_grad for p in shell.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_tables_of_any_size_have_values(tmp_path: Path) -> None:
+    shell = depgraph.checkpoint.shell(stored(made(Tabled), tmp_path / "source"), Tabled)
+    assert torch.equal(shell.table, made(Tabled).table)
+    assert torch.equal(shell.norms, made(Tabled).norms)
+    assert shell.norm.is_meta
 
 
 def test_forward_that_decides_by_values_needs_them_in_memory(tmp_path: Path) -> None:

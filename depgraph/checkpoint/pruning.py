@@ -359,7 +359,7 @@ def _analyzed(
     values = {
         n: nn.Parameter(source.whole(n).to(t.dtype, copy=True), t.requires_grad)
         for n, t in tensors.items()
-        if t.is_meta
+        if t.is_meta and isinstance(t, nn.Parameter)
     }
     assign(model, {n: tensors[n] for n in values}, values)
     fill_buffers(model, original.laid, weights.stored)

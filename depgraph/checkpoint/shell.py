@@ -9,50 +9,60 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..base.errors import InputError, listed
 from ..base.switches import replaced, same_random_state, without_warnings
 from ..store.files import Checkpoint
 from ..store.layout import Laid
 from ..surgery.apply import assign
+from ..tracing.fakes import Shapes
 from ..tracing.tensors import named_tensors
 
 Tensor = torch.Tensor
 
 
 def shell_of(factory: Callable[[], Any], what: str = "factory") -> nn.Module:
-    """What `factory` builds, in eval mode, each parameter on the meta device from the moment a module takes it.
+    """What `factory` builds, in eval mode, with all parameters on the meta device. The random state is as it was.
 
-    The random state is as it was. So no more than one parameter at a time has memory, and buffers, which code may look at,
-    are what that code makes them.
+    Parameters go there when a module takes them, so no more than one at a time has memory. What code makes beside them, such as
+    tables and masks, has values, which may depend on shapes and places of parameters; what it computes from their values is
+    on the meta device, too.
 
     Raises:
         InputError: it fails, or returns no module.
     """
     try:
-        with same_random_state(), _parameters_on_meta():
+        with same_random_state(), without_warnings(), _parameters_on_meta() as lost:
             model = factory()
     except Exception as error:
         raise InputError(
-            f"{what} does not build the model: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"{what} does not build the model: {type(error).__name__}: {' '.join(str(error).split())[:300]} (a model is built "
+            "without the values of its parameters here)"
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{what} must return a torch.nn.Module, not {type(model).__name__}")
-    tensors = {n: p for n, p in model.named_parameters() if not p.is_meta}
-    assign(model, tensors, {n: _on_meta(p) for n, p in tensors.items()})
+    held = [*model.parameters(), *(b for b in model.buffers() if lost(b))]
+    tensors = {str(i): t for i, t in enumerate(held) if not t.is_meta}
+    assign(model, tensors, {name: _on_meta(t) for name, t in tensors.items()})
     return model.eval()
 
 
-def _on_meta(parameter: Any) -> nn.Parameter:
-    made = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    vars(made).update(vars(parameter))
+def _on_meta(tensor: Tensor) -> Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        vars(made).update(vars(tensor))
     return made
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """A parameter that a module registers goes to the meta device; what is drawn to fill one there is not drawn."""
-    moved: dict[int, tuple[weakref.ref[Any], nn.Parameter]] = {}
+def _parameters_on_meta() -> Iterator[Callable[[Tensor], bool]]:
+    """A parameter that a module registers goes to the meta device; what is drawn to fill one there is not drawn.
+
+    Tells of a tensor whether values were written into it that depend on parameters.
+    """
+    moved: dict[int, tuple[weakref.ref[Any], Tensor]] = {}
 
     def registered(before: Callable[..., None], module: nn.Module, name: str, parameter: Any) -> None:
         if type(parameter) is nn.Parameter and not parameter.is_meta:
@@ -66,12 +76,24 @@ def _parameters_on_meta() -> Iterator[None]:
         return tensor if tensor.is_meta else fill(tensor, *args, **kwargs)
 
     with ExitStack() as stack:
-        stack.enter_context(without_warnings())
         stack.enter_context(replaced(nn.Module, "register_parameter", registered))
         for name in dir(nn.init):
             if name.endswith("_") and not name.startswith("_"):
                 stack.enter_context(replaced(nn.init, name, filled))
-        yield
+        stack.enter_context(_SeenHere())
+        yield stack.enter_context(Shapes()).lost_values
+
+
+class _SeenHere(TorchFunctionMode):
+    """Code that asks a tensor on the meta device where it is hears: where tensors are made."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = getattr(func, "__self__", None)
+        if asked is torch.Tensor.device and args[0].is_meta:
+            return torch.get_default_device()
+        if asked is torch.Tensor.data and len(args) > 1 and args[0].is_meta:
+            args = args[0], _on_meta(args[1])
+        return func(*args, **(kwargs or {}))
 
 
 def laid_by_name(model: nn.Module, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str, str]]:
@@ -118,7 +140,9 @@ def check_laid(model: nn.Module, laid: Mapping[str, Laid], checkpoint: Checkpoin
 
 def fill_buffers(model: nn.Module, laid: Mapping[str, Laid], read: Callable[[str], Tensor]) -> None:
     """Buffers that are in the files take their values from there."""
+    found = {name: buffer for name, buffer in model.named_buffers() if name in laid}
+    empty = {name: buffer for name, buffer in found.items() if buffer.is_meta}
+    assign(model, empty, {name: read(name).to(buffer.dtype) for name, buffer in empty.items()})
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in laid and not buffer.is_meta:
-                buffer.copy_(read(name))
+        for name in found.keys() - empty:
+            found[name].copy_(read(name))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..base.running import tensors_in
 from ..base.values import map_tensors
@@ -66,19 +67,57 @@ class Fakes(FakeTensorMode):
             if not isinstance(one, FakeTensor):
                 self.lost[_memory(one)] = one.untyped_storage()
         faked = map_tensors((args, kwargs), self._faked)
-        out: Any = super().__torch_dispatch__(func, types, *faked)
-        returns = func._schema.returns
-        if not written or not returns:
-            return out
-        if len(returns) == 1:
-            return written.get(_place(returns[0]), out)
-        return tuple(written.get(_place(r), o) for r, o in zip(returns, out, strict=True))
+        return _returned(func, written, super().__torch_dispatch__(func, types, *faked))
 
     def _is_fake(self, tensor: torch.Tensor) -> bool:
         return isinstance(tensor, FakeTensor) or tensor.is_meta or _memory(tensor) in self.lost
 
     def _faked(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self.from_tensor(tensor)
+
+
+class Shapes(TorchDispatchMode):
+    """Ops on tensors of which some are on the meta device give what is there; what depends on their shapes alone has values.
+
+    So is what is copied to where such a tensor is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: dict[int, Any] = {}  # as in `Fakes`
+
+    def lost_values(self, tensor: torch.Tensor) -> bool:
+        """Whether values on the meta device were written into it."""
+        return _memory(tensor) in self.lost
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        leaves = tensors_in(args, kwargs)
+        without = [t.is_meta or self.lost_values(t) for t in leaves]
+        place = kwargs.get("device")
+        if not any(without):
+            if leaves and place is not None and place.type == "meta":
+                kwargs["device"] = leaves[0].device
+            return func(*args, **kwargs)
+        if func.overloadpacket in _OF_SHAPES:
+            if place is None or place.type == "meta":
+                kwargs["device"] = torch.get_default_device()
+            return func(*args, **kwargs)
+        if place is not None:
+            kwargs["device"] = torch.device("meta")
+        written = _written(func, args, kwargs)
+        for one in written.values():
+            if not one.is_meta:
+                self.lost[_memory(one)] = one.untyped_storage()
+        args, kwargs = map_tensors((args, kwargs), lambda t: t if t.is_meta else t.to("meta"))
+        return _returned(func, written, func(*args, **kwargs))
+
+
+_OF_SHAPES = {
+    getattr(torch.ops.aten, name)
+    for base in ("zeros", "ones", "full", "empty")
+    for name in (f"new_{base}", f"{base}_like")
+}
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -95,6 +134,16 @@ def _place(argument: Any) -> Any:
     """What is written in the place of an argument, or returned from it."""
     info = argument.alias_info
     return frozenset(info.before_set) if info is not None and info.is_write else None
+
+
+def _returned(func: Any, written: dict[Any, torch.Tensor], out: Any) -> Any:
+    """What a call that gave `out` for stand-ins returns: what it writes into is what it was given."""
+    returns = func._schema.returns
+    if not written or not returns:
+        return out
+    if len(returns) == 1:
+        return written.get(_place(returns[0]), out)
+    return tuple(written.get(_place(r), o) for r, o in zip(returns, out, strict=True))
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> dict[Any, torch.Tensor]:
