@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 import depgraph
 from depgraph.checkpoint import outcome, pruning, writing
@@ -80,6 +82,52 @@ class Tabled(Tied):
         self.register_buffer("norms", torch.zeros(50))
         self.norms.copy_(self.head.weight.detach().norm(dim=1))
         self.norm = self.head.weight.detach().norm()
+
+
+class FrozenNorm(nn.Module):
+    """Takes its numbers from a batch norm, as buffers."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        for name, tensor in norm.state_dict().items():
+            if name != "num_batches_tracked":
+                self.register_buffer(name, torch.ones(tensor.shape))
+                self.get_buffer(name).copy_(tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[arg-type]
+
+
+def frozen_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 24), FrozenNorm(nn.BatchNorm1d(24)), nn.ReLU(), nn.Linear(24, 3))
+
+
+def weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 24)), nn.ReLU(), nn.Linear(24, 3))
+
+
+def spectral_norm() -> nn.Module:
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 24))
+    return nn.Sequential(first, nn.ReLU(), nn.utils.spectral_norm(nn.Linear(24, 3)))
+
+
+def masked() -> nn.Module:
+    first = nn.Linear(6, 24)
+    prune.random_unstructured(first, "weight", 0.3)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(24, 3))
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
+
+
+class Averaged(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.averages = [p.detach().clone() for p in self.block.parameters()]
 
 
 class Choosing(nn.Module):
@@ -218,6 +266,29 @@ def test_plan_and_bytes_are_those_of_memory(tmp_path: Path, kind: Any, shards: i
     assert not list(tmp_path.glob("*.partial"))
     if kind is not Half:
         oracle.assert_equal_to_masked(model, SimpleNamespace(model=small, plan=found.plan), x)
+
+
+@pytest.mark.parametrize("factory", [frozen_norm, weight_norm, spectral_norm, masked, on_meta])
+def test_buffers_that_come_from_parameters_have_their_values_from_the_files(
+    tmp_path: Path, factory: Any
+) -> None:
+    def filled() -> nn.Module:
+        return factory() if factory is not on_meta else on_meta().to_empty(device="cpu")
+
+    torch.manual_seed(0)
+    model, x = filled().eval(), torch.randn(4, 6)
+    with torch.no_grad():
+        for _, tensor in sorted(model.state_dict().items()):
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    source = stored(model, tmp_path / "source")
+    found = depgraph.checkpoint.prune(source, x, out=tmp_path / "out", factory=factory, pruning_ratio=0.5)
+    wanted = depgraph.prune(model, x, pruning_ratio=0.5)
+    assert found.plan.to_json() == wanted.plan.to_json()
+    assert found.report.verification.status == "equal"
+    small = depgraph.load(filled, tmp_path / "out")
+    same(small, wanted.model)
+    assert torch.equal(small(x), wanted.model(x))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -453,6 +524,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"max_latency": 0.5}, "max_latency needs a model that runs"),
     ({"importance": "wanda"}, "give calibration|uses the inputs of layers"),
     ({"factory": lambda: 3}, "must return a torch.nn.Module"),
+    ({"factory": Averaged}, "'averages.0' has values of its own"),
     ({"factory": lambda: 1 / 0}, "does not build the model: ZeroDivisionError"),
     ({"factory": None}, "has no config.json that says what its model is"),
     ({"pruning_ratio": 1.5}, "pruning_ratio"),

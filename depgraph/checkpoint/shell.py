@@ -17,7 +17,7 @@ from ..store.files import Checkpoint
 from ..store.layout import Laid
 from ..surgery.apply import assign
 from ..tracing.fakes import Shapes
-from ..tracing.tensors import named_tensors
+from ..tracing.tensors import attribute_tensors, named_tensors
 
 Tensor = torch.Tensor
 
@@ -134,6 +134,12 @@ def check_laid(model: nn.Module, laid: Mapping[str, Laid], checkpoint: Checkpoin
                 f"{name!r} is {found.dtype} in the files and {tensor.dtype} in the model: packed or quantised values can't be cut, "
                 "convert the checkpoint first"
             )
+    for name, held in attribute_tensors(model).items():
+        if held.tensor.is_meta:
+            problems.append(
+                f"{name!r} has values of its own, which depend on parameters when the model is built, and is in none of its files: "
+                "compute it in forward, or register it as a buffer"
+            )
     if problems:
         raise InputError(listed(f"{checkpoint.folder} does not fit its model:", problems))
 
@@ -142,7 +148,7 @@ def fill_buffers(model: nn.Module, laid: Mapping[str, Laid], read: Callable[[str
     """Buffers that are in the files take their values from there."""
     found = {name: buffer for name, buffer in model.named_buffers() if name in laid}
     empty = {name: buffer for name, buffer in found.items() if buffer.is_meta}
-    assign(model, empty, {name: read(name).to(buffer.dtype) for name, buffer in empty.items()})
+    assign(model, empty, {name: read(name).to(buffer.dtype, copy=True) for name, buffer in empty.items()})
     with torch.no_grad():
         for name in found.keys() - empty:
             found[name].copy_(read(name))

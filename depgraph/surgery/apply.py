@@ -6,6 +6,7 @@ import functools
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from ..plan.names import fitted
 from ..plan.plan import Cut, Plan, Repair
 from ..tracing.attributes import INTERNALS, holders, put
 from ..tracing.copying import leads_to
-from ..tracing.tensors import attribute_tensors, named_tensors, on_one_memory, skeleton
+from ..tracing.fakes import Shapes
+from ..tracing.tensors import attribute_tensors, hooks_of_weights, named_tensors, on_one_memory, skeleton
 from ..tracing.wrappers import check_changeable, wrapped
 from . import biases, factors, fold
 from .lineage import note
@@ -108,8 +110,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         biases.add(small, bias)
     put_stand_ins(small, plan.removals)
     take_out(small, plan.removals)
-    recompute(small)
-    _repair_standard(small)
+    with Shapes() if any(t.is_meta for t in small.parameters()) else nullcontext():
+        recompute(small)
+        _repair_standard(small)
     if entries:
         keep_zeros(small, {moves.new(name): bits for name, bits in entries.items() if not moves.holds(name)})
     small = wrapped(small)
@@ -287,12 +290,11 @@ def recompute(model: nn.Module) -> None:
     Without a history, so that the model can be copied; in eval mode, so that no power iteration runs.
     """
     for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):
-                training, module.training = module.training, False
-                with torch.no_grad():
-                    hook(module, ())
-                module.training = training
+        for hook in hooks_of_weights(module):
+            training, module.training = module.training, False
+            with torch.no_grad():
+                hook(module, ())
+            module.training = training
 
 
 def _readable(module: nn.Module) -> Any:

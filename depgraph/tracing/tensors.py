@@ -42,7 +42,8 @@ class AttributeTensor:
 def attribute_tensors(model: nn.Module) -> dict[str, AttributeTensor]:
     """The tensors of numbers that are neither parameters nor buffers, by name (``rope.cos``, ``tables.0``).
 
-    Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches.
+    Modules hold them as attributes, or in lists, dicts and objects there: tables made in ``__init__``, filled caches. Not those
+    that hooks make of parameters.
     Objects in objects in objects (a trainer, a data set) are nobody's tables.
     """
     registered = {id(t) for t in named_tensors(model)[0].values()}
@@ -76,10 +77,16 @@ def attribute_tensors(model: nn.Module) -> dict[str, AttributeTensor]:
 
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
+            made = {getattr(h, "name", getattr(h, "_tensor_name", None)) for h in hooks_of_weights(module)}
             for name, value in vars(module).items():
-                if name not in internals and type(value) not in _NUMBERS:
+                if name not in internals and type(value) not in _NUMBERS and name not in made:
                     look(value, path, (name,))
     return names
+
+
+def hooks_of_weights(module: nn.Module) -> list[Any]:
+    """The hooks of ``torch.nn.utils`` (weight_norm, prune ...) that make a weight anew before each call."""
+    return [h for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils.")]
 
 
 _NUMBERS = frozenset((int, float, bool, str, type(None)))
