@@ -25,7 +25,7 @@ from benchmarks.real import fetch
 
 LEE = "gensim/test/test_data"
 WINDOW = 512
-EVALUATED_WINDOWS = 8
+EVALUATED_WINDOWS, FEW = 32, 8
 DISTILLATION_STEPS, DISTILLATION_RATE = 72, 2e-4
 TEXT_TOKENS = 256
 """MiniLM's own limit: longer texts are cut there."""
@@ -156,20 +156,29 @@ def undrawn_texts(drawn: int, count: int, seed: int) -> dict[str, Tensor]:
 
 
 def windows() -> tuple[Tensor, Tensor]:
-    """The background texts in SmolLM2's tokens: windows [count, 512] for calibration, and 8 for evaluation."""
+    """The background texts in SmolLM2's tokens: windows [count, 512] for calibration, and 32 of the last third for evaluation.
+
+    The first `FEW` of those, which are spread over it, are what most figures are of.
+    """
     with safe_open(fetch.cached("smollm2-135m.safetensors", _dequantise), "pt") as file:
         tokens = file.get_tensor("tokens")
     whole = tokens[: len(tokens) // WINDOW * WINDOW].view(-1, WINDOW)
     first = len(whole) * 2 // 3
-    spread = torch.linspace(first, len(whole) - 1, EVALUATED_WINDOWS).long()
-    return whole[:first], whole[spread]
+    few = torch.linspace(first, len(whole) - 1, FEW).long().tolist()
+    others = [i for i in range(first, len(whole)) if i not in few]
+    return whole[:first], whole[[*few, *others][:EVALUATED_WINDOWS]]
 
 
 @torch.no_grad()
+def losses(model: nn.Module, windows: Tensor) -> np.ndarray:
+    """The mean loss over all tokens of each window but its first [count]."""
+    model.eval()
+    return np.array([next_token_loss(model(row[None]), row[None]).item() for row in windows])
+
+
 def perplexity(model: nn.Module, evaluated: Tensor) -> float:
     """exp of the mean loss over all tokens but each window's first."""
-    model.eval()
-    return float(np.exp(np.mean([next_token_loss(model(row[None]), row[None]).item() for row in evaluated])))
+    return float(np.exp(losses(model, evaluated).mean()))
 
 
 def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
