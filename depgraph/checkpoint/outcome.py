@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from ..report import Report
 from ..search import Settled
 from ..store.document import FILE_NAME
 from ..store.files import INDEX, PICKLES, opened
-from ..store.layout import NotMoved, pulled_back, stored_names
+from ..store.layout import NotMoved
+from ..store.pulled import check_conversion, pulled_back, stored_names
 from ..store.saving import SHARD_BYTES, described
 from ..store.weights import CODES, FILE, MODEL, NAMES, OTHER, Entry
 from ..store.weights import write as write_tensors
@@ -37,7 +38,7 @@ from ..verify.verify import verify as verify_values
 from .original import Original
 from .recovering import Blocks, Recovered, stored_as
 from .shell import laid_by_name, shell_of
-from .source import FromFiles, Notes
+from .source import FromFiles, Notes, is_plain
 from .writing import Folder, Written, cut_blocks, folder_for
 
 Tensor = torch.Tensor
@@ -199,6 +200,7 @@ def _layout(
             try:
                 shapes = {n: s.shape for n, s in original.checkpoint.stored.items()}
                 cuts, names = pulled_back(original.laid, plan.cuts, shapes)
+                _check_conversion(original, plan, small, cuts, names)
                 cuts |= _of_ties(original, plan)
                 new = (
                     {}
@@ -215,6 +217,29 @@ def _layout(
         )
     new = {} if recovered is None else recovered.values.written()
     return Layout(*_as_model(original, weights, plan, small, new), wrong, False, notes)
+
+
+def _check_conversion(
+    original: Original, plan: Plan, small: nn.Module, cuts: Mapping[str, Cut], names: Mapping[str, str | None]
+) -> None:
+    """What the class puts together from stored tensors must come out of the smaller files as the smaller model's.
+
+    Raises:
+        NotMoved: it doesn't.
+    """
+    made = {n: x for n, x in original.laid.items() if len(x.parts) > 1 or not is_plain(x.parts[0], x)}
+    if not made:
+        return
+    stored = {}
+    for name, one in original.checkpoint.stored.items():
+        new = names.get(name, name)
+        if new is not None:
+            stored[new] = replace(one, name=new, shape=cuts[name].new_shape if name in cuts else one.shape)
+    try:
+        after = original.files.laid(small, replace(original.checkpoint, stored=stored))[0]
+    except InputError as error:
+        raise NotMoved(str(error)) from error
+    check_conversion(made, after, plan.cuts, cuts, names)
 
 
 def _check_further(original: Original, plan: Plan) -> None:

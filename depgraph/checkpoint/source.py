@@ -65,15 +65,12 @@ class FromFiles:
         shape = self.checkpoint.stored[part.name].shape
         spans = {at.source: at for at in part.dims if isinstance(at, Span)}
         fixed = dict(part.fixed)
-        first = spans[0].first if 0 in spans else fixed.get(0, 0)
-        count = spans[0].size if 0 in spans else 1
-        value = self.checkpoint.rows(part.name, first, first + count)
+        taken = [
+            spans[d].entries if d in spans else slice(i := fixed.get(d, 0), i + 1) for d in range(len(shape))
+        ]
+        value = self.checkpoint.rows(part.name, taken[0].start, taken[0].stop)
         self.seen(value.numel() * value.element_size())
-        for d in range(1, len(shape)):
-            if d in spans:
-                value = value.narrow(d, spans[d].first, spans[d].size)
-            else:
-                value = value.narrow(d, fixed.get(d, 0), 1)
+        value = value[(slice(None, None, taken[0].step), *taken[1:])]
         for d in sorted(set(range(len(shape))) - spans.keys(), reverse=True):
             value = value.squeeze(d)
         left = sorted(spans)  # the dims of the stored tensor that are left, in order

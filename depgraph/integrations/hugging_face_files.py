@@ -93,6 +93,9 @@ def laid(model: Any, checkpoint: Checkpoint) -> tuple[dict[str, Laid], dict[str,
             continue
         for name, value in made.items():
             value = value[0] if isinstance(value, list) else value
+            if not isinstance(value, Laid):
+                problems.append(f"{name!r} is made from what the files have by a reshape")
+                continue
             found.setdefault(ties.get(name, name), value)
     if problems:
         raise InputError(

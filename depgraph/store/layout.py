@@ -1,13 +1,14 @@
-"""How the tensors of a model lie in those of its files: most as they are, some stacked, joined, split or transposed.
+"""How the tensors of a model lie in those of its files: most as they are, some stacked, joined, split, transposed or interleaved.
 
 `Laid` stands for a tensor that is put together from stored ones. Functions of torch that only move entries (``torch.stack``,
 ``torch.cat``, ``torch.chunk`` ...) can be called with it, so a library's own code for converting its files says, run on these,
-where each entry comes from. A cut of the model's tensor is then pulled back to cuts of the stored ones.
+where each entry comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +16,32 @@ import numpy as np
 import torch
 
 from ..base.errors import StoreError
-from ..plan.plan import Cut, Indices
+from ..plan.plan import Indices
 
 
 @dataclass(frozen=True)
 class Span:
-    """A dim of a part: entries ``first .. first + size`` of dim `source` of the stored tensor, which lie at `place` onwards."""
+    """A dim of a part: `size` entries of dim `source` of the stored tensor, from `first` on each `step`, which lie at `place` onwards."""
 
     source: int
     first: int
     place: int
     size: int
+    step: int = 1
+
+    @property
+    def entries(self) -> slice:
+        """Of the stored tensor."""
+        return slice(self.first, self.first + self.step * (self.size - 1) + 1, self.step)
+
+    def every(self, first: int, step: int, count: int) -> tuple[int, Span] | None:
+        """What lies at `count` places, from `first` on each `step`: which of these is the first, and they alone; None: none."""
+        begin = max(0, -(-(self.place - first) // step))
+        end = min(count, (self.place + self.size - 1 - first) // step + 1)
+        if begin >= end:
+            return None
+        at = self.first + self.step * (first + step * begin - self.place)
+        return begin, Span(self.source, at, begin, end - begin, self.step * step)
 
 
 @dataclass(frozen=True)
@@ -45,19 +61,28 @@ class Part:
     def moved(self, dim: int, by: int) -> Part:
         """The same, `by` entries further along `dim`."""
         at = self.dims[dim]
-        new = at + by if isinstance(at, int) else replace(at, place=at.place + by)
-        return replace(self, dims=(*self.dims[:dim], new, *self.dims[dim + 1 :]))
+        return self.with_dim(dim, at + by if isinstance(at, int) else replace(at, place=at.place + by))
 
     def narrowed(self, dim: int, first: int, size: int) -> Part | None:
         """What lies in ``first .. first + size`` along `dim`, counted from there; None where nothing does."""
         at = self.dims[dim]
         if isinstance(at, int):
             return self.moved(dim, -first) if first <= at < first + size else None
-        begin, end = max(at.place, first), min(at.place + at.size, first + size)
-        if begin >= end:
-            return None
-        new = Span(at.source, at.first + begin - at.place, begin - first, end - begin)
-        return replace(self, dims=(*self.dims[:dim], new, *self.dims[dim + 1 :]))
+        found = at.every(first, 1, size)
+        return None if found is None else self.with_dim(dim, found[1])
+
+    def every(self, dim: int, first: int, step: int, count: int, place: int) -> Part | None:
+        """What lies at `count` places along `dim`, from `first` on each `step`, put at `place` onwards; None where nothing does."""
+        at = self.dims[dim]
+        if isinstance(at, int):
+            i, left = divmod(at - first, step)
+            return None if left or not 0 <= i < count else self.with_dim(dim, place + i)
+        found = at.every(first, step, count)
+        return None if found is None else self.with_dim(dim, replace(found[1], place=place + found[0]))
+
+    def with_dim(self, dim: int, at: Span | int) -> Part:
+        """The same, but for one dim."""
+        return replace(self, dims=(*self.dims[:dim], at, *self.dims[dim + 1 :]))
 
 
 class NotMoved(StoreError):
@@ -77,6 +102,15 @@ class Laid:
         """A stored tensor as it is."""
         part = Part(name, tuple(Span(d, 0, 0, n) for d, n in enumerate(shape)))
         return cls(torch.Size(shape), (part,), dtype)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """A tensor, to those who ask before they call it."""
+        return torch.Tensor
+
+    def but(self, shape: Iterable[int], parts: Iterable[Part]) -> Laid:
+        """Of the same type, with another shape and other parts."""
+        return Laid(torch.Size(shape), tuple(parts), self.dtype)
 
     @property
     def ndim(self) -> int:
@@ -122,8 +156,7 @@ class Laid:
         found, first = [], 0
         for n in sizes:
             parts = [p for part in self.parts if (p := part.narrowed(dim, first, n)) is not None]
-            shape = torch.Size((*self.shape[:dim], n, *self.shape[dim + 1 :]))
-            found.append(replace(self, shape=shape, parts=tuple(parts)))
+            found.append(self.but((*self.shape[:dim], n, *self.shape[dim + 1 :]), parts))
             first += n
         return tuple(found)
 
@@ -137,15 +170,13 @@ class Laid:
             at = part.dims[dim]
             fixed = part.fixed if isinstance(at, int) else (*part.fixed, (at.source, at.first))
             parts.append(replace(part, dims=(*part.dims[:dim], *part.dims[dim + 1 :]), fixed=fixed))
-        return replace(
-            self, shape=torch.Size((*self.shape[:dim], *self.shape[dim + 1 :])), parts=tuple(parts)
-        )
+        return self.but((*self.shape[:dim], *self.shape[dim + 1 :]), parts)
 
     def unsqueeze(self, dim: int) -> Laid:
         """As of a tensor."""
         dim %= self.ndim + 1
-        parts = tuple(replace(p, dims=(*p.dims[:dim], 0, *p.dims[dim:])) for p in self.parts)
-        return replace(self, shape=torch.Size((*self.shape[:dim], 1, *self.shape[dim:])), parts=parts)
+        parts = [replace(p, dims=(*p.dims[:dim], 0, *p.dims[dim:])) for p in self.parts]
+        return self.but((*self.shape[:dim], 1, *self.shape[dim:]), parts)
 
     def unbind(self, dim: int = 0) -> tuple[Laid, ...]:
         """As of a tensor."""
@@ -153,10 +184,28 @@ class Laid:
 
     def transpose(self, dim0: int, dim1: int) -> Laid:
         """As of a tensor."""
-        order = list(range(self.ndim))
-        order[dim0], order[dim1] = order[dim1], order[dim0]
-        parts = tuple(replace(p, dims=tuple(p.dims[d] for d in order)) for p in self.parts)
-        return replace(self, shape=torch.Size(self.shape[d] for d in order), parts=parts)
+        return self.permute(*_swapped(self.ndim, dim0, dim1))
+
+    def permute(self, *order: int) -> Laid:
+        """As of a tensor."""
+        parts = [replace(p, dims=tuple(p.dims[d] for d in order)) for p in self.parts]
+        return self.but([self.shape[d] for d in order], parts)
+
+    def reshape(self, *shape: Any) -> Laid | Folded:
+        """As of a tensor."""
+        return Folded(
+            self, tuple((Digit(d, n, 1),) if n > 1 else () for d, n in enumerate(self.shape))
+        ).reshape(*shape)
+
+    view = reshape
+
+    def ordered(self, dim: int, order: Indices) -> Laid:
+        """The entries along `dim` in another order."""
+        parts = []
+        for place, first, step, count in _runs(order):
+            found = (part.every(dim, first, step, count, place) for part in self.parts)
+            parts += [part for part in found if part is not None]
+        return self.but(self.shape, parts)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -175,12 +224,122 @@ def _joined(tensors: Sequence[Laid], dim: int = 0) -> Laid:
     for tensor in tensors:
         parts += [p.moved(dim, offset) for p in tensor.parts]
         offset += tensor.shape[dim]
-    shape = torch.Size((*first.shape[:dim], offset, *first.shape[dim + 1 :]))
-    return replace(first, shape=shape, parts=tuple(parts))
+    return first.but((*first.shape[:dim], offset, *first.shape[dim + 1 :]), parts)
 
 
 def _stacked(tensors: Sequence[Laid], dim: int = 0) -> Laid:
     return _joined([t.unsqueeze(dim) for t in tensors], dim)
+
+
+@dataclass(frozen=True)
+class Digit:
+    """A factor of a dim of a tensor: the index along `dim` has `stride` times what is here, which is below `size`."""
+
+    dim: int
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A `Laid` whose dims are seen as products of factors, until they are put together to dims again.
+
+    Attributes:
+        laid: the tensor.
+        dims: the factors of each dim that is seen, the outermost first.
+    """
+
+    laid: Laid
+    dims: tuple[tuple[Digit, ...], ...]
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """A tensor, as a `Laid` is."""
+        return torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of a tensor."""
+        return torch.Size(math.prod(digit.size for digit in dim) for dim in self.dims)
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotMoved(f"Tensor.{name} of a reshaped tensor")
+
+    def transpose(self, dim0: int, dim1: int) -> Laid | Folded:
+        """As of a tensor."""
+        return self.permute(*_swapped(len(self.dims), dim0, dim1))
+
+    def permute(self, *order: int) -> Laid | Folded:
+        """As of a tensor."""
+        return Folded(self.laid, tuple(self.dims[d] for d in order)).settled()
+
+    def reshape(self, *shape: Any) -> Laid | Folded:
+        """As of a tensor."""
+        sizes = list(shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = math.prod(self.shape) // -math.prod(sizes)
+        left = [digit for dim in self.dims for digit in dim]
+        found = []
+        for size in sizes:
+            dim: list[Digit] = []
+            while size > 1:
+                one = left.pop(0) if left else Digit(0, 0, 0)
+                if one.size > size and one.size % size == 0:
+                    inner = one.size // size
+                    left.insert(0, replace(one, size=inner))
+                    one = replace(one, size=size, stride=one.stride * inner)
+                if not one.size or size % one.size:
+                    raise NotMoved(f"a reshape of {tuple(self.shape)} to {tuple(sizes)}")
+                dim.append(one)
+                size //= one.size
+            found.append(tuple(dim))
+        if left or 0 in sizes:
+            raise NotMoved(f"a reshape of {tuple(self.shape)} to {tuple(sizes)}")
+        return Folded(self.laid, tuple(found)).settled()
+
+    view = reshape
+
+    def settled(self) -> Laid | Folded:
+        """A `Laid`, where each dim is one of it in some order, or has one entry."""
+        of = [{digit.dim for digit in dim} for dim in self.dims]
+        base = [d for dims in of for d in dims]
+        if any(len(dims) > 1 for dims in of) or len(set(base)) < len(base):
+            return self
+        found = self.laid
+        for d in reversed(range(found.ndim)):
+            found = found if d in base else found.squeeze(d)
+        found = found.permute(*(sorted(base).index(d) for d in base))
+        for d, dim in enumerate(self.dims):
+            found = found if dim else found.unsqueeze(d)
+            order = np.zeros(1, dtype=np.int64)
+            for digit in dim:
+                order = (order[:, None] + np.arange(digit.size) * digit.stride).reshape(-1)
+            if not np.array_equal(order, np.arange(len(order))):
+                found = found.ordered(d, order)
+        return found
+
+    contiguous = settled
+
+
+def _swapped(ndim: int, dim0: int, dim1: int) -> list[int]:
+    order = list(range(ndim))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return order
+
+
+def _runs(order: Indices) -> Iterator[tuple[int, int, int, int]]:
+    """An order as runs of equal steps forward: where each begins, its first entry, step and count."""
+    steps = np.diff(order)
+    turns = np.flatnonzero(np.diff(steps)) + 1  # where another step begins
+    place = 0
+    while place < len(order):
+        step = int(steps[place]) if place < len(steps) else 1
+        after = np.searchsorted(turns, place, side="right")
+        end = (int(turns[after]) if after < len(turns) else len(steps)) + 1
+        if step < 1:
+            step, end = 1, place + 1
+        yield place, int(order[place]), step, end - place
+        place = end
 
 
 MOVES: dict[Any, Callable[..., Any]] = {
@@ -193,94 +352,3 @@ MOVES: dict[Any, Callable[..., Any]] = {
     torch.squeeze: Laid.squeeze,
     torch.unsqueeze: Laid.unsqueeze,
 }
-
-
-def pulled_back(
-    laid: Mapping[str, Laid], cuts: Mapping[str, Cut], shapes: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, Cut], dict[str, str | None]]:
-    """What makes of the files what `cuts` make of the model: cuts of stored tensors, and names that change.
-
-    Where whole stored tensors go (one of the experts that a model stacks), the others close up: each takes the name of the
-    one whose place it has now. Those that go have None for a name.
-
-    Args:
-        laid: the model's tensors, as they lie in stored ones.
-        cuts: of the model's tensors.
-        shapes: of the stored tensors.
-
-    Raises:
-        NotMoved: no cuts of stored tensors do that, naming the tensor.
-    """
-    whole: dict[str, Cut] = {}  # an entry as it is, cut as the model's
-    names: dict[str, str | None] = {}
-    kept: dict[
-        str, list[dict[int, Indices]]
-    ] = {}  # for each dim: the entries that parts keep, by where the part begins
-    for name, tensor in laid.items():
-        cut = cuts.get(name)
-        only = tensor.parts[0] if len(tensor.parts) == 1 else None
-        if only is not None and only == Laid.stored(only.name, shapes[only.name]).parts[0]:
-            if cut is not None:
-                whole[only.name] = cut
-            continue
-        at = {part.dims: part.name for part in tensor.parts}
-        for part in tensor.parts:
-            places = _new_places(part, cut)
-            new = None if places is None else at.get(places, "")
-            if new == "":
-                raise NotMoved(f"{name}: no stored tensor has the place of {part.name} afterwards")
-            if names.setdefault(part.name, new) != new:
-                raise NotMoved(f"{part.name}: its parts would get different names")
-            if new is not None:
-                _note_kept(name, part, cut, kept.setdefault(part.name, [{} for _ in shapes[part.name]]))
-    found = dict(whole)
-    names = {old: new for old, new in names.items() if old != new}
-    for name, dims in kept.items():
-        shape = tuple(shapes[name])
-        keep = [_united(name, pieces) for pieces in dims]
-        plain = [None if len(k) == n else k for k, n in zip(keep, shape, strict=True)]
-        if any(k is not None for k in plain):
-            found[name] = Cut(shape, tuple(plain))
-    return found, names
-
-
-def _new_places(part: Part, cut: Cut | None) -> tuple[Span | int, ...] | None:
-    """Where the part is afterwards, in terms of what was there before: the same dims, fixed indices closed up; None: gone."""
-    places = list(part.dims)
-    for d, at in enumerate(part.dims):
-        keep = None if cut is None else cut.keep[d]
-        if isinstance(at, int) and keep is not None:
-            j = int(np.searchsorted(keep, at))
-            if j == len(keep) or keep[j] != at:
-                return None
-            places[d] = j
-    return tuple(places)
-
-
-def _note_kept(name: str, part: Part, cut: Cut | None, dims: list[dict[int, Indices]]) -> None:
-    if cut is not None and (cut.blocks is not None or cut.numbers is not None):
-        raise NotMoved(f"{name}, a grouped convolution or a buffer of indices")
-    for d, at in enumerate(part.dims):
-        keep = None if cut is None else cut.keep[d]
-        if isinstance(at, int):
-            continue
-        own = np.arange(at.place, at.place + at.size)
-        mine = own if keep is None else np.intersect1d(own, keep)
-        indices = np.asarray(mine - at.place + at.first, dtype=np.int64)
-        known = dims[at.source].setdefault(at.first, indices)
-        if not np.array_equal(known, indices):
-            raise NotMoved(f"{part.name}: its parts would keep different entries of dim {at.source}")
-    for d, index in part.fixed:
-        dims[d][index] = np.array([index], dtype=np.int64)
-
-
-def _united(name: str, pieces: Mapping[int, Indices]) -> Indices:
-    joined = np.concatenate([pieces[first] for first in sorted(pieces)])
-    if len(joined) > 1 and not bool((np.diff(joined) > 0).all()):
-        raise NotMoved(f"{name}: its parts overlap")
-    return joined
-
-
-def stored_names(laid: Iterable[Laid]) -> set[str]:
-    """The stored tensors that some tensor of the model is made of."""
-    return {part.name for tensor in laid for part in tensor.parts}
