@@ -82,7 +82,7 @@ class Tabled(Tied):
         super().__init__()
         self.register_buffer("table", torch.ones(3, 1 << 21).cumsum(1), persistent=False)
         self.register_buffer("norms", torch.zeros(50))
-        self.norms.copy_(self.head.weight.detach().norm(dim=1))
+        self.norms.copy_(self.head.weight.detach().to("cpu").norm(dim=1))
         self.norm = self.head.weight.detach().norm()
 
 
@@ -124,6 +124,13 @@ def masked() -> nn.Module:
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return nn.Sequential(nn.Linear(6, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
+
+
+class Unsaved(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("norms", torch.zeros(50), persistent=False)
+        self.norms.copy_(self.head.weight.detach().norm(dim=1))
 
 
 class Averaged(Tied):
@@ -526,6 +533,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"max_latency": 0.5}, "max_latency needs a model that runs"),
     ({"importance": "wanda"}, "give calibration|uses the inputs of layers"),
     ({"factory": lambda: 3}, "must return a torch.nn.Module"),
+    ({"factory": Unsaved}, "'norms' of the model is in none of its files"),
     ({"factory": Averaged}, "'averages.0' has values of its own"),
     ({"factory": lambda: 1 / 0}, "does not build the model: ZeroDivisionError"),
     ({"factory": None}, "has no config.json that says what its model is"),
@@ -824,6 +832,7 @@ ORDERS = {
     "interleaved": lambda t: interleaved(t["a"]),
     "columns": lambda t: interleaved(t["a"], 1),
     "halves": lambda t: interleaved(t["b"]).chunk(2, 0)[1],
+    "twice": lambda t: interleaved(interleaved(t["a"])),
     "back": lambda t: t["a"].reshape(2, 6, 8).transpose(0, 1).reshape(12, 8),
     "heads": lambda t: rotated(t["a"], 3),
     "of a fused one": lambda t: rotated(t["b"].chunk(3)[1], 2),
@@ -851,6 +860,7 @@ def test_what_does_more_than_move_entries_is_refused() -> None:
         lambda t: t * 2,
         lambda t: t[0],
         lambda t: t.view(3, 8),
+        lambda t: t.view(4, 3),
     ):
         with pytest.raises((NotMoved, TypeError)):
             spoil(stand)

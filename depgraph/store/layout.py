@@ -200,7 +200,7 @@ class Laid:
     view = reshape
 
     def ordered(self, dim: int, order: Indices) -> Laid:
-        """The entries along `dim` in another order."""
+        """The entries along `dim` in another order, which digits make."""
         parts = []
         for place, first, step, count in _runs(order):
             found = (part.every(dim, first, step, count, place) for part in self.parts)
@@ -328,7 +328,7 @@ def _swapped(ndim: int, dim0: int, dim1: int) -> list[int]:
 
 
 def _runs(order: Indices) -> Iterator[tuple[int, int, int, int]]:
-    """An order as runs of equal steps forward: where each begins, its first entry, step and count."""
+    """An order that digits make, as runs of equal steps forward: where each begins, its first entry, step and count."""
     steps = np.diff(order)
     turns = np.flatnonzero(np.diff(steps)) + 1  # where another step begins
     place = 0
@@ -336,8 +336,6 @@ def _runs(order: Indices) -> Iterator[tuple[int, int, int, int]]:
         step = int(steps[place]) if place < len(steps) else 1
         after = np.searchsorted(turns, place, side="right")
         end = (int(turns[after]) if after < len(turns) else len(steps)) + 1
-        if step < 1:
-            step, end = 1, place + 1
         yield place, int(order[place]), step, end - place
         place = end
 
