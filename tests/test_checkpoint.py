@@ -28,6 +28,7 @@ from torch.nn.utils import prune
 import depgraph
 from depgraph import Cut
 from depgraph.checkpoint import outcome, pruning, writing
+from depgraph.checkpoint.source import FromFiles, Notes
 from depgraph.store.files import opened
 from depgraph.store.layout import Folded, Laid, NotMoved
 from depgraph.store.pulled import _united, check_conversion, pulled_back
@@ -844,13 +845,21 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_changes_of_order_are_followed(order: str) -> None:
+def test_changes_of_order_are_followed(tmp_path: Path, order: str) -> None:
     values = {
         n: torch.randn(rows, 8, generator=torch.Generator().manual_seed(i))
         for i, (n, rows) in enumerate({"a": 12, "b": 12}.items())
     }
     stands = {n: Laid.stored(n, t.shape) for n, t in values.items()}
-    assert torch.equal(evaluated(ORDERS[order](stands), values), ORDERS[order](values))
+    laid, wanted = ORDERS[order](stands), ORDERS[order](values)
+    assert torch.equal(evaluated(laid, values), wanted)
+    save_file(values, tmp_path / "model.safetensors")
+    checkpoint = opened(tmp_path)
+    made_ = {"it": torch.empty(wanted.shape, device="meta")}
+    weights = FromFiles(checkpoint, {"it": laid}, made_, Notes(checkpoint, {"it": laid}))
+    assert torch.equal(weights.stored("it"), wanted)
+    assert torch.equal(weights.rows("it", 1, len(wanted) - 1), wanted[1:-1])
+    checkpoint.close()
 
 
 def test_what_does_more_than_move_entries_is_refused() -> None:
