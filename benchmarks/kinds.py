@@ -4,7 +4,8 @@
     python -m benchmarks.kinds --case vit --case demo        # curves at 0.7, 0.5 and 0.3 of the parameters
     python -m benchmarks.kinds --case demo --macs            # the same of the MACs
     python -m benchmarks.kinds --case minilm --share 0.7
-    python -m benchmarks.kinds --case smollm --keep 48       # depth alone: so many branches, by each criterion
+    python -m benchmarks.kinds --case vit --alone 0.8        # depth alone: so much of the branches' parameters, by each criterion
+    python -m benchmarks.kinds --case smollm --alone 0.8 --by loss --few 4   # ranked on four of the calibration batches
     python -m benchmarks.kinds --case vgg-0.5 --latency 0.6  # half of the MACs, and at most so much of the latency
 
 Every row is pruned on the same calibration batches, recovered without training, and scored. Latency is that of batch 1, the
@@ -141,23 +142,39 @@ def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Cons
     return good
 
 
-def deep(case: Case, keep: int, ways: Sequence[str], seed: int, console: Console) -> None:
-    """Lines for `keep` branches of a model, by each criterion, as they are and recovered."""
-    dense = case.build()
-    calibration = case.calibration(seed)
+def deep(case: Case, options: argparse.Namespace, console: Console) -> None:
+    """Lines for depth alone, by each criterion, as pruned and recovered.
+
+    `keep` branches stay, or the share `alone` of the parameters of all branches; the first `few` calibration batches rank them.
+    """
+    keep, share, few = options.keep, options.alone, options.few
+    dense, example = case.build(), case.example()
+    calibration = case.calibration(options.seed)
     console.print(f"{case.title}: dense {case.score(dense)}")
-    for by in ways:
-        for recover in ("none", "auto"):
-            began = time.perf_counter()
-            found = depgraph.prune(
-                dense, case.example(), depth=depgraph.Depth(keep=keep, by=by), calibration=calibration, loss=case.loss,
-                recover=recover, verify=False, progress=False,
-            )  # fmt: skip
-            before, after = found.report.parameters
-            seconds = time.perf_counter() - began
-            console.print(
-                f"{by}, recover={recover}: {case.score(found.model)}, {after / before:.1%} of the parameters, {seconds:.0f} s"
-            )
+    whole = sum(p.numel() for p in dense.parameters())
+    branches = depgraph.branches(dense, example)
+    inside = sum(b.parameters for b in branches)
+    given = {} if share is None else {"max_params": whole - int((1 - share) * inside)}
+    for by in options.by or CRITERIA:
+        began = time.perf_counter()
+        found = depgraph.prune(
+            dense, example, depth=depgraph.Depth(keep=keep, by=by, alone=keep is None), calibration=calibration[:few],
+            loss=case.loss, recover="none", verify=False, progress=False, **given,
+        )  # fmt: skip
+        gone = found.report.removed
+        left = 1 - (whole - found.report.parameters[1]) / inside
+        console.print(
+            f"{by}: {case.score(found.model)}, {left:.2%} of the branches' parameters, "
+            f"{time.perf_counter() - began:.0f} s\n  without {', '.join(gone)}"
+        )
+        recovered = depgraph.prune(
+            dense, example, depth=depgraph.Depth(keep=len(branches) - len(gone), by="magnitude"), within=found.plan,
+            calibration=calibration, loss=case.loss, recover="auto", verify=False, progress=False,
+        )  # fmt: skip
+        assert recovered.report.removed == gone
+        console.print(
+            f"  recovered: {case.score(recovered.model)}, {time.perf_counter() - began:.0f} s in all"
+        )
 
 
 def fast(case: Case, latency: float, seed: int, console: Console) -> None:
@@ -210,15 +227,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, action="append", help="what is left")
     parser.add_argument("--macs", action="store_true", help="budgets in MACs, not in parameters")
     parser.add_argument("--keep", type=int, help="depth alone: how many branches stay")
-    parser.add_argument("--by", action="append", help="of --keep: only these criteria")
+    parser.add_argument(
+        "--alone", type=float, help="depth alone: what is left of the parameters of all branches"
+    )
+    parser.add_argument("--by", action="append", help="of --keep and --alone: only these criteria")
+    parser.add_argument(
+        "--few", type=int, help="of these: rank branches on so many of the calibration batches"
+    )
     parser.add_argument("--latency", type=float, help="at half the MACs: what is left of the latency, too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.keep is not None:
+    if options.keep is not None or options.alone is not None:
         for name in options.case or ["vit"]:
             case = NAMED[name]() if name in NAMED else cases.case(name)
-            deep(case, options.keep, options.by or CRITERIA, options.seed, Console(width=160))
+            deep(case, options, Console(width=160))
         return 0
     if options.latency is not None:
         for name in options.case or ["vit"]:

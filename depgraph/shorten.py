@@ -16,6 +16,7 @@ from torch import nn
 
 from .base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
 from .comparing import distance
+from .costs.cost import parameter_count
 from .costs.latency import Timer
 from .data.calibration import Calibration
 from .depth.branches import Branch
@@ -36,6 +37,8 @@ from .verify.verify import Verification
 from .verify.verify import verify as verify_values
 
 TRIED = 7  # numbers of branches at first, none among them
+# What branches say they have of it.
+COUNTED = {"max_params": "parameters", "max_bytes": "parameters", "max_macs": "macs"}
 Cut = Callable[[nn.Module, Request, bool], Settled]  # widths of a model by a request, verified or not
 
 
@@ -171,23 +174,30 @@ class _Shortening:
     def _most(self) -> int:
         """The least number of branches without which the budgets hold, or the largest that can go."""
         low, high = self.least, len(self.candidates.branches)
+        if all(
+            kind.compare is None for kind, _ in self.limits.values()
+        ):  # ranking takes the time, not measuring
+            for count in range(low, high + 1):
+                if (enough := self._enough(count)) is not False:
+                    return count if enough else max(low, count - 1)
+            return high
         while low < high:
             middle = (low + high) // 2
-            try:
-                base = self.base(middle)
-            except InputError:  # so many can't go
+            if (enough := self._enough(middle)) is None:
                 high = middle - 1 if middle > low else low
-                continue
-            enough = not self.exceeded(self.given(base, self._named(middle), False).model)
-            low, high = (low, middle) if enough else (middle + 1, high)
-        while low > self.least:
-            try:
-                self.candidates.first(low)
-            except InputError:
-                low -= 1
             else:
-                break
+                low, high = (low, middle) if enough else (middle + 1, high)
+        while low > self.least and self._enough(low) is None:
+            low -= 1
         return low
+
+    def _enough(self, count: int) -> bool | None:
+        """Whether the budgets hold without `count` branches; None where so many can't go."""
+        try:
+            base = self.base(count)
+        except InputError:
+            return None
+        return not self.exceeded(self.given(base, self._named(count), False).model)
 
 
 def shorten(
@@ -234,10 +244,13 @@ def shorten(
         candidates,
         data or Calibration(list(examples), example_inputs, progress=False),
     )
-    search.limits = {
-        kind.name: (kind, kind.amount(given, float(kind.measure(graph.model, example_inputs))))
-        for kind, given in amounts(request, timer)
-    }
+    for kind, given in amounts(request, timer):
+        has = float(kind.measure(graph.model, example_inputs))
+        limit = kind.amount(given, has)
+        search.limits[kind.name] = kind, limit
+        if (what := COUNTED.get(kind.name)) is not None and limit < has:
+            goes = (1 - limit / has) * (has if what == "macs" else parameter_count(graph.model))
+            candidates.needs[what] = max(goes, candidates.needs.get(what, 0.0))
     if depth.keep is not None:
         count = candidates.total - depth.keep
     elif request.budgets:

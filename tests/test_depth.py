@@ -22,7 +22,9 @@ from torch import Tensor, nn
 import depgraph
 from depgraph import Depth, InputError, NothingToPruneError, PlanError
 from depgraph.data.calibration import Calibration
+from depgraph.depth import choose
 from depgraph.depth.branches import Residual
+from depgraph.depth.choose import Candidates
 from depgraph.depth.rank import Ranking
 
 IMAGE = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -475,7 +477,7 @@ def test_branches_are_ranked_again_after_each_removal() -> None:
 
 
 def test_the_loss_without_a_branch_costs_what_comes_behind_it() -> None:
-    """Modules in front of a candidate run once for a batch; the losses are those of whole runs."""
+    """Modules in front of a candidate run once for a batch; the losses rise as those of whole runs do."""
     model = decoder(*["plain"] * 4)
     calls = [0] * 4
     batch = (TOKENS, torch.zeros(2, 5, dtype=torch.long))
@@ -493,11 +495,83 @@ def test_the_loss_without_a_branch_costs_what_comes_behind_it() -> None:
     for unit in units:
         plan = depgraph.Plan(removals=list(unit[0].removals))
         with torch.no_grad():
-            wanted.append(float(loss(silenced(model, plan)(TOKENS), batch[1])))
-    assert scores == pytest.approx(wanted, rel=1e-12)
+            rise = loss(silenced(model, plan)(TOKENS), batch[1]) - loss(model(TOKENS), batch[1])
+            wanted.append(float(rise))
+    assert scores == pytest.approx(wanted, abs=1e-12)
     assert (
         calls[0] < calls[3] == 8 + 2
     )  # every candidate runs the last layer, and once each the first run and the check
+
+
+class Uneven(nn.Module):
+    """Narrow branches that add little each, and a wide one, which adds more, but less for each of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(12, n), nn.Linear(n, 12)) for n in (2, 40, 2, 2, 2)
+        )
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = x + part(x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("by", ["influence", "taylor", "loss"])
+@pytest.mark.parametrize("budget", ["max_params", "max_bytes", "max_macs"])
+def test_budgets_take_branches_by_score_for_what_they_save(by: str, budget: str) -> None:
+    model = ready(Uneven())
+    with torch.no_grad():
+        for i, part in enumerate(model.parts):
+            for p in part.parameters():
+                p.mul_(0.02)
+            part[1].bias.fill_(0.06 if i == 1 else 0.05)
+    targets = torch.zeros(2, 5, dtype=torch.long)
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
+    with torch.no_grad():  # what the branches add makes the answer surer
+        model.last.weight.copy_(torch.tensor([[1.0], [-1.0], [-1.0]]).expand(3, 12))
+
+    def gone(**how_much: Any) -> list[str]:
+        depth = Depth(by=by, alone="keep" not in how_much, keep=how_much.pop("keep", None))
+        options = {"calibration": [(TOKENS, targets)], "loss": loss, "recover": "none"}
+        return pruned(model, TOKENS, depth=depth, **options, **how_much).report.removed
+
+    assert "parts.1" not in gone(keep=4)  # by score alone
+    assert gone(**{budget: 0.4}) == ["parts.1"]  # the narrow ones together would not do
+    assert len(few := gone(**{budget: 0.99})) == 1  # more than is asked for is worth nothing
+    assert few != ["parts.1"]
+
+
+def test_losses_are_looked_at_again_as_long_as_one_may_be_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder(*["plain"] * 4)
+    batch = (TOKENS, torch.zeros(2, 5, dtype=torch.long))
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(y.flatten(0, 1), target.flatten())
+
+    monkeypatch.setattr(choose, "LOOKED", 1)
+    data = Calibration([batch], TOKENS, loss, progress=False)
+    found = Candidates(model, TOKENS, Depth(by="loss"), data, ignored=set(), whole=False)
+    runs: list[Any] = []
+    scores = found.ranking.scores
+    monkeypatch.setattr(
+        found.ranking, "scores", lambda chosen, units: runs.append(len(units)) or scores(chosen, units)
+    )
+    gone: list[Any] = []
+    for count in range(1, 5):
+        found.first(count)
+        taken = found._order[-1]
+        assert found._seen[taken] == scores(gone, [taken])[0]  # not what was seen when others were there
+        assert found._seen[taken] == min(v for unit, v in found._seen.items() if unit[0] not in gone)
+        gone += taken
+    assert runs[0] == 8
+    assert set(runs[1:]) == {1}
+    assert 8 + 3 <= sum(runs) < 8 + 7 + 6 + 5
 
 
 @pytest.mark.slow
@@ -892,3 +966,54 @@ def test_children_that_a_loop_adds_go_where_the_rest_may_move_up(kind: type[Adde
     result = pruned(ready(kind()), TOKENS, depth=Depth(keep=2, by="magnitude"))
     assert len(result.model.parts) == left
     assert len(result.report.removed) == 2
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.fall = nn.Linear(12, 7), nn.Linear(7, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fall(self.rise(x).relu())
+
+
+class Mixture(nn.Module):
+    """Modules in a list, the two best of which a router chooses for each token."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(12, experts), nn.ModuleList(Expert() for _ in range(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(2, -1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows, place = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, rows, weights[rows, place].unsqueeze(-1) * expert(x[rows]))
+        return out
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.layers = nn.ModuleList(Mixture(4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def test_experts_in_a_list_go_all_together_with_their_router_or_get_narrower() -> None:
+    """One alone stays: its row of the router can't go, as forward compares what the router chose with plain numbers."""
+    model, x = ready(Mixed()), torch.randn(40, 5, dtype=torch.float64)
+    assert [b.name for b in depgraph.branches(model, x)] == ["layers.0", "layers.1"]
+    result = pruned(model, x, depth=Depth(keep=1))
+    assert len(result.model.layers) == 1
+    narrower = pruned(model, x, pruning_ratio=0.4)
+    assert narrower.model.layers[0].experts[2].rise.out_features < 7
+    assert narrower.model.layers[0].router.out_features == len(narrower.model.layers[0].experts) == 4
+    with pytest.raises(InputError, match=r"layers.0.router.*numbered by values that go into aten.eq"):
+        depgraph.prune(model, x, pruning_ratio={"layers.0.router": 0.5})

@@ -17,6 +17,8 @@ from .rank import Ranking, Unit
 from .removing import is_in, numbered, usable
 from .request import Depth
 
+LOOKED = 8  # units whose loss is looked at anew together
+
 
 class Candidates:
     """The branches of a model that may go, and the order in which they do.
@@ -26,6 +28,8 @@ class Candidates:
         branches: those that may go.
         total: how many branches the model has in all.
         fixed: those that go in any case.
+        needs: how much of what is to go in all, where budgets count it: of "parameters", of "macs". Branches are then ordered by
+            score for what they save of it.
     """
 
     def __init__(
@@ -88,6 +92,14 @@ class Candidates:
         data = calibration or Calibration(list(examples), example_inputs, progress=False)
         self.ranking = Ranking(self.residual, depth.by, data)
         self._order, self._first = fixed, len(fixed)
+        self._seen: dict[Unit, float] = {}  # the last score of each
+        self.needs: dict[str, float] = {}
+        self._sizes = {n: p.numel() for n, p in model.named_parameters()}
+        terms = self.residual.term_of.items()
+        self._inner = {  # of a branch, those that are a part of it
+            b.name: {n for n, term in terms if n != b.name and term in f.inner}
+            for b, f in zip(self.residual.branches, self.residual.found, strict=True)
+        }
 
     def first(self, count: int) -> list[Branch]:
         """At least `count` branches that go first, in the order of execution; for 0 those that go in any case.
@@ -112,11 +124,55 @@ class Candidates:
             left = [u for u in left if not self.cuts_off([*chosen, *u])]
             if not left:
                 raise self._too_few(gone)
-            scores = self.ranking.scores(chosen, left)
-            unit = left[min(range(len(left)), key=scores.__getitem__)]
+            unit = self._cheapest(chosen, left)
             self._order.append(unit)
             chosen += unit
         return chosen
+
+    def _cheapest(self, chosen: Sequence[Branch], left: Sequence[Unit]) -> Unit:
+        """The unit with the least score for what it saves, where the branches `chosen` are gone.
+
+        A loss without each of them takes a run of each, so they are taken up in the order of what was last seen of each, until
+        the cheapest is cheaper than all others were (Minoux, "Accelerated greedy algorithms", 1978): removals make what is left dearer.
+        """
+        savings = dict(zip(left, self._savings(chosen, left), strict=True))
+
+        def value(unit: Unit) -> float:
+            return _value(self._seen[unit], savings[unit])
+
+        looked = LOOKED if self.depth.by == "loss" and self._seen.keys() >= set(left) else len(left)
+        ahead = sorted(left, key=value) if looked < len(left) else list(left)
+        fresh: list[Unit] = []
+        while ahead and not (fresh and value(min(fresh, key=value)) <= value(ahead[0])):
+            some, ahead = ahead[:looked], ahead[looked:]
+            self._seen.update(zip(some, self.ranking.scores(chosen, some), strict=True))
+            fresh += some
+        return min(fresh, key=value)
+
+    def _savings(self, chosen: Sequence[Branch], left: Sequence[Unit]) -> list[float]:
+        """What each unit saves beside `chosen`, as a share of what is still to go; 1 where no budget counts it.
+
+        More than is still to go is worth no more: so the last unit is the cheapest that is enough.
+        """
+        if not self.needs or self.depth.by == "magnitude":  # a mean is for each weight already
+            return [1.0] * len(left)
+        before = self.saved(chosen)
+        rest = {what: need - before[what] for what, need in self.needs.items()}
+        rest = {what: need for what, need in rest.items() if need > 0} or self.needs
+        found = []
+        for unit in left:
+            after = self.saved([*chosen, *unit])
+            found.append(sum(min(1.0, (after[what] - before[what]) / need) for what, need in rest.items()))
+        return found
+
+    def saved(self, chosen: Sequence[Branch]) -> dict[str, float]:
+        """What goes with the branches `chosen`, everything counted once: "parameters" and "macs"."""
+        inside = {n for b in chosen for n in self._inner[b.name]}
+        weights = {n for b in chosen for n in b.weights}
+        return {
+            "parameters": sum(self._sizes[n] for n in weights),
+            "macs": sum(b.macs for b in dict.fromkeys(chosen) if b.name not in inside),
+        }
 
     def _neighbours(self, count: int) -> list[Branch]:
         runs: list[Unit] = []
@@ -218,6 +274,13 @@ class Candidates:
         ]
         lists = [v for v in held if isinstance(v, (list, tuple)) and len(v) == len(container)]
         return any(len({repr(e) for e in v}) > 1 for v in lists)
+
+
+def _value(score: float, saving: float) -> float:
+    """The score for what is saved; where going is a gain (a loss that falls), a gain with more that goes is worth more."""
+    if score <= 0:
+        return score * saving
+    return score / saving if saving > 0 else float("inf")
 
 
 def _removes(plan: Plan, branch: Branch) -> bool:

@@ -40,7 +40,10 @@ class Ranking:
         self.twin = skeleton(model, {**others, **stand_in}).eval()
 
     def scores(self, removed: Sequence[Branch], units: Sequence[Unit]) -> list[float]:
-        """One score for each of `units`, where the branches in `removed` are gone: the lowest goes first."""
+        """One score for each of `units`, where the branches in `removed` are gone: the lowest goes first.
+
+        Of ``"loss"`` it is what the loss rises by, so that all criteria but ``"magnitude"``, a mean, grow with how much goes.
+        """
         if self.by == "magnitude":
             return [self._magnitude(u) for u in units]
         if self.by == "loss":
@@ -63,16 +66,18 @@ class Ranking:
         return float(sum(p.abs().double().sum() for p in found) / max(1, sum(p.numel() for p in found)))
 
     def _losses(self, removed: Sequence[Branch], units: Sequence[Unit]) -> list[float]:
-        """The mean loss without each unit: one run for each and batch, of what comes behind it."""
-        totals, count = [0.0] * len(units), 0
+        """What the mean loss rises by without each unit: one run for each and batch, of what comes behind it."""
+        totals, whole, count = [0.0] * len(units), 0.0, 0
         with self._without(removed), self._batches(False) as batches:
             for batch in batches:
                 count += 1
-                before = self.prefix.of(self.twin, batch)
+                copy = batch.copy()
+                before, out = self.prefix.of(self.twin, copy)
+                whole += float(self.calibration.loss_of(out, copy))
                 for i, unit in enumerate(units):
                     with self._without(unit):
                         totals[i] += self._behind(before, unit, batch)
-        return [t / max(1, count) for t in totals]
+        return [(t - whole) / max(1, count) for t in totals]
 
     def _behind(self, before: dict[str, Any], unit: Unit, batch: Batch) -> float:
         def loss() -> float:
@@ -159,8 +164,8 @@ class _Prefix:
         self.starts = {b.name: min(residual.order[n] for n in f.inner) for b, f in found}
         self.use, self.checked = True, False
 
-    def of(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """Run `model`; path of a module -> what it returned."""
+    def of(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Any]:
+        """Run `model`; path of a module -> what it returned, and the output."""
         seen: dict[str, Any] = {}
 
         def hook(path: str) -> Callable[..., None]:
@@ -171,12 +176,11 @@ class _Prefix:
             for path in self.ends if self.use else ():
                 with suppress(AttributeError):  # in a branch that has gone
                     handles.append(model.get_submodule(path).register_forward_hook(hook(path)))
-            if handles:
-                batch.copy().run(model)
+            out = batch.run(model)
         finally:
             for handle in handles:
                 handle.remove()
-        return seen
+        return seen, out
 
     def ended(self, before: dict[str, Any], unit: Unit) -> list[str]:
         """The outermost modules that had ended when the first branch of `unit` began."""

@@ -18,9 +18,10 @@ class Depth:
         keep: how many of the branches that `branches` lists stay; None: as many as budgets, or the pruning ratio, say.
         by: what ranks branches; the lowest go first. ``"influence"``: 1 - cosine of the stream before and after the branch, the
             mean over positions (block influence: Men et al., "ShortGPT", 2024). ``"taylor"``: |gradient x output| of the
-            branch, summed over channels, the mean over positions (Molchanov et al., 2019); it needs a loss. ``"loss"``: the loss
-            on the calibration data without the branch. ``"magnitude"``: the mean size of its weights, without any data.
-            The first two run on the calibration data, or on the example inputs where there is none.
+            branch, summed over channels, the mean over positions (Molchanov et al., 2019); it needs a loss. ``"loss"``: what the
+            loss on the calibration data rises by without the branch. ``"magnitude"``: the mean size of its weights, without any
+            data. The first two run on the calibration data, or on the example inputs where there is none. Under budgets of
+            parameters, bytes or multiply-accumulates the first three are divided by what the branch saves of them.
         contiguous: the branches that go are neighbours in the order of execution (Gromov et al., "The Unreasonable
             Ineffectiveness of the Deeper Layers", 2024).
         alone: widths stay as they are: budgets are met, and the pruning ratio is followed, by branches alone.
