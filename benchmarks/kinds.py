@@ -103,8 +103,10 @@ def masked(model: nn.Module, example: Any, calibration: Any, share: float) -> nn
     return depgraph.mask(model, example, sparsity=sparsity, importance="wanda", calibration=calibration).model
 
 
-def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Console) -> bool:
-    """A table; whether the mix was no worse on held-out batches than the best single kind."""
+def run(
+    case: Case, shares: Sequence[float], what: str, seed: int, console: Console, only: Sequence[str] = (*WAYS, "mask")
+) -> bool:  # fmt: skip
+    """A table of the ways `only`; whether the mix was no worse on held-out batches than the best single kind."""
     dense = case.build()
     calibration = case.calibration(seed)
     score = case.score(dense)
@@ -118,6 +120,8 @@ def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Cons
         budget = Budget(what, share, case.budget.kept).arguments(dense)
         singles = []
         for way, kinds in WAYS.items():
+            if way not in only:
+                continue
             began = time.perf_counter()
             try:
                 found = depgraph.compress(
@@ -131,10 +135,11 @@ def run(case: Case, shares: Sequence[float], what: str, seed: int, console: Cons
             off = min(row["off"] for row in found.report.rows if row["off"] != "-")
             if way == "all":
                 way = f"all: {found.report.figures['taken']}"
-                good = good and off <= min(singles) * (1 + 1e-6)
+                good = good and off <= min(singles, default=off) * (1 + 1e-6)
             singles.append(off)
+            print(share, way, case.score(found.model), f"{off:.4g}", f"{seconds:.0f} s", file=sys.stderr, flush=True)
             _row(table, share, way, case, found.model, f"{off:.4g}", seconds)
-        if what == "params":
+        if what == "params" and "mask" in only:
             began = time.perf_counter()
             zeros = masked(dense, case.example(), calibration, share)
             _row(table, share, "mask", case, zeros, "", time.perf_counter() - began)
@@ -225,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="one budget, nothing is downloaded")
     parser.add_argument("--case", action="append", choices=[*NAMED, *cases.names()])
     parser.add_argument("--share", type=float, action="append", help="what is left")
+    parser.add_argument("--way", action="append", choices=[*WAYS, "mask"], help="only these ways")
     parser.add_argument("--macs", action="store_true", help="budgets in MACs, not in parameters")
     parser.add_argument("--keep", type=int, help="depth alone: how many branches stay")
     parser.add_argument(
@@ -252,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, good = Console(), True
     for name in options.case or ["vit"]:
         case = vit(16, 2, 3) if options.small else NAMED[name]() if name in NAMED else cases.case(name)
-        good = run(case, shares, "macs" if options.macs else "params", options.seed, console) and good
+        only = options.way or [*WAYS, "mask"]
+        good = run(case, shares, "macs" if options.macs else "params", options.seed, console, only) and good
     return 0 if good else 1
 
 
