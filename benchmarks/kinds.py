@@ -5,7 +5,7 @@
     python -m benchmarks.kinds --case demo --macs            # the same of the MACs
     python -m benchmarks.kinds --case minilm --share 0.7
     python -m benchmarks.kinds --case vit --alone 0.8        # depth alone: so much of the branches' parameters, by each criterion
-    python -m benchmarks.kinds --case smollm --alone 0.8 --by loss --few 4   # ranked on four of the calibration batches
+    python -m benchmarks.kinds --case smollm --alone 0.8 --by loss --few 2 --divergence   # by two batches and the dense model's answers
     python -m benchmarks.kinds --case vgg-0.5 --latency 0.6  # half of the MACs, and at most so much of the latency
 
 Every row is pruned on the same calibration batches, recovered without training, and scored. Latency is that of batch 1, the
@@ -33,6 +33,7 @@ import depgraph
 from benchmarks.default_call import the_demo
 from benchmarks.real import cases
 from benchmarks.real.case import Budget, Case, Hints
+from benchmarks.real.case import run as case_run
 from depgraph.costs.latency import pairs_of
 from depgraph.depth.request import CRITERIA
 from examples import demo
@@ -147,6 +148,19 @@ def run(
     return good
 
 
+def answered(dense: nn.Module, batches: Sequence[Any]) -> list[Any]:
+    """`batches` with the original's answers for targets, as log-probabilities."""
+    with torch.no_grad():
+        return [(x, case_run(dense, x).log_softmax(-1)) for x, _ in batches]
+
+
+def divergence(out: Tensor, target: Tensor) -> Tensor:
+    """Of the answers from the original's: the mean over positions."""
+    classes = out.shape[-1]
+    found, wanted = out.log_softmax(-1).reshape(-1, classes), target.reshape(-1, classes)
+    return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+
+
 def deep(case: Case, options: argparse.Namespace, console: Console) -> None:
     """Lines for depth alone, by each criterion, as pruned and recovered.
 
@@ -160,11 +174,14 @@ def deep(case: Case, options: argparse.Namespace, console: Console) -> None:
     branches = depgraph.branches(dense, example)
     inside = sum(b.parameters for b in branches)
     given = {} if share is None else {"max_params": whole - int((1 - share) * inside)}
+    ranking, loss = calibration[:few], case.loss
+    if options.divergence:
+        ranking, loss = answered(dense, ranking), divergence
     for by in options.by or CRITERIA:
         began = time.perf_counter()
         found = depgraph.prune(
-            dense, example, depth=depgraph.Depth(keep=keep, by=by, alone=keep is None), calibration=calibration[:few],
-            loss=case.loss, recover="none", verify=False, progress=False, **given,
+            dense, example, depth=depgraph.Depth(keep=keep, by=by, alone=keep is None), calibration=ranking,
+            loss=loss, recover="none", verify=False, progress=False, **given,
         )  # fmt: skip
         gone = found.report.removed
         left = 1 - (whole - found.report.parameters[1]) / inside
@@ -240,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--few", type=int, help="of these: rank branches on so many of the calibration batches"
     )
+    parser.add_argument("--divergence", action="store_true", help="of these: the loss is the divergence from the dense model")
     parser.add_argument("--latency", type=float, help="at half the MACs: what is left of the latency, too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ from depgraph.depth import choose
 from depgraph.depth.branches import Residual
 from depgraph.depth.choose import Candidates
 from depgraph.depth.rank import Ranking
+from depgraph.depth.removing import without
 
 IMAGE = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -545,6 +546,40 @@ def test_budgets_take_branches_by_score_for_what_they_save(by: str, budget: str)
     assert gone(**{budget: 0.4}) == ["parts.1"]  # the narrow ones together would not do
     assert len(few := gone(**{budget: 0.99})) == 1  # more than is asked for is worth nothing
     assert few != ["parts.1"]
+
+
+class Nested(nn.Module):
+    """A branch in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.second = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        return x + self.second(h + self.inner(h))
+
+
+def test_what_branches_save_is_what_the_model_has_less() -> None:
+    nested = nn.Sequential(nn.Linear(12, 12), Nested(), Nested(), nn.Linear(12, 3))
+    for model, x, own in ((ready(ResNet()), IMAGE, 0), (ready(nested), TOKENS, 2)):
+        found = Candidates(model, x, Depth(by="magnitude"), None, ignored=set(), whole=False)
+        assert sum(len(found._inner[b.name]) for b in found.branches) == own
+        for count in range(1, len(found.branches) + 1):
+            for chosen in itertools.combinations(found.branches, count):
+                if found.cuts_off(chosen):
+                    continue
+                small = depgraph.apply(model, without(found.residual, chosen, x))
+                saved = found.saved(chosen)
+                gone = depgraph.parameter_count(model) - depgraph.parameter_count(small)
+                assert saved["parameters"] == gone, chosen
+                assert saved["macs"] == depgraph.count_macs(model, x) - depgraph.count_macs(small, x), chosen
+
+
+def test_what_is_better_gone_goes_first_and_the_more_of_it() -> None:
+    """Score and saving of each, in the order in which they should go."""
+    ranked = [(-0.2, 0.9), (-0.2, 0.1), (0.0, 0.5), (0.1, 0.9), (0.1, 0.1), (0.1, 0.0)]
+    assert sorted(reversed(ranked), key=lambda pair: choose._value(*pair)) == ranked
 
 
 def test_losses_are_looked_at_again_as_long_as_one_may_be_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
