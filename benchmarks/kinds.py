@@ -138,7 +138,15 @@ def run(
                 way = f"all: {found.report.figures['taken']}"
                 good = good and off <= min(singles, default=off) * (1 + 1e-6)
             singles.append(off)
-            print(share, way, case.score(found.model), f"{off:.4g}", f"{seconds:.0f} s", file=sys.stderr, flush=True)
+            print(
+                share,
+                way,
+                case.score(found.model),
+                f"{off:.4g}",
+                f"{seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             _row(table, share, way, case, found.model, f"{off:.4g}", seconds)
         if what == "params" and "mask" in only:
             began = time.perf_counter()
@@ -180,7 +188,8 @@ def deep(case: Case, options: argparse.Namespace, console: Console) -> None:
     for by in options.by or CRITERIA:
         began = time.perf_counter()
         found = depgraph.prune(
-            dense, example, depth=depgraph.Depth(keep=keep, by=by, alone=keep is None), calibration=ranking,
+            dense, example, depth=depgraph.Depth(keep=keep, by=by, contiguous=options.contiguous, alone=keep is None),
+            calibration=ranking,
             loss=loss, recover="none", verify=False, progress=False, **given,
         )  # fmt: skip
         gone = found.report.removed
@@ -257,7 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--few", type=int, help="of these: rank branches on so many of the calibration batches"
     )
-    parser.add_argument("--divergence", action="store_true", help="of these: the loss is the divergence from the dense model")
+    parser.add_argument("--contiguous", action="store_true", help="of these: neighbours go")
+    parser.add_argument(
+        "--divergence", action="store_true", help="of these: the loss is the divergence from the dense model"
+    )
     parser.add_argument("--latency", type=float, help="at half the MACs: what is left of the latency, too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

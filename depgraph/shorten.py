@@ -174,9 +174,10 @@ class _Shortening:
     def _most(self) -> int:
         """The least number of branches without which the budgets hold, or the largest that can go."""
         low, high = self.least, len(self.candidates.branches)
-        if all(
-            kind.compare is None for kind, _ in self.limits.values()
-        ):  # ranking takes the time, not measuring
+        quick = all(kind.compare is None for kind, _ in self.limits.values())
+        if (
+            quick and not self.candidates.depth.contiguous
+        ):  # one more is one more ranking, and measuring takes no time
             for count in range(low, high + 1):
                 if (enough := self._enough(count)) is not False:
                     return count if enough else max(low, count - 1)
