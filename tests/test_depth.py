@@ -609,12 +609,17 @@ def test_losses_are_looked_at_again_as_long_as_one_may_be_the_least(monkeypatch:
     assert 8 + 3 <= sum(runs) < 8 + 7 + 6 + 5
 
 
-@pytest.mark.slow
-def test_neighbours_go_together() -> None:
+def test_neighbours_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked: list[int] = []
+    scores = Ranking.scores
+    monkeypatch.setattr(
+        Ranking, "scores", lambda self, gone, units: ranked.append(len(units)) or scores(self, gone, units)
+    )
     result = pruned(decoder(*["plain"] * 4), TOKENS, depth=Depth(keep=5, contiguous=True))
     order = [b.name for b in depgraph.branches(decoder(*["plain"] * 4), TOKENS)]
     places = [order.index(name) for name in result.report.removed]
     assert places == list(range(places[0], places[0] + 3))
+    assert ranked == [6]  # once
 
 
 @pytest.mark.slow

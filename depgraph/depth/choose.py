@@ -93,6 +93,7 @@ class Candidates:
         self.ranking = Ranking(self.residual, depth.by, data)
         self._order, self._first = fixed, len(fixed)
         self._seen: dict[Unit, float] = {}  # the last score of each
+        self._runs: dict[int, list[Branch]] = {}  # the cheapest neighbours, by how many
         self.needs: dict[str, float] = {}
         self._sizes = {n: p.numel() for n, p in model.named_parameters()}
         terms = self.residual.term_of.items()
@@ -108,7 +109,9 @@ class Candidates:
             InputError: not so many can go.
         """
         if self.depth.contiguous and count > len(self.fixed):
-            chosen = self._neighbours(count)
+            if count not in self._runs:
+                self._runs[count] = self._neighbours(count)
+            chosen = self._runs[count]
         else:
             chosen = self._one_by_one(count)
         return [b for b in self.residual.branches if b in chosen]
