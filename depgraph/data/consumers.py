@@ -209,7 +209,7 @@ def at(args: Any, path: tuple[Step, ...]) -> Any:
 def slot(product: Product, keys: Keys) -> Any:
     """What tells a product from others in a run: op, equation, where its weight stands, and the weight's number."""
     number, path = keys.of(product.weight), path_to(product.node.args, product.weight)
-    if number is None or path is None or product.activation is None:
+    if number is None or path is None:
         return None
     return (*signature(product.node.target, product.node.args), path, number)
 

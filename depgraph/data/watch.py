@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .calibration import Batch, Calibration
 from .consumers import Consumer, Keys, Step, at, form_of, path_to, signature, slot
 from .layout import Layout, layout_of
 from .patches import patches
+from .states import states
 
 Tensor = torch.Tensor
 
@@ -55,10 +57,13 @@ class Call:
         """The first recorded call of the consumer."""
         return self.consumer.calls[0]
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
-        """The activation."""
-        return at(self.args, path_to(self.product.node.args, self.product.activation) or ())  # type: ignore[arg-type]
+        """The activation; inside a recurrent layer, which is given none, what the weight meets there."""
+        if self.product.activation is None:
+            *_, place = path_to(self.product.node.args, self.product.weight) or ()
+            return states(self.product.node.target, self.args, int(place))
+        return at(self.args, path_to(self.product.node.args, self.product.activation) or ())
 
     @property
     def weight(self) -> Tensor:

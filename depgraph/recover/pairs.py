@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from ..axes.nodes import GATES, base_name, is_convolution, op_name
 from ..axes.op_call import DimFacts, Product
 from ..data.consumers import Consumer, Step, at, consumers, path_to
 from ..data.layout import Layout, layout_of
+from ..data.states import reads_states
 from ..plan.plan import Plan
 from ..tracing.recorder import Node, record_of
 
@@ -76,6 +77,11 @@ class Pair:
         return self.dense.name
 
     @property
+    def inside(self) -> bool:
+        """Whether its inputs are made inside a recurrent layer, which is given none of them."""
+        return self.dense.calls[0].activation is None
+
+    @property
     def loses(self) -> bool:
         """Whether some of its inputs were removed."""
         return self.columns.shape[1] < self.shape[2]
@@ -112,11 +118,11 @@ def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], lis
     """The consumers of both models in pairs, in the order of execution; the weights in none, each with the reason."""
     skipped: list[tuple[str, str]] = []
     others: dict[str, list[Consumer]] = {}
-    for consumer in consumers(small):
+    for consumer in map(_seen, consumers(small)):
         others.setdefault(consumer.name, []).append(consumer)
     found: list[Pair] = []
     moves = plan.moves
-    for consumer in consumers(dense):
+    for consumer in map(_seen, consumers(dense)):
         if moves.holds(consumer.name):
             continue
         reason = consumer.reason or _shared(dense, consumer) or _scaled(consumer)
@@ -129,6 +135,12 @@ def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], lis
         if consumer.name not in plan.shapes or not consumer.reason or _cut(plan, consumer):
             skipped.append((consumer.name, reason))
     return _apart(found, skipped), list(dict.fromkeys(skipped))
+
+
+def _seen(consumer: Consumer) -> Consumer:
+    """A consumer inside a recurrent layer can be seen where the states that it reads can be told."""
+    told = all(reads_states(call) for call in consumer.calls) and not record_of(consumer.node).training
+    return replace(consumer, reason="") if told else consumer
 
 
 def _cut(plan: Plan, consumer: Consumer) -> bool:
@@ -198,8 +210,7 @@ def moved(node: Node, positions: Tensor) -> Tensor | None:
 
 def _layout(product: Product, operand: Tensor) -> Layout:
     activation = product.activation
-    assert activation is not None  # noqa: S101  else there was a reason
-    shape = record_of(activation).shape
+    shape = (1, operand.shape[-1]) if activation is None else record_of(activation).shape
     return layout_of(product.node.target, product.node.args, shape, operand, product.letters)
 
 
@@ -285,8 +296,9 @@ def _shift(state: DimFacts, products: Sequence[Product], matrices: Tensor) -> Sh
     product, *further = products
     node, others = product.node, [p for p in further if not record_of(p.node).training]
     wide = record_of(node).shape
-    if product.activation is not None and op_name(node.target) in GATES:
-        wide = (*record_of(product.activation).shape[:-1], record_of(product.weight).shape[0])
+    if op_name(node.target) in GATES:
+        before = (1,) if product.activation is None else record_of(product.activation).shape[:-1]
+        wide = (*before, record_of(product.weight).shape[0])
     for candidate, sign, spread, argument in _constants(product):
         leaves = state.leaves_of(candidate)
         if len(leaves) != 1 or not _only_for(leaves[0], [p.node for p in products]):

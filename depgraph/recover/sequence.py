@@ -25,12 +25,16 @@ Tensor = torch.Tensor
 def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of: int = 1) -> None:
     """Solve the weights of the smaller model, layer by layer.
 
-    Layers that are called several times in a run, and those of which the two models are given other samples (a router
-    decides otherwise), are solved on the original's inputs without the removed ones: their error is that of the removal.
+    Layers that are called several times in a run, those inside a recurrent layer, and those of which the two models are given other
+    samples (a router decides otherwise), are solved on the original's inputs without the removed ones: their error is that of the removal.
     `runs_of` is how many runs the trace of the smaller model holds (that of the original may hold more: tests in forward
     that came out the other way).
     """
-    often = [p for p in found if len([c for c in p.small.calls if not record_of(c.node).training]) > runs_of]
+    often = [
+        p
+        for p in found
+        if p.inside or len([c for c in p.small.calls if not record_of(c.node).training]) > runs_of
+    ]
     from_original(task, often, settings)
     once = [p for p in found if p not in often and (settings.everywhere or p.loses)]
     steps = _Lockstep(task, once, settings)
