@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,25 @@ def test_reconstruction_is_least_squares(bias: bool):
     if bias:
         torch.testing.assert_close(small.b.bias.data, solution[:, -1], rtol=1e-6, atol=1e-8)
     assert [r.name for r in told.layers if r.kept] == ["b.weight", "c.weight"]
+
+
+def test_free_memory_is_given_back_whenever_the_process_has_grown(monkeypatch: pytest.MonkeyPatch):
+    module: Any = sys.modules["depgraph.recover.sequence"]
+    now, given_back = [0], []
+    monkeypatch.setattr(module, "held", lambda: now[0])
+    monkeypatch.setattr(module, "trim", lambda: given_back.append(now[0]))
+    model, batches = randomised(Mlp()), [normal(40, 5, seed=s) for s in range(5)]
+    solve = module._Lockstep._solve
+
+    def grows(self: Any, *args: Any) -> None:
+        now[0] += module.UNUSED * 2 // 3
+        solve(self, *args)
+
+    monkeypatch.setattr(module._Lockstep, "_solve", grows)
+    recovered(model, batches[0], {"a.weight": [0, 2, 3], "b.weight": [0, 1, 3]}, batches, Reconstruction())
+    assert given_back == [
+        2 * (module.UNUSED * 2 // 3)
+    ]  # once it has grown by more than that, at the second of two layers
 
 
 def test_errors_are_those_of_the_batches_that_are_held_out():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
-import os
-from pathlib import Path
 
 from ..base.errors import InputError
+from ..base.memory import held, trim
 
 
 class Bound:
@@ -36,14 +34,4 @@ class Bound:
 def give_back() -> None:
     """Let go of what nobody can reach, and let the allocator return what is free to the system, where it can be told."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-
-
-def held() -> int:
-    """Bytes that this process has resident now; 0 where the system does not say it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, LookupError, AttributeError):
-        return 0
+    trim()

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 
+from ..base.memory import held, trim
 from ..base.progress import track
 from ..data.watch import Call, Watch, prepared
 from ..tracing.recorder import record_of
@@ -20,6 +21,7 @@ from .solve import Sums, summed_in
 from .task import Task
 
 Tensor = torch.Tensor
+UNUSED = 1 << 28  # bytes by which the process may grow before what is free is given back
 
 
 def reconstruct(task: Task, found: list[Pair], settings: Reconstruction, runs_of: int = 1) -> None:
@@ -50,6 +52,7 @@ class _Lockstep:
         self.runs: list[tuple[Run, Run]] = []  # of the original and of the smaller model, for each batch
         self.solved: set[int] = set()  # places of the pairs that were come to
         self.unmatched: list[Pair] = []  # their samples do not match
+        self.held = held()  # bytes, when memory was last tidied
 
     def solve(self) -> None:
         """Run, and solve each pair on the way."""
@@ -90,9 +93,17 @@ class _Lockstep:
         if now not in self.solved:
             next(steps, None)
             self.solved.add(now)
+            self._tidy()
             self._solve(self.found[now], here)
+            self._tidy()
         for i in here:
             self.runs[i][1].advance()
+
+    def _tidy(self) -> None:
+        """Give back what the runs have freed, each in a thread of its own, where that may be much."""
+        if held() - self.held > UNUSED:
+            trim()
+            self.held = held()
 
     def _solve(self, pair: Pair, here: list[int]) -> None:
         """Solve a pair that the runs `here` wait at."""
