@@ -174,10 +174,8 @@ class _Shortening:
     def _most(self) -> int:
         """The least number of branches without which the budgets hold, or the largest that can go."""
         low, high = self.least, len(self.candidates.branches)
-        quick = all(kind.compare is None for kind, _ in self.limits.values())
-        if (
-            quick and not self.candidates.depth.contiguous
-        ):  # one more is one more ranking, and measuring takes no time
+        one_by_one = not self.candidates.depth.contiguous  # then one more is one more ranking
+        if one_by_one and all(kind.compare is None for kind, _ in self.limits.values()):
             for count in range(low, high + 1):
                 if (enough := self._enough(count)) is not False:
                     return count if enough else max(low, count - 1)
@@ -249,7 +247,8 @@ def shorten(
         has = float(kind.measure(graph.model, example_inputs))
         limit = kind.amount(given, has)
         search.limits[kind.name] = kind, limit
-        if (what := COUNTED.get(kind.name)) is not None and limit < has:
+        what = COUNTED.get(kind.name) if depth.keep is None else None
+        if what is not None and limit < has:
             goes = (1 - limit / has) * (has if what == "macs" else parameter_count(graph.model))
             candidates.needs[what] = max(goes, candidates.needs.get(what, 0.0))
     if depth.keep is not None:

@@ -135,8 +135,9 @@ class Candidates:
     def _cheapest(self, chosen: Sequence[Branch], left: Sequence[Unit]) -> Unit:
         """The unit with the least score for what it saves, where the branches `chosen` are gone.
 
-        A loss without each of them takes a run of each, so they are taken up in the order of what was last seen of each, until
-        the cheapest is cheaper than all others were (Minoux, "Accelerated greedy algorithms", 1978): removals make what is left dearer.
+        A loss without each of them takes a run of each, so they are looked at in the order of what was last seen of each, `LOOKED`
+        together, until the cheapest is cheaper than all others were: mostly, removals make what is left dearer (Minoux, "Accelerated
+        greedy algorithms", 1978).
         """
         savings = dict(zip(left, self._savings(chosen, left), strict=True))
 
