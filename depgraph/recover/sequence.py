@@ -101,7 +101,8 @@ class _Lockstep:
 
     def _tidy(self) -> None:
         """Give back what the runs have freed, each in a thread of its own, where that may be much."""
-        if held() - self.held > UNUSED:
+        most = self.task.memory
+        if held() - self.held > (UNUSED if most is None else min(UNUSED, most // 4)):
             trim()
             self.held = held()
 
