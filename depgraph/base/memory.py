@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+LARGE, LARGEST = 1 << 20, 1 << 25
 
 
 def trim() -> None:
@@ -12,9 +16,28 @@ def trim() -> None:
 
     It keeps what each thread has freed for that thread, so many that work in turns hold several times what they use.
     """
-    found = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    _told("malloc_trim", 0)
+
+
+@contextmanager
+def returned_at_once() -> Iterator[None]:
+    """Blocks of a megabyte and more go back to the system when they are freed, where it can be told.
+
+    Otherwise the allocator comes to keep those of up to 32 megabytes, and what is small and lasts settles between them, so that the
+    process holds more and more. Afterwards it keeps them.
+    """
+    threshold = -3  # M_MMAP_THRESHOLD of glibc
+    _told("mallopt", threshold, LARGE)
+    try:
+        yield
+    finally:
+        _told("mallopt", threshold, LARGEST)
+
+
+def _told(name: str, *values: int) -> None:
+    found = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
     if found is not None:
-        found(0)
+        found(*values)
 
 
 def held() -> int:

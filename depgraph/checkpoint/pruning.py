@@ -19,6 +19,7 @@ from torch import nn
 
 from ..base.checks import a_path, flag, is_whole, shown
 from ..base.errors import InputError, TraceError
+from ..base.memory import returned_at_once
 from ..base.processes import Processes, together
 from ..base.progress import bytes_bar
 from ..base.weights import Weights
@@ -173,7 +174,7 @@ def prune(
         DepgraphError: what another process raised; or it ended, or kept this one waiting too long.
     """
     arguments = dict(locals())
-    with together(timeout, "what was written is kept: the same call continues") as ranks:
+    with together(timeout, "what was written is kept: the same call continues") as ranks, returned_at_once():
         if ranks.count > 1 and calibration is not None:
             raise InputError(
                 "calibration runs the model, which is the work of one process: leave it away, or call this in one process"

@@ -16,7 +16,6 @@ import torch
 
 from ..axes.nodes import GATES, base_name, is_convolution, op_name
 from ..axes.op_call import DimFacts, Product
-from ..base.memory import trim
 from ..data.consumers import Consumer, Step, at, consumers, path_to
 from ..data.layout import Layout, layout_of
 from ..data.states import reads_states
@@ -24,9 +23,6 @@ from ..plan.plan import Plan
 from ..tracing.recorder import Node, record_of
 
 Tensor = torch.Tensor
-TRIMMED = (
-    1 << 24
-)  # entries whose positions are carried along before the allocator is asked for what they left
 LARGEST = 1 << 29  # entries of a parameter whose positions are carried along
 ROWS_OF = 1 << 18  # entries whose positions are compared at a time
 MOVES = {"view", "reshape", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose", "permute", "numpy_T", "mT",
@@ -125,7 +121,6 @@ def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], lis
     for consumer in map(_seen, consumers(small)):
         others.setdefault(consumer.name, []).append(consumer)
     found: list[Pair] = []
-    numbered = 0
     moves = plan.moves
     for consumer in map(_seen, consumers(dense)):
         if moves.holds(consumer.name):
@@ -133,10 +128,6 @@ def pairs(dense: DimFacts, small: DimFacts, plan: Plan) -> tuple[list[Pair], lis
         reason = consumer.reason or _shared(dense, consumer) or _scaled(consumer)
         if not reason:
             made = [p for o in others.get(consumer.name, []) if (p := _pair(consumer, o, dense, small, plan))]
-            numbered += torch.Size(plan.shapes.get(consumer.name, ())).numel()
-            if numbered > TRIMMED:
-                trim()
-                numbered = 0
             if made:
                 found.append(made[0])
                 continue

@@ -101,8 +101,7 @@ class _Lockstep:
 
     def _tidy(self) -> None:
         """Give back what the runs have freed, each in a thread of its own, where that may be much."""
-        most = self.task.memory
-        if held() - self.held > (UNUSED if most is None else min(UNUSED, most // 8)):
+        if held() - self.held > UNUSED:
             trim()
             self.held = held()
 
