@@ -455,8 +455,6 @@ print(peak() - before)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the allocator can't be told")
 def test_what_is_freed_goes_back_at_once() -> None:
     """Blocks of 8 MB between small ones that last: kept by an allocator that has freed larger ones, unless it is told not to."""
@@ -474,6 +472,8 @@ def test_what_is_freed_goes_back_at_once() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """403 MB of weights, run and recovered with fewer than 300 MB beyond the imports."""
     source = tmp_path / "source"
