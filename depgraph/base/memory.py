@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LARGE, LARGEST = 1 << 20, 1 << 25
+LARGE = 1 << 20  # bytes of a block that goes back at once
+LARGEST = 1 << 25  # bytes up to which glibc comes to keep blocks by itself
 
 
 def trim() -> None:

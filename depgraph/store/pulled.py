@@ -147,7 +147,7 @@ def _columns(laid: Laid, dim: int) -> dict[tuple[str, int | None], tuple[Indices
     for key, own in spans.items():
         places = np.concatenate([np.arange(at.place, at.place + at.size) for at in own])
         entries = np.concatenate([np.arange(at.first, at.entries.stop, at.step) for at in own])
-        order = np.argsort(places, kind="stable")
+        order = np.lexsort((entries, places))
         found[key] = places[order], entries[order]
     return found
 

@@ -77,12 +77,13 @@ class Fakes(FakeTensorMode):
 
 
 class Shapes(TorchDispatchMode):
-    """Ops on tensors of which some are on the meta device give what is there; what depends on their shapes alone has values.
+    """Ops given a tensor on the meta device give one there, but for those that ask for its shape alone, such as ``zeros_like``.
 
-    So is what is copied to where such a tensor is.
+    A copy of values to where such a tensor is keeps them.
     """
 
     def __init__(self) -> None:
+        """Nothing is lost yet."""
         super().__init__()
         self.lost: dict[int, Any] = {}  # as in `Fakes`
 
