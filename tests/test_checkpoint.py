@@ -866,6 +866,22 @@ def test_changes_of_order_are_followed(tmp_path: Path, order: str) -> None:
     checkpoint.close()
 
 
+def test_single_numbers_are_stacked(tmp_path: Path) -> None:
+    """Such as a scale of each expert."""
+    save_file({n: torch.tensor(v) for n, v in (("a", 2.0), ("b", 3.0))}, tmp_path / "model.safetensors")
+    checkpoint = opened(tmp_path)
+    laid = {"it": torch.stack([Laid.stored(n, ()) for n in "ab"])}  # type: ignore[misc]
+    weights = FromFiles(
+        checkpoint,
+        laid,
+        {"it": torch.empty(2, device="meta")},
+        Notes(checkpoint, laid),  # type: ignore[arg-type]
+    )
+    assert weights.stored("it").tolist() == [2.0, 3.0]
+    assert weights.rows("it", 1, 2).tolist() == [3.0]
+    checkpoint.close()
+
+
 def test_what_does_more_than_move_entries_is_refused() -> None:
     stand = Laid.stored("a", (4, 6))
     for spoil in (

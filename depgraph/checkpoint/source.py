@@ -65,12 +65,13 @@ class FromFiles:
         shape = self.checkpoint.stored[part.name].shape
         spans = {at.source: at for at in part.dims if isinstance(at, Span)}
         fixed = dict(part.fixed)
-        taken = [
+        at = [
             spans[d].entries if d in spans else slice(i := fixed.get(d, 0), i + 1) for d in range(len(shape))
         ]
-        value = self.checkpoint.rows(part.name, taken[0].start, taken[0].stop)
+        value = self.checkpoint.rows(part.name, at[0].start if at else 0, at[0].stop if at else 1)
         self.seen(value.numel() * value.element_size())
-        value = value[(slice(None, None, taken[0].step), *taken[1:])]
+        if at:
+            value = value[(slice(None, None, at[0].step), *at[1:])]
         for d in sorted(set(range(len(shape))) - spans.keys(), reverse=True):
             value = value.squeeze(d)
         left = sorted(spans)  # the dims of the stored tensor that are left, in order
