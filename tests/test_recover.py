@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import depgraph
-from depgraph.base.errors import DepgraphError, InputError
+from depgraph.base.errors import DepgraphError, InputError, StoreError
+from depgraph.base.shelf import Shelf
 from depgraph.recover import Reconstruction, recover
 from depgraph.recover import _error as output_error
 from depgraph.recover import reconstruction as module_of_reconstruction
@@ -1190,3 +1194,93 @@ def test_sums_of_two_are_solved_as_one_is_and_stay_as_they_are() -> None:
     assert torch.isfinite(singular.solve(0.0, False)[0]).all()
     assert singular.error(*singular.solve(0.0, False)).max() < 1e-6
     assert all(torch.equal(a, b) for a, b in zip(before, (some.xx, others.xx, some.xr), strict=True))
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+class Tabled(Residual):
+    """A factor for each position, made in the first run and kept for all models of the class, and what each run reads."""
+
+    tables: ClassVar[dict[int, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.tables.get(len(x))
+        if table is None:
+            table = self.tables[len(x)] = torch.arange(len(x), dtype=x.dtype).cos()
+        x = self.tables[-len(self.tables)] = x * table[:, None]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Residual, Tabled])
+def test_what_runs_hold_waits_in_files_where_memory_is_short(
+    kind: type[Residual], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The result is that of runs in memory; what a run leaves to others is whole, and no file is left."""
+    model, keep = randomised(kind()), {"stem.weight": [0, 2, 3, 6, 8, 9], "up.weight": [0, 1, 4]}
+    batches = [normal(30, 5, seed=s) for s in range(4)] + [
+        normal(20, 5)
+    ]  # the last is held out, and run first
+    module, put = sys.modules["depgraph.recover.task"], []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real = Shelf.put
+    monkeypatch.setattr(Shelf, "put", lambda self, t: put.append(t.nbytes) or real(self, t))
+    results, tables = [], Tabled.tables
+    for free in (None, 0, 1 << 40):
+        monkeypatch.setattr(module, "available", lambda free=free: free)
+        tables.clear()
+        count = len(put)
+        results.append(recovered(model, normal(9, 5), keep, batches, "auto"))
+        assert (len(put) > count) == (free == 0)
+        for n, t in tables.items():
+            wanted = (
+                [torch.arange(n).double().cos()] if n > 0 else [b * tables[len(b)][:, None] for b in batches]
+            )
+            assert any(torch.equal(t, w) for w in wanted), n
+    assert {n for n in tables if n > 0} == ({20, 30} if kind is Tabled else set())
+    (first, told), *others = results
+    assert any(layer.kept for layer in told.layers)
+    for small, other in others:
+        assert other.layers == told.layers
+        for name, value in small.state_dict().items():
+            assert torch.equal(value, first.state_dict()[name]), name
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_runs_can_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """No folder for temporary files: in memory. A full disk: an error with a remedy, and the model is as it was."""
+    model, batches = randomised(Residual()), [normal(30, 5, seed=s) for s in range(5)]
+    module, keep = sys.modules["depgraph.recover.task"], {"stem.weight": [0, 2, 3, 6, 8, 9]}
+    monkeypatch.setattr(module, "available", lambda: 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    _, told = recovered(model, batches[0], keep, batches, "auto")
+    assert any(layer.kept for layer in told.layers)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(self: Shelf, tensor: Tensor) -> Any:
+        raise StoreError(f"{self.path} can't be written: no space left on device")
+
+    monkeypatch.setattr(Shelf, "put", full)
+    graph, plan = cut(model, batches[0], keep)
+    small = depgraph.apply(model, plan)
+    before = copy.deepcopy(small.state_dict())
+    with pytest.raises(StoreError, match=r"(?s)of 5 calibration batches do not fit.*no space left.*TMPDIR"):
+        recover(model, small, plan, graph, batches, "auto", example_inputs=batches[0])
+    assert all(torch.equal(before[n], t) for n, t in small.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says it there")
+def test_free_memory_is_that_of_the_machine_and_of_its_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    module = sys.modules["depgraph.base.memory"]
+    monkeypatch.setattr(module, "LIMITS", (str(tmp_path / "none"), str(tmp_path / "limit")))
+    (whole,) = re.findall(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())
+    assert 0 < module.available() < 1024 * int(whole)
+    (tmp_path / "limit").write_text("max\n")
+    assert module.available() > 1 << 20
+    (tmp_path / "limit").write_text(f"{module.held() + (1 << 20)}\n")
+    assert module.available() == pytest.approx(1 << 20, abs=1 << 19)
+    (tmp_path / "limit").write_text("1000\n")
+    assert module.available() == 0

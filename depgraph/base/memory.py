@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LARGE = 1 << 20  # bytes of a block that goes back at once
+LARGE = 1 << 21  # bytes of a block that goes back at once
 LARGEST = 1 << 25  # bytes up to which glibc comes to keep blocks by itself
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
 def trim() -> None:
@@ -22,7 +23,7 @@ def trim() -> None:
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Blocks of a megabyte and more go back to the system when they are freed, where it can be told.
+    """Blocks of two megabytes and more go back to the system when they are freed, where it can be told.
 
     Otherwise the allocator comes to keep those of up to 32 megabytes, and what is small and lasts settles between them, so that the
     process holds more and more. Afterwards it keeps them.
@@ -47,3 +48,15 @@ def held() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, LookupError, AttributeError):
         return 0
+
+
+def available() -> int | None:
+    """Bytes that this process may take beside what it has, of the machine and of its container; None where the system does not say it."""
+    found = []
+    with suppress(OSError, ValueError, LookupError):
+        said = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(1024 * int(said["MemAvailable"].split()[0]))
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            found.append(max(0, int(Path(path).read_text()) - held()))
+    return min(found, default=None)

@@ -25,6 +25,7 @@ class Waiting:
     def __init__(self, folder: Path, room: int) -> None:
         """Nothing waits."""
         self.folder, self.room, self.used, self.runs = folder, room, 0, 0
+        self.away: dict[int, Activations] = {}  # the address of a storage that is in a file -> whose it is
 
     def of_a_run(self) -> Activations:
         """Those of one more run."""
@@ -39,8 +40,15 @@ class Activations:
         """None yet; in files they are on the `shelf`."""
         self.waiting, self.shelf = waiting, shelf
         self.made: dict[int, list[weakref.ref[Tensor]]] = {}  # the address of a storage -> tensors on it
-        self.away: list[tuple[torch.UntypedStorage, Place]] = []
+        self.away: dict[int, tuple[torch.UntypedStorage, Place]] = {}  # by address
         self.counted = 0
+
+    def need(self, args: Any) -> None:
+        """An op is about to be called with `args`: what another run has made and left to all, as a table that is kept, is there from now on."""
+        for t in _tensors(args) if self.waiting.away else ():
+            address = _address(t)
+            if address in self.waiting.away:
+                self.waiting.away.pop(address)._leave(address)
 
     def note(self, args: Any, out: Any) -> None:
         """An op was called with `args` and gave `out`."""
@@ -64,7 +72,9 @@ class Activations:
             self.counted = size
             self.waiting.used += size
             return
-        self.away = [(s, self.shelf.put(_octets(s))) for s in storages if s.resizable() and s.nbytes()]
+        some = [s for s in storages if s.resizable() and s.nbytes()]
+        self.away = {s._cdata: (s, self.shelf.put(_octets(s))) for s in some}
+        self.waiting.away |= dict.fromkeys(self.away, self)
         self._empty()
 
     def go_on(self) -> None:
@@ -72,12 +82,14 @@ class Activations:
         self.waiting.used -= self.counted
         self.counted = 0
         self.bring()
-        self.away = []
+        for address in self.away:
+            del self.waiting.away[address]
+        self.away = {}
         self.shelf.clear()
 
     def bring(self) -> None:
         """Those in the file are there for a while."""
-        for storage, place in self.away:
+        for storage, place in self.away.values():
             storage.resize_(place.shape[0])
             self.shelf.fill(_octets(storage), place)
 
@@ -85,12 +97,27 @@ class Activations:
         """And are gone again; with `changed` values they are written anew."""
         if changed and self.away:
             self.shelf.clear()
-            self.away = [(s, self.shelf.put(_octets(s))) for s, _ in self.away]
+            self.away = {n: (s, self.shelf.put(_octets(s))) for n, (s, _) in self.away.items()}
         self._empty()
 
+    def end(self) -> None:
+        """The run is over: what it has left to all is there, and the rest is forgotten."""
+        living = {storage._cdata for storage in self._living()}
+        for address in list(self.away):
+            del self.waiting.away[address]
+            if address in living:
+                self._leave(address)
+        self.away = {}
+        self.shelf.clear()
+
     def _empty(self) -> None:
-        for storage, _ in self.away:
+        for storage, _ in self.away.values():
             storage.resize_(0)
+
+    def _leave(self, address: int) -> None:
+        storage, place = self.away.pop(address)
+        storage.resize_(place.shape[0])
+        self.shelf.fill(_octets(storage), place)
 
     def _living(self) -> list[torch.UntypedStorage]:
         found: dict[int, torch.UntypedStorage] = {}

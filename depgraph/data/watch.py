@@ -214,6 +214,8 @@ class Watch:
             self._join(args)
         if self.noting and base_name(op) in PICKS:
             self.note(args)
+        if self.activations is not None:
+            self.activations.need((args, kwargs))
         out = run()
         if self.activations is not None:
             self.activations.note((args, kwargs), out)

@@ -13,6 +13,7 @@ from torch import nn
 from ..base.checks import a_module, function, of_kind, shown, whole_number
 from ..base.errors import InputError
 from ..base.inputs import each_example
+from ..base.memory import returned_at_once
 from ..base.running import WriteGuardMode
 from ..base.values import output_leaves
 from ..data.calibration import Batch, Calibration
@@ -64,7 +65,8 @@ def recover(
         small: what ``apply(model, plan)`` returned.
         plan: what was removed.
         graph: the original's, from `analyze`.
-        calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once.
+        calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once, and what the
+            models make of them as far as a quarter of the free memory holds it (the rest waits in temporary files).
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
             this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
@@ -107,7 +109,8 @@ def recover(
     task = Task(model, Changes(small), batches, progress=progress)
     if adds_bias(how):
         task.room = math.inf if room is None else room
-    found = carried_out(task, how, graph, plan, example)
+    with returned_at_once():
+        found = carried_out(task, how, graph, plan, example)
     if on_synthetic(how):
         found.notes.append(f"recovered without data, on {len(batches)} synthetic batches")
     return found

@@ -68,6 +68,8 @@ class Run:
         while self._thread.is_alive():
             self._go.release()
             self._thread.join(0.05)
+        if self.activations is not None:
+            self.activations.end()
 
     def _work(self) -> None:
         self._go.acquire()

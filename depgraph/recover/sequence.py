@@ -11,6 +11,7 @@ import torch
 
 from ..base.memory import held, trim
 from ..base.progress import track
+from ..data.aside import Waiting
 from ..data.watch import Call, Watch, prepared
 from ..tracing.recorder import record_of
 from .lockstep import Run
@@ -57,9 +58,13 @@ class _Lockstep:
     def solve(self) -> None:
         """Run, and solve each pair on the way."""
         recovery = self.task.recovery
-        with prepared(), closing(track(self.found, "reconstructing layers", self.task.progress)) as steps:
+        with (
+            prepared(),
+            self.task.waiting() as room,
+            closing(track(self.found, "reconstructing layers", self.task.progress)) as steps,
+        ):
             try:
-                self._start()
+                self._start(room)
                 waiting = [run for _, run in self.runs if run.advance() is not None]
                 while waiting and len(self.solved) < len(self.found):
                     self._next(waiting, steps)
@@ -74,9 +79,9 @@ class _Lockstep:
         missed = [p for i, p in enumerate(self.found) if i not in self.solved and p.loses]
         recovery.skipped += [(p.name, UNREACHED) for p in missed]
 
-    def _start(self) -> None:
+    def _start(self, waiting: Waiting | None) -> None:
         dense, small = [p.dense for p in self.found], [p.small for p in self.found]
-        joins, waiting = [p for p in self.found if p.joins and self.settings.streams], self.task.waiting()
+        joins = [p for p in self.found if p.joins and self.settings.streams]
         for batch in self.task.batches:
             first = Run(self.task.model, dense, batch.copy(), False, [p.dense for p in joins], waiting)
             second = Run(

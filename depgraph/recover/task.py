@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
+from ..base.errors import StoreError
+from ..base.memory import available
 from ..base.progress import track
 from ..base.shelf import Place, Shelf
 from ..data.aside import Waiting
@@ -17,6 +21,7 @@ from .changes import Changes
 from .result import Recovery
 
 Tensor = torch.Tensor
+SHARE = 4  # one part in so many of the memory that is free is for runs that wait
 
 
 @dataclass
@@ -59,9 +64,30 @@ class Task:
         self.shelf = self.shelf or Shelf(self.folder / "outputs")
         return Aside([], [self.shelf.put(t) for t in tensors], self.shelf)
 
-    def waiting(self) -> Waiting | None:
-        """Where the activations of runs that wait are; None: in memory."""
-        return None if self.folder is None or self.memory is None else Waiting(self.folder, self.memory // 4)
+    @contextmanager
+    def waiting(self) -> Iterator[Waiting | None]:
+        """Where the activations of runs that wait are: a quarter of the memory there is may hold them, files the rest.
+
+        None: all of them are in memory, as nobody says how much there is, or no file can be made.
+        """
+        if self.folder is not None and self.memory is not None:
+            yield Waiting(self.folder, self.memory // SHARE)
+            return
+        free, folder = available(), None
+        if free is not None:
+            with suppress(OSError):
+                folder = TemporaryDirectory(prefix="depgraph-", ignore_cleanup_errors=True)
+        if free is None or folder is None:
+            yield None
+            return
+        with folder:
+            try:
+                yield Waiting(Path(folder.name), free // SHARE)
+            except StoreError as error:
+                raise StoreError(
+                    f"the activations of {len(self.batches)} calibration batches do not fit into memory, and {error}\n  fix: give fewer "
+                    "batches, or TMPDIR=... in the environment, a folder with more room"
+                ) from error
 
     @property
     def held_out(self) -> list[bool]:
