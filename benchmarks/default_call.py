@@ -44,6 +44,26 @@ WITH_DATA = [
     Method(
         "depgraph", "default, local", {"importance": "kfac_obs", "scope": "local", "recover": "auto"}, **_DATA
     ),
+    Method(
+        "depgraph",
+        "by the loss, 2 rounds",
+        {"importance": "kfac_in_turn", "recover": "auto"},
+        rounds=2,
+        **_DATA,
+    ),
+    Method(
+        "depgraph",
+        "by the loss, 4 rounds",
+        {"importance": "kfac_in_turn", "recover": "auto"},
+        rounds=4,
+        **_DATA,
+    ),
+    Method(
+        "depgraph",
+        "by the loss, widths inside heads",
+        {"importance": "kfac_in_turn", "recover": "auto", "granularity": "fine"},
+        **_DATA,
+    ),
     Method("depgraph", "obs, global", {"importance": "obs", "scope": "global", "recover": "auto"}, **_DATA),
     Method("depgraph", "l2, local", {"importance": "l2", "scope": "local", "recover": "auto"}, **_DATA),
 ]

@@ -32,6 +32,7 @@ class Method:
         options: keyword arguments of ``depgraph.prune``, or of Torch-Pruning's pruner.
         data: whether it looks at calibration data.
         labels: whether it gets targets and a loss with them.
+        rounds: how often it prunes, each time by the same share of what is left; each round starts from the recovered model before.
     """
 
     tool: str
@@ -39,6 +40,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     data: bool = False
     labels: bool = True
+    rounds: int = 1
 
     def __str__(self) -> str:
         return f"{self.tool}: {self.name}"
@@ -148,12 +150,18 @@ def prune(method: Method, case: Case, seed: int) -> Pruned:
 
 
 def _depgraph(method: Method, case: Case, model: nn.Module, batches: list[Any]) -> nn.Module:
-    options = {**case.budget.arguments(model), **method.options}
+    options = dict(method.options)
     if method.data and method.labels:
         options |= {"calibration": batches, "loss": case.loss}
     elif method.data:
         options["calibration"] = [inputs for inputs, _ in batches]
-    return depgraph.prune(model, case.example(), progress=False, **options).model
+    small, whole = model, case.budget.cost(model, case.example())
+    for i in range(method.rounds):
+        budget = replace(case.budget, share=case.budget.share ** ((i + 1) / method.rounds)).arguments(model)
+        if "max_macs" in budget:
+            budget["max_macs"] = int(budget["max_macs"] * whole)
+        small = depgraph.prune(small, case.example(), progress=False, **budget, **options).model
+    return small
 
 
 def _torch_pruning(method: Method, case: Case, model: nn.Module, batches: list[Any]) -> nn.Module:
