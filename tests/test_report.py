@@ -95,3 +95,12 @@ def test_in_place_the_figures_before_are_those_of_the_model_as_it_was(x):
     report = depgraph.prune(model, x, inplace=True).report
     assert (report.macs[0], report.parameters[0]) == (macs, count)
     assert report.macs[1] == depgraph.count_macs(model, x)
+
+
+def test_a_report_says_that_nothing_was_recovered_and_what_would(x):
+    told = "nothing was recovered: calibration=[...]"
+    model = Net()
+    assert told in str(depgraph.prune(model, x, pruning_ratio=0.5).report)
+    assert 'recover="synthetic"' in str(depgraph.prune(model, x, pruning_ratio=0.5).report)
+    assert told not in str(pruned_by_prune(model, x).report)
+    assert told not in str(depgraph.prune(model, x, max_params=1.0).report)
