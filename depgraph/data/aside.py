@@ -55,7 +55,7 @@ class Activations:
         given = {_address(t) for t in _tensors(args)}
         for t in _tensors(out):
             address = _address(t)
-            if address is None:
+            if address is None or type(t) is not Tensor:
                 continue
             living = any(r() is not None for r in self.made.get(address, ()))
             if not living and address in given:
@@ -138,9 +138,13 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def _address(tensor: Tensor) -> int | None:
-    """The storage of a plain tensor on the CPU."""
-    plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
-    return int(tensor.untyped_storage()._cdata) if plain else None
+    """The storage of a tensor on the CPU that has one."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return None
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # a class of its own around others
+        return None
 
 
 def _octets(storage: torch.UntypedStorage) -> Tensor:
