@@ -60,7 +60,7 @@ WITH_DATA = [
     ),
     Method(
         "depgraph",
-        "by the loss, widths inside heads",
+        "by the loss, inside heads",
         {"importance": "kfac_in_turn", "recover": "auto", "granularity": "fine"},
         **_DATA,
     ),
