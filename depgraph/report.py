@@ -296,7 +296,7 @@ class Report:
         if self.recovery is None and self.parameters[0] != self.parameters[1]:
             yield (
                 'nothing was recovered: calibration=[...] with recover="auto" makes up for what was removed, without training; '
-                'recover="synthetic" does without data'
+                'recover="synthetic" does so without data'
             )
         if self.latency_spread is not None:
             yield f"latency: measured in turns; the ratio may be off by {self.latency_spread:.1%}"

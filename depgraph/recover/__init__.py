@@ -65,8 +65,8 @@ def recover(
         small: what ``apply(model, plan)`` returned.
         plan: what was removed.
         graph: the original's, from `analyze`.
-        calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once, and what the
-            models make of them as far as a quarter of the free memory holds it (the rest waits in temporary files).
+        calibration: a `Calibration`, or batches in the form of the example inputs; all of them are held at once; of the
+            activations that the models make of them, what fits into a quarter of the free memory (the rest waits in temporary files).
         how: ``"statistics"`` (batch norms), ``"compensation"`` (biases), ``"reconstruction"`` (weights, by least squares),
             or ``"auto"``: reconstruction, compensation where that was not possible, and statistics; a list of these, in
             this order; a `Reconstruction` with options; or a function ``(model, small, plan, graph, calibration)`` of your own.
