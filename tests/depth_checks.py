@@ -48,7 +48,7 @@ def silenced(model: nn.Module, plan: depgraph.Plan) -> nn.Module:
         return zeros
 
     for removal in plan.removals:
-        if removal.leaves == "zeros":
+        if removal.leaves in ("zeros", "zero"):
             model.get_submodule(removal.path).register_forward_hook(hook(removal.returns))
     return model
 

@@ -333,6 +333,79 @@ def test_a_branch_stays_without_which_the_model_does_not_run_as_users_run_it() -
 # ------------------------------------------------------------------------------------------------- what is removed
 
 
+class FusedBlock(nn.Module):
+    """Projections in one, taken apart by code of the block itself: what stands in for them has other sizes."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.both, self.down = nn.Linear(width, 14), nn.Linear(7, width)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, 3, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.drop(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        gate, up = self.both(self.second(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.blocks = nn.Sequential(*(FusedBlock() for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+
+class GatedBlock(nn.Module):
+    """Channels that a convolution makes for a gate and for what it gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down = nn.Conv2d(8, 20, 3, padding=1), nn.Conv2d(10, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.both(x).chunk(2, 1)
+        return x + self.down(gate.sigmoid() * up)
+
+
+def gated() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), GatedBlock(), GatedBlock(), nn.Conv2d(8, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "names", "ends"),
+    [
+        (Fused, [(2, 6, 5), (3, 9, 5)], [f"blocks.{i}.{n}" for i in range(3) for n in ("qkv", "both")], ("out", "down")),
+        (gated, [(2, 3, 9, 9), (1, 3, 7, 12)], ["1", "2"], ("down",)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("widths", [None, 0.3])
+def test_branches_that_take_a_fused_projection_apart_go(
+    make: Any, sizes: Any, names: list[str], ends: tuple[str, ...], widths: float | None, tmp_path: Any
+) -> None:
+    model = ready(make())
+    x, other = (torch.randn(s, dtype=torch.float64) for s in sizes)
+    assert [b.name for b in depgraph.branches(model, x)] == names
+    keep = len(names) // 2
+    result = pruned(model, x, depth=Depth(keep=keep, by="magnitude"), pruning_ratio=widths)
+    assert len(result.report.removed) == len(names) - keep
+    if widths is None:
+        silent = copy.deepcopy(model)
+        for name in result.report.removed:
+            block, _, part = name.rpartition(".")
+            end = ends[["qkv", "both"].index(part)] if part in ("qkv", "both") else "down"
+            for p in silent.get_submodule(f"{block or name}.{end}").parameters():
+                p.data.zero_()
+        torch.testing.assert_close(result.model.train()(other), silent.train()(other), rtol=1e-9, atol=1e-9)
+    depgraph.save(result, tmp_path / "small")
+    again = depgraph.load(lambda: make().double(), tmp_path / "small")
+    assert torch.equal(again.train()(other), result.model.train()(other))
+
+
 def test_children_of_containers_go_and_the_rest_move_up() -> None:
     model = ready(ResNet())
     result = pruned(model, IMAGE, depth=Depth(keep=1, by="magnitude"))

@@ -29,7 +29,7 @@ def branches(model: nn.Module, example_inputs: Any) -> list[Branch]:
         TraceError: the model rejects the inputs.
     """
     residual = Residual(model, example_inputs)
-    return usable(residual, residual.branches, example_inputs)
+    return usable(residual, example_inputs)
 
 
 __all__ = ["Branch", "branches"]

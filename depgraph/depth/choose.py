@@ -59,7 +59,7 @@ class Candidates:
                 "or rank by 'influence' or 'magnitude'"
             )
         self.residual, self.depth = Residual(model, example_inputs), depth
-        found = usable(self.residual, self.residual.branches, example_inputs)
+        found = usable(self.residual, example_inputs)
         self.total = len(found)
         if not found:
             why = list(self.residual.refused) or [

@@ -121,7 +121,7 @@ class Ranking:
                 except AttributeError:  # in a branch that has gone
                     continue
                 before.append((owner, child, module))
-                owner._modules[child] = StandIn(module, removal.leaves == "zeros", removal.returns)
+                owner._modules[child] = StandIn(module, removal.leaves, removal.returns)
             yield
         finally:
             for owner, child, module in reversed(before):

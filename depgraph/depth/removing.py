@@ -15,10 +15,10 @@ from ..base.errors import VerificationError
 from ..base.inputs import each_example
 from ..base.switches import same_random_state, without_warnings
 from ..config.origin import build, built_from, outermost
-from ..plan.plan import Plan, Removal, Repair
+from ..plan.plan import SILENT, Plan, Removal, Repair
 from ..surgery.apply import apply
 from ..surgery.on_demand import Use
-from ..surgery.remove import CONTAINERS
+from ..surgery.remove import CHANNELS, CONTAINERS
 from ..tracing.attributes import INTERNALS, holders, numbers_in, put
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, named_tensors, skeleton
@@ -48,7 +48,7 @@ def without(
     inside: dict[str, Removal] = {}
     for branch in chosen:
         for r in branch.removals:
-            if r.leaves == "zeros" or r.path not in inside:
+            if r.leaves in SILENT or r.path not in inside:
                 inside[r.path] = r
     plan = Plan(shapes=shapes, aliases=dict(named_tensors(model)[1]), removals=[*inside.values()])
     numbers = _indices(model, plan.removals)
@@ -71,8 +71,13 @@ def without(
     return plan
 
 
-def usable(residual: Residual, found: Sequence[Branch], example_inputs: Any) -> list[Branch]:
-    """Those of the branches `found` whose modules can be replaced by stand-ins: the rest is noted as refused."""
+def usable(residual: Residual, example_inputs: Any) -> list[Branch]:
+    """The branches whose modules can be replaced by stand-ins: the rest is noted as refused.
+
+    Where code in a branch needs other sizes than stand-ins give it (it takes a fused projection apart), those inside yield as many channels
+    as the modules did, and the last a single zero.
+    """
+    found = residual.branches
     if any(t.is_meta for t in residual.model.parameters()):
         return list(found)
 
@@ -83,8 +88,22 @@ def usable(residual: Residual, found: Sequence[Branch], example_inputs: Any) -> 
     if not found or not problem(found):
         return list(found)
     why = {b.name: problem([b]) for b in found}
+    for i, b in enumerate(found):
+        if why[b.name] and not problem([other := _with_sizes(residual.model, b)]):
+            found[i], why[b.name] = other, ""
     residual.refused.update({f"{name}: {text}": None for name, text in why.items() if text})
     return [b for b in found if not why[b.name]]
+
+
+def _with_sizes(model: nn.Module, branch: Branch) -> Branch:
+    """The same branch with stand-ins that do not take their sizes from what they are given."""
+
+    def leaves(r: Removal) -> str:
+        if r.path == branch.output:
+            return "zero"
+        return "channels" if CHANNELS.keys() & vars(model.get_submodule(r.path)).keys() else r.leaves
+
+    return replace(branch, removals=tuple(replace(r, leaves=leaves(r)) for r in branch.removals))
 
 
 def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any) -> str:

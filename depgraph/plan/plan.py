@@ -224,8 +224,10 @@ class Removal:
     Attributes:
         path: the module, by the name it has before anything goes.
         leaves: what stands in its place: ``"zeros"`` (a module that yields zeros in the shape of what it is given),
-            ``"input"`` (one that returns what it is given), or ``"nothing"``: it is a child of a Sequential or ModuleList,
-            and the children behind it move up.
+            ``"zero"`` (one that yields a single zero, with as many dims, for sums with what has other sizes), ``"channels"`` (one that
+            yields zeros, as many channels as the module did, for code that takes them apart), ``"input"`` (one that returns what
+            it is given), or ``"nothing"``: it is a child of a Sequential or ModuleList, and the children behind
+            it move up.
         returns: of a module that returns a tuple, its length and the place in it of the one tensor that is used; None of
             one that returns a tensor.
         entries: of a child of a container, the lists that have one entry for each child and lose this one's: (module path,
@@ -238,7 +240,8 @@ class Removal:
     entries: tuple[tuple[tuple[int | str, ...], Any], ...] = ()
 
 
-LEAVES = ("zeros", "input", "nothing")
+LEAVES = ("zeros", "zero", "channels", "input", "nothing")
+SILENT = ("zeros", "zero")  # of these, those that put out what a branch without weights does
 
 
 class Moves:

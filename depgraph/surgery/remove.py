@@ -12,26 +12,39 @@ from ..plan.plan import Removal
 from ..tracing.attributes import INTERNALS, held_at, put
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+CHANNELS = {
+    "out_features": -1,
+    "out_channels": 1,
+}  # attributes that say how many a module puts out -> the dim they are in
 
 
 class StandIn(nn.Module):
-    """In the place of a module that was removed: returns the first tensor that it is given, or zeros like it."""
+    """In the place of a module that was removed: returns the first tensor that it is given, or zeros."""
 
-    def __init__(self, module: nn.Module, zeros: bool, returns: tuple[int, int] | None) -> None:
-        """What `module` had: its numbers and names, which code around it may ask for, and its mode; its parameters are None."""
+    def __init__(self, module: nn.Module, leaves: str, returns: tuple[int, int] | None) -> None:
+        """`leaves` as in a `Removal`. What `module` had: its numbers and names, which code around it may ask for, and its mode; its parameters are None."""
         super().__init__()
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, type(None)))}
         vars(self).update({k: v for k, v in plain.items() if k not in INTERNALS})
         for name in module._parameters:
             self.register_parameter(name, None)
-        self.zeros, self.returns, self.training = zeros, returns, module.training
+        self.leaves, self.returns, self.training = leaves, returns, module.training
         # What computes with the weights of its parts instead of calling them looks for hooks first.
         self.register_forward_pre_hook(_called)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The first tensor among the arguments, or zeros like it, in a tuple where the module returned one."""
+        """The first tensor among the arguments, or zeros in its place, in a tuple where the module returned one."""
         given = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
-        out = torch.zeros_like(given) if self.zeros else given
+        out = given
+        if self.leaves == "zeros":
+            out = torch.zeros_like(given)
+        elif self.leaves == "zero":
+            out = given.new_zeros([1] * given.dim())
+        elif self.leaves == "channels":
+            sizes = list(given.shape)
+            for name, dim in CHANNELS.items():
+                sizes[dim] = getattr(self, name, sizes[dim])
+            out = given.new_zeros(sizes)
         if self.returns is None:
             return out
         length, place = self.returns
@@ -48,7 +61,7 @@ def put_stand_ins(model: nn.Module, removals: Iterable[Removal]) -> None:
         if removal.leaves != "nothing":
             parent, _, child = removal.path.rpartition(".")
             owner = model.get_submodule(parent)
-            stand_in = StandIn(owner.get_submodule(child), removal.leaves == "zeros", removal.returns)
+            stand_in = StandIn(owner.get_submodule(child), removal.leaves, removal.returns)
             owner._modules[child] = stand_in
 
 

@@ -16,7 +16,7 @@ from ..base.running import WriteGuardMode, set_mode
 from ..base.switches import eagerly, same_random_state, without_fast_attention, without_mkldnn
 from ..base.values import map_tensors, tensor_leaves
 from ..base.weights import InMemory, Weights
-from ..plan.plan import Plan
+from ..plan.plan import SILENT, Plan
 from ..surgery.on_demand import OnDemand, Use, Weight
 from ..tracing.caches import nothing_kept
 from ..tracing.outputs import Call
@@ -267,7 +267,7 @@ def silence(
         return zeroed
 
     for removal in plan.removals:
-        if removal.leaves == "zeros":
+        if removal.leaves in SILENT:
             model.get_submodule(removal.path).register_forward_hook(hook(removal.returns))
 
 
