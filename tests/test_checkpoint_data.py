@@ -335,6 +335,7 @@ def test_a_forward_that_writes_into_its_weights_is_refused(tmp_path: Path) -> No
         )
 
 
+@pytest.mark.slow
 def test_what_another_recovery_left_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plan and other data: values that a run which failed has written are not taken for these."""
     source = stored(made(Net), tmp_path / "source")
