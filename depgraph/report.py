@@ -294,10 +294,7 @@ class Report:
         won = self.recovery.summary() if self.recovery is not None else []
         yield from (f"note: {note}" for note in [*self.notes, *won, *self.remarks])
         if self.recovery is None and self.parameters[0] != self.parameters[1]:
-            yield (
-                'nothing was recovered: calibration=[...] with recover="auto" makes up for what was removed, without training; '
-                'recover="synthetic" does so without data'
-            )
+            yield 'nothing was recovered: calibration=[...] does, recover="synthetic" without data'
         if self.latency_spread is not None:
             yield f"latency: measured in turns; the ratio may be off by {self.latency_spread:.1%}"
         if self.rewritten:
