@@ -32,9 +32,10 @@ from depgraph.importance import L1, L2, Random
 from examples import demo
 
 _DATA: dict[str, Any] = {"data": True}
+_LOSS: dict[str, Any] = {"importance": "kfac_in_turn", "recover": "auto"}
 WITH_DATA = [
     *DEFAULTS[:2],
-    Method("depgraph", "scores by the loss", {"importance": "kfac_in_turn", "recover": "auto"}, **_DATA),
+    Method("depgraph", "scores by the loss", _LOSS, **_DATA),
     Method(
         "depgraph",
         "default, by score",
@@ -44,26 +45,9 @@ WITH_DATA = [
     Method(
         "depgraph", "default, local", {"importance": "kfac_obs", "scope": "local", "recover": "auto"}, **_DATA
     ),
-    Method(
-        "depgraph",
-        "by the loss, 2 rounds",
-        {"importance": "kfac_in_turn", "recover": "auto"},
-        rounds=2,
-        **_DATA,
-    ),
-    Method(
-        "depgraph",
-        "by the loss, 4 rounds",
-        {"importance": "kfac_in_turn", "recover": "auto"},
-        rounds=4,
-        **_DATA,
-    ),
-    Method(
-        "depgraph",
-        "by the loss, inside heads",
-        {"importance": "kfac_in_turn", "recover": "auto", "granularity": "fine"},
-        **_DATA,
-    ),
+    Method("depgraph", "by the loss, 2 rounds", _LOSS, rounds=2, **_DATA),
+    Method("depgraph", "by the loss, 4 rounds", _LOSS, rounds=4, **_DATA),
+    Method("depgraph", "by the loss, inside heads", _LOSS | {"granularity": "fine"}, **_DATA),
     Method("depgraph", "obs, global", {"importance": "obs", "scope": "global", "recover": "auto"}, **_DATA),
     Method("depgraph", "l2, local", {"importance": "l2", "scope": "local", "recover": "auto"}, **_DATA),
 ]

@@ -90,8 +90,7 @@ class Activations:
     def bring(self) -> None:
         """Those in the file are there for a while."""
         for storage, place in self.away.values():
-            storage.resize_(place.shape[0])
-            self.shelf.fill(_octets(storage), place)
+            self._fill(storage, place)
 
     def take_away(self, changed: bool) -> None:
         """And are gone again; with `changed` values they are written anew."""
@@ -115,7 +114,9 @@ class Activations:
             storage.resize_(0)
 
     def _leave(self, address: int) -> None:
-        storage, place = self.away.pop(address)
+        self._fill(*self.away.pop(address))
+
+    def _fill(self, storage: torch.UntypedStorage, place: Place) -> None:
         storage.resize_(place.shape[0])
         self.shelf.fill(_octets(storage), place)
 

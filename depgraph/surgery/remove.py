@@ -12,17 +12,18 @@ from ..plan.plan import Removal
 from ..tracing.attributes import INTERNALS, held_at, put
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
-CHANNELS = {
-    "out_features": -1,
-    "out_channels": 1,
-}  # attributes that say how many a module puts out -> the dim they are in
+# Attributes that say how many channels a module puts out -> the dim they are in.
+CHANNELS = {"out_features": -1, "out_channels": 1}
 
 
 class StandIn(nn.Module):
     """In the place of a module that was removed: returns the first tensor that it is given, or zeros."""
 
     def __init__(self, module: nn.Module, leaves: str, returns: tuple[int, int] | None) -> None:
-        """`leaves` as in a `Removal`. What `module` had: its numbers and names, which code around it may ask for, and its mode; its parameters are None."""
+        """`leaves` and `returns` as in a `Removal`.
+
+        It has what `module` had: its numbers and names, which code around it may ask for, and its mode; its parameters are None.
+        """
         super().__init__()
         plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, type(None)))}
         vars(self).update({k: v for k, v in plain.items() if k not in INTERNALS})
