@@ -28,7 +28,7 @@ from torch import nn
 
 from .base.checks import flag, function
 from .base.errors import InputError
-from .base.processes import gathered, group_of_all
+from .base.processes import ProcessGroup, gathered, group_of_all
 from .base.values import all_finite
 from .checkpoint.shell import shell_of
 from .data.calibration import Calibration
@@ -154,12 +154,12 @@ def _scores(graph: DependencyGraph, importance: Any, data: Calibration | None) -
     return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def _mean(own: torch.Tensor, group: Any) -> torch.Tensor:
+def _mean(own: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
     """The mean over all processes; process 0's sum, so that all have the same to the last bit."""
     total = own.clone()
-    dist.all_reduce(total, group=group)
-    dist.broadcast(total, _first(group), group=group)
-    return total / dist.get_world_size(group)
+    dist.all_reduce(total, group=group())
+    dist.broadcast(total, _first(group), group=group())
+    return total / dist.get_world_size(group())
 
 
 class _Averaged:
@@ -337,7 +337,7 @@ def _sharded_like(
 
 
 @contextmanager
-def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
+def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[ProcessGroup]:
     """A process group for the messages of one call."""
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError(
@@ -350,33 +350,33 @@ def _group(timeout: float, options: Mapping[str, Any]) -> Iterator[Any]:
         yield group
 
 
-def _first(group: Any) -> int:
-    return dist.get_global_rank(group, 0)
+def _first(group: ProcessGroup) -> int:
+    return dist.get_global_rank(group(), 0)
 
 
-def _together(work: Callable[[], T], group: Any) -> T:
+def _together(work: Callable[[], T], group: ProcessGroup) -> T:
     """What `work` gives in this process, once it has succeeded in all."""
     found: list[T] = []
     gathered(lambda: found.append(work()), group)
     return found[0]
 
 
-def _by_the_first(work: Callable[[], T], group: Any) -> T | None:
+def _by_the_first(work: Callable[[], T], group: ProcessGroup) -> T | None:
     """What `work` gives in process 0; None in the others."""
-    return _together(lambda: work() if dist.get_rank(group) == 0 else None, group)
+    return _together(lambda: work() if dist.get_rank(group()) == 0 else None, group)
 
 
-def _sent(value: str | None, group: Any) -> str:
+def _sent(value: str | None, group: ProcessGroup) -> str:
     """The text of process 0, in all."""
     box = [value]
-    dist.broadcast_object_list(box, _first(group), group=group)
+    dist.broadcast_object_list(box, _first(group), group=group())
     return cast(str, box[0])
 
 
 @torch.no_grad()
-def _synchronise(model: nn.Module, group: Any) -> None:
+def _synchronise(model: nn.Module, group: ProcessGroup) -> None:
     """The tensors of process 0 in all: calibration may have changed them."""
     for tensor in named_tensors(model)[0].values():
         there = tensor.detach().cpu().contiguous()
-        dist.broadcast(there, _first(group), group=group)
+        dist.broadcast(there, _first(group), group=group())
         tensor.data.copy_(there)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,37 @@ def test_one_process(tmp_path: Path) -> None:
         with pytest.raises(depgraph.InputError, match="importance"):
             distributed.prune(model, x, importance="nothing")
         assert len(torch.distributed.distributed_c10d._world.pg_map) == 1, "nor after an error"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrong", ["values", "torch"])
+def test_an_error_that_is_kept_does_not_keep_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Threads of a group that last until the interpreter ends may abort it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    made, torch_makes = [], torch.distributed.new_group
+
+    def new_group(*words: Any, **options: Any) -> Any:
+        made.append(weakref.ref(group := torch_makes(*words, **options)))
+        return group
+
+    def breaks(*_: Any, group: Any, **__: Any) -> None:
+        raise RuntimeError(f"{group} is gone")
+
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    model = net()
+    if wrong == "values":
+        with torch.no_grad():
+            next(model.parameters())[0, 0] = float("nan")
+    else:
+        monkeypatch.setattr(torch.distributed, "all_gather_object", breaks)
+    try:
+        with pytest.raises(depgraph.DepgraphError, match=r"NaN|is gone") as kept:
+            distributed.prune(model, torch.randn(2, 5), pruning_ratio=0.5)
+        assert [group() for group in made] == [None]
+        assert kept.value.__traceback__ is not None
     finally:
         torch.distributed.destroy_process_group()
 

@@ -2,11 +2,17 @@
 
 Messages go through gloo, on the CPU, over a process group of their own, in which nobody waits for another longer than
 a timeout.
+
+A group has threads, and they must end before the interpreter does: one that still holds a tensor by then aborts its
+process. So nothing that may outlive a call, such as an error with its frames, holds the group: they hold a reference
+that ends with the call.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,13 +27,14 @@ from .checks import number
 from .errors import DepgraphError
 
 T = TypeVar("T")
+ProcessGroup = Callable[[], Any]  # gives a process group, as long as the call lasts for which it is
 UNCHANGED = "nothing was changed here"
 START = 600.0  # seconds within which processes that torchrun started find each other
 CALLS = count()  # all processes call equally often, so that the same number stands for the same call
 
 
 @contextmanager
-def group_of_all(timeout: float, left: str = UNCHANGED) -> Iterator[Any]:
+def group_of_all(timeout: float, left: str = UNCHANGED) -> Iterator[ProcessGroup]:
     """A process group for the messages of one call, which ends with the call, however that ends.
 
     Args:
@@ -41,9 +48,10 @@ def group_of_all(timeout: float, left: str = UNCHANGED) -> Iterator[Any]:
     with _no_longer_than(timeout, left):
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         try:
-            yield group
+            yield weakref.ref(group)
         finally:
             dist.destroy_process_group(group)
+            del group
 
 
 @contextmanager
@@ -53,14 +61,15 @@ def _no_longer_than(timeout: float, left: str) -> Iterator[None]:
         yield
     except DepgraphError:
         raise
-    except RuntimeError as error:  # what torch.distributed raises
+    except RuntimeError as error:  # what torch.distributed raises, in frames that hold the group
+        traceback.clear_frames(error.__traceback__)
         raise DepgraphError(
             f"another process exited or did not respond within {timeout:g} s: {error}\n"
             f"  {left}; see the output of the other processes"
         ) from error
 
 
-def gathered(work: Callable[[], T], group: Any) -> list[T]:
+def gathered(work: Callable[[], T], group: ProcessGroup) -> list[T]:
     """What `work` gives in each process. Where it raises in one, all raise."""
     mine: tuple[Any, str] = None, ""
     cause: Exception | None = None
@@ -68,8 +77,8 @@ def gathered(work: Callable[[], T], group: Any) -> list[T]:
         mine = work(), ""
     except Exception as error:  # noqa: BLE001  whatever it is, the others must not wait for this process
         mine, cause = (None, f"{type(error).__name__}: {error}"), error
-    every: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, mine, group=group)
+    every: list[Any] = [None] * dist.get_world_size(group())
+    dist.all_gather_object(every, mine, group=group())
     if isinstance(cause, DepgraphError):
         raise cause
     problems = [f"process {i}: {text}" for i, (_, text) in enumerate(every) if text]
@@ -91,7 +100,7 @@ class Processes:
         over: whether all know that something failed.
     """
 
-    group: Any = None
+    group: ProcessGroup | None = None
     rank: int = 0
     count: int = 1
     over: bool = False
@@ -115,8 +124,9 @@ class Processes:
         def work() -> NoReturn:
             raise error
 
-        with suppress(RuntimeError):  # the others may be gone
-            gathered(work, self.group)
+        if self.group is not None:
+            with suppress(RuntimeError):  # the others may be gone
+                gathered(work, self.group)
         raise error
 
     def dealt(self, sizes: Mapping[str, int]) -> set[str]:
@@ -146,7 +156,7 @@ def together(timeout: float, left: str = UNCHANGED) -> Iterator[Processes]:
         yield Processes()
         return
     with _default_group(min(timeout, START), left), group_of_all(timeout, left) as group:
-        found = Processes(group, dist.get_rank(group), dist.get_world_size(group))
+        found = Processes(group, dist.get_rank(group()), dist.get_world_size(group()))
         try:
             yield found
         except Exception as error:
