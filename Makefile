@@ -64,6 +64,7 @@ bench-small: $(VENV)/.installed-bench  ## each benchmark on a few small models, 
 	$(PY) -m benchmarks.quality $(SMALL)
 	$(PY) -m benchmarks.default_call $(SMALL)
 	$(PY) -m benchmarks.in_turn $(SMALL)
+	$(PY) -m benchmarks.recovery_cost $(SMALL)
 	$(PY) -m benchmarks.language_peers $(SMALL)
 	$(PY) -m benchmarks.exports $(SMALL)
 	$(PY) -m benchmarks.exports --seconds $(SMALL)

@@ -91,9 +91,14 @@ def peak(name: str, folder: Path) -> float:
 
 def loaded_in_megabytes(name: str, folder: str) -> float:
     make = factory(name)
+    return peak_beyond(lambda: depgraph.load(make, folder))
+
+
+def peak_beyond(work: Callable[[], object]) -> float:
+    """Megabytes that were resident at most during a call, beyond those before it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before = _kilobytes("VmRSS")
-    depgraph.load(make, folder)
+    work()
     return (_kilobytes("VmHWM") - before) / 1024
 
 

@@ -53,7 +53,7 @@ class Hints:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the issue's table of figures.
+    """A trained model with what it is judged by: one table of figures.
 
     Attributes:
         name: as given on the command line.
