@@ -313,8 +313,8 @@ def prune(
     else:
         of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
                       "granularity": granularity}  # fmt: skip
-        widths = _Widths(importance, data, example_inputs, notes, of_analyze, timer, adds_bias(recover))
-        found = _shortened(graph, shorter, request, widths, asked, verify)
+        widths = Widths(importance, data, example_inputs, notes, of_analyze, timer, adds_bias(recover))
+        found = shortened(graph, shorter, request, widths, asked, verify)
         small, plan, proof = found.model, found.plan, found.verification
         unshifted = found.unshifted.model, found.unshifted.plan
         removed = [b.name for b in found.branches]
@@ -380,7 +380,7 @@ def planned(
     """
     asked = importance if asked is None else asked
     check_finite(graph, scored_by(asked, graph))
-    widths = _Widths(importance, data, example_inputs, notes, timer=timer, new_biases=new_biases)
+    widths = Widths(importance, data, example_inputs, notes, timer=timer, new_biases=new_biases)
     found = widths.cut(graph, request, verify)
     _note_choices(found.graph, notes)
     also = {"importance": asked, "granularity": found.graph.granularity}
@@ -388,13 +388,13 @@ def planned(
     return found
 
 
-def _shortened(
+def shortened(
     graph: DependencyGraph,
     depth: Depth,
     request: Request,
-    widths: _Widths,
+    widths: Widths,
     asked: str | Importance,
-    verify: bool,
+    verify: bool | Weights,
 ) -> Shortened:
     """As `planned`, with fewer branches, too."""
     check_finite(graph, scored_by(asked, graph))
@@ -408,6 +408,7 @@ def _shortened(
         verify,
         widths.of_base,
         widths.timer,
+        widths.weights,
     )
     widths.notes.append(found.note)
     _note_choices(graph, widths.notes)
@@ -427,8 +428,19 @@ def _note_choices(graph: DependencyGraph, notes: list[str]) -> None:
 
 
 @dataclass
-class _Widths:
-    """How widths are cut: `notes` are those of the last cut, `new_biases`: whether budgets leave room for them."""
+class Widths:
+    """How widths are cut.
+
+    Attributes:
+        importance: the criterion.
+        data: for criteria that look at data.
+        example_inputs: as for `prune`.
+        notes: those of the last cut.
+        of_analyze: arguments of `analyze`, for models from which branches went.
+        timer: what measures seconds for budgets, instead of runs on this machine.
+        new_biases: whether budgets leave room for them.
+        weights: where tensors on the meta device have their values.
+    """
 
     importance: str | Importance
     data: Calibration | None
@@ -437,6 +449,7 @@ class _Widths:
     of_analyze: dict[str, Any] = field(default_factory=dict)
     timer: Timer | None = None
     new_biases: bool = False
+    weights: Weights | None = None
 
     def cut(self, graph: DependencyGraph, request: Request, verify: bool | Weights) -> Settled:
         """The model of `graph` with the widths that `request` asks for."""
@@ -457,10 +470,10 @@ class _Widths:
             )
         return found
 
-    def of_base(self, base: nn.Module, request: Request, verify: bool) -> Settled:
+    def of_base(self, base: nn.Module, request: Request, verify: bool | Weights) -> Settled:
         """The same of a model with stand-ins for branches that went."""
         try:
-            graph = analyze(base, self.example_inputs, **self.of_analyze)
+            graph = analyzed(base, self.example_inputs, **self.of_analyze, weights=self.weights)
         except InputError as error:
             raise InputError(
                 f"without the branches that would go: {error}\n  fix: ignore what constraints are about, so that it stays"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
+from .base.weights import Weights
 from .comparing import distance
 from .costs.cost import parameter_count
 from .costs.latency import Timer
@@ -39,7 +40,9 @@ from .verify.verify import verify as verify_values
 TRIED = 7  # numbers of branches at first, none among them
 # What branches say they have of it.
 COUNTED = {"max_params": "parameters", "max_bytes": "parameters", "max_macs": "macs"}
-Cut = Callable[[nn.Module, Request, bool], Settled]  # widths of a model by a request, verified or not
+Cut = Callable[
+    [nn.Module, Request, bool | Weights], Settled
+]  # widths of a model by a request, verified or not
 
 
 class Shortened(NamedTuple):
@@ -93,7 +96,7 @@ class _Shortening:
             found[name] = kind.spell(limit) if kind.compare is None else limit / has
         return found
 
-    def at(self, count: int, verify: bool) -> Settled:
+    def at(self, count: int, verify: bool | Weights) -> Settled:
         """The model with `count` branches fewer, and widths by the rest of the request.
 
         Raises:
@@ -106,7 +109,7 @@ class _Shortening:
             self.cut(base, rest, verify) if _asks_widths(rest) and not self.candidates.depth.alone else found
         )
 
-    def given(self, base: nn.Module, rest: Request, verify: bool) -> Settled:
+    def given(self, base: nn.Module, rest: Request, verify: bool | Weights) -> Settled:
         """`base` with the widths that a larger plan says, and no others."""
         if rest.within is None or not rest.within.cuts:
             return Settled(base, Plan(), Verification("skipped", detail=""), self.graph)
@@ -201,7 +204,7 @@ class _Shortening:
 
 def shorten(
     graph: DependencyGraph, example_inputs: Any, depth: Depth, request: Request, data: Calibration | None,
-    ignored: set[str], verify: bool, cut: Cut, timer: Timer | None = None,
+    ignored: set[str], verify: bool | Weights, cut: Cut, timer: Timer | None = None, weights: Weights | None = None,
 ) -> Shortened:  # fmt: skip
     """Remove branches and cut widths of the model of `graph`.
 
@@ -212,9 +215,11 @@ def shorten(
         request: what else was asked for.
         data: what branches are ranked on, and results compared on; None: the example inputs.
         ignored: names of tensors that stay.
-        verify: compare the result with the original whose branches are zero and whose other removed entries are masked.
+        verify: compare the result with the original whose branches are zero and whose other removed entries are masked; or the
+            source of the weights on which that is done.
         cut: makes widths.
         timer: what measures seconds for budgets, instead of runs on this machine.
+        weights: where tensors on the meta device have their values.
 
     Raises:
         InputError: it is not said how many branches go; as for `Candidates`.
@@ -228,9 +233,14 @@ def shorten(
         raise InputError(
             "depth has no number: give Depth(keep=...), a budget such as max_params, or a pruning_ratio"
         )
+    if weights is not None and depth.keep is None and request.budgets and not depth.alone:
+        raise InputError(
+            "how many branches go beside widths is found by comparing whole models, which are not in memory here\n"
+            "  fix: give Depth(keep=...), or Depth(alone=True), which leaves widths as they are"
+        )
     candidates = Candidates(
         graph.model, example_inputs, depth, data, ignored=ignored, whole=request.uniform, within=request.within,
-        around=request.around,
+        around=request.around, weights=weights,
     )  # fmt: skip
     if depth.keep is None and not request.budgets and ratio is None:
         request = replace(request, pruning_ratio=DEFAULT_RATIO)
@@ -264,7 +274,8 @@ def shorten(
         proof = Verification("skipped", detail="verify=False")
         try:
             if verify:
-                proof = verify_values(graph.model, small, plan, example_inputs)
+                values = None if isinstance(verify, bool) else verify
+                proof = verify_values(graph.model, small, plan, example_inputs, weights=values)
         except VerificationError as error:
             problem = error
             continue

@@ -27,7 +27,7 @@ from ..search import Settled
 from ..store.document import FILE_NAME
 from ..store.files import INDEX, PICKLES, opened
 from ..store.layout import NotMoved
-from ..store.pulled import check_conversion, pulled_back, stored_names
+from ..store.pulled import check_conversion, moved_names, pulled_back, stored_names
 from ..store.saving import SHARD_BYTES, described
 from ..store.weights import CODES, FILE, MODEL, NAMES, OTHER, Entry
 from ..store.weights import write as write_tensors
@@ -105,10 +105,10 @@ class Layout:
 
 
 def written(
-    original: Original, weights: FromFiles, found: Settled, example_inputs: Any, out: Path, verify: Any,
+    original: Original, weights: FromFiles, found: Settled, removed: list[str], example_inputs: Any, out: Path, verify: Any,
     notes: list[str], progress: bool | None, recovered: Recovered | None, ranks: Processes,
 ) -> CheckpointResult:  # fmt: skip
-    """Write what `found` leaves, with values that were `recovered`, compare it, and report.
+    """Write what `found` leaves, with values that were `recovered`, compare it, and report, with the branches that were `removed`.
 
     Of several processes each writes its own files, and the first one does the rest.
     """
@@ -146,7 +146,9 @@ def written(
                 proof = _compared(original, weights, new, found, example_inputs, layout, recovered)
             new.finish()
             won = None if recovered is None else recovered.report
-            report = Report.of(found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won)
+            report = Report.of(
+                found.graph, plan, small, proof, example_inputs, notes=notes, recovery=won, removed=removed
+            )
     wrong = layout.wrong or []
     if layout.stock:
         line = f"from_pretrained({str(out)!r})"
@@ -199,7 +201,9 @@ def _layout(
         if not wrong:
             try:
                 shapes = {n: s.shape for n, s in original.checkpoint.stored.items()}
-                cuts, names = pulled_back(original.laid, plan.cuts, shapes)
+                left = {n: laid for n, laid in original.laid.items() if not plan.drops(n)}
+                cuts, names = pulled_back(left, plan.cuts, shapes)
+                names |= moved_names(original.laid, plan, names)
                 _check_conversion(original, plan, small, cuts, names)
                 cuts |= _of_ties(original, plan)
                 new = (
@@ -228,6 +232,8 @@ def _check_conversion(
         NotMoved: it doesn't.
     """
     made = {n: x for n, x in original.laid.items() if len(x.parts) > 1 or not is_plain(x.parts[0], x)}
+    if plan.removals:  # other names: all are looked at
+        made = {n: x for n, x in original.laid.items() if not plan.drops(n)}
     if not made:
         return
     stored = {}
@@ -239,7 +245,8 @@ def _check_conversion(
         after = original.files.laid(small, replace(original.checkpoint, stored=stored))[0]
     except InputError as error:
         raise NotMoved(str(error)) from error
-    check_conversion(made, after, plan.cuts, cuts, names)
+    moves = plan.moves
+    check_conversion(made, {moves.old(n): x for n, x in after.items()}, plan.cuts, cuts, names)
 
 
 def _check_further(original: Original, plan: Plan) -> None:
@@ -312,13 +319,14 @@ def _as_model(
     for name, tensor in held.items():
         if name not in persistent:
             continue
-        cut = plan.cuts.get(name)
-        if name in original.laid:
-            laid = original.laid[name]
-            rows, whole = partial(weights.rows, name), partial(weights.stored, name)
-            if not weights.tensors[name].is_meta:
-                rows = partial(_rows_of, partial(weights.stored, name))
-            blocks = changed.get(name) or partial(
+        old = plan.moves.old(name)
+        cut = plan.cuts.get(old)
+        if old in original.laid:
+            laid = original.laid[old]
+            rows, whole = partial(weights.rows, old), partial(weights.stored, old)
+            if not weights.tensors[old].is_meta:
+                rows = partial(_rows_of, partial(weights.stored, old))
+            blocks = changed.get(old) or partial(
                 cut_blocks, rows, whole, tuple(laid.shape), laid.dtype.itemsize, cut
             )
             one = Written(name, codes[NAMES[laid.dtype]], tuple(tensor.shape), blocks)
@@ -390,13 +398,15 @@ def _compared(
 
     Of tensors that were recovered there is what was cut: that the files have the new values, their checksums say.
     """
-    made = opened(new.work)
+    made, old = opened(new.work), found.plan.moves.old
     try:
         if layout.stock:
             laid = original.files.laid(found.model, made)[0]
         else:
             laid = laid_by_name(found.model, made)[0]
-        smaller: Weights = FromFiles(made, laid, all_tensors(found.model), Notes(made, laid))
+        tensors = {old(n): t for n, t in all_tensors(found.model).items()}
+        laid = {old(n): x for n, x in laid.items()}
+        smaller: Weights = FromFiles(made, laid, tensors, Notes(made, laid))
         if recovered is not None:
             smaller = recovered.values.before(smaller)
         proof = verify_values(

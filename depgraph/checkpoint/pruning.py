@@ -10,32 +10,36 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..base.checks import a_path, flag, is_whole, shown
 from ..base.errors import InputError, TraceError
+from ..base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from ..base.memory import returned_at_once
 from ..base.processes import Processes, together
 from ..base.progress import bytes_bar
-from ..base.weights import Weights
+from ..base.weights import InMemory, Weights
 from ..data.calibration import Calibration, Loss
+from ..depth.request import Depth, depth_of
 from ..grouping.graph import DependencyGraph
-from ..grouping.naming import Name, given_names
+from ..grouping.naming import Name, given_names, name_in
 from ..importance import Importance, Prepared, needs_of, scores_of
 from ..plan.plan import Plan
 from ..prune import (
     Constraint,
+    Widths,
     analyzed,
     by_rule,
     check_finite,
     planned,
     recovery_of,
     scored_by,
+    shortened,
     stated_constraints,
 )
 from ..recover import adds_bias, on_synthetic
@@ -104,7 +108,8 @@ def prune(
     round_to: int | str = "auto", uniform: bool = False, constraints: Constraint | Sequence[Constraint] = (),
     granularity: str | None = None, calibration: Iterable[Any] | None = None, loss: Loss | None = None, recover: Any = None,
     progress: bool | None = None, strict: bool = False, already_pruned: Plan | None = None,
-    threshold: float | None = None, dry_run: bool = False, timeout: float = 21600.0, **further_budgets: float | str | None,
+    within: Plan | None = None, threshold: float | None = None, depth: bool | Depth | None = None, outputs: Outputs | None = None,
+    dry_run: bool = False, timeout: float = 21600.0, **further_budgets: float | str | None,
 ) -> CheckpointResult | Forecast:  # fmt: skip
     """Prune a checkpoint of safetensors files without holding its model.
 
@@ -154,7 +159,12 @@ def prune(
         progress: show bars with bytes, rate and time left; None: on a terminal alone.
         strict: likewise.
         already_pruned: likewise.
+        within: likewise.
         threshold: likewise.
+        depth: likewise, with ``Depth(keep=...)``, with ``alone=True``, or with a ratio for both: under budgets how many branches go beside
+            widths is not searched for, since that compares whole models. To rank branches by anything but their size the model is run
+            once for each that goes (once in all, if they are `contiguous`), with weights that are read when they are used.
+        outputs: likewise.
         dry_run: say what it will take, read and write nothing.
         timeout: seconds that one of several processes waits for another: more than one takes for its files, and the first one
             for the proof. One that exits is noticed at once.
@@ -179,27 +189,13 @@ def prune(
             raise InputError(
                 "calibration runs the model, which is the work of one process: leave it away, or call this in one process"
             )
-        recover = recovery_of(recover, importance, calibration)
-        if callable(recover):
-            raise InputError(
-                "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
-            )
-        if recover is not None:
-            check_recovery(recover, calibration)
-        if on_synthetic(recover):
-            raise InputError(
-                "'synthetic' in recover runs a model in memory: give calibration=[...] and 'auto' in its place"
-            )
-        if adds_bias(recover):
-            raise InputError(
-                "'new_bias' in recover makes tensors that the files of the checkpoint lack: leave it away, or prune the model in memory"
-            )
+        recover = _recovery(recover, importance, calibration)
         asked, importance = importance, by_rule(arguments, further_budgets, calibration is not None)
         if max_latency is not None:
             raise InputError(
                 "max_latency needs a model that runs on this machine: use max_macs or max_params"
             )
-        request = Request.of(arguments, further_budgets)
+        request, shorter = Request.of(arguments, further_budgets), depth_of(depth)
         names, stated = given_names("ignore", ignore), stated_constraints(constraints)
         flag("strict", strict)
         flag("dry_run", dry_run)
@@ -218,37 +214,70 @@ def prune(
             weights = original.weights()
             weights.check = Bound(bound).check
             weights.room = min(weights.room, bound // 16)
+            example_inputs = with_outputs(example_inputs, checked_outputs(outputs))
             how = (names, strict, stated, granularity)
             graph = _analyzed(original, weights, example_inputs, how, bound, dry_run, needs_of(importance))
+            if not isinstance(example_inputs, Examples) or example_inputs.outputs is None:
+                example_inputs = with_outputs(example_inputs, graph.trace.counted)
+            runs = data is not None or (shorter is not None and shorter.by != "magnitude")
             if dry_run:
-                needed = needed_memory(original, verify, weights.room, data is not None)[0]
-                return _forecast(original, graph, example_inputs, request, target, needed)
-            _check_memory(original, bound, verify, weights.room, data is not None)
+                needed = needed_memory(original, verify, weights.room, runs)[0]
+                return _forecast(original, graph, example_inputs, request, shorter, how, target, needed)
+            _check_memory(original, bound, verify, weights.room, runs)
             if data is not None:
                 data.memory = bound - needed_memory(original, False, weights.room, True)[0]
                 check_finite(graph, set())
             notes: list[str] = []
-            wanted = request, importance, asked, verify
-            found = _chosen(graph, weights, example_inputs, wanted, data, notes, progress, ranks)
+            wanted = request, shorter, how, importance, asked, verify
+            chosen = _chosen(graph, weights, example_inputs, wanted, data, notes, progress, ranks)
             with ExitStack() as stack:
                 won = None
                 if recover is not None and data is not None:
                     aside = stack.enter_context(scratch_for(target))
-                    task = found.graph, found.model, found.plan, data, recover, example_inputs
+                    unshifted = chosen.unshifted
+                    task = graph, unshifted.model, unshifted.plan, data, recover, example_inputs
                     won = recovered(*task, weights, aside, progress)
                 weights.check = lambda what: None
                 end = example_inputs, target, verify, notes, progress, won, ranks
-                return written(original, weights, found, *end)
+                return written(original, weights, chosen.found, chosen.removed, *end)
         finally:
             original.checkpoint.close()
+
+
+def _recovery(recover: Any, importance: str | Importance, calibration: Iterable[Any] | None) -> Any:
+    """What recovers, checked."""
+    recover = recovery_of(recover, importance, calibration)
+    if callable(recover):
+        raise InputError(
+            "recover can't be a function here, which would need both models in memory: name a method, such as 'auto'"
+        )
+    if recover is not None:
+        check_recovery(recover, calibration)
+    if on_synthetic(recover):
+        raise InputError(
+            "'synthetic' in recover runs a model in memory: give calibration=[...] and 'auto' in its place"
+        )
+    if adds_bias(recover):
+        raise InputError(
+            "'new_bias' in recover makes tensors that the files of the checkpoint lack: leave it away, or prune the model in memory"
+        )
+    return recover
+
+
+class _Chosen(NamedTuple):
+    """What goes; the same with stand-ins for what was removed, in the original's names; and the names of branches that go."""
+
+    found: Settled
+    unshifted: Settled
+    removed: list[str]
 
 
 def _chosen(
     graph: DependencyGraph, weights: FromFiles, example_inputs: Any, wanted: tuple[Any, ...], data: Calibration | None,
     notes: list[str], progress: bool | None, ranks: Processes,
-) -> Settled:  # fmt: skip
+) -> _Chosen:  # fmt: skip
     """What goes, by values that all processes read, chosen and compared by the first of them."""
-    request, importance, asked, verify = wanted
+    request, shorter, how, importance, asked, verify = wanted
     drawn = DrawnValues(all_tensors(graph.model), _floats(graph.model))
     drawn.room = weights.room
     proof = drawn if graph.weights is weights else True
@@ -260,16 +289,35 @@ def _chosen(
             _read_together(graph, weights, importance, asked, own, ranks)
         if not ranks.rank:
             try:
-                found = planned(
-                    graph, example_inputs, request, importance, data, proof if verify else False, notes, asked
-                )
+                proved = proof if verify else False
+                if shorter is None:
+                    alone = planned(graph, example_inputs, request, importance, data, proved, notes, asked)
+                    found = _Chosen(alone, alone, [])
+                else:
+                    widths = _widths(graph, example_inputs, importance, data, notes, how)
+                    short = shortened(graph, shorter, request, widths, asked, proved)
+                    settled = Settled(short.model, short.plan, short.verification, graph)
+                    found = _Chosen(settled, short.unshifted, [b.name for b in short.branches])
             finally:
                 weights.memory.save()
-    text = ranks.of_first(found.plan.to_json() if found else None)
+    text = ranks.of_first(found.found.plan.to_json() if found else None)
     if found is not None:
         return found
     plan = Plan.from_json(text)
-    return Settled(apply(graph.model, plan), plan, Verification("skipped"), graph)
+    settled = Settled(apply(graph.model, plan), plan, Verification("skipped"), graph)
+    return _Chosen(settled, settled, [])
+
+
+def _widths(
+    graph: DependencyGraph, example_inputs: Any, importance: str | Importance, data: Calibration | None, notes: list[str],
+    how: tuple[Any, ...],
+) -> Widths:  # fmt: skip
+    """How widths are cut of the model of `graph`, from which branches go."""
+    names, strict, stated, granularity = how
+    of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
+                  "granularity": granularity}  # fmt: skip
+    elsewhere = None if isinstance(graph.weights, InMemory) else graph.weights
+    return Widths(importance, data, example_inputs, notes, of_analyze, weights=elsewhere)
 
 
 def _read_together(
@@ -406,12 +454,17 @@ class _Unread(DrawnValues):
 
 
 def _forecast(
-    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, out: Path, memory: int
-) -> Forecast:
+    original: Original, graph: DependencyGraph, example_inputs: Any, request: Request, depth: Depth | None, how: tuple[Any, ...],
+    out: Path, memory: int,
+) -> Forecast:  # fmt: skip
     """What it will take, by a plan for scores that are drawn."""
     graph.weights = _Unread(all_tensors(graph.model), set())
-    found = planned(graph, example_inputs, request, "random", None, False, [])
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (graph.model, found.model))
+    if depth is None:
+        small = planned(graph, example_inputs, request, "random", None, False, []).model
+    else:
+        widths = _widths(graph, example_inputs, "random", None, [], how)
+        small = shortened(graph, replace(depth, by="magnitude"), request, widths, "random", False).model
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (graph.model, small))
     size = original.checkpoint.bytes
     written = int(size * after / max(before, 1))
     block = torch.linspace(-1, 1, 1 << 22)

@@ -168,7 +168,7 @@ def _prune_checkpoint(options: argparse.Namespace) -> int:
     shell = None if options.input else checkpoint.shell(options.checkpoint, factory)
     found = checkpoint.prune(
         options.checkpoint, inputs_of(options.input, shell), out=options.out or f"{options.checkpoint}-smaller",
-        factory=factory, memory=amount(options.memory), pruning_ratio=options.ratio, dry_run=options.dry_run,
+        factory=factory, memory=amount(options.memory), pruning_ratio=options.ratio, depth=_depth(options), dry_run=options.dry_run,
         **_budgets(options), **request,
     )  # fmt: skip
     if not is_first():

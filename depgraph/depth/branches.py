@@ -20,6 +20,7 @@ from ..axes.axes import Axis
 from ..axes.nodes import base_name, is_convolution, is_view, writes
 from ..axes.op_call import DimFacts
 from ..base.inputs import Examples
+from ..base.weights import Weights
 from ..grouping.propagate import propagate
 from ..plan.plan import Removal
 from ..surgery.remove import CONTAINERS
@@ -84,12 +85,14 @@ class Residual:
     Attributes:
         branches: those that can go.
         refused: of additions that look like one's, why nothing goes there.
+        weights: where tensors on the meta device have their values; None: all have their own.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, weights: Weights | None = None) -> None:
         """Record a run of `model` on the (first of the) `example_inputs`."""
         first = example_inputs.examples[0] if isinstance(example_inputs, Examples) else example_inputs
-        self.trace = trace(model, first)
+        self.trace = trace(model, first, elsewhere=weights is not None)
+        self.weights = weights
         if hasattr(model, "graph_signature") and hasattr(model, "module"):  # an ExportedProgram
             model = model.module()  # type: ignore[operator]
         self.model = model

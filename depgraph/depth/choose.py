@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..base.errors import InputError, NothingToPruneError, listed
+from ..base.weights import Weights
 from ..config.origin import built_from, outermost
 from ..data.calibration import Calibration
 from ..plan.plan import Plan
@@ -34,7 +35,7 @@ class Candidates:
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, depth: Depth, calibration: Calibration | None, *,
-        ignored: set[str], whole: bool, within: Plan | None = None, around: Plan | None = None,
+        ignored: set[str], whole: bool, within: Plan | None = None, around: Plan | None = None, weights: Weights | None = None,
     ) -> None:  # fmt: skip
         """Find them.
 
@@ -47,6 +48,7 @@ class Candidates:
             whole: only children of containers go, as a whole: what a config can express.
             within: the plan of a larger model: the branches that it removes go before all others.
             around: the plan of a smaller model: only branches that it removes go.
+            weights: where tensors on the meta device have their values.
 
         Raises:
             InputError: `depth.keep` is above what there is, or above what `within` leaves; its criterion needs data that is
@@ -58,7 +60,7 @@ class Candidates:
                 f"Depth(by={depth.by!r}) looks at a loss on data: give calibration= (batches of inputs and targets) and loss=, "
                 "or rank by 'influence' or 'magnitude'"
             )
-        self.residual, self.depth = Residual(model, example_inputs), depth
+        self.residual, self.depth = Residual(model, example_inputs, weights), depth
         found = usable(self.residual, example_inputs)
         self.total = len(found)
         if not found:

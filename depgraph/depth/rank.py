@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,13 +16,16 @@ from ..base.errors import InputError
 from ..base.running import CallMode, WriteGuardMode, tensors_in
 from ..base.switches import eagerly, same_random_state, without_cudnn
 from ..base.values import map_tensors
+from ..base.weights import InMemory
 from ..data.calibration import Batch, Calibration
+from ..surgery.on_demand import Recent, standing_in
 from ..surgery.remove import StandIn
 from ..tracing.caches import nothing_kept
 from ..tracing.tensors import all_tensors, skeleton
 from .branches import Branch, Residual, prefixes
 
 Tensor = torch.Tensor
+BLOCK = 1 << 22  # entries that are read at a time
 Unit = tuple[Branch, ...]  # what goes together, in the order of execution
 
 
@@ -31,6 +36,11 @@ class Ranking:
         """`by`: one of `request.CRITERIA`."""
         model = residual.model
         self.model, self.by, self.calibration, self.prefix = model, by, calibration, _Prefix(residual)
+        self.weights = residual.weights or InMemory(all_tensors(model))
+        if residual.weights is not None:
+            self.shared: list[Tensor] = []
+            self.twin = standing_in(model, self.weights, Recent(self.weights.room)).eval()
+            return
         self.shared = [p.detach() for p in model.parameters()]
         stand_in = {
             id(p): nn.Parameter(t, requires_grad=False)
@@ -62,8 +72,21 @@ class Ranking:
         matrices = [
             n for b in unit for n in b.weights if parameters[n].dim() > 1
         ]  # a norm's scale says nothing of its branch
-        found = [parameters[n].detach() for n in matrices or [n for b in unit for n in b.weights]]
-        return float(sum(p.abs().double().sum() for p in found) / max(1, sum(p.numel() for p in found)))
+        found = matrices or [n for b in unit for n in b.weights]
+        return sum(map(self._absolute, found)) / max(1, sum(parameters[n].numel() for n in found))
+
+    def _absolute(self, name: str) -> float:
+        """The sum of |w| of a tensor, which is read in blocks of rows."""
+        shape = dict(self.model.named_parameters())[name].shape
+        rows, columns = shape[0] if shape else 1, prod(shape[1:])
+        step = max(1, BLOCK // max(1, columns))
+
+        def summed() -> list[Any]:
+            blocks = (self.weights.rows(name, i, min(i + step, rows)) for i in range(0, rows, step))
+            return [torch.stack([b.abs().double().sum() for b in blocks]).sum().cpu().numpy()]
+
+        found = self.weights.kept(f"{name} absolute", summed)
+        return 0.0 if found is None else float(np.sum(found[0]))
 
     def _losses(self, removed: Sequence[Branch], units: Sequence[Unit]) -> list[float]:
         """What the mean loss rises by without each unit: one run for each and batch, of what comes behind it."""

@@ -25,6 +25,7 @@ from ..tracing.tensors import all_tensors, named_tensors, skeleton
 from ..verify.compare import apart
 from ..verify.masked import Draws
 from ..verify.runs import Setup, run_smaller, silence
+from ..verify.weights import DrawnValues
 from .branches import Branch, Residual
 
 Place = tuple[Any, ...]  # (module path, attribute, *keys into it)
@@ -66,7 +67,7 @@ def without(
             found = apply(model, fuller)
         except Exception:  # noqa: BLE001  code of the user's that runs while modules are copied
             continue
-        if not _differs(model, fuller, found, example_inputs):
+        if not _differs(residual, fuller, found, example_inputs):
             return fuller
     return plan
 
@@ -78,12 +79,12 @@ def usable(residual: Residual, example_inputs: Any) -> list[Branch]:
     as the modules did, and the last a single zero.
     """
     found = residual.branches
-    if any(t.is_meta for t in residual.model.parameters()):
+    if residual.weights is None and any(t.is_meta for t in residual.model.parameters()):
         return list(found)
 
     def problem(chosen: Sequence[Branch]) -> str:
         plan = without(residual, chosen, example_inputs, compact=False)
-        return _differs(residual.model, plan, apply(residual.model, plan), example_inputs)
+        return _differs(residual, plan, apply(residual.model, plan), example_inputs)
 
     if not found or not problem(found):
         return list(found)
@@ -106,12 +107,22 @@ def _with_sizes(model: nn.Module, branch: Branch) -> Branch:
     return replace(branch, removals=tuple(replace(r, leaves=leaves(r)) for r in branch.removals))
 
 
-def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any) -> str:
-    """Why `small` does not compute what `model` does where the plan's branches yield zeros; "" where it does."""
-    silent = skeleton(model, {id(t): t for t in all_tensors(model).values()})
+def _differs(residual: Residual, plan: Plan, small: nn.Module, example_inputs: Any) -> str:
+    """Why `small` does not compute what the model does where the plan's branches yield zeros; "" where it does.
+
+    Values that are elsewhere are drawn: what code needs of a module depends on sizes.
+    """
+    model = residual.model
+    tensors = all_tensors(model)
+    silent = skeleton(model, {id(t): t for t in tensors.values()})
     silence(silent, plan)
+    drawn = None
+    if residual.weights is not None:
+        drawn = DrawnValues(tensors, {n for n, t in tensors.items() if t.is_meta})
+        drawn.room = residual.weights.room
     for example in each_example(example_inputs):
-        run = Setup(example)
+        run = Setup(example, values=drawn)
+        run.named[id(small)] = {plan.moves.old(n): t for n, t in all_tensors(small).items()}
         with same_random_state(), nothing_kept(model):
             try:
                 expected = run_smaller(silent, silent, Plan(), run, Draws(), Use())
@@ -119,8 +130,9 @@ def _differs(model: nn.Module, plan: Plan, small: nn.Module, example_inputs: Any
                 return f"without it the model fails ({type(error).__name__})"
             try:
                 off = apart(run_smaller(small, small, Plan(), run, Draws(), Use()), expected)
-                with torch.no_grad(), without_warnings():
-                    example.run(small)  # by the kernels that the user's own calls take, too
+                if drawn is None:
+                    with torch.no_grad(), without_warnings():
+                        example.run(small)  # by the kernels that the user's own calls take, too
             except Exception as problem:  # noqa: BLE001  code around a module that asks for what a stand-in lacks
                 name = "" if isinstance(problem, VerificationError) else f"{type(problem).__name__}: "
                 return f"code around it needs its module ({name}{problem})"

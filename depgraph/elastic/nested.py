@@ -15,6 +15,7 @@ from torch import nn
 from ..axes.axes import Reason
 from ..base.checks import is_number, several, shown
 from ..base.errors import BudgetError, InputError, NothingToPruneError, VerificationError
+from ..base.weights import Weights
 from ..data.calibration import Calibration
 from ..depth.request import Depth
 from ..grouping.build import build_plan
@@ -203,7 +204,7 @@ class Nested:
         held = [g.name for g in self.graph.groups if dims & {(m.name, m.dim) for m in g.members}]
         return self.graph.without(held, Reason("stays whole in a smaller size"))
 
-    def _cut(self, base: nn.Module, request: Request, verify: bool) -> Settled:
+    def _cut(self, base: nn.Module, request: Request, verify: bool | Weights) -> Settled:
         """Widths of `base`, the model with stand-ins for branches, by the scores of the model: units stand in their order."""
         graph, own = self.graph, dict(self.scores)
         if base is not graph.model:

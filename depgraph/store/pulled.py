@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..plan.plan import Cut, Indices
+from ..plan.plan import Cut, Indices, Plan
 from .layout import Laid, NotMoved, Part, Span
 
 
@@ -57,6 +57,43 @@ def pulled_back(
         if any(k is not None for k in plain):
             found[name] = Cut(shape, tuple(plain))
     return found, names
+
+
+def moved_names(
+    laid: Mapping[str, Laid], plan: Plan, known: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """Names of stored tensors that change where children of containers go: each takes those of the place it has afterwards.
+
+    Args:
+        laid: the model's tensors, as they lie in stored ones.
+        plan: what goes.
+        known: names that change for other reasons.
+
+    Raises:
+        NotMoved: what moves up lies otherwise in its files than what was there, or a stored tensor is a part of both.
+    """
+    if not plan.removals:
+        return {}
+    found: dict[str, str | None] = {}
+    stay: set[str] = set()
+    for name, tensor in laid.items():
+        own = [part.name for part in tensor.parts]
+        if plan.drops(name):
+            found |= dict.fromkeys(own)
+            continue
+        stay |= {*own}
+        new = plan.moves.new(name)
+        if new == name:
+            continue
+        there = laid[new].parts if new in laid else ()
+        if [p.dims for p in there] != [p.dims for p in tensor.parts] or known.keys() & own:
+            raise NotMoved(f"{name}, which becomes {new}")
+        for part, other in zip(own, there, strict=True):
+            if found.setdefault(part, other.name) != other.name:
+                raise NotMoved(f"{part}: its parts would get different names")
+    if shared := [n for n in stay if n in found and found[n] is None]:
+        raise NotMoved(f"{shared[0]}: a part of it goes, and another stays")
+    return {old: new for old, new in found.items() if old != new}
 
 
 def _new_places(part: Part, cut: Cut | None) -> tuple[Span | int, ...] | None:
