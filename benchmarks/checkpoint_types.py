@@ -1,7 +1,7 @@
 """Every tiny model of transformers pruned from file to file and in memory: `python -m benchmarks.checkpoint_types`.
 
 With names (`bert t5`) only these, with `--every 20` every twentieth; with `--suite timm` the models of that suite of coverage instead, built
-by a function. A type is right where plan and all tensors are the same as
+by a function; with `--depth` half of the branches go, those with the smallest weights. A type is right where plan and all tensors are the same as
 in memory, after the folder was loaded as its result says; a refusal is listed with its reason, and so is what differs.
 """
 
@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--uniform", action="store_true")
     parser.add_argument("--suite")
+    parser.add_argument("--depth", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -108,7 +109,9 @@ def main() -> int:
     for name, row in rows[:: arguments.every]:
         gc.collect()  # models are in cycles
         scratch = Path(tempfile.mkdtemp())
-        how = {"pruning_ratio": 0.5, "uniform": arguments.uniform}
+        how: dict[str, Any] = {"pruning_ratio": 0.5, "uniform": arguments.uniform}
+        if arguments.depth:
+            how["depth"] = depgraph.Depth(by="magnitude", alone=True)
         try:
             if arguments.suite is None:
                 status, why = compared(row, scratch, **how)

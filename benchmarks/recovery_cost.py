@@ -53,7 +53,14 @@ def measure(case: Case, batches: int | None, seed: int) -> list[str]:
     one = min(seconds(forward) for _ in range(3))
     spent: list[float] = []
     peak = peak_beyond(lambda: spent.append(seconds(recover)))
-    return [case.name, str(len(data)), f"{one:.1f}", f"{spent[0]:.1f}", f"{spent[0] / one:.1f}", f"{peak:.0f}"]
+    return [
+        case.name,
+        str(len(data)),
+        f"{one:.1f}",
+        f"{spent[0]:.1f}",
+        f"{spent[0] / one:.1f}",
+        f"{peak:.0f}",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -240,10 +240,9 @@ class Elastic(nn.Module):
         return part
 
     def extract(self, size: float) -> nn.Module:
-        """That size as a plain module with weights of its own; it computes what ``at(size)`` computes, bit for bit.
+        """That size as a plain module with weights of its own; it computes what ``at(size)`` computes.
 
-        Where code takes a statistic of a weight itself (weights standardised in forward), it is so but for rounding: kernels add the
-        entries of a view in another order than those of a block.
+        But for rounding: some kernels, and some processors, add the entries of a view in another order than those of a block.
 
         Args:
             size: as for `at`.
