@@ -275,8 +275,10 @@ def test_plan_and_bytes_are_those_of_memory(tmp_path: Path, kind: Any, shards: i
     assert found.report.macs == wanted.report.macs
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
     assert not list(tmp_path.glob("*.partial"))
-    if kind is not Half:
-        oracle.assert_equal_to_masked(model, SimpleNamespace(model=small, plan=found.plan), x)
+    if kind is not Half:  # in float64: how products of other sizes round depends on the processor
+        wide = x.double() if x.is_floating_point() else x
+        small = SimpleNamespace(model=small.double(), plan=found.plan)
+        oracle.assert_equal_to_masked(model.double(), small, wide)
 
 
 @pytest.mark.parametrize("factory", [frozen_norm, weight_norm, spectral_norm, masked, on_meta])

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -420,8 +421,8 @@ def test_weights_are_on_demand_for_data_alone(tmp_path: Path) -> None:
     graph = pruning.analyzed(original.model, WORDS, [], False, [], None, original.weights())
     assert all(p.is_meta for p in graph.model.parameters())
     assert all(isinstance(p, OnDemand) for p in graph.running.parameters())
-    torch.testing.assert_close(graph.running(WORDS), model(WORDS), rtol=0, atol=0)
-    original.checkpoint.close()
+    with closing(original.checkpoint):
+        torch.testing.assert_close(graph.running(WORDS), model(WORDS))  # products by rows may round otherwise
 
 
 MEMORY = """
