@@ -66,6 +66,7 @@ def options(case: str) -> dict[str, Any]:
         "own": {"verify": False, "importance": lambda group: torch.arange(group.units) % 7},
         "data": {"calibration": [words()], "importance": "wanda"},
         "budget": {"max_params": 0.001},
+        "depth": {"depth": depgraph.Depth(keep=2), "importance": "l2"},
     }
     asked = known.get(case, {})
     return asked if "max_params" in asked else {"pruning_ratio": 0.5, **asked}

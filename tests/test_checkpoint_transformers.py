@@ -121,6 +121,24 @@ def test_experts_that_the_model_stacks(tmp_path: Path, ignore: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_layers_whose_experts_the_model_stacks_go(tmp_path: Path, ratio: float | None) -> None:
+    """What moves up takes the names of the place it has afterwards, each expert its own."""
+    model = mixtral(num_hidden_layers=4)
+    model.save_pretrained(tmp_path / "source", max_shard_size="60KB")
+    how: dict[str, Any] = {"pruning_ratio": ratio, "uniform": True, "depth": depgraph.Depth(keep=4)}
+    found = depgraph.checkpoint.prune(tmp_path / "source", INPUTS, out=tmp_path / "out", **how)
+    assert found.differences == []
+    wanted = depgraph.prune(model, INPUTS, **how)
+    assert found.plan.to_json() == wanted.plan.to_json()
+    small = type(model).from_pretrained(tmp_path / "out")
+    assert small.config.num_hidden_layers == 2
+    same(small, wanted.model)
+    names = {n for p in (tmp_path / "out").glob("*.safetensors") for n in load_file(p)}
+    assert not any(".layers.2." in n or ".layers.3." in n for n in names)
+
+
+@pytest.mark.slow
 def test_experts_that_the_model_stacks_are_not_recovered(tmp_path: Path) -> None:
     """Which tokens an expert gets is decided by values, so the model is in memory; its other layers get new values."""
     mixtral().save_pretrained(tmp_path / "source")

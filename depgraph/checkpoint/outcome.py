@@ -203,7 +203,8 @@ def _layout(
                 shapes = {n: s.shape for n, s in original.checkpoint.stored.items()}
                 left = {n: laid for n, laid in original.laid.items() if not plan.drops(n)}
                 cuts, names = pulled_back(left, plan.cuts, shapes)
-                names |= moved_names(original.laid, plan, names)
+                if plan.removals:
+                    names = moved_names(original.laid, plan, names)
                 _check_conversion(original, plan, small, cuts, names)
                 cuts |= _of_ties(original, plan)
                 new = (

@@ -62,37 +62,34 @@ def pulled_back(
 def moved_names(
     laid: Mapping[str, Laid], plan: Plan, known: Mapping[str, str | None]
 ) -> dict[str, str | None]:
-    """Names of stored tensors that change where children of containers go: each takes those of the place it has afterwards.
+    """Names of stored tensors that change where children of containers go: each takes that of the place it has afterwards.
 
     Args:
         laid: the model's tensors, as they lie in stored ones.
         plan: what goes.
-        known: names that change for other reasons.
+        known: names that change for other reasons, each to that of another part of the same tensor.
+
+    Returns:
+        these and those: a name -> the one it has afterwards; None: it is gone.
 
     Raises:
         NotMoved: what moves up lies otherwise in its files than what was there, or a stored tensor is a part of both.
     """
-    if not plan.removals:
-        return {}
     found: dict[str, str | None] = {}
-    stay: set[str] = set()
     for name, tensor in laid.items():
         own = [part.name for part in tensor.parts]
-        if plan.drops(name):
-            found |= dict.fromkeys(own)
-            continue
-        stay |= {*own}
-        new = plan.moves.new(name)
-        if new == name:
-            continue
-        there = laid[new].parts if new in laid else ()
-        if [p.dims for p in there] != [p.dims for p in tensor.parts] or known.keys() & own:
-            raise NotMoved(f"{name}, which becomes {new}")
-        for part, other in zip(own, there, strict=True):
-            if found.setdefault(part, other.name) != other.name:
-                raise NotMoved(f"{part}: its parts would get different names")
-    if shared := [n for n in stay if n in found and found[n] is None]:
-        raise NotMoved(f"{shared[0]}: a part of it goes, and another stays")
+        places: dict[str, str] = {}
+        if not plan.drops(name):
+            new = plan.moves.new(name)
+            there = laid[new].parts if new in laid else ()
+            if [p.dims for p in there] != [p.dims for p in tensor.parts]:
+                raise NotMoved(f"{name}, which becomes {new}")
+            places = {mine: other.name for mine, other in zip(own, there, strict=True)}
+        for part in own:
+            place = known.get(part, part) if places else None
+            new_name = None if place is None else places[place]
+            if found.setdefault(part, new_name) != new_name:
+                raise NotMoved(f"{part}: it is a part of tensors that move differently")
     return {old: new for old, new in found.items() if old != new}
 
 
