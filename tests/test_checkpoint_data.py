@@ -450,7 +450,7 @@ depgraph.analyze(nn.Linear(2, 2), torch.ones(1, 2))  # imports what is imported 
 before = peak()
 found = depgraph.checkpoint.prune(
     {source!r}, x, out={out!r}, factory=Wide, verify=False, importance="wanda", recover="compensation", calibration=data,
-    memory="300MB",
+    memory="300MB", {how}
 )
 print(len(found.report.recovery.layers))
 print(peak() - before)
@@ -476,7 +476,8 @@ def test_what_is_freed_goes_back_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
-def test_memory_is_bounded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["", "pruning_ratio=0.5, depth=depgraph.Depth(keep=20)"])
+def test_memory_is_bounded(tmp_path: Path, how: str) -> None:
     """403 MB of weights, run and recovered with fewer than 300 MB beyond the imports."""
     source = tmp_path / "source"
     source.mkdir()
@@ -489,7 +490,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             f"layers.{i}.2.bias": torch.zeros(512),
         }
         save_file(state, source / f"model-{i + 1:05}-of-00024.safetensors")
-    text = MEMORY.format(root=str(HERE.parent), here=str(HERE), source=str(source), out=str(tmp_path / "out"))
+    text = MEMORY.format(
+        root=str(HERE.parent), here=str(HERE), source=str(source), out=str(tmp_path / "out"), how=how
+    )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     tried, kilobytes = done.stdout.split()
     assert int(tried) > 10
