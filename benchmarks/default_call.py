@@ -24,12 +24,57 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import depgraph
 from benchmarks.real import cases
-from benchmarks.real.case import Budget, Case, Hints
+from benchmarks.real.case import Budget, Case, Hints, run
 from benchmarks.real.methods import DEFAULTS, MAGNITUDE, Method, prune, renorm
-from depgraph import DependencyGraph, Group
-from depgraph.importance import L1, L2, Random
+from depgraph import DependencyGraph, Group, scores_of
+from depgraph.base.values import tensor_leaves
+from depgraph.importance import L1, L2, KfacInTurn, Random
 from examples import demo
+
+
+class Measured:
+    """Scores in turn, times the root of what a group's loss is to what its scores say of it.
+
+    Each group alone loses `share` of its units and is recovered on all batches but the last, where the squared error of the outputs is
+    measured. So units of several groups compete by what was measured, and those of one by their scores.
+    """
+
+    normalise = "none"
+    per_cost = True
+
+    def __init__(self, share: float = 0.4, use_loss: bool = True) -> None:
+        self.share, self.base = share, KfacInTurn(use_loss=use_loss)
+
+    def prepare(self, graph: DependencyGraph, calibration: Any) -> None:
+        scores = scores_of(graph, self.base, calibration=calibration)
+        *fitted, last = [b.args[0] if b.args else b.kwargs for b in calibration.batches("measuring")]
+        wanted, factors = self.outputs(graph.model, last), {}
+        for name, own in scores.items():
+            try:
+                small = depgraph.prune(
+                    graph.model, last, pruning_ratio={name: self.share}, importance=lambda group: scores[group.name], graph=graph,
+                    calibration=fitted, recover="auto", verify=False, progress=False,
+                ).model  # fmt: skip
+            except depgraph.DepgraphError:  # it goes with another group
+                continue
+            lost = sum(
+                float((a - b).square().sum()) for a, b in zip(self.outputs(small, last), wanted, strict=True)
+            )
+            said = float(np.sort(own)[: round(self.share * len(own))].sum())
+            factors[name] = (lost / max(said, 1e-30)) ** 0.5
+        usual = float(np.exp(np.mean(np.log([max(f, 1e-30) for f in factors.values()] or [1.0]))))
+        self.scores = {name: own * factors.get(name, usual) for name, own in scores.items()}
+
+    @staticmethod
+    @torch.no_grad()
+    def outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+        return tensor_leaves(run(model, inputs))
+
+    def __call__(self, group: Group) -> Any:
+        return self.scores[group.name]
+
 
 _DATA: dict[str, Any] = {"data": True}
 _LOSS: dict[str, Any] = {"importance": "kfac_in_turn", "recover": "auto"}
@@ -48,6 +93,10 @@ WITH_DATA = [
     Method("depgraph", "by the loss, 2 rounds", _LOSS, rounds=2, **_DATA),
     Method("depgraph", "by the loss, 4 rounds", _LOSS, rounds=4, **_DATA),
     Method("depgraph", "by the loss, inside heads", _LOSS | {"granularity": "fine"}, **_DATA),
+    Method("depgraph", "by the loss, measured", {"importance": Measured(), "recover": "auto"}, **_DATA),
+    Method(
+        "depgraph", "by signs, measured", {"importance": Measured(use_loss=False), "recover": "auto"}, **_DATA
+    ),
     Method("depgraph", "obs, global", {"importance": "obs", "scope": "global", "recover": "auto"}, **_DATA),
     Method("depgraph", "l2, local", {"importance": "l2", "scope": "local", "recover": "auto"}, **_DATA),
 ]
@@ -119,7 +168,7 @@ def the_demo() -> Case:
     )
 
 
-def run(case: Case, methods: Sequence[Method], seed: int) -> None:
+def rows(case: Case, methods: Sequence[Method], seed: int) -> None:
     """One line for each method."""
     print(f"{case.title}, {case.budget.share:g} of the {case.budget.what}, seed {seed}")
     dense = case.build()
@@ -181,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.method:
         exact = [m for m in methods if m.name in options.method]
         methods = exact or [m for m in methods if any(text in m.name for text in options.method)]
-    run(case, methods, options.seed)
+    rows(case, methods, options.seed)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
