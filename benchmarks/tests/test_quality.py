@@ -285,7 +285,7 @@ def test_what_making_a_file_leaves_behind_when_it_fails(tmp_path: Path, monkeypa
 
 def test_each_way_that_the_default_is_compared_with_makes_a_row(capsys: pytest.CaptureFixture[str]):
     every = [*default_call.WITH_DATA, *default_call.without_data()]
-    default_call.run(tiny_case(), every, 0)
+    default_call.rows(tiny_case(), every, 0)
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split("  ")[1] for row in rows] == [method.name for method in every]
     failed = [row for row in rows if "closeness" not in row]
