@@ -40,9 +40,8 @@ from .verify.verify import verify as verify_values
 TRIED = 7  # numbers of branches at first, none among them
 # What branches say they have of it.
 COUNTED = {"max_params": "parameters", "max_bytes": "parameters", "max_macs": "macs"}
-Cut = Callable[
-    [nn.Module, Request, bool | Weights], Settled
-]  # widths of a model by a request, verified or not
+# Widths of a model by a request, verified or not.
+Cut = Callable[[nn.Module, Request, bool | Weights], Settled]
 
 
 class Shortened(NamedTuple):
