@@ -18,6 +18,9 @@ from torch import Tensor, nn
 import depgraph
 from depgraph import Depth, checkpoint
 from depgraph.checkpoint import writing
+from depgraph.plan.plan import Removal
+from depgraph.store.layout import Laid, NotMoved
+from depgraph.store.pulled import moved_names
 
 WIDE = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -135,6 +138,19 @@ def test_whole_layers_go_with_their_number_in_the_config(tmp_path: Path) -> None
     )
     assert again.load.startswith("from_pretrained")
     assert LlamaForCausalLM.from_pretrained(tmp_path / "less").config.num_hidden_layers == 1
+
+
+def test_what_moves_up_must_lie_in_its_files_as_what_was_there() -> None:
+    plan = depgraph.Plan(removals=[Removal("layers.0", "nothing")])
+    laid = {f"layers.{i}.w": Laid.stored(f"model.layers.{i}.w", (2, 3)) for i in range(3)}
+    assert moved_names(laid, plan, {}) == {
+        "model.layers.0.w": None,
+        "model.layers.1.w": "model.layers.0.w",
+        "model.layers.2.w": "model.layers.1.w",
+    }
+    for wrong in (Laid.stored("model.layers.1.w", (3, 2)), Laid.stored("model.layers.2.w", (2, 3))):
+        with pytest.raises(NotMoved, match=r"layers.*(which becomes|move differently)"):
+            moved_names(laid | {"layers.1.w": wrong}, plan, {})
 
 
 def test_branches_alone_meet_a_budget(tmp_path: Path) -> None:
