@@ -54,7 +54,7 @@ class Measured:
         for name, own in scores.items():
             try:
                 small = depgraph.prune(
-                    graph.model, last, pruning_ratio={name: self.share}, importance=lambda group: scores[group.name], graph=graph,
+                    graph.model, last, pruning_ratio={name: self.share}, importance=lambda group: scores.get(group.name, np.zeros(group.units)),
                     calibration=fitted, recover="auto", verify=False, progress=False,
                 ).model  # fmt: skip
             except depgraph.DepgraphError:  # it goes with another group
