@@ -97,6 +97,7 @@ def test_plan_and_bytes_are_those_of_memory(
     assert bool(found.plan.cuts) == (ratio is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["influence", "taylor", "loss", "magnitude"])
 @pytest.mark.parametrize("contiguous", [False, True])
 def test_branches_are_ranked_as_in_memory(tmp_path: Path, by: str, contiguous: bool) -> None:
@@ -105,6 +106,7 @@ def test_branches_are_ranked_as_in_memory(tmp_path: Path, by: str, contiguous: b
     both(tmp_path, layers, TOKENS, depth=depth, importance="l1", **data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [None, 0.3])
 def test_what_follows_is_recovered_as_in_memory(tmp_path: Path, ratio: float | None) -> None:
     data: dict[str, Any] = {"calibration": [x for x, _ in calibration(TOKENS)], "importance": "obs"}
@@ -114,7 +116,9 @@ def test_what_follows_is_recovered_as_in_memory(tmp_path: Path, ratio: float | N
     assert str(found.report.recovery) == str(wanted.report.recovery)
 
 
+@pytest.mark.slow
 def test_whole_layers_go_with_their_number_in_the_config(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -178,6 +182,7 @@ def test_a_forecast_counts_what_goes(tmp_path: Path, by: str) -> None:
     assert found.report.removed
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_while_it_wrote_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = stored(layers(), tmp_path / "source", 3)
     options: dict[str, Any] = {"factory": layers, "depth": Depth(keep=3), "pruning_ratio": 0.3}
