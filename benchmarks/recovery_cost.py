@@ -34,10 +34,11 @@ def seconds(work: Callable[[], object]) -> float:
 def measure(case: Case, batches: int | None, seed: int) -> list[str]:
     """A row of the table: the least of three runs of the model on all data, and one recovery."""
     model, example, data = case.build(), case.example(), case.calibration(seed)[:batches]
-    graph = depgraph.analyze(model, example)
+    budget = case.budget.arguments(model)
+    graph = depgraph.analyze(model, example, ignore=budget.pop("ignore", ()))
     found = depgraph.prune(
-        model, example, graph=graph, importance="l2", scope="local", verify=False, progress=False, **case.budget.arguments(model)
-    )  # fmt: skip
+        model, example, graph=graph, importance="l2", scope="local", verify=False, progress=False, **budget
+    )
     calibration = [inputs for inputs, _ in data]
 
     @torch.no_grad()
