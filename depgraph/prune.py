@@ -125,6 +125,14 @@ def analyzed(
     return graph.finish(constraints)
 
 
+def stated_again(
+    graph: DependencyGraph, ignore: Sequence[Name], strict: bool, constraints: Sequence[Constraint], granularity: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments of `analyzed` that `graph` was made by, for models of which some modules are others: by names."""
+    names = [name_in(graph, n) for n in ignore]
+    return {"ignore": names, "strict": strict, "constraints": constraints, "granularity": granularity}
+
+
 FUNCTIONS = {"latency": ("model", "example_inputs"), "score": ("model",), "loss": ("output", "target")}
 # The arguments of `analyze` that calls which prune hand on to it.
 OF_ANALYZE = tuple(p.name for p in signature(analyze).parameters.values() if p.kind is p.KEYWORD_ONLY)
@@ -311,8 +319,7 @@ def prune(
         )
         (small, plan, proof, graph), won, notes = best
     else:
-        of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
-                      "granularity": granularity}  # fmt: skip
+        of_analyze = stated_again(graph, names, strict, stated, granularity)
         widths = Widths(importance, data, example_inputs, notes, of_analyze, timer, adds_bias(recover))
         found = shortened(graph, shorter, request, widths, asked, verify)
         small, plan, proof = found.model, found.plan, found.verification
@@ -408,7 +415,6 @@ def shortened(
         verify,
         widths.of_base,
         widths.timer,
-        widths.weights,
     )
     widths.notes.append(found.note)
     _note_choices(graph, widths.notes)

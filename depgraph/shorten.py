@@ -203,7 +203,7 @@ class _Shortening:
 
 def shorten(
     graph: DependencyGraph, example_inputs: Any, depth: Depth, request: Request, data: Calibration | None,
-    ignored: set[str], verify: bool | Weights, cut: Cut, timer: Timer | None = None, weights: Weights | None = None,
+    ignored: set[str], verify: bool | Weights, cut: Cut, timer: Timer | None = None,
 ) -> Shortened:  # fmt: skip
     """Remove branches and cut widths of the model of `graph`.
 
@@ -218,7 +218,6 @@ def shorten(
             source of the weights on which that is done.
         cut: makes widths.
         timer: what measures seconds for budgets, instead of runs on this machine.
-        weights: where tensors on the meta device have their values.
 
     Raises:
         InputError: it is not said how many branches go; as for `Candidates`.
@@ -232,14 +231,14 @@ def shorten(
         raise InputError(
             "depth has no number: give Depth(keep=...), a budget such as max_params, or a pruning_ratio"
         )
-    if weights is not None and depth.keep is None and request.budgets and not depth.alone:
+    if graph.elsewhere is not None and depth.keep is None and request.budgets and not depth.alone:
         raise InputError(
             "how many branches go beside widths is found by comparing whole models, which are not in memory here\n"
             "  fix: give Depth(keep=...), or Depth(alone=True), which leaves widths as they are"
         )
     candidates = Candidates(
         graph.model, example_inputs, depth, data, ignored=ignored, whole=request.uniform, within=request.within,
-        around=request.around, weights=weights,
+        around=request.around, weights=graph.elsewhere,
     )  # fmt: skip
     if depth.keep is None and not request.budgets and ratio is None:
         request = replace(request, pruning_ratio=DEFAULT_RATIO)

@@ -468,6 +468,7 @@ def test_a_checkpoint_is_pruned_from_file_to_file(own: Path, capsys: pytest.Capt
         (["--out", "x", "--html", "page.html"], "--checkpoint does not take --html"),
         (["--out", "x", "--memory", "some"], "memory must be a number of bytes"),
         (["--out", "large"], "exists"),
+        (["--out", "x", "--depth", "1"], "no branch of this model can go"),
     ):
         assert main([*words, *extra]) == 1
         assert text in capsys.readouterr().err

@@ -23,11 +23,11 @@ from ..base.inputs import Examples, Outputs, checked_outputs, with_outputs
 from ..base.memory import returned_at_once
 from ..base.processes import Processes, together
 from ..base.progress import bytes_bar
-from ..base.weights import InMemory, Weights
+from ..base.weights import Weights
 from ..data.calibration import Calibration, Loss
 from ..depth.request import Depth, depth_of
 from ..grouping.graph import DependencyGraph
-from ..grouping.naming import Name, given_names, name_in
+from ..grouping.naming import Name, given_names
 from ..importance import Importance, Prepared, needs_of, scores_of
 from ..plan.plan import Plan
 from ..prune import (
@@ -40,6 +40,7 @@ from ..prune import (
     recovery_of,
     scored_by,
     shortened,
+    stated_again,
     stated_constraints,
 )
 from ..recover import adds_bias, on_synthetic
@@ -313,11 +314,8 @@ def _widths(
     how: tuple[Any, ...],
 ) -> Widths:  # fmt: skip
     """How widths are cut of the model of `graph`, from which branches go."""
-    names, strict, stated, granularity = how
-    of_analyze = {"ignore": [name_in(graph, n) for n in names], "strict": strict, "constraints": stated,
-                  "granularity": granularity}  # fmt: skip
-    elsewhere = None if isinstance(graph.weights, InMemory) else graph.weights
-    return Widths(importance, data, example_inputs, notes, of_analyze, weights=elsewhere)
+    again = stated_again(graph, *how)
+    return Widths(importance, data, example_inputs, notes, again, weights=graph.elsewhere)
 
 
 def _read_together(

@@ -36,6 +36,7 @@ class Ranking:
         """`by`: one of `request.CRITERIA`."""
         model = residual.model
         self.model, self.by, self.calibration, self.prefix = model, by, calibration, _Prefix(residual)
+        self.parameters = dict(model.named_parameters())
         self.weights = residual.weights or InMemory(all_tensors(model))
         if residual.weights is not None:
             self.shared: list[Tensor] = []
@@ -68,16 +69,15 @@ class Ranking:
         return watch.scores()
 
     def _magnitude(self, unit: Unit) -> float:
-        parameters = dict(self.model.named_parameters())
         matrices = [
-            n for b in unit for n in b.weights if parameters[n].dim() > 1
+            n for b in unit for n in b.weights if self.parameters[n].dim() > 1
         ]  # a norm's scale says nothing of its branch
         found = matrices or [n for b in unit for n in b.weights]
-        return sum(map(self._absolute, found)) / max(1, sum(parameters[n].numel() for n in found))
+        return sum(map(self._absolute, found)) / max(1, sum(self.parameters[n].numel() for n in found))
 
     def _absolute(self, name: str) -> float:
         """The sum of |w| of a tensor, which is read in blocks of rows."""
-        shape = dict(self.model.named_parameters())[name].shape
+        shape = self.parameters[name].shape
         rows, columns = shape[0] if shape else 1, prod(shape[1:])
         step = max(1, BLOCK // max(1, columns))
 

@@ -125,9 +125,14 @@ class DependencyGraph:
     @cached_property
     def running(self) -> torch.nn.Module:
         """`model`; where its parameters are elsewhere a copy, which makes each of `weights` when it is used."""
-        if isinstance(self.weights, InMemory):
+        if self.elsewhere is None:
             return self.model
-        return standing_in(self.model, self.weights, Recent(self.weights.room))
+        return standing_in(self.model, self.elsewhere, Recent(self.elsewhere.room))
+
+    @property
+    def elsewhere(self) -> Weights | None:
+        """`weights`, where they are not what the model's tensors hold."""
+        return None if isinstance(self.weights, InMemory) else self.weights
 
     @cached_property
     def _roles(self) -> dict[tuple[Axis, Node, int], Role]:
